@@ -1,0 +1,1 @@
+"""FactorizeNet on TensorFlow."""

@@ -1,0 +1,41 @@
+"""From one layer of a plan to stock Keras layers."""
+
+from __future__ import annotations
+
+from ._keras import keras
+from .spec import Layer
+
+__all__ = ["convolution", "convolution_bn_relu6"]
+
+INITIALIZER = "he_normal"
+BN_MOMENTUM = 0.9  # settles within an epoch of a small data set, too
+
+
+def convolution(layer: Layer) -> keras.layers.Layer:
+    """The stock Keras convolution of a plan's layer, without bias (BatchNorm follows).
+
+    Depthwise layers are DepthwiseConv2D: as Conv2D with groups they would not become TFLite's depthwise operator.
+    """
+    common = dict(kernel_size=layer.kernel, strides=layer.stride, padding="same", use_bias=False, name=layer.name)
+    if layer.kind == "depthwise":
+        return keras.layers.DepthwiseConv2D(depthwise_initializer=INITIALIZER, **common)
+    return keras.layers.Conv2D(layer.output_shape[2], groups=layer.groups, kernel_initializer=INITIALIZER, **common)
+
+
+def convolution_bn_relu6(layer: Layer, x, shortcut=None):
+    """Convolution, BatchNorm, ReLU6, and the sum with the block's input where the plan has a residual.
+
+    Args:
+        layer: the plan's layer.
+        x: symbolic tensor (batch, *layer.input_shape).
+        shortcut: symbolic tensor (batch, *layer.output_shape) to add, or None.
+
+    Returns:
+        Symbolic tensor (batch, *layer.output_shape).
+    """
+    x = convolution(layer)(x)
+    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"{layer.name}_bn")(x)
+    x = keras.layers.ReLU(6.0, name=f"{layer.name}_relu6")(x)
+    if shortcut is not None:
+        x = keras.layers.Add(name=f"{layer.name.rsplit('_', 1)[0]}_add")([shortcut, x])
+    return x

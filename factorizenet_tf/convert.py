@@ -1,0 +1,85 @@
+"""From a tf_keras model to the bytes of a true int8 .tflite."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._keras import functional_model, keras, tf
+from .augment import to_float
+from .data import check_images
+from .quantize import is_quantize_aware
+
+__all__ = ["to_tflite"]
+
+LABELS_FILE = "labels.txt"
+
+
+def to_tflite(
+    model: keras.Model,
+    *,
+    calibration: np.ndarray | None = None,
+    per_channel: bool = True,
+    labels: Sequence[str] | None = None,
+) -> bytes:
+    """An int8 TensorFlow Lite model: int8 in and out, the input's scale 1/255 and zero point -128.
+
+    So a camera's uint8 becomes the input by subtracting 128. A quantization-aware model brings its ranges; a float one
+    is quantized after training (PTQ) with minimum and maximum over the calibration images, of which the first gets one
+    pixel value of 0 and one of 255 so that the input's range is 0..1 whatever the data.
+
+    Args:
+        model: functional or sequential tf_keras model that takes images in 0..1: float, or from `quantize_aware`.
+        calibration: training images for PTQ, uint8 (n, height, width, channels).
+        per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
+        labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
+
+    Raises:
+        TypeError: a Keras 3 model, or calibration that is not uint8.
+        ValueError: a float model without calibration, a quantization-aware one with it or per tensor, or labels that
+            disagree with the number of classes.
+    """
+    functional_model(model, "to_tflite")
+    aware = is_quantize_aware(model)
+    if aware and calibration is not None:
+        raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
+    if aware and not per_channel:
+        raise ValueError("the model is quantization-aware with per-channel weights; per_channel=False is for PTQ of the float model")
+    if not aware and calibration is None:
+        raise ValueError("a float model needs calibration: uint8 training images, e.g. load_dataset(...).calibration(512)")
+    if labels is not None and len(labels) != model.output_shape[-1]:
+        raise ValueError(f"{len(labels)} labels for {model.output_shape[-1]} classes; give one name a class")
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
+    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(signature)
+    # The converter saves what it is given: the variables alone take 2 s, the Keras model with its layers' functions 11.
+    holder = tf.Module()
+    holder.variables_used = model.variables
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    if not aware:
+        images = _pinned(check_images(calibration, model.input_shape[1:], "calibration"))
+        converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter._experimental_disable_per_channel = not per_channel
+    content = converter.convert()
+    return content if labels is None else _with_labels(content, labels)
+
+
+def _pinned(images):
+    images = images.copy()
+    images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
+    return images
+
+
+def _with_labels(content, labels):
+    """Append an archive with the labels, as TFLite's metadata does; readers of the flatbuffer skip it."""
+    archive = io.BytesIO()
+    archive.write(content)
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_STORED) as file:
+        entry = zipfile.ZipInfo(LABELS_FILE)  # a fixed date: the same net gives the same bytes
+        file.writestr(entry, "\n".join(labels) + "\n")
+    return archive.getvalue()

@@ -1,0 +1,286 @@
+"""Data sets as uint8 arrays in memory, with a fixed train / validation / test split."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Dataset", "Split", "check_images", "load_dataset"]
+
+VALIDATION_SHARE = 0.1
+VALIDATION_MOST = 5_000
+TEST_SHARE = 0.2  # cut from data that comes without a test split
+SPLIT_SEED = 0
+BYTES_MOST = 8 * 2**30
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 (n, height, width, channels) and labels int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, split.
+
+    Args:
+        name: what `load_dataset` was asked for.
+        title: the data named as it is, e.g. "cifar10 (JPEG)" where lossy files stand for the lossless originals.
+        class_names: the labels' names, by number.
+        train, validation, test: the splits. Validation is cut from the training images and for choosing; the test
+            split is for the number that is reported.
+    """
+
+    name: str
+    title: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.train.images.shape[1:]
+
+    def calibration(self, count: int) -> np.ndarray:
+        """The first `count` training images (uint8); their order was shuffled once with the split's seed."""
+        return self.train.images[:count]
+
+
+def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: str = "images") -> np.ndarray:
+    """`images` where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
+
+    Raises:
+        TypeError: another type or dtype.
+        ValueError: another rank or size, or none at all.
+    """
+    if not isinstance(images, np.ndarray):
+        raise TypeError(f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)")
+    if images.dtype != np.uint8:
+        hint = "multiply images in 0..1 by 255 and round" if np.issubdtype(images.dtype, np.floating) else "clip to 0..255 and cast"
+        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({hint})")
+    if images.ndim != 4:
+        raise ValueError(f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]")
+    if not len(images):
+        raise ValueError(f"{what} is empty; at least one image is needed")
+    if shape is not None and images.shape[1:] != tuple(shape):
+        raise ValueError(f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: resize them")
+    return images
+
+
+def load_dataset(
+    name: str | os.PathLike | tuple,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    data_dir: str | os.PathLike | None = None,
+    download: bool = True,
+) -> Dataset:
+    """A data set in memory, its images resized to `input_shape` where they have another size.
+
+    The validation split is 10 % of the training images, at most 5,000, drawn with a fixed seed; data without a test
+    split gives 20 % of its images to one, drawn likewise. Grey images become RGB, and RGB ones grey, as asked.
+
+    Args:
+        name: "digits" (scikit-learn's 1,797 handwritten digits, which come with it); the TFDS name of an image
+            classification set, e.g. "cifar10"; a folder with one subfolder of images a class, or with `train/` and
+            `test/` of such; or arrays, `((images, labels), (test_images, test_labels))` or `(images, labels)`, uint8
+            (n, height, width, channels) and integers (n,).
+        input_shape: (height, width, channels); None keeps the data's own (digits: 32x32x3).
+        data_dir: where TFDS keeps its data; None: TFDS_DATA_DIR or TFDS's default.
+        download: fetch a TFDS set that is not on disk.
+
+    Raises:
+        FileNotFoundError: the folder or the prepared data is not there; the message says how to get it.
+        ValueError: the name is unknown, a folder is empty, an image is broken (the file is named), arrays do not fit.
+    """
+    if isinstance(name, tuple):
+        title, classes, train, test = _arrays(name)
+    elif name == "digits":
+        title, classes, train, test = _digits(input_shape or (32, 32, 3))
+    elif os.sep in os.fspath(name) or Path(name).is_dir():
+        title, classes, train, test = _folder(Path(name), input_shape)
+    else:
+        title, classes, train, test = _tfds(os.fspath(name), input_shape, data_dir, download)
+    if input_shape is not None:
+        train = dataclasses.replace(train, images=_fit(train.images, input_shape))
+        test = test and dataclasses.replace(test, images=_fit(test.images, input_shape))
+    random = np.random.default_rng(SPLIT_SEED)
+    order = random.permutation(len(train))
+    if test is None:
+        count = max(1, round(TEST_SHARE * len(order)))
+        order, test = order[count:], Split(train.images[order[:count]], train.labels[order[:count]])
+    count = min(max(1, round(VALIDATION_SHARE * len(order))), VALIDATION_MOST)
+    if len(order) - count < 1:
+        raise ValueError(f"{title} has {len(train)} images; three splits need at least 4")
+    validation = Split(train.images[order[:count]], train.labels[order[:count]])
+    train = Split(train.images[order[count:]], train.labels[order[count:]])
+    return Dataset("arrays" if isinstance(name, tuple) else os.fspath(name), title, tuple(classes), train, validation, test)
+
+
+def _digits(shape):
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    images = np.stack([_resized(image, shape) for image in images])
+    return "digits", [str(i) for i in range(10)], Split(images, digits.target.astype(np.int32)), None
+
+
+def _arrays(arrays):
+    pairs = arrays if isinstance(arrays[0], tuple) else (arrays,)
+    if not 1 <= len(pairs) <= 2 or any(len(pair) != 2 for pair in pairs):
+        raise ValueError("arrays must be (images, labels) or ((images, labels), (test_images, test_labels))")
+    splits = []
+    for images, labels in pairs:
+        images, labels = check_images(images), np.asarray(labels)
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}; {len(images)} images need integers ({len(images)},)")
+        if labels.min() < 0:
+            raise ValueError(f"a label is {labels.min()}; labels count from 0")
+        splits.append(Split(images, labels.astype(np.int32)))
+    if len({split.images.shape[1:] for split in splits}) > 1:
+        raise ValueError(f"training images are {splits[0].images.shape[1:]}, test images {splits[1].images.shape[1:]}; make them alike")
+    classes = 1 + max(int(split.labels.max()) for split in splits)
+    return "arrays", [str(i) for i in range(classes)], splits[0], splits[1] if len(splits) == 2 else None
+
+
+def _folder(root, shape):
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give a folder with one subfolder of images a class")
+    has_splits = (root / "train").is_dir() and (root / "test").is_dir()
+    train_root = root / "train" if has_splits else root
+    classes = sorted(entry.name for entry in train_root.iterdir() if entry.is_dir())
+    if len(classes) < 2:
+        raise ValueError(f"{train_root} has {len(classes)} class folders; it needs one subfolder of images a class, at least 2")
+    train = _read_folder(train_root, classes, shape)
+    test = _read_folder(root / "test", classes, shape or train.images.shape[1:]) if has_splits else None
+    return root.resolve().name, classes, train, test
+
+
+def _read_folder(root, classes, shape):
+    from PIL import Image
+
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+        if not files:
+            raise ValueError(f"the class folder {root / name} has no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some or remove it")
+        for file in files:
+            try:
+                with Image.open(file) as opened:
+                    pixels = np.asarray(opened.convert("L" if shape and shape[2] == 1 else "RGB"))
+            except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them on broken files
+                raise ValueError(f"the image {file} is broken ({error}); replace or remove it") from None
+            shape = shape or (*pixels.shape[:2], 3)
+            images.append(_resized(pixels, shape))
+            labels.append(label)
+    return Split(np.stack(images), np.array(labels, np.int32))
+
+
+def _tfds(name, shape, data_dir, download):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = "digits, a folder of class folders, or a TFDS name such as cifar10, fashion_mnist, oxford_iiit_pet"
+        raise ValueError(f"no data set {name!r}; there are {known}") from None
+    _prepare(builder, name, download)
+    features = builder.info.features
+    if not {"image", "label"} <= set(features or ()) or not hasattr(features["label"], "names"):
+        raise ValueError(f"the TFDS set {name!r} has no image and class label; choose an image classification set")
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise ValueError(f"the TFDS set {name!r} has the splits {', '.join(splits)}; a train split is needed")
+    own = features["image"].shape
+    shape = shape or own
+    if None in shape:
+        raise ValueError(f"the images of {name!r} differ in size; give input_shape, e.g. (96, 96, 3)")
+    needed = sum(s.num_examples for s in splits.values()) * int(np.prod(shape))
+    if needed > BYTES_MOST:
+        raise ValueError(f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {BYTES_MOST / 2**30:.0f}; use a smaller input_shape")
+    train = _read_tfds(builder, "train", own, shape)
+    last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
+    test = last and _read_tfds(builder, last, own, shape)
+    title = builder.info.name + (" (JPEG)" if _is_lossy_copy(builder, own) else "")
+    return title, features["label"].names, train, test
+
+
+def _prepare(builder, name, download):
+    if builder.info.splits:
+        return
+    remedy = f"run `tfds build {name}` where there is a network, or set TFDS_DATA_DIR to the folder that has it"
+    if not download:
+        raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir}; {remedy}")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # requests, TFDS and the builder's own code each raise their own
+        raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({_first_line(error)}); {remedy}") from None
+
+
+def _read_tfds(builder, split, own, shape):
+    data = builder.as_dataset(split=split, shuffle_files=False, as_supervised=False)
+    count = builder.info.splits[split].num_examples
+    images = np.empty((count, *shape), np.uint8)
+    labels = np.empty(count, np.int32)
+    data = data.map(lambda example: (example["image"], example["label"]), num_parallel_calls=2)
+    if own == shape:
+        at = 0
+        for batch, numbers in data.batch(1000).prefetch(1).as_numpy_iterator():
+            images[at : at + len(batch)], labels[at : at + len(batch)] = batch, numbers
+            at += len(batch)
+    else:
+        for at, (image, label) in enumerate(data.as_numpy_iterator()):
+            images[at], labels[at] = _resized(image, shape), label
+    if labels.min() < 0:
+        raise ValueError(f"the split {split!r} of {builder.info.name} has no labels")
+    return Split(images, labels)
+
+
+def _is_lossy_copy(builder, own):
+    """Whether images that TFDS keeps lossless, 32x32 and the like, are JPEG files here."""
+    import tensorflow_datasets as tfds
+
+    if None in own or min(own[:2]) > 64:
+        return False
+    raw = builder.as_dataset(split="train[:1]", decoders={"image": tfds.decode.SkipDecoding()})
+    return next(iter(raw.as_numpy_iterator()))["image"].startswith(b"\xff\xd8")
+
+
+def _resized(image, shape):
+    """One uint8 image (height, width[, channels]) at another size and channel count, bilinear, aspect not kept."""
+    from PIL import Image
+
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    picture = Image.fromarray(image).convert("L" if shape[2] == 1 else "RGB")
+    if picture.size != (shape[1], shape[0]):
+        picture = picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(shape)
+
+
+def _fit(images, shape):
+    if images.shape[1:] == tuple(shape):
+        return images
+    return np.stack([_resized(image, shape) for image in images])
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0][:200]

@@ -1,0 +1,74 @@
+"""Weights of a net as .h5, with the spec and the precision they belong to inside the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .files import written_aside
+from .spec import ModelSpec, spec_from_json
+
+__all__ = ["load_weights", "read_header", "save_weights"]
+
+
+def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> None:
+    """Write a model's weights, whole or not at all.
+
+    Args:
+        model: tf_keras model built from `spec`, quantize-wrapped where precision is "int8".
+        path: the .h5 file.
+        spec: what the model was built from.
+        precision: "float" or "int8" (quantization-aware weights).
+    """
+    import h5py
+
+    with written_aside(path) as aside:
+        model.save_weights(aside, save_format="h5")
+        with h5py.File(aside, "a") as file:
+            file.attrs["factorizenet_spec"] = spec.to_json()
+            file.attrs["factorizenet_precision"] = precision
+
+
+def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
+    """The spec and the precision ("float" or "int8") in a weights file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not written by `save_weights`.
+    """
+    import h5py
+
+    path = _existing(path)
+    try:
+        with h5py.File(path, "r") as file:
+            header = dict(file.attrs)
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or no HDF5 file ({error}); train it again or restore it from a copy") from None
+    if "factorizenet_spec" not in header:
+        raise ValueError(f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)")
+    return spec_from_json(header["factorizenet_spec"]), header["factorizenet_precision"]
+
+
+def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = "float") -> None:
+    """Load what `save_weights` wrote into a model of the same spec and precision.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or belongs to another spec or precision; both are named.
+    """
+    held, held_precision = read_header(path)
+    if held_precision != precision:
+        raise ValueError(f"{path} holds {held_precision} weights; {precision} ones are needed (train writes float.h5 and qat.h5)")
+    if spec is not None and held != spec:
+        raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
+    try:
+        model.load_weights(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}; `factorizenet train` writes float.h5 and qat.h5")
+    return path
