@@ -1,1 +1,90 @@
-"""FactorizeNet on TensorFlow."""
+"""Which granularity of depth factorization, under int8 quantization, for a budget: FactorizeNet on TensorFlow.
+
+Implements the strategy of Yun & Wong, "FactorizeNet: Progressive Depth Factorization for Efficient Network
+Architecture Exploration Under Quantization Constraints", arXiv 2011.14586. Importing the package loads neither
+TensorFlow nor pandas; each name below loads what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import baselines
+    from .cost import cost_table, count_macs, count_params
+    from .data import Dataset, Split, load_dataset
+    from .evaluation import Agreement, accuracy, agreement
+    from .int8 import Int8Model, Latency
+    from .model import FactorizeNet, build
+    from .phase import NanLossError
+    from .quantize import quantize_aware
+    from .recipe import Recipe, recipe_for
+    from .run import Run, load_run
+    from .spec import ModelSpec, Stage, max_level
+    from .tflite import to_tflite
+    from .training import train
+
+__all__ = [
+    "Agreement",
+    "Dataset",
+    "FactorizeNet",
+    "Int8Model",
+    "Latency",
+    "ModelSpec",
+    "NanLossError",
+    "Recipe",
+    "Run",
+    "Split",
+    "Stage",
+    "accuracy",
+    "agreement",
+    "baselines",
+    "build",
+    "cost_table",
+    "count_macs",
+    "count_params",
+    "load_dataset",
+    "load_run",
+    "max_level",
+    "quantize_aware",
+    "recipe_for",
+    "to_tflite",
+    "train",
+]
+
+_MODULES = {
+    "cost": ("cost_table", "count_macs", "count_params"),
+    "data": ("Dataset", "Split", "load_dataset"),
+    "evaluation": ("Agreement", "accuracy", "agreement"),
+    "int8": ("Int8Model", "Latency"),
+    "model": ("FactorizeNet", "build"),
+    "phase": ("NanLossError",),
+    "quantize": ("quantize_aware",),
+    "recipe": ("Recipe", "recipe_for"),
+    "run": ("Run", "load_run"),
+    "spec": ("ModelSpec", "Stage", "max_level"),
+    "tflite": ("to_tflite",),
+    "training": ("train",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+try:
+    __version__ = version("factorizenet_tf")
+except PackageNotFoundError:  # a bare checkout
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str):
+    if name == "baselines":
+        return importlib.import_module(".baselines", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,13 @@ def convolution(layer: Layer) -> keras.layers.Layer:
 
     Depthwise layers are DepthwiseConv2D: as Conv2D with groups they would not become TFLite's depthwise operator.
     """
-    common = dict(kernel_size=layer.kernel, strides=layer.stride, padding="same", use_bias=False, name=layer.name)
+    common = {
+        "kernel_size": layer.kernel,
+        "strides": layer.stride,
+        "padding": "same",
+        "use_bias": False,
+        "name": layer.name,
+    }
     if layer.kind == "depthwise":
         return keras.layers.DepthwiseConv2D(depthwise_initializer=INITIALIZER, **common)
     return keras.layers.Conv2D(layer.output_shape[2], groups=layer.groups, kernel_initializer=INITIALIZER, **common)

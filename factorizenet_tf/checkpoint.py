@@ -12,7 +12,9 @@ import numpy as np
 
 from .files import written_aside
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT_FILE", "Checkpoint", "read_checkpoint", "write_checkpoint"]
+
+CHECKPOINT_FILE = "checkpoint.npz"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Checkpoint:
         shapes = [a.shape for a in self.arrays]
         wanted = [tuple(v.shape) for v in variables]
         if shapes != wanted:
-            raise ValueError(f"the checkpoint holds {len(shapes)} variables of another model or optimizer; {len(wanted)} are needed")
+            raise ValueError(
+                f"the checkpoint holds {len(shapes)} variables of another model or optimizer; {len(wanted)} are needed"
+            )
         for variable, array in zip(variables, self.arrays):
             variable.assign(array)
 
@@ -65,4 +69,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
         return Checkpoint(meta["phase"], meta["epoch"], meta["history"], arrays)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"the checkpoint {path} is damaged ({error}); delete it to train this run from its start") from None
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({error}); delete it to train this run from its start"
+        ) from None

@@ -1,2 +1,242 @@
-def count_macs(x): return 0
-def count_params(x): return 0
+"""What a net costs: MACs, parameters and bytes, in closed form from a spec or counted on any built tf_keras model.
+
+One MAC is one multiply and one add. Counted: convolutions and dense layers, kernel numbers x output positions, batch 1.
+Not counted: bias, activation, pooling, additions, BatchNorm (folded into its convolution at inference). MACs are neither
+latency nor energy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from .spec import Layer, ModelSpec
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Cost", "cost_rows", "cost_table", "count_macs", "count_params"]
+
+
+class Cost(NamedTuple):
+    """One layer with weights, the BatchNorm behind it folded in.
+
+    Args:
+        layer: its name.
+        kind: "conv", "grouped", "depthwise", "pointwise", "dense", "separable", "transposed" or "batchnorm" (one that
+            follows no convolution and folds into none).
+        groups: of a convolution; 1 for others.
+        output_shape: without the batch.
+        macs: at batch 1.
+        params: as Keras counts: kernel, bias, and four numbers a channel of BatchNorm.
+        weight_bytes: int8 kernel plus an int32 bias a filter, as the .tflite holds them; scales and the file's
+            structure come on top.
+        activation_bytes: the int8 output at batch 1.
+    """
+
+    layer: str
+    kind: str
+    groups: int
+    output_shape: tuple[int, ...]
+    macs: int
+    params: int
+    weight_bytes: int
+    activation_bytes: int
+
+
+def count_macs(spec_or_model) -> int:
+    """MACs of one image; argument and errors as for `cost_rows`."""
+    return sum(row.macs for row in cost_rows(spec_or_model))
+
+
+def count_params(spec_or_model) -> int:
+    """Parameters as Keras counts them (BatchNorm's four a channel included, quantizers' ranges not)."""
+    return sum(row.params for row in cost_rows(spec_or_model))
+
+
+def cost_table(spec_or_model) -> pandas.DataFrame:
+    """A row for each layer with weights, the fields of `Cost` as columns; argument and errors as for `cost_rows`."""
+    import pandas
+
+    return pandas.DataFrame(cost_rows(spec_or_model), columns=Cost._fields)
+
+
+def cost_rows(spec_or_model) -> list[Cost]:
+    """The cost of each layer with weights, in order.
+
+    Args:
+        spec_or_model: a ModelSpec (closed form, nothing is built, no TensorFlow), or any functional or sequential
+            tf_keras model, quantize-wrapped ones too.
+
+    Raises:
+        ValueError: a layer cannot be counted: unknown kind, or an output of unknown size. It is never taken as 0.
+        TypeError: the argument is neither.
+    """
+    if isinstance(spec_or_model, ModelSpec):
+        return [_planned(layer) for layer in spec_or_model.plan()]
+    from ._keras import functional_model
+
+    return _counted(functional_model(spec_or_model, "the cost count"))
+
+
+def _planned(layer: Layer) -> Cost:
+    channels, filters = layer.input_shape[2], layer.output_shape[2]
+    kernel = layer.kernel**2 * channels // layer.groups * filters
+    is_dense = layer.kind == "dense"
+    output_shape = (filters,) if is_dense else layer.output_shape
+    size = math.prod(output_shape)
+    return Cost(
+        layer=layer.name,
+        kind=layer.kind,
+        groups=layer.groups,
+        output_shape=output_shape,
+        macs=kernel * size // filters,
+        params=kernel + (filters if is_dense else 4 * filters),
+        weight_bytes=kernel + 4 * filters,
+        activation_bytes=size,
+    )
+
+
+# Layers whose multiplications, if any, are not counted (see above).
+FREE = frozenset(
+    [
+        "InputLayer",
+        "ReLU",
+        "Activation",
+        "LeakyReLU",
+        "PReLU",
+        "ELU",
+        "ThresholdedReLU",
+        "Softmax",
+        "Add",
+        "Subtract",
+        "Multiply",
+        "Average",
+        "Maximum",
+        "Minimum",
+        "Concatenate",
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "Dropout",
+        "SpatialDropout2D",
+        "GaussianNoise",
+        "ZeroPadding2D",
+        "Cropping2D",
+        "UpSampling2D",
+        "MaxPooling2D",
+        "AveragePooling2D",
+        "GlobalAveragePooling2D",
+        "GlobalMaxPooling2D",
+        "Rescaling",
+        "QuantizeLayer",
+    ]
+)
+
+
+def _counted(model) -> list[Cost]:
+    from ._keras import keras
+
+    rows: list[Cost] = []
+    row_of = {}  # node of a convolution or dense layer -> its row
+    seen = set()  # layers counted before: used again they cost MACs, and no more weights
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            layer = node.layer
+            bare = layer.layer if type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") else layer
+            if isinstance(bare, keras.Model):
+                new = _counted(bare)
+            elif type(bare).__name__ in FREE:
+                continue
+            elif type(bare).__name__ == "BatchNormalization":
+                parent = row_of.get(node.parent_nodes[0]) if node.parent_nodes else None
+                new = [_batchnorm(bare, _shape(bare, node.output_shapes))]
+                if parent is not None:
+                    rows[parent] = rows[parent]._replace(
+                        params=rows[parent].params + (bare.name not in seen) * new[0].params
+                    )
+                    new = []
+            else:
+                row_of[node] = len(rows)
+                new = [_multiplying(bare, _shape(bare, node.input_shapes), _shape(bare, node.output_shapes))]
+            rows += [row._replace(params=0, weight_bytes=0) for row in new] if bare.name in seen else new
+            seen.add(bare.name)
+    return rows
+
+
+def _shape(layer, shapes) -> tuple[int, ...]:
+    """A node's one shape, without the batch."""
+    shape = tuple(shapes)[1:]
+    if any(not isinstance(d, int) for d in shape):
+        raise ValueError(
+            f"the layer {layer.name!r} has a shape of {tuple(shapes)}; build the model with one input and output of fixed size to count it"
+        )
+    return shape
+
+
+def _batchnorm(layer, shape) -> Cost:
+    channels = shape[layer.axis[0] - 1]
+    # Folded into nothing, TFLite multiplies and adds with an int8 constant each.
+    return Cost(
+        layer.name,
+        "batchnorm",
+        1,
+        shape,
+        0,
+        channels * (2 + layer.scale + layer.center),
+        2 * channels,
+        math.prod(shape),
+    )
+
+
+def _multiplying(layer, input_shape, output_shape) -> Cost:
+    """A layer whose kernel is multiplied: once an output position, or (transposed) once an input position."""
+    name = type(layer).__name__
+    outputs, inputs = math.prod(output_shape), math.prod(input_shape)
+    channels_last = getattr(layer, "data_format", "channels_last") != "channels_first"
+    filters = output_shape[-1] if channels_last else output_shape[0]
+    kernels = {
+        "Conv1D": ("kernel",),
+        "Conv2D": ("kernel",),
+        "Conv3D": ("kernel",),
+        "Dense": ("kernel",),
+        "DepthwiseConv1D": ("depthwise_kernel",),
+        "DepthwiseConv2D": ("depthwise_kernel",),
+        "SeparableConv1D": ("depthwise_kernel", "pointwise_kernel"),
+        "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel"),
+        "Conv1DTranspose": ("kernel",),
+        "Conv2DTranspose": ("kernel",),
+        "Conv3DTranspose": ("kernel",),
+    }.get(name)
+    if kernels is None:
+        raise ValueError(
+            f"the layer {layer.name!r} is a {name}, whose MACs are not known here; replace it by stock convolutions and dense layers to count the model"
+        )
+    numbers = sum(math.prod(getattr(layer, kernel).shape) for kernel in kernels)
+    groups = getattr(layer, "groups", 1)
+    if name.endswith("Transpose"):
+        kind, positions = "transposed", inputs // (input_shape[-1] if channels_last else input_shape[0])
+    else:
+        kind, positions = _kind(layer, name, groups), outputs // filters
+    if kind == "depthwise":
+        groups = math.prod(layer.depthwise_kernel.shape) // math.prod(layer.kernel_size) // layer.depth_multiplier
+    return Cost(
+        layer=layer.name,
+        kind=kind,
+        groups=groups,
+        output_shape=output_shape,
+        macs=numbers * positions,
+        params=numbers + (filters if layer.use_bias else 0),
+        weight_bytes=numbers + 4 * filters,
+        activation_bytes=outputs,
+    )
+
+
+def _kind(layer, name, groups):
+    if name == "Dense":
+        return "dense"
+    if name.startswith(("Depthwise", "Separable")):
+        return name.removesuffix("Conv1D").removesuffix("Conv2D").lower()
+    if groups > 1:
+        return "grouped"
+    return "pointwise" if math.prod(layer.kernel_size) == 1 else "conv"

@@ -72,16 +72,26 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
         ValueError: another rank or size, or none at all.
     """
     if not isinstance(images, np.ndarray):
-        raise TypeError(f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)")
+        raise TypeError(
+            f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)"
+        )
     if images.dtype != np.uint8:
-        hint = "multiply images in 0..1 by 255 and round" if np.issubdtype(images.dtype, np.floating) else "clip to 0..255 and cast"
+        hint = (
+            "multiply images in 0..1 by 255 and round"
+            if np.issubdtype(images.dtype, np.floating)
+            else "clip to 0..255 and cast"
+        )
         raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({hint})")
     if images.ndim != 4:
-        raise ValueError(f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]")
+        raise ValueError(
+            f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]"
+        )
     if not len(images):
         raise ValueError(f"{what} is empty; at least one image is needed")
     if shape is not None and images.shape[1:] != tuple(shape):
-        raise ValueError(f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: resize them")
+        raise ValueError(
+            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: resize them"
+        )
     return images
 
 
@@ -131,7 +141,9 @@ def load_dataset(
         raise ValueError(f"{title} has {len(train)} images; three splits need at least 4")
     validation = Split(train.images[order[:count]], train.labels[order[:count]])
     train = Split(train.images[order[count:]], train.labels[order[count:]])
-    return Dataset("arrays" if isinstance(name, tuple) else os.fspath(name), title, tuple(classes), train, validation, test)
+    return Dataset(
+        "arrays" if isinstance(name, tuple) else os.fspath(name), title, tuple(classes), train, validation, test
+    )
 
 
 def _digits(shape):
@@ -151,12 +163,16 @@ def _arrays(arrays):
     for images, labels in pairs:
         images, labels = check_images(images), np.asarray(labels)
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels are {labels.dtype} {labels.shape}; {len(images)} images need integers ({len(images)},)")
+            raise ValueError(
+                f"labels are {labels.dtype} {labels.shape}; {len(images)} images need integers ({len(images)},)"
+            )
         if labels.min() < 0:
             raise ValueError(f"a label is {labels.min()}; labels count from 0")
         splits.append(Split(images, labels.astype(np.int32)))
     if len({split.images.shape[1:] for split in splits}) > 1:
-        raise ValueError(f"training images are {splits[0].images.shape[1:]}, test images {splits[1].images.shape[1:]}; make them alike")
+        raise ValueError(
+            f"training images are {splits[0].images.shape[1:]}, test images {splits[1].images.shape[1:]}; make them alike"
+        )
     classes = 1 + max(int(split.labels.max()) for split in splits)
     return "arrays", [str(i) for i in range(classes)], splits[0], splits[1] if len(splits) == 2 else None
 
@@ -168,7 +184,9 @@ def _folder(root, shape):
     train_root = root / "train" if has_splits else root
     classes = sorted(entry.name for entry in train_root.iterdir() if entry.is_dir())
     if len(classes) < 2:
-        raise ValueError(f"{train_root} has {len(classes)} class folders; it needs one subfolder of images a class, at least 2")
+        raise ValueError(
+            f"{train_root} has {len(classes)} class folders; it needs one subfolder of images a class, at least 2"
+        )
     train = _read_folder(train_root, classes, shape)
     test = _read_folder(root / "test", classes, shape or train.images.shape[1:]) if has_splits else None
     return root.resolve().name, classes, train, test
@@ -181,7 +199,9 @@ def _read_folder(root, classes, shape):
     for label, name in enumerate(classes):
         files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
         if not files:
-            raise ValueError(f"the class folder {root / name} has no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some or remove it")
+            raise ValueError(
+                f"the class folder {root / name} has no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some or remove it"
+            )
         for file in files:
             try:
                 with Image.open(file) as opened:
@@ -215,7 +235,9 @@ def _tfds(name, shape, data_dir, download):
         raise ValueError(f"the images of {name!r} differ in size; give input_shape, e.g. (96, 96, 3)")
     needed = sum(s.num_examples for s in splits.values()) * int(np.prod(shape))
     if needed > BYTES_MOST:
-        raise ValueError(f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {BYTES_MOST / 2**30:.0f}; use a smaller input_shape")
+        raise ValueError(
+            f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {BYTES_MOST / 2**30:.0f}; use a smaller input_shape"
+        )
     train = _read_tfds(builder, "train", own, shape)
     last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
     test = last and _read_tfds(builder, last, own, shape)
@@ -232,7 +254,9 @@ def _prepare(builder, name, download):
     try:
         builder.download_and_prepare()
     except Exception as error:  # requests, TFDS and the builder's own code each raise their own
-        raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({_first_line(error)}); {remedy}") from None
+        raise FileNotFoundError(
+            f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({_first_line(error)}); {remedy}"
+        ) from None
 
 
 def _read_tfds(builder, split, own, shape):

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["written_aside", "write_bytes", "write_text"]
+__all__ = ["write_bytes", "write_text", "written_aside"]
 
 
 @contextlib.contextmanager

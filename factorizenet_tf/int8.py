@@ -53,10 +53,14 @@ class Int8Model:
         self._interpreter = self._new_interpreter()
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4 or len(outputs[0]["shape"]) != 2:
-            raise ValueError(f"{self._source} is no image classifier: it needs one input (batch, height, width, channels) and one output (batch, classes)")
+            raise ValueError(
+                f"{self._source} is no image classifier: it needs one input (batch, height, width, channels) and one output (batch, classes)"
+            )
         types = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
         if types != ("int8", "int8"):
-            raise ValueError(f"{self._source} takes {types[0]} and gives {types[1]}; it must be int8 in and out, as to_tflite writes it")
+            raise ValueError(
+                f"{self._source} takes {types[0]} and gives {types[1]}; it must be int8 in and out, as to_tflite writes it"
+            )
         self._input, self._output = inputs[0], outputs[0]
 
     @property

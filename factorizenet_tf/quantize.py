@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 
 from ._keras import functional_model, keras, tf
-from .augment import to_float
+from .augmentation import to_float
 from .data import check_images
 from .grouped import use_native_kernels
 
@@ -38,7 +38,9 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
         raise ValueError(f"the model {model.name!r} is quantization-aware already")
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            raise ValueError(f"the layer {layer.name!r} is a model inside the model; TFMOT takes flat ones: build it as one functional model")
+            raise ValueError(
+                f"the layer {layer.name!r} is a model inside the model; TFMOT takes flat ones: build it as one functional model"
+            )
     if calibration is not None:
         check_images(calibration, model.input_shape[1:], "calibration")
     quantized = use_native_kernels(_quantize_model(model))
@@ -57,7 +59,9 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
 
 def is_quantize_aware(model: keras.Model) -> bool:
     """Whether a model came out of TFMOT's `quantize_model`."""
-    return any(type(layer).__name__ in ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers)
+    return any(
+        type(layer).__name__ in ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers
+    )
 
 
 def _quantize_model(model):
@@ -109,7 +113,10 @@ def _recording(model, *, activations):
     TFMOT's quantizers change class for the time being, since wrappers take no new ones once they are built. The list
     it gives is filled when the block ends.
     """
-    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import LastValueQuantizer, MovingAverageQuantizer
+    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
+        LastValueQuantizer,
+        MovingAverageQuantizer,
+    )
 
     records = {}
 

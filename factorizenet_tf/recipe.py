@@ -85,7 +85,14 @@ def recipe_for(dataset_name: str, **changes) -> Recipe:
     Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate.
     """
     if dataset_name == "digits":
-        changes = dict(epochs=20, qat_epochs=3, batch_size=64, learning_rate=0.1, flip=False, cutout=0.0) | changes
+        changes = {
+            "epochs": 20,
+            "qat_epochs": 3,
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "flip": False,
+            "cutout": 0.0,
+        } | changes
     return Recipe(**changes)
 
 

@@ -97,7 +97,9 @@ class ModelSpec:
     ):
         width = _integer("width", width)
         if width < 8 or width % 8:
-            raise ValueError(f"width is {width}; it must be a positive multiple of 8, e.g. {max(8, round(width / 8) * 8)}")
+            raise ValueError(
+                f"width is {width}; it must be a positive multiple of 8, e.g. {max(8, round(width / 8) * 8)}"
+            )
         stages = _stages(stages)
         input_shape = _input_shape(input_shape, stages)
         num_classes = _integer("num_classes", num_classes)
@@ -197,7 +199,9 @@ def _levels(level: object, lasts: tuple[int, ...]) -> tuple[int, ...]:
     deepest = max(lasts)
     if isinstance(level, (tuple, list)):
         if len(level) != len(lasts):
-            raise ValueError(f"level {tuple(level)} has {len(level)} entries; there are {len(lasts)} stages, so give {len(lasts)}")
+            raise ValueError(
+                f"level {tuple(level)} has {len(level)} entries; there are {len(lasts)} stages, so give {len(lasts)}"
+            )
         levels = tuple(_integer("level", v) for v in level)
     else:
         levels = (_integer("level", level),) * len(lasts)
@@ -208,7 +212,7 @@ def _levels(level: object, lasts: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _plan(spec: ModelSpec):
-    height, width, channels = spec.input_shape
+    height, width, _channels = spec.input_shape
     shape = (height, width, spec.width)
     yield Layer("stem", "conv", 3, 1, 1, spec.input_shape, shape)
     previous = "stem"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._keras import keras, tf
-from .augment import augment, to_float
+from .augmentation import augment, to_float
 from .recipe import Recipe
 
 __all__ = ["Step", "make_step"]

@@ -43,9 +43,13 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
         with h5py.File(path, "r") as file:
             header = dict(file.attrs)
     except OSError as error:
-        raise ValueError(f"{path} is damaged or no HDF5 file ({error}); train it again or restore it from a copy") from None
+        raise ValueError(
+            f"{path} is damaged or no HDF5 file ({error}); train it again or restore it from a copy"
+        ) from None
     if "factorizenet_spec" not in header:
-        raise ValueError(f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)")
+        raise ValueError(
+            f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)"
+        )
     return spec_from_json(header["factorizenet_spec"]), header["factorizenet_precision"]
 
 
@@ -58,7 +62,9 @@ def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = 
     """
     held, held_precision = read_header(path)
     if held_precision != precision:
-        raise ValueError(f"{path} holds {held_precision} weights; {precision} ones are needed (train writes float.h5 and qat.h5)")
+        raise ValueError(
+            f"{path} holds {held_precision} weights; {precision} ones are needed (train writes float.h5 and qat.h5)"
+        )
     if spec is not None and held != spec:
         raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
     try:

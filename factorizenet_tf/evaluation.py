@@ -18,7 +18,7 @@ def logits(model, images: np.ndarray) -> np.ndarray:
     """Logits float32 (n, classes) of uint8 images (n, height, width, channels), for a tf_keras model or an Int8Model."""
     if isinstance(model, Int8Model):
         return model.predict(images)
-    from .augment import to_float
+    from .augmentation import to_float
 
     check_images(images, model.input_shape[1:])
     chunks = (images[i : i + CHUNK] for i in range(0, len(images), CHUNK))
@@ -33,7 +33,9 @@ def accuracy(model, split: Split) -> float:
     """
     scores = logits(model, split.images)
     if split.labels.max() >= scores.shape[1]:
-        raise ValueError(f"the data has labels up to {split.labels.max()}; the model has {scores.shape[1]} classes (num_classes)")
+        raise ValueError(
+            f"the data has labels up to {split.labels.max()}; the model has {scores.shape[1]} classes (num_classes)"
+        )
     return float(np.mean(scores.argmax(1) == split.labels))
 
 

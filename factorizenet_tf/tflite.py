@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ._keras import functional_model, keras, tf
-from .augment import to_float
+from .augmentation import to_float
 from .data import check_images
 from .quantize import is_quantize_aware
 
@@ -47,9 +47,13 @@ def to_tflite(
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
     if aware and not per_channel:
-        raise ValueError("the model is quantization-aware with per-channel weights; per_channel=False is for PTQ of the float model")
+        raise ValueError(
+            "the model is quantization-aware with per-channel weights; per_channel=False is for PTQ of the float model"
+        )
     if not aware and calibration is None:
-        raise ValueError("a float model needs calibration: uint8 training images, e.g. load_dataset(...).calibration(512)")
+        raise ValueError(
+            "a float model needs calibration: uint8 training images, e.g. load_dataset(...).calibration(512)"
+        )
     if labels is not None and len(labels) != model.output_shape[-1]:
         raise ValueError(f"{len(labels)} labels for {model.output_shape[-1]} classes; give one name a class")
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")

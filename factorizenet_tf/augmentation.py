@@ -50,7 +50,7 @@ def _shifted(images, seed, batch, axis, size, padding):
 
 
 def _stripe(centre, size, side):
-    """bool (batch, size): within `side` pixels around a centre in 0..1."""
+    """Bool (batch, size): within `side` pixels around a centre in 0..1."""
     start = tf.cast(centre[:, None] * size, tf.int32) - side // 2
     place = tf.range(size)[None, :]
     return (place >= start) & (place < start + side)

@@ -1,0 +1,136 @@
+"""A training's folder: what is in it, and whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint import CHECKPOINT_FILE, read_checkpoint
+from .data import Dataset
+from .files import write_text
+from .int8 import Int8Model
+from .recipe import Recipe, recipe_from_json
+from .spec import ModelSpec, spec_from_json
+
+__all__ = ["Run", "claim", "load_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: its folder and what was measured.
+
+    Args:
+        folder: holds spec.json, recipe.json, dataset.json, history.csv, float.h5, qat.h5, model.tflite, metrics.json
+            and checkpoint.npz.
+        spec: the net.
+        recipe: how it was trained.
+        metrics: metrics.json as a dict: accuracies (0..1) on validation and test by precision, agreement, cost.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    recipe: Recipe
+    metrics: dict
+
+    def float_model(self):
+        """The float tf_keras model with its trained weights."""
+        from .model import build
+        from .weights import load_weights
+
+        model = build(self.spec)
+        load_weights(model, self.folder / "float.h5", spec=self.spec)
+        return model
+
+    def qat_model(self):
+        """The quantization-aware tf_keras model with its trained weights."""
+        from .model import build
+        from .quantize import quantize_aware
+        from .weights import load_weights
+
+        model = quantize_aware(build(self.spec))
+        load_weights(model, self.folder / "qat.h5", spec=self.spec, precision="int8")
+        return model
+
+    def int8_model(self, *, threads: int = 1) -> Int8Model:
+        """The int8 .tflite on LiteRT."""
+        return Int8Model(self.folder / "model.tflite", threads=threads)
+
+    def history(self) -> list[dict]:
+        """One dict an epoch: phase, epoch, learning_rate, loss, accuracy, val_accuracy, seconds."""
+        return read_checkpoint(self.folder / CHECKPOINT_FILE).history
+
+
+def load_run(folder) -> Run:
+    """The finished run in a folder.
+
+    Raises:
+        FileNotFoundError: there is none, or it is not finished.
+        ValueError: one of its files is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "metrics.json").is_file():
+        raise FileNotFoundError(
+            f"no finished run in {folder}: it has no metrics.json; `factorizenet train` writes it last"
+        )
+    spec = spec_from_json((folder / "spec.json").read_text())
+    recipe = recipe_from_json((folder / "recipe.json").read_text())
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'metrics.json'} is damaged ({error}); delete it and train again to have it written anew"
+        ) from None
+    return Run(folder, spec, recipe, metrics)
+
+
+def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str) -> None:
+    """Make the folder this run's own, or find that it is.
+
+    Raises:
+        ValueError: it holds another run (every difference is named) or other files.
+        OSError: it cannot be made or written.
+    """
+    texts = {
+        "spec.json": spec_json,
+        "recipe.json": recipe.to_json(),
+        "dataset.json": json.dumps(_identity(dataset), indent=2) + "\n",
+    }
+    present = {name for name in texts if (folder / name).exists()}
+    if not present and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")
+    differences = []
+    for name in sorted(present):
+        try:
+            there, now = json.loads((folder / name).read_text()), json.loads(texts[name])
+        except ValueError:
+            raise ValueError(f"{folder / name} is damaged; restore it, or choose a new folder") from None
+        keys = sorted({*there, *now})
+        differences += [
+            f"{name.removesuffix('.json')}.{k} is {there.get(k)} there, {now.get(k)} now"
+            for k in keys
+            if there.get(k) != now.get(k)
+        ]
+    if differences:
+        raise ValueError(
+            f"the folder {folder} holds another run ({'; '.join(differences)}); choose a new one or give the same arguments"
+        )
+    for name in texts.keys() - present:
+        write_text(folder / name, texts[name])
+
+
+def _identity(dataset):
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        digest.update(np.ascontiguousarray(split.images))
+        digest.update(split.labels)
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "class_names": list(dataset.class_names),
+        "images": {s: len(getattr(dataset, s)) for s in ("train", "validation", "test")},
+        "sha256": digest.hexdigest(),
+    }

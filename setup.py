@@ -1,0 +1,64 @@
+"""All package metadata; pyproject.toml has the build system, ruff and pytest only."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+EXTRAS = {
+    "report": ["matplotlib>=3.8"],
+    "serve": ["tensorflow-serving-api>=2.16"],
+    "micro": ["tflite-micro"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["report"],
+    *EXTRAS["micro"],
+    "build>=1",
+    "ipykernel>=6",
+    "nbclient>=0.10",
+    "nbformat>=5",
+    "pytest>=8",
+    "ruff==0.17.6",
+]
+
+setup(
+    name="factorizenet_tf",
+    version="0.1.0",
+    description="Which granularity of depth factorization, under int8 quantization, for my budget: FactorizeNet on TensorFlow",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="quantization int8 depthwise-separable grouped-convolution tflite tinyml keras-tuner",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10,<3.14",
+    # `zoo/` (what is published) is installed as package data beside the code that loads it.
+    packages=["factorizenet_tf", "factorizenet_tf._zoo"],
+    package_dir={"factorizenet_tf._zoo": "zoo"},
+    package_data={"factorizenet_tf": ["py.typed"], "factorizenet_tf._zoo": ["*.json", "*.md"]},
+    install_requires=[
+        "ai-edge-litert>=1.2",
+        "h5py>=3.10",
+        "keras-tuner>=1.4.7",
+        "numpy>=1.26",
+        "pandas>=2.1",
+        "pillow>=10",
+        "rich>=13",
+        "scikit-learn>=1.4",
+        "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9.4",
+        "tensorflow-model-optimization>=0.8.0",
+        "tf_keras>=2.18",
+        "typer>=0.12",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["factorizenet = factorizenet_tf.cli:main"]},
+)
