@@ -20,6 +20,7 @@ class ResNet8:
     name: str = "baseline-resnet8"
 
     def to_json(self) -> str:
+        """The spec as JSON that `spec_from_json` reads back."""
         fields = {"family": "resnet8", "input_shape": self.input_shape, "num_classes": self.num_classes}
         return json.dumps(fields, indent=2) + "\n"
 

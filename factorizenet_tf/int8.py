@@ -70,10 +70,12 @@ class Int8Model:
 
     @property
     def num_classes(self) -> int:
+        """How many logits."""
         return int(self._output["shape"][1])
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of the file."""
         return len(self._content)
 
     @property
