@@ -20,7 +20,7 @@ from .progress import Progress
 from .recipe import Recipe, learning_rate_at
 from .step import make_step
 
-__all__ = ["NanLossError", "Trainer", "batches"]
+__all__ = ["NanLossError", "Trainer", "batches", "compiled_step"]
 
 PHASES = ("float", "qat")
 
@@ -77,7 +77,7 @@ class Trainer:
         if self.has_begun(phase):
             self.checkpoint.restore(step.variables)
             first = self.checkpoint.epoch
-        compiled = _compiled(step, self.strategy, recipe.batch_size)
+        compiled = compiled_step(step, self.strategy, recipe.batch_size)
         steps = len(self.dataset.train) // recipe.batch_size
         model.optimizer = step.optimizer  # where callbacks look for it
         callbacks = keras.callbacks.CallbackList(
@@ -143,7 +143,7 @@ def batches(split: Split, recipe: Recipe, phase: str, epoch: int):
         yield split.images[chosen], split.labels[chosen], seed
 
 
-def _compiled(step, strategy, batch_size):
+def compiled_step(step, strategy, batch_size):
     """The step over all replicas as one function of the whole batch: (loss, accuracy)."""
 
     @tf.function

@@ -8,7 +8,7 @@ from pathlib import Path
 from .files import written_aside
 from .spec import ModelSpec, spec_from_json
 
-__all__ = ["load_weights", "read_header", "save_weights"]
+__all__ = ["is_weights_file", "load_weights", "read_header", "save_weights"]
 
 
 def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> None:
@@ -27,6 +27,16 @@ def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> Non
         with h5py.File(aside, "a") as file:
             file.attrs["factorizenet_spec"] = spec.to_json()
             file.attrs["factorizenet_precision"] = precision
+
+
+def is_weights_file(path: str | os.PathLike) -> bool:
+    """Whether a file is one that `save_weights` wrote, by its header."""
+    import h5py
+
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return "factorizenet_spec" in file.attrs
 
 
 def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:

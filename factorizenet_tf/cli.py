@@ -1,0 +1,390 @@
+"""The command `factorizenet`: each command parses, calls the package, and prints a table or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up notices are not this command's output
+
+app = typer.Typer(
+    name="factorizenet",
+    help="Which granularity of depth factorization, under int8 quantization, for a budget.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+LevelOption = Annotated[str, typer.Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
+Width = Annotated[int, typer.Option(help="Channels of the stem, a multiple of 8.")]
+Size = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
+Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (RGB).")]
+Classes = Annotated[int, typer.Option(help="Number of classes.")]
+Stages = Annotated[
+    str | None,
+    typer.Option(help="blocks x stride of each stage, e.g. 2x2,2x2,2x2.", show_default="the package's own"),
+]
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", help="digits, a TFDS name such as cifar10, or a folder of class folders.")
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where TFDS keeps its data.", show_default="TFDS_DATA_DIR")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+
+
+@app.command()
+def levels(
+    width: Width = 16,
+    size: Size = 32,
+    channels: Channels = 3,
+    classes: Classes = 10,
+    stages: Stages = None,
+    as_json: Json = False,
+):
+    """Show the family: each uniform level's cost."""
+    from .cost import cost_rows
+    from .spec import max_level
+
+    first = _spec("0", width, size, channels, classes, stages)
+    rows = []
+    for level in range(max_level(first) + 1):
+        spec = _spec(str(level), width, size, channels, classes, stages)
+        costs = cost_rows(spec)
+        groups = [layer.groups for layer in spec.plan() if layer.kernel == 3 and layer.name != "stem"]
+        macs = sum(c.macs for c in costs)
+        base = rows[0]["macs"] if rows else macs
+        rows.append(
+            {
+                "name": spec.name,
+                "level": level,
+                "groups": _span(groups),
+                "macs": macs,
+                "share_of_level_0": round(macs / base, 3),
+                "params": sum(c.params for c in costs),
+                "weight_bytes": sum(c.weight_bytes for c in costs),
+                "largest_activation_bytes": max(c.activation_bytes for c in costs),
+            }
+        )
+    _show(rows, as_json, f"FactorizeNet, width {width}, {size}x{size}x{channels}, {classes} classes")
+
+
+@app.command()
+def describe(
+    level: LevelOption = "2",
+    width: Width = 16,
+    size: Size = 32,
+    channels: Channels = 3,
+    classes: Classes = 10,
+    stages: Stages = None,
+    as_json: Json = False,
+):
+    """Show one net, layer by layer."""
+    from .cost import cost_rows
+
+    spec = _spec(level, width, size, channels, classes, stages)
+    rows = [row._asdict() for row in cost_rows(spec)]
+    if as_json:
+        _print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
+        return
+    summed = ("macs", "params", "weight_bytes")
+    total = {key: sum(row[key] for row in rows) if key in summed else "" for key in rows[0]} | {"layer": "total"}
+    _show([*rows, total], False, spec.name)
+
+
+@app.command()
+def train(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
+    level: LevelOption = "2",
+    width: Width = 16,
+    size: Annotated[int | None, typer.Option(help="Resize the images to this.", show_default="the data's own")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="the data's own")] = None,
+    stages: Stages = None,
+    epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
+    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the float phase.", show_default="the recipe's")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Train a level in float, then quantized (QAT).
+
+    Then converts it to int8 and evaluates float, PTQ, QAT and .tflite on the whole validation and test splits.
+    """
+    from .recipe import recipe_for
+
+    given = {
+        "epochs": epochs,
+        "qat_epochs": qat_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
+    _spec(level, width, size or 32, channels or 3, 10, stages)  # an error here costs no waiting
+    data = _load(dataset, size, channels, data_dir)
+    height, _, depth = data.image_shape
+    spec = _spec(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
+    from .training import train as train_net
+
+    run = train_net(spec, data, out=out, recipe=recipe, verbose=not quiet)
+    if as_json:
+        _print_json(run.metrics)
+        return
+    _print_accuracies(run.metrics)
+    print(
+        f"{run.metrics['macs']:,} MACs, {run.metrics['params']:,} parameters, {run.metrics['size_bytes']:,} bytes; in {run.folder}"
+    )
+
+
+@app.command()
+def quantize(
+    model: Annotated[
+        Path, typer.Argument(help="Your tf_keras model: .keras, .h5 or a SavedModel's folder, images in 0..1 in.")
+    ],
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
+    method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
+    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Quantize a model of your own, by PTQ or QAT."""
+    from .own import load_any, quantize_own
+    from .recipe import recipe_for
+
+    own = load_any(model)
+    recipe = recipe_for(dataset, **({} if qat_epochs is None else {"qat_epochs": qat_epochs}))
+    shape = getattr(own, "input_shape", (None, None, None, None))[-3:]
+    data = _load(dataset, None, None, data_dir, shape=shape)
+    metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
+    if as_json:
+        _print_json(metrics)
+        return
+    _print_accuracies(metrics)
+    print(f"{metrics['macs']:,} MACs, {metrics['size_bytes']:,} bytes: {out / 'model.tflite'}")
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="A .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")],
+    dataset: DatasetOption,
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+):
+    """Measure a model's accuracy on a whole split.
+
+    Of a .tflite its bytes and latency, too.
+    """
+    from .int8 import Int8Model
+
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split is {split!r}; it must be test, validation or train")
+    path = file / "model.tflite" if (file / "model.tflite").is_file() else file
+    if path.suffix == ".tflite":
+        model = Int8Model(path, threads=threads)
+        shape = model.input_shape
+    else:
+        from .own import load_any
+
+        model = load_any(path)
+        shape = tuple(model.input_shape[1:])
+    data = _load(dataset, None, None, data_dir, shape=shape)
+    from .evaluation import accuracy
+
+    images = getattr(data, split)
+    row = {
+        "file": str(path),
+        "dataset": data.title,
+        "split": split,
+        "images": len(images),
+        "accuracy": accuracy(model, images),
+    }
+    if isinstance(model, Int8Model):
+        latency = model.latency_ms()
+        row |= {"size_bytes": model.size_bytes, "latency_ms": round(latency.median_ms, 4), "threads": threads}
+    _show([row], as_json, "Accuracy")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's folder, a weights file (.h5) or a tf_keras model.")],
+    tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
+    saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
+    as_json: Json = False,
+):
+    """Write a trained net as .tflite or SavedModel.
+
+    The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
+    """
+    from .export import export_saved_model, export_tflite
+
+    if tflite is None and saved_model is None:
+        raise ValueError("nothing to export; give --tflite FILE or --saved-model FOLDER, or both")
+    written = []
+    if tflite is not None:
+        written.append({"file": str(tflite), "bytes": export_tflite(source, tflite)})
+    if saved_model is not None:
+        written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
+    _show(written, as_json, "Written")
+
+
+@app.command()
+def benchmark(
+    dataset: DatasetOption = "digits",
+    width: Width = 16,
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
+    run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Measure speed and memory as ratios in one run.
+
+    Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
+    memory; with --run the .tflite against QAT Keras.
+    """
+    from .benchmark import measure
+
+    rows = measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
+    _show(rows, as_json, "Benchmark")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; a message is one plain line and the exit code says whose fault it was.
+
+    Returns:
+        0; 2 for the caller's error; 1 for a run that failed; 130 on Ctrl-C. FACTORIZENET_TRACEBACK=1 shows the stack.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        result = app(arguments or ["--help"], standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.Abort:
+        return _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
+    except Exception as error:
+        if os.environ.get("FACTORIZENET_TRACEBACK"):
+            raise
+        if hasattr(error, "format_message"):  # a usage error, of click or of Typer's own copy of it
+            return _fail(f"{error.format_message()} (see --help)", 2)
+        callers = (
+            ValueError,
+            TypeError,
+            FileNotFoundError,
+            FileExistsError,
+            NotADirectoryError,
+            IsADirectoryError,
+            PermissionError,
+        )
+        return _fail(str(error) or type(error).__name__, 2 if isinstance(error, callers) else 1)
+
+
+def _fail(message, code):
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _spec(level, width, size, channels, classes, stages, input_shape=None):
+    from .spec import DEFAULT_STAGES, ModelSpec
+
+    try:
+        numbers = tuple(int(part) for part in level.split("."))
+    except ValueError:
+        raise ValueError(
+            f"level is {level!r}; it must be a number, or one a stage joined by dots, e.g. 1.2.4"
+        ) from None
+    return ModelSpec(
+        numbers[0] if len(numbers) == 1 else numbers,
+        width=width,
+        input_shape=input_shape or (size, size, channels),
+        num_classes=classes,
+        stages=DEFAULT_STAGES if stages is None else _parse_stages(stages),
+    )
+
+
+def _parse_stages(text):
+    try:
+        return tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"stages is {text!r}; it must be blocks x stride of each, e.g. 2x2,2x2,2x2") from None
+
+
+def _load(dataset, size, channels, data_dir, shape=None):
+    from .data import load_dataset
+
+    if shape is not None and None not in shape:
+        return load_dataset(dataset, input_shape=tuple(shape), data_dir=data_dir)
+    if size is None and channels is None:
+        return load_dataset(dataset, data_dir=data_dir)
+    return load_dataset(dataset, input_shape=(size or 32, size or 32, channels or 3), data_dir=data_dir)
+
+
+def _span(groups):
+    low, high = min(groups), max(groups)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _print_json(value):
+    print(json.dumps(value, indent=2))
+
+
+def _print_accuracies(metrics):
+    rows = [
+        {"split": split, "images": metrics["images"][split]} | {k: f"{100 * v:.2f} %" for k, v in values.items()}
+        for split, values in metrics["accuracy"].items()
+    ]
+    _show(rows, False, f"{metrics['name']} on {metrics['dataset']}: accuracy")
+    if "agreement" in metrics:
+        a = metrics["agreement"]
+        print(
+            f".tflite against QAT Keras on {a['images']} test images: top-1 agreement {100 * a['top1']:.2f} %, "
+            f"{100 * a['within_1_lsb']:.3f} % of logits within 1 LSB, largest {a['largest_lsb']}"
+        )
+
+
+def _show(rows, as_json, title):
+    """Print dicts of equal keys as a table, or as JSON."""
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for key, value in rows[0].items():
+        table.add_column(
+            key.replace("_", " "), justify="right" if isinstance(value, (int, float)) else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    # Piped output is as wide as it needs: it has no screen to fit.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def _cell(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, tuple)):
+        return str(value)
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

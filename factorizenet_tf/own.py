@@ -1,0 +1,155 @@
+"""A user's own tf_keras model: loaded from a file, quantized after or with training, evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ._keras import functional_model, keras, tf
+from .cost import count_macs, count_params
+from .data import Dataset
+from .evaluation import accuracy
+from .files import write_bytes, write_text
+from .int8 import Int8Model
+from .model import build
+from .phase import Trainer
+from .progress import Progress
+from .quantize import is_quantize_aware, quantize_aware
+from .recipe import Recipe
+from .run import claim
+from .tflite import to_tflite
+from .weights import is_weights_file, load_weights, read_header
+
+__all__ = ["load_any", "quantize_own"]
+
+METHODS = ("qat", "ptq", "ptq-per-tensor")
+
+
+def load_any(path: str | os.PathLike):
+    """The model in a file: an Int8Model (.tflite), one of our weights files rebuilt, or a whole tf_keras model.
+
+    Args:
+        path: .tflite; float.h5 or qat.h5 of a run; a run's folder (its .tflite); .keras, .h5 or a SavedModel's folder
+            that tf_keras wrote. No code in a file is run: a Lambda layer is refused.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        ValueError: what is there is damaged or no model.
+    """
+    path = Path(path)
+    if (path / "model.tflite").is_file():
+        path = path / "model.tflite"
+    if not path.exists():
+        raise FileNotFoundError(f"no model at {path}; give a .tflite, .h5 or .keras file, or a run's folder")
+    if path.suffix == ".tflite":
+        return Int8Model(path)
+    if is_weights_file(path):
+        spec, precision = read_header(path)
+        model = build(spec)
+        if precision == "int8":
+            model = quantize_aware(model)
+        load_weights(model, path, spec=spec, precision=precision)
+        return model
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # each format raises its own
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{path} is no model that tf_keras can load ({reason}); save it with tf_keras as .keras or .h5"
+        ) from None
+    return functional_model(model, "loading")
+
+
+def quantize_own(
+    model: keras.Model,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike,
+    method: str = "qat",
+    recipe: Recipe | None = None,
+    callbacks=(),
+    verbose: bool = True,
+) -> dict:
+    """Quantize a trained float model to an int8 .tflite and measure both.
+
+    Args:
+        model: functional or sequential tf_keras model, images in 0..1 in, logits or probabilities out.
+        dataset: its data; the images' shape and the number of classes must be the model's.
+        out: folder for model.tflite, metrics.json and, under QAT, checkpoint.npz and history.csv: the same call
+            continues after a kill.
+        method: "qat" (fine-tunes with `recipe.qat_epochs`; a model that ends in a softmax is refused, since the loss
+            takes logits), "ptq" or "ptq-per-tensor".
+        recipe: of QAT and of the number of calibration images.
+        callbacks, verbose: as for `train`.
+
+    Returns:
+        metrics.json as a dict: accuracy (0..1) of the float model and the .tflite on validation and test, and costs.
+
+    Raises:
+        ValueError, TypeError, OSError, NanLossError: as `train` and `quantize_aware`.
+    """
+    recipe = recipe or Recipe()
+    functional_model(model, "quantize")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if is_quantize_aware(model):
+        raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
+    if tuple(dataset.image_shape) != tuple(model.input_shape[1:]):
+        raise ValueError(
+            f"the images are {dataset.image_shape}, the model takes {model.input_shape[1:]}; load the data with that input_shape"
+        )
+    if dataset.num_classes != model.output_shape[-1]:
+        raise ValueError(f"{dataset.title} has {dataset.num_classes} classes, the model {model.output_shape[-1]}")
+    if method == "qat" and _ends_in_softmax(model):
+        raise ValueError(
+            f"the model {model.name!r} ends in a softmax; QAT trains on logits: give it without the softmax, or use ptq"
+        )
+    folder = Path(out)
+    identity = {"family": "own", "method": method, "name": model.name, "weights": _fingerprint(model)}
+    claim(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
+    with Progress(verbose) as progress:
+        quantized = model
+        calibration = dataset.calibration(recipe.calibration_images)
+        if method == "qat":
+            trainer = Trainer(
+                folder, model.name, dataset, recipe, tuple(callbacks), tf.distribute.get_strategy(), progress
+            )
+            quantized = quantize_aware(model, calibration=None if trainer.has_begun("qat") else calibration)
+            trainer.fit("qat", quantized)
+            content = to_tflite(quantized, labels=dataset.class_names)
+        else:
+            content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
+        write_bytes(folder / "model.tflite", content)
+        models = {"float": model, "tflite": Int8Model(content)}
+        progress.say("evaluating")
+        splits = {"validation": dataset.validation, "test": dataset.test}
+        metrics = {
+            "name": model.name,
+            "method": method,
+            "dataset": dataset.title,
+            "images": {name: len(split) for name, split in splits.items()},
+            "accuracy": {name: {k: accuracy(m, split) for k, m in models.items()} for name, split in splits.items()},
+            "macs": count_macs(model),
+            "params": count_params(model),
+            "size_bytes": len(content),
+            "operators": sorted(set(models["tflite"].operators)),
+        }
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _ends_in_softmax(model) -> bool:
+    last = model.layers[-1]
+    return type(last).__name__ == "Softmax" or getattr(getattr(last, "activation", None), "__name__", "") == "softmax"
+
+
+def _fingerprint(model) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
