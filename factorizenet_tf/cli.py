@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "show_rows"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up notices are not this command's output
 
@@ -359,18 +359,21 @@ def _print_accuracies(metrics):
 
 
 def _show(rows, as_json, title):
-    """Print dicts of equal keys as a table, or as JSON."""
     if as_json:
         _print_json(rows)
-        return
+    else:
+        show_rows(rows, title=title)
+
+
+def show_rows(rows: list[dict], *, title: str) -> None:
+    """Print dicts of equal keys as a table on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for key, value in rows[0].items():
-        table.add_column(
-            key.replace("_", " "), justify="right" if isinstance(value, (int, float)) else "left", overflow="fold"
-        )
+        justify = "right" if isinstance(value, (int, float)) else "left"
+        table.add_column(key.replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     # Piped output is as wide as it needs: it has no screen to fit.
