@@ -32,6 +32,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
     except ModuleNotFoundError:
         raise ModuleNotFoundError("figures need matplotlib: pip install 'factorizenet_tf[report]'") from None
 
@@ -53,7 +54,8 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
             str(row["level"]), (x, 100 * lowest), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=8
         )
     axes.set_xscale("log")
-    axes.set_xticks(macs, [f"{x:.2g}" for x in macs])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set(xlabel="M MACs (level of factorization below the points)", ylabel="test accuracy, %", title=title)
     axes.grid(alpha=0.3)

@@ -1,0 +1,43 @@
+# Set-up and everything a newcomer runs: `make demo` and `make test` need Python 3.10 to 3.13 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What TensorFlow's C++ side says at start-up is not this project's output.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help install demo levels test test-slow lint benchmark clean
+
+help:
+	@echo "make demo       train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
+	@echo "make test       run the tests"
+	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
+	@echo "make lint       ruff check and format"
+	@echo "make benchmark  print speed and memory ratios"
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report,micro,test]'
+	touch $@
+
+demo: levels
+
+levels: install
+	$(BIN)/python tuner/levels.py --out runs/levels
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmark: install
+	$(BIN)/factorizenet benchmark
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
