@@ -31,6 +31,9 @@ def convolution(layer: Layer) -> keras.layers.Layer:
 def convolution_bn_relu6(layer: Layer, x, shortcut=None):
     """Convolution, BatchNorm, ReLU6, and the sum with the block's input where the plan has a residual.
 
+    A pointwise convolution before a sum has no ReLU6 (a linear bottleneck, MobileNetV2, arXiv 1801.04381): its block
+    has one behind the spatial convolution. Source: our choice, by short runs.
+
     Args:
         layer: the plan's layer.
         x: symbolic tensor (batch, *layer.input_shape).
@@ -41,7 +44,8 @@ def convolution_bn_relu6(layer: Layer, x, shortcut=None):
     """
     x = convolution(layer)(x)
     x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"{layer.name}_bn")(x)
-    x = keras.layers.ReLU(6.0, name=f"{layer.name}_relu6")(x)
+    if shortcut is None or layer.kind != "pointwise":
+        x = keras.layers.ReLU(6.0, name=f"{layer.name}_relu6")(x)
     if shortcut is not None:
         x = keras.layers.Add(name=f"{layer.name.rsplit('_', 1)[0]}_add")([shortcut, x])
     return x

@@ -23,7 +23,7 @@ DEFAULT_STAGES = (Stage(1, 1), Stage(3, 2), Stage(4, 2))
 
 
 class Layer(NamedTuple):
-    """One convolution or dense layer of a plan, the BatchNorm and ReLU6 behind it included.
+    """One convolution or dense layer of a plan, the BatchNorm and activation behind it included.
 
     Shapes are (height, width, channels). `residual` names the layer whose output is added to this one's
     (None: nothing is added).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -69,8 +70,21 @@ def to_tflite(
         converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
-    content = converter.convert()
+    with _quiet_logger():
+        content = converter.convert()
     return content if labels is None else _with_labels(content, labels)
+
+
+@contextlib.contextmanager
+def _quiet_logger():
+    """Keep the converter from telling where it put its temporary files."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _pinned(images):
