@@ -47,6 +47,7 @@ setup(
     install_requires=[
         "ai-edge-litert>=1.2",
         "h5py>=3.10",
+        "importlib_resources>=5",  # tensorflow-datasets imports it and does not ask for it
         "keras-tuner>=1.4.7",
         "numpy>=1.26",
         "pandas>=2.1",

@@ -252,12 +252,28 @@ def _prepare(builder, name, download):
     remedy = f"run `tfds build {name}` where there is a network, or set TFDS_DATA_DIR to the folder that has it"
     if not download:
         raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir}; {remedy}")
+    if _is_offline():
+        raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir} and there is no network; {remedy}")
     try:
         builder.download_and_prepare()
     except Exception as error:  # requests, TFDS and the builder's own code each raise their own
         raise FileNotFoundError(
             f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({_first_line(error)}); {remedy}"
         ) from None
+
+
+def _is_offline() -> bool:
+    """Whether not even the host of TFDS's own bucket has an address: its download would retry for minutes."""
+    import socket
+    import urllib.request
+
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo("storage.googleapis.com", 443)
+    except OSError:
+        return True
+    return False
 
 
 def _read_tfds(builder, split, own, shape):
