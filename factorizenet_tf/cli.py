@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -271,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         0; 2 for the caller's error; 1 for a run that failed; 130 on Ctrl-C. FACTORIZENET_TRACEBACK=1 shows the stack.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
     try:
         result = app(arguments or ["--help"], standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -1,0 +1,79 @@
+"""Short trainings that settle macro-architecture and recipe before the long ones; validation accuracy only.
+
+    python tuner/short_runs.py --out ~/fnet-runs/short [--only NAME ...]
+
+15 float epochs on CIFAR-10 each, 8 to 15 minutes of one core. Trains what is not there yet, killed it goes on, and
+writes every finished run into tuner/results/short_runs.csv. Rows of that file whose variant is not in the table below
+are of variants that did not help and left the code; their `note` says what they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+
+import factorizenet_tf as fnet
+from factorizenet_tf.files import write_text
+
+RESULTS = Path(__file__).parent / "results" / "short_runs.csv"
+TWO = ((3, 2), (4, 2))
+THREE = ((2, 2), (2, 2), (2, 2))
+
+# name: (spec, changes to the recipe, note)
+VARIANTS = {
+    "resnet8": (fnet.baselines.ResNet8(), {}, "the rival"),
+    "resnet8-nocut": (fnet.baselines.ResNet8(), {"cutout": 0.0}, "without cutout"),
+    "two-l2": (fnet.ModelSpec(2, stages=TWO), {}, "two stages"),
+    "two-l6-x1.5": (fnet.ModelSpec(6, width=24, stages=TWO), {}, "two stages, depthwise"),
+    "three-l0": (fnet.ModelSpec(0, stages=THREE), {}, "three stages, regular"),
+    "three-l0.6.7": (fnet.ModelSpec((0, 6, 7), stages=THREE), {}, "three stages, regular where the image is large"),
+    "three-l0.2.7": (fnet.ModelSpec((0, 2, 7), stages=THREE), {}, "three stages, finer by stage"),
+    "three-l7-x1.5": (fnet.ModelSpec(7, width=24, stages=THREE), {}, "three stages, depthwise"),
+}
+COLUMNS = ("name", "level", "width", "stages", "recipe", "seed", "epochs", "macs", "val_accuracy", "note")
+
+
+def main() -> None:
+    """Train what is missing, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="which variants (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation")
+    arguments = parser.parse_args()
+    data = fnet.load_dataset("cifar10")
+    for name in arguments.only or VARIANTS:
+        spec, changes, note = VARIANTS[name]
+        recipe = fnet.Recipe(epochs=15, qat_epochs=0, seed=arguments.seed, **changes)
+        folder = arguments.out.expanduser() / f"{name}-s{arguments.seed}"
+        run = fnet.train(spec, data, out=folder, recipe=recipe)
+        record(name, spec, changes, arguments.seed, run, note)
+
+
+def record(name, spec, changes, seed, run, note) -> None:
+    """Put a run's row into the table, in the place of an older one of the same name and seed."""
+    rows = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+    row = {
+        "name": name,
+        "level": ".".join(map(str, spec.levels)) if isinstance(spec, fnet.ModelSpec) else "",
+        "width": getattr(spec, "width", ""),
+        "stages": ",".join(f"{s.blocks}x{s.stride}" for s in getattr(spec, "stages", ())),
+        "recipe": json.dumps(changes) if changes else "",
+        "seed": str(seed),
+        "epochs": str(run.recipe.epochs),
+        "macs": str(run.metrics["macs"]),
+        "val_accuracy": f"{run.metrics['accuracy']['validation']['float']:.4f}",
+        "note": note,
+    }
+    rows = [old for old in rows if (old["name"], old["seed"]) != (row["name"], row["seed"])] + [row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(RESULTS, text.getvalue())
+
+
+if __name__ == "__main__":
+    main()
