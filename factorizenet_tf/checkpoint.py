@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ValueError: the file is truncated or damaged; the message says what to do.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))
             arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
         return Checkpoint(meta["phase"], meta["epoch"], meta["history"], arrays)

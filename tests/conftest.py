@@ -1,0 +1,47 @@
+"""What is dear to make, made once: data, a trained run, its models."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import factorizenet_tf as fnet
+
+SHAPE = (16, 16, 1)
+STAGES = ((1, 2), (2, 2))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return fnet.load_dataset("digits", input_shape=SHAPE)
+
+
+@pytest.fixture(scope="session")
+def spec():
+    return fnet.ModelSpec(1, width=8, input_shape=SHAPE, stages=STAGES)
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    return fnet.recipe_for("digits", epochs=6, qat_epochs=1, calibration_images=128)
+
+
+@pytest.fixture(scope="session")
+def run(digits, spec, recipe, tmp_path_factory):
+    return fnet.train(spec, digits, out=tmp_path_factory.mktemp("runs") / "run", recipe=recipe, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def models(run):
+    """The run's float, QAT and int8 models."""
+    return SimpleNamespace(float=run.float_model(), qat=run.qat_model(), int8=run.int8_model())
+
+
+@pytest.fixture
+def noise():
+    """Random uint8 images (n, *shape) of a fixed seed."""
+
+    def make(count, shape=SHAPE):
+        return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.uint8)
+
+    return make

@@ -1,0 +1,150 @@
+import itertools
+import subprocess
+import sys
+
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.cost import cost_rows
+
+METHOD_STAGES = ((1, 1), (3, 2), (4, 2))
+FAMILIES = [
+    (16, (32, 32, 3), METHOD_STAGES),
+    (8, (96, 96, 1), ((1, 2), (1, 2), (2, 2))),
+    (24, (30, 17, 3), ((2, 2), (1, 2))),
+]
+
+
+def macs(level, **options):
+    return fnet.count_macs(fnet.ModelSpec(level, stages=METHOD_STAGES, **options))
+
+
+def test_a_small_net_costs_what_a_pencil_says():
+    spec = fnet.ModelSpec(1, width=8, input_shape=(8, 8, 1), stages=((1, 2),))
+    stem = 9 * 1 * 8 * 64
+    spatial = 9 * (8 // 2) * 8 * 16
+    pointwise = 8 * 16 * 16
+    dense = 16 * 10
+    assert fnet.count_macs(spec) == stem + spatial + pointwise + dense
+    kernels = 9 * 8 + 9 * 4 * 8 + 8 * 16 + 160
+    assert fnet.count_params(spec) == kernels + 4 * (8 + 8 + 16) + 10
+
+
+def test_the_published_figures_of_the_suggested_net_come_out():
+    assert [round(macs(level) / 1e6, 1) for level in (0, 1, 2)] == [17.0, 9.9, 6.1]
+    wide = fnet.ModelSpec(4, width=32, stages=METHOD_STAGES)
+    assert (round(fnet.count_macs(wide) / 1e6, 1), round(fnet.count_params(wide) / 1e3)) == (12.1, 112)
+
+
+def test_resnet8_is_the_one_of_mlperf_tiny():
+    model = fnet.baselines.resnet8()
+    assert fnet.count_macs(model) == 12_501_632
+    assert fnet.count_params(model) == model.count_params() == 78_666
+
+
+@pytest.mark.parametrize(("width", "shape", "stages"), FAMILIES)
+def test_macs_fall_strictly_with_every_level(width, shape, stages):
+    options = {"width": width, "input_shape": shape, "stages": stages}
+    last = fnet.max_level(fnet.ModelSpec(0, **options))
+    costs = [fnet.count_macs(fnet.ModelSpec(level, **options)) for level in range(last + 1)]
+    assert all(a > b for a, b in itertools.pairwise(costs))
+
+
+@pytest.mark.parametrize(("width", "shape", "stages"), FAMILIES)
+def test_the_closed_form_equals_the_count_on_the_built_model_row_by_row(width, shape, stages):
+    options = {"width": width, "input_shape": shape, "stages": stages, "num_classes": 5}
+    for level in range(fnet.max_level(fnet.ModelSpec(0, **options)) + 1):
+        spec = fnet.ModelSpec(level, **options)
+        model = fnet.build(spec)
+        assert cost_rows(model) == cost_rows(spec)
+        assert fnet.count_params(spec) == model.count_params()
+
+
+def test_quantization_wrappers_change_no_cost(models, spec):
+    assert cost_rows(models.qat) == cost_rows(spec)
+
+
+def test_the_table_has_a_row_a_layer_and_sums_to_the_counts():
+    spec = fnet.ModelSpec(2)
+    table = fnet.cost_table(spec)
+    assert list(table.columns) == [
+        "layer",
+        "kind",
+        "groups",
+        "output_shape",
+        "macs",
+        "params",
+        "weight_bytes",
+        "activation_bytes",
+    ]
+    assert len(table) == len(spec.plan())
+    assert (table.macs.sum(), table.params.sum()) == (fnet.count_macs(spec), fnet.count_params(spec))
+    stem = table.iloc[0]
+    assert (stem.weight_bytes, stem.activation_bytes) == (9 * 3 * 16 + 4 * 16, 32 * 32 * 16)
+
+
+def one_layer(layer, shape=(8, 8, 4)):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, layer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (keras.layers.Conv2D(6, 3, groups=2), 9 * 2 * 6 * 36),
+        (keras.layers.Conv2D(6, (1, 5), strides=2, padding="same"), 5 * 4 * 6 * 16),
+        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"), 9 * 8 * 64),
+        (keras.layers.SeparableConv2D(5, 3, padding="same"), (9 * 4 + 4 * 5) * 64),
+        (keras.layers.Conv2DTranspose(3, 2, strides=2), 4 * 4 * 3 * 64),
+        (keras.layers.Dense(7), 4 * 7 * 64),
+    ],
+)
+def test_other_peoples_layers_are_counted(layer, expected):
+    model = one_layer(layer)
+    assert fnet.count_macs(model) == expected
+    assert fnet.count_params(model) == model.count_params()
+
+
+def test_a_layer_used_twice_costs_twice_and_weighs_once():
+    inputs = keras.Input((8, 8, 4))
+    shared = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)
+    model = keras.Model(inputs, shared(shared(inputs)))
+    assert fnet.count_macs(model) == 2 * 9 * 16 * 64
+    assert fnet.count_params(model) == 9 * 16
+
+
+def test_a_model_inside_a_model_is_counted():
+    inner = one_layer(keras.layers.Conv2D(4, 3, padding="same"))
+    inputs = keras.Input((8, 8, 4))
+    outer = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inner(inputs))))
+    assert fnet.count_macs(outer) == 9 * 16 * 64 + 256 * 2
+    assert fnet.count_params(outer) == outer.count_params()
+
+
+def test_batchnorm_behind_no_convolution_has_a_row_of_its_own():
+    model = one_layer(keras.layers.BatchNormalization())
+    (row,) = cost_rows(model)
+    assert (row.kind, row.macs, row.params) == ("batchnorm", 0, model.count_params())
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Lambda(lambda x: x * 2), keras.layers.LSTM(3)])
+def test_a_layer_that_cannot_be_counted_raises(layer):
+    shape = (5, 4) if isinstance(layer, keras.layers.LSTM) else (8, 8, 4)
+    with pytest.raises(ValueError, match=f"is a {type(layer).__name__}, whose MACs are not known"):
+        fnet.count_macs(one_layer(layer, shape))
+
+
+def test_an_input_of_unknown_size_raises():
+    with pytest.raises(ValueError, match="fixed size"):
+        fnet.count_macs(one_layer(keras.layers.Conv2D(2, 3), (None, None, 3)))
+
+
+def test_what_is_no_model_raises():
+    with pytest.raises(TypeError, match=r"needs a tf_keras\.Model"):
+        fnet.count_macs("fnet-l2")
+
+
+def test_the_closed_form_loads_no_tensorflow():
+    code = "import sys, factorizenet_tf as f; f.count_macs(f.ModelSpec(2)); assert not {'tensorflow', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,165 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import factorizenet_tf as fnet
+from factorizenet_tf import data
+from factorizenet_tf.data import check_images
+
+HAS_CIFAR10 = (Path(os.environ.get("TFDS_DATA_DIR", "")) / "cifar10").is_dir() and "TFDS_DATA_DIR" in os.environ
+cifar10 = pytest.mark.skipif(not HAS_CIFAR10, reason="TFDS_DATA_DIR has no cifar10")
+
+
+def keys(split):
+    return {image.tobytes() for image in split.images}
+
+
+def test_digits_are_split_for_good(digits):
+    sizes = len(digits.train), len(digits.validation), len(digits.test)
+    assert sum(sizes) == 1797
+    assert sizes[2] == round(0.2 * 1797)
+    assert sizes[1] == round(0.1 * (1797 - sizes[2]))
+    assert digits.image_shape == (16, 16, 1)
+    assert digits.class_names == tuple("0123456789")
+    again = fnet.load_dataset("digits", input_shape=(16, 16, 1))
+    for name in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(digits, name).images, getattr(again, name).images)
+        assert getattr(digits, name).images.dtype == np.uint8
+        assert getattr(digits, name).labels.dtype == np.int32
+
+
+def test_splits_share_no_image(noise):
+    images, labels = noise(50, (4, 4, 3)), np.arange(50) % 3
+    split = fnet.load_dataset((images, labels))
+    sets = [keys(split.train), keys(split.validation), keys(split.test)]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 50
+    order = {image.tobytes(): label for image, label in zip(images, labels)}
+    assert all(order[i.tobytes()] == y for i, y in zip(split.train.images, split.train.labels))
+
+
+def test_validation_is_at_most_5000_images():
+    images = np.zeros((60_000, 1, 1, 1), np.uint8)
+    split = fnet.load_dataset(((images, np.arange(60_000) % 2), (images[:7], np.arange(7) % 2)))
+    assert (len(split.train), len(split.validation), len(split.test)) == (55_000, 5_000, 7)
+
+
+def write_images(root, classes=("cat", "dog"), count=6, size=(9, 7)):
+    random = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+
+
+def test_a_folder_of_class_folders_is_read(tmp_path):
+    write_images(tmp_path / "pets")
+    split = fnet.load_dataset(tmp_path / "pets", input_shape=(8, 8, 3))
+    assert split.class_names == ("cat", "dog")
+    assert split.image_shape == (8, 8, 3)
+    assert len(split.train) + len(split.validation) + len(split.test) == 12
+    assert fnet.load_dataset(tmp_path / "pets").image_shape == (7, 9, 3)
+    assert fnet.load_dataset(str(tmp_path / "pets"), input_shape=(8, 8, 1)).image_shape == (8, 8, 1)
+
+
+def test_a_folder_with_train_and_test_keeps_them_apart(tmp_path):
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test", count=2)
+    split = fnet.load_dataset(tmp_path)
+    assert len(split.test) == 4
+    assert len(split.train) + len(split.validation) == 12
+
+
+def test_an_empty_folder_and_an_empty_class_are_named(tmp_path):
+    with pytest.raises(ValueError, match="has 0 class folders"):
+        fnet.load_dataset(tmp_path)
+    write_images(tmp_path)
+    (tmp_path / "emu").mkdir()
+    with pytest.raises(ValueError, match=r"emu has no images"):
+        fnet.load_dataset(tmp_path)
+
+
+def test_a_broken_image_is_named(tmp_path):
+    write_images(tmp_path)
+    broken = tmp_path / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"dog/3\.png is broken"):
+        fnet.load_dataset(tmp_path)
+    broken.write_text("no image")
+    with pytest.raises(ValueError, match=r"dog/3\.png is broken"):
+        fnet.load_dataset(tmp_path)
+
+
+def test_grey_becomes_rgb_and_rgb_grey():
+    grey = np.full((8, 4, 4, 1), 90, np.uint8)
+    labels = np.arange(8) % 2
+    rgb = fnet.load_dataset((grey, labels), input_shape=(4, 4, 3)).train.images
+    assert (rgb == 90).all()
+    red = np.zeros((8, 4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    assert (fnet.load_dataset((red, labels), input_shape=(4, 4, 1)).train.images == 76).all()  # 0.299 * 255
+
+
+def test_resizing_keeps_a_flat_image_flat():
+    flat = np.full((8, 5, 9, 3), 200, np.uint8)
+    resized = fnet.load_dataset((flat, np.arange(8) % 2), input_shape=(16, 16, 3)).train.images
+    assert resized.shape[1:] == (16, 16, 3)
+    assert (resized == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), TypeError, "float32; it must be uint8 .*multiply"),
+        (np.zeros((2, 4, 4, 3), np.int64), TypeError, "int64; it must be uint8 .*clip"),
+        ([[1]], TypeError, "is a list"),
+        (np.zeros((4, 4, 3), np.uint8), ValueError, r"for one image images\[None\]"),
+        (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "is empty"),
+        (np.zeros((2, 5, 4, 3), np.uint8), ValueError, r"\(5, 4, 3\).* the model takes \(4, 4, 3\)"),
+    ],
+)
+def test_images_of_another_type_rank_or_size_are_refused(images, error, message):
+    with pytest.raises(error, match=message):
+        check_images(images, (4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(np.zeros(8), "float64"), (np.zeros(7, int), r"\(7,\); 8 images"), (np.full(8, -1), "a label is -1")],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        fnet.load_dataset((np.zeros((8, 4, 4, 3), np.uint8), labels))
+
+
+def test_too_few_images_for_three_splits_are_refused():
+    with pytest.raises(ValueError, match="three splits need at least 4"):
+        fnet.load_dataset((np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1])))
+
+
+def test_an_unknown_name_and_a_missing_folder_are_refused():
+    with pytest.raises(ValueError, match="no data set 'cifar11'; there are digits, a folder"):
+        fnet.load_dataset("cifar11")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        fnet.load_dataset("./nowhere/at-all")
+
+
+def test_a_set_that_is_not_on_disk_says_how_to_get_it(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="run `tfds build mnist`"):
+        fnet.load_dataset("mnist", data_dir=tmp_path, download=False)
+    monkeypatch.setattr(data, "_is_offline", lambda: True)
+    with pytest.raises(FileNotFoundError, match="there is no network; run `tfds build mnist`"):
+        fnet.load_dataset("mnist", data_dir=tmp_path)
+
+
+@cifar10
+def test_cifar10_is_whole_and_named_as_it_is():
+    split = fnet.load_dataset("cifar10")
+    assert (len(split.train), len(split.validation), len(split.test)) == (45_000, 5_000, 10_000)
+    assert split.image_shape == (32, 32, 3)
+    assert split.class_names[:2] == ("airplane", "automobile")
+    assert split.title in ("cifar10", "cifar10 (JPEG)")
+    assert np.bincount(split.test.labels).tolist() == [1000] * 10

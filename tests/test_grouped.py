@@ -1,0 +1,81 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf import grouped
+
+SPEC = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
+
+
+def native(layer):
+    return "_jit_compiled_convolution_op" in vars(layer)
+
+
+def test_importing_and_building_leaves_tf_keras_as_it_was():
+    code = """
+import tf_keras
+method = tf_keras.layers.Conv2D._jit_compiled_convolution_op
+import factorizenet_tf as fnet
+fnet.quantize_aware(fnet.build(fnet.ModelSpec(1, width=8)))
+assert tf_keras.layers.Conv2D._jit_compiled_convolution_op is method
+layer = tf_keras.layers.Conv2D(4, 3, groups=2)
+assert "_jit_compiled_convolution_op" not in vars(layer)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_our_grouped_layers_and_their_quantized_clones_are_native_and_others_are_not():
+    model = fnet.build(SPEC)
+    names = [layer.name for layer in SPEC.plan() if layer.groups > 1]
+    assert names
+    assert all(native(model.get_layer(name)) for name in names)
+    assert not native(model.get_layer("stem"))
+    quantized = fnet.quantize_aware(model)
+    assert all(native(quantized.get_layer(f"quant_{name}").layer) for name in names)
+    assert not any(native(layer) for layer in keras.models.clone_model(model).layers)
+
+
+def test_the_native_kernel_gives_the_numbers_of_the_stock_path(noise):
+    model = fnet.build(SPEC)
+    stock = keras.models.clone_model(model)
+    stock.set_weights(model.get_weights())
+    x = noise(4) / np.float32(255)
+    np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
+
+
+def test_no_function_of_ours_must_be_compiled_by_xla():
+    def must_compile(model):
+        signature = tf.TensorSpec((None, 16, 16, 1))
+        graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(signature).graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        return any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)
+
+    model = fnet.build(SPEC)
+    assert not must_compile(model)
+    assert not must_compile(fnet.quantize_aware(model))
+    assert must_compile(keras.models.clone_model(model))
+
+
+def test_without_a_native_gradient_the_stock_path_stays_and_the_cost_is_said(monkeypatch):
+    monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
+    with pytest.warns(RuntimeWarning, match="20 to 100 times slower .* TF_ENABLE_ONEDNN_OPTS=1"):
+        model = fnet.build(SPEC)
+    assert not any(native(layer) for layer in model.layers)
+
+
+def test_the_gradient_is_missed_where_onednn_is_off():
+    code = "from factorizenet_tf.grouped import has_native_gradient; print(has_native_gradient())"
+    for value, expected in (("0", "False"), ("1", "True")):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"TF_ENABLE_ONEDNN_OPTS": value},
+        )
+        assert result.stdout.strip() == expected

@@ -1,0 +1,112 @@
+import itertools
+
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.spec import groups_at, last_level, spec_from_json
+
+METHOD_STAGES = ((1, 1), (3, 2), (4, 2))
+
+
+def test_groups_double_with_each_level_until_each_channel_is_its_own():
+    assert [groups_at(level, 16) for level in (1, 2, 3, 4, 5)] == [2, 4, 8, 16, 16]
+    assert [groups_at(level, 24) for level in (1, 2, 3, 4, 5)] == [2, 4, 8, 24, 24]  # 16 does not divide 24
+    assert (last_level(8), last_level(16), last_level(24), last_level(64)) == (3, 4, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("width", "stages"), [(16, METHOD_STAGES), (24, ((2, 2), (2, 2))), (40, ((1, 2), (2, 2), (1, 1)))]
+)
+def test_each_level_refines_the_one_before_or_leaves_a_block_as_it_is(width, stages):
+    last = fnet.max_level(fnet.ModelSpec(0, width=width, stages=stages))
+    family = [fnet.ModelSpec(level, width=width, stages=stages) for level in range(1, last + 1)]
+    for coarse, fine in itertools.pairwise(family):
+        for a, b in zip(coarse.plan(), fine.plan()):
+            assert b.groups % a.groups == 0
+            assert (a.name, a.output_shape) == (b.name, b.output_shape)
+    assert all(layer.kind in ("conv", "depthwise", "pointwise", "dense") for layer in family[-1].plan())
+
+
+def test_a_stage_level_is_clipped_to_the_stages_own_last():
+    spec = fnet.ModelSpec(6, stages=METHOD_STAGES)
+    assert spec.levels == (4, 5, 6)
+
+
+def test_specs_that_build_the_same_net_are_equal_and_have_one_name():
+    uniform = fnet.ModelSpec(6, stages=METHOD_STAGES)
+    for same in ((4, 5, 6), (6, 6, 6), (4, 6, 6)):
+        spec = fnet.ModelSpec(same, stages=METHOD_STAGES)
+        assert spec == uniform
+        assert hash(spec) == hash(uniform)
+        assert spec.name == "fnet-l6"
+    assert fnet.ModelSpec((1, 1, 1), stages=METHOD_STAGES).level == 1
+    assert fnet.ModelSpec((1, 2, 4), stages=METHOD_STAGES) != uniform
+
+
+def test_the_name_has_level_and_width():
+    assert fnet.ModelSpec(2).name == "fnet-l2"
+    assert fnet.ModelSpec((1, 2, 4), width=32, stages=METHOD_STAGES).name == "fnet-l1.2.4-x2"
+    assert fnet.ModelSpec(0, width=24).name == "fnet-l0-x1.5"
+
+
+def test_the_plan_of_a_small_net_is_as_drawn_by_hand():
+    plan = fnet.ModelSpec(1, width=8, input_shape=(8, 8, 1), stages=((2, 2),)).plan()
+    assert [(p.name, p.kind, p.groups, p.stride, p.output_shape, p.residual) for p in plan] == [
+        ("stem", "conv", 1, 1, (8, 8, 8), None),
+        ("stage1_block1_spatial", "grouped", 2, 2, (4, 4, 8), None),
+        ("stage1_block1_pointwise", "pointwise", 1, 1, (4, 4, 16), None),
+        ("stage1_block2_spatial", "grouped", 2, 1, (4, 4, 16), None),
+        ("stage1_block2_pointwise", "pointwise", 1, 1, (4, 4, 16), "stage1_block1"),
+        ("logits", "dense", 1, 1, (1, 1, 10), None),
+    ]
+
+
+def test_a_spec_survives_json():
+    for spec in (
+        fnet.ModelSpec((0, 1), width=24, input_shape=(96, 96, 1), num_classes=3, stages=((1, 2), (1, 2))),
+        fnet.ModelSpec(2),
+        fnet.baselines.ResNet8(num_classes=4),
+    ):
+        assert spec_from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"family": "other"}', '{"family": "factorizenet", "level": 1}'])
+def test_json_that_is_no_spec_is_refused(text):
+    with pytest.raises(ValueError, match="not a spec"):
+        spec_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"level": -1}, "level is -1; .* from 0 "),
+        ({"level": 9}, "level is 9; .* from 0 .* to 6"),
+        ({"level": (1, 2)}, "2 entries; there are 3 stages"),
+        ({"level": (1, 2, 9)}, "level is 9"),
+        ({"width": 12}, "width is 12; .* multiple of 8"),
+        ({"width": 0}, "width is 0"),
+        ({"input_shape": (2, 32, 3)}, "2x32 is smaller than the strides' product 4"),
+        ({"input_shape": (32, 32, 2)}, "2 channels; images have 1 or 3"),
+        ({"input_shape": (32, 32)}, "input_shape is"),
+        ({"num_classes": 1}, "num_classes is 1"),
+        ({"stages": ()}, "stages is empty"),
+        ({"stages": ((0, 1), (3, 2), (4, 2))}, "stage 1 has 0 blocks"),
+        ({"stages": ((1, 3), (3, 2), (4, 2))}, "stage 1 has stride 3"),
+    ],
+)
+def test_an_argument_out_of_range_is_named_with_its_value(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fnet.ModelSpec(**({"stages": METHOD_STAGES} | arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"level": 1.5}, {"level": True}, {"level": "2"}, {"width": 16.0}, {"stages": (3, 4)}]
+)
+def test_an_argument_of_another_type_is_a_type_error(arguments):
+    with pytest.raises(TypeError, match="must be"):
+        fnet.ModelSpec(**arguments)
+
+
+def test_a_spec_is_frozen():
+    with pytest.raises(AttributeError):
+        fnet.ModelSpec(2).width = 32
