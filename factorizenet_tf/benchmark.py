@@ -39,7 +39,11 @@ def measure(
         change of the machine's speed meets all.
     """
     from .data import load_dataset
+    from .run import load_run
 
+    if not seconds > 0:
+        raise ValueError(f"seconds is {seconds}; it must be above 0")
+    run = None if run is None else load_run(run)  # an error here costs no waiting
     rows = []
     with Progress(verbose) as progress:
         data = load_dataset(dataset, data_dir=data_dir)
@@ -141,9 +145,7 @@ def _images_per_second(step, seconds):
 def _agreement_rows(run, data_dir):
     from .data import load_dataset
     from .evaluation import agreement
-    from .run import load_run
 
-    run = load_run(run)
     name = json.loads((run.folder / "dataset.json").read_text())["name"]
     images = load_dataset(name, input_shape=run.spec.input_shape, data_dir=data_dir).test.images[:1000]
     result = agreement(run.qat_model(), run.int8_model(), images)

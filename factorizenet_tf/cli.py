@@ -133,7 +133,8 @@ def train(
         "seed": seed,
     }
     recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    _spec(level, width, size or 32, channels or 3, 10, stages)  # an error here costs no waiting
+    _spec(level, width, _or(size, 32), _or(channels, 3), 10, stages)  # an error here costs no waiting
+    _import_tensorflow()
     data = _load(dataset, size, channels, data_dir)
     height, _, depth = data.image_shape
     spec = _spec(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
@@ -163,6 +164,7 @@ def quantize(
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
+    _import_tensorflow()
     from .own import load_any, quantize_own
     from .recipe import recipe_for
 
@@ -200,6 +202,7 @@ def evaluate(
         model = Int8Model(path, threads=threads)
         shape = model.input_shape
     else:
+        _import_tensorflow()
         from .own import load_any
 
         model = load_any(path)
@@ -236,6 +239,7 @@ def export(
 
     if tflite is None and saved_model is None:
         raise ValueError("nothing to export; give --tflite FILE or --saved-model FOLDER, or both")
+    _import_tensorflow()
     written = []
     if tflite is not None:
         written.append({"file": str(tflite), "bytes": export_tflite(source, tflite)})
@@ -259,6 +263,7 @@ def benchmark(
     Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
     memory; with --run the .tflite against QAT Keras.
     """
+    _import_tensorflow()
     from .benchmark import measure
 
     rows = measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
@@ -294,7 +299,28 @@ def main(arguments: list[str] | None = None) -> int:
             IsADirectoryError,
             PermissionError,
         )
-        return _fail(str(error) or type(error).__name__, 2 if isinstance(error, callers) else 1)
+        return _fail(_message(error), 2 if isinstance(error, callers) else 1)
+
+
+def _import_tensorflow():
+    """Import it with what its C++ side says at start-up, before it reads any log level, kept off stderr."""
+    if "tensorflow" in sys.modules or os.environ.get("FACTORIZENET_TRACEBACK"):
+        return
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        from . import _keras  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _message(error):
+    if isinstance(error, OSError) and error.strerror:  # the system's own, which says no remedy
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}; give a path that can be written, on a disk with room"
+    return str(error) or type(error).__name__
 
 
 def _fail(message, code):
@@ -330,11 +356,17 @@ def _parse_stages(text):
 def _load(dataset, size, channels, data_dir, shape=None):
     from .data import load_dataset
 
+    if dataset != "digits" and not Path(dataset).is_dir():
+        _import_tensorflow()  # for TFDS
     if shape is not None and None not in shape:
         return load_dataset(dataset, input_shape=tuple(shape), data_dir=data_dir)
     if size is None and channels is None:
         return load_dataset(dataset, data_dir=data_dir)
-    return load_dataset(dataset, input_shape=(size or 32, size or 32, channels or 3), data_dir=data_dir)
+    return load_dataset(dataset, input_shape=(_or(size, 32), _or(size, 32), _or(channels, 3)), data_dir=data_dir)
+
+
+def _or(value, default):
+    return default if value is None else value
 
 
 def _span(groups):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def load_any(path: str | os.PathLike):
 
     Args:
         path: .tflite; float.h5 or qat.h5 of a run; a run's folder (its .tflite); .keras, .h5 or a SavedModel's folder
-            that tf_keras wrote. No code in a file is run: a Lambda layer is refused.
+            that tf_keras wrote. No Python code in a file is run: a Lambda layer is refused.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -46,21 +47,34 @@ def load_any(path: str | os.PathLike):
         raise FileNotFoundError(f"no model at {path}; give a .tflite, .h5 or .keras file, or a run's folder")
     if path.suffix == ".tflite":
         return Int8Model(path)
-    if is_weights_file(path):
+    if _is_ours(path):
         spec, precision = read_header(path)
         model = build(spec)
         if precision == "int8":
             model = quantize_aware(model)
         load_weights(model, path, spec=spec, precision=precision)
         return model
+    if _saved_by(path).startswith("3."):
+        raise ValueError(
+            f"{path} was saved by Keras {_saved_by(path)}; TFMOT needs a tf_keras model: build it with `import tf_keras`, "
+            "set its weights and save that"
+        )
+    from tf_keras.src.saving.serialization_lib import SafeModeScope
+
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with SafeModeScope(True):  # load_model's own safe_mode is for .keras files alone
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # each format raises its own
         reason = str(error).strip().partition("\n")[0][:200]
+        if "Lambda layer" in reason:
+            raise _lambda_error(path) from None
         raise ValueError(
             f"{path} is no model that tf_keras can load ({reason}); save it with tf_keras as .keras or .h5"
         ) from None
-    return functional_model(model, "loading")
+    functional_model(model, "loading")
+    if any(type(layer).__name__ == "Lambda" for layer in model.submodules):
+        raise _lambda_error(path)
+    return model
 
 
 def quantize_own(
@@ -107,17 +121,18 @@ def quantize_own(
         raise ValueError(
             f"the model {model.name!r} ends in a softmax; QAT trains on logits: give it without the softmax, or use ptq"
         )
+    costs = {"macs": count_macs(model), "params": count_params(model)}  # raises on a layer that nobody can count
+    calibration = dataset.calibration(recipe.calibration_images)
+    # What the model cannot do shows before anything is written.
+    quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
     folder = Path(out)
     identity = {"family": "own", "method": method, "name": model.name, "weights": _fingerprint(model)}
     claim(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     with Progress(verbose) as progress:
-        quantized = model
-        calibration = dataset.calibration(recipe.calibration_images)
-        if method == "qat":
+        if quantized is not None:
             trainer = Trainer(
                 folder, model.name, dataset, recipe, tuple(callbacks), tf.distribute.get_strategy(), progress
             )
-            quantized = quantize_aware(model, calibration=None if trainer.has_begun("qat") else calibration)
             trainer.fit("qat", quantized)
             content = to_tflite(quantized, labels=dataset.class_names)
         else:
@@ -132,13 +147,37 @@ def quantize_own(
             "dataset": dataset.title,
             "images": {name: len(split) for name, split in splits.items()},
             "accuracy": {name: {k: accuracy(m, split) for k, m in models.items()} for name, split in splits.items()},
-            "macs": count_macs(model),
-            "params": count_params(model),
+            **costs,
             "size_bytes": len(content),
             "operators": sorted(set(models["tflite"].operators)),
         }
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def _is_ours(path) -> bool:
+    try:
+        return is_weights_file(path)
+    except OSError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it from a copy or save the model again") from None
+
+
+def _saved_by(path) -> str:
+    """The version of Keras that a .keras or .h5 file says it was saved by, or ""."""
+    import h5py
+
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                return json.loads(file.read("metadata.json"))["keras_version"]
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("keras_version", "")
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return ""
+
+
+def _lambda_error(path) -> ValueError:
+    return ValueError(f"{path} has a Lambda layer, whose code is not run from a file; replace it by stock layers")
 
 
 def _ends_in_softmax(model) -> bool:

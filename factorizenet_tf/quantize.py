@@ -41,6 +41,10 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
             raise ValueError(
                 f"the layer {layer.name!r} is a model inside the model; TFMOT takes flat ones: build it as one functional model"
             )
+        if isinstance(layer, keras.layers.Lambda):
+            raise ValueError(
+                f"the layer {layer.name!r} is a Lambda, which TFMOT leaves in float; use stock layers in its place"
+            )
     if calibration is not None:
         check_images(calibration, model.input_shape[1:], "calibration")
     quantized = use_native_kernels(_quantize_model(model))

@@ -75,7 +75,7 @@ def test_arguments_out_of_range_are_refused(models, run):
         run.int8_model(threads=0)
     with pytest.raises(ValueError, match="runs is 0"):
         models.int8.latency_ms(runs=0)
-    with pytest.raises(FileNotFoundError, match="no .tflite file"):
+    with pytest.raises(FileNotFoundError, match=r"no \.tflite file"):
         fnet.Int8Model(run.folder / "none.tflite")
 
 
