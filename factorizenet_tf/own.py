@@ -38,7 +38,7 @@ def load_any(path: str | os.PathLike):
 
     Raises:
         FileNotFoundError: there is nothing at the path.
-        ValueError: what is there is damaged or no model.
+        ValueError: what is there is damaged or no image classifier.
     """
     path = Path(path)
     if (path / "model.tflite").is_file():
@@ -74,6 +74,13 @@ def load_any(path: str | os.PathLike):
     functional_model(model, "loading")
     if any(type(layer).__name__ == "Lambda" for layer in model.submodules):
         raise _lambda_error(path)
+    taken, given = model.input_shape, model.output_shape
+    is_classifier = isinstance(taken, tuple) and len(taken) == 4 and isinstance(given, tuple) and len(given) == 2
+    if not is_classifier or None in taken[1:] or taken[3] not in (1, 3):
+        raise ValueError(
+            f"{path} takes {taken} and gives {given}; it must take images (batch, height, width, channels) of a fixed size "
+            "with 1 or 3 channels and give (batch, classes)"
+        )
     return model
 
 

@@ -65,4 +65,4 @@ def make_step(model: keras.Model, recipe: Recipe) -> Step:
     def predict(images):
         return tf.argmax(model(to_float(images), training=False), -1, tf.int32)
 
-    return Step(train, predict, (*model.variables, *optimizer.variables), optimizer)
+    return Step(train, predict, (*model.variables, *optimizer.variables, optimizer.learning_rate), optimizer)

@@ -1,0 +1,32 @@
+"""On real data: whole splits, minutes of training."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import factorizenet_tf as fnet
+
+DATA = os.environ.get("TFDS_DATA_DIR")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (DATA and (Path(DATA) / "cifar10").is_dir()), reason="TFDS_DATA_DIR has no cifar10"),
+]
+
+
+def test_a_short_training_on_cifar10_agrees_in_all_precisions(tmp_path):
+    data = fnet.load_dataset("cifar10")
+    spec = fnet.ModelSpec(2, stages=((2, 2), (2, 2)))
+    recipe = fnet.Recipe(epochs=3, qat_epochs=1)
+    run = fnet.train(spec, data, out=tmp_path / "run", recipe=recipe, verbose=False)
+    accuracies = run.metrics["accuracy"]["test"]
+    assert run.metrics["images"]["test"] == 10_000
+    assert accuracies["float"] > 0.55
+    assert accuracies["qat"] > accuracies["float"] - 0.02
+    assert abs(accuracies["qat"] - accuracies["tflite"]) <= 0.002
+    agreement = run.metrics["agreement"]
+    assert agreement["images"] == 1_000
+    assert agreement["within_1_lsb"] >= 0.999
+    assert agreement["largest_lsb"] <= 3
+    assert agreement["top1"] >= 0.995
+    assert run.metrics["tensor_types"] == ["int32", "int8"]
