@@ -279,12 +279,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
     try:
-        result = app(arguments or ["--help"], standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except typer.Abort:
-        return _fail("interrupted", 130)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except Exception as error:
         if os.environ.get("FACTORIZENET_TRACEBACK"):
             raise
@@ -300,6 +297,9 @@ def main(arguments: list[str] | None = None) -> int:
             PermissionError,
         )
         return _fail(_message(error), 2 if isinstance(error, callers) else 1)
+    if code == 130:  # Typer turns Ctrl-C into this code
+        return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
+    return code
 
 
 def _import_tensorflow():
