@@ -1,6 +1,6 @@
 """Short trainings that settle macro-architecture and recipe before the long ones; validation accuracy only.
 
-    python tuner/short_runs.py --out ~/fnet-runs/short [--only NAME ...]
+    python tuner/short_runs.py --out runs/short [--only NAME ...]
 
 15 float epochs on CIFAR-10 each, 8 to 15 minutes of one core. Trains what is not there yet, killed it goes on, and
 writes every finished run into tuner/results/short_runs.csv. Rows of that file whose variant is not in the table below
@@ -25,13 +25,23 @@ THREE = ((2, 2), (2, 2), (2, 2))
 # name: (spec, changes to the recipe, note)
 VARIANTS = {
     "resnet8": (fnet.baselines.ResNet8(), {}, "the rival"),
-    "resnet8-nocut": (fnet.baselines.ResNet8(), {"cutout": 0.0}, "without cutout"),
-    "two-l2": (fnet.ModelSpec(2, stages=TWO), {}, "two stages"),
-    "two-l6-x1.5": (fnet.ModelSpec(6, width=24, stages=TWO), {}, "two stages, depthwise"),
-    "three-l0": (fnet.ModelSpec(0, stages=THREE), {}, "three stages, regular"),
-    "three-l0.6.7": (fnet.ModelSpec((0, 6, 7), stages=THREE), {}, "three stages, regular where the image is large"),
-    "three-l0.2.7": (fnet.ModelSpec((0, 2, 7), stages=THREE), {}, "three stages, finer by stage"),
-    "three-l7-x1.5": (fnet.ModelSpec(7, width=24, stages=THREE), {}, "three stages, depthwise"),
+    "resnet8-nocut": (fnet.baselines.ResNet8(), {"cutout": 0.0}, "the rival"),
+    "resnet8-nols": (fnet.baselines.ResNet8(), {"cutout": 0.0, "label_smoothing": 0.0}, "the rival"),
+    "two-w16-l2": (fnet.ModelSpec(2, stages=TWO), {}, "linear before the sum: kept"),
+    "two-w16-l0.2": (fnet.ModelSpec((0, 2), stages=TWO), {}, "linear before the sum: kept"),
+    "two-w24-l6": (fnet.ModelSpec(6, width=24, stages=TWO), {}, "linear before the sum: kept"),
+    "two23-w16-l0": (fnet.ModelSpec(0, stages=((2, 2), (3, 2))), {}, ""),
+    "two23-w32-l7": (fnet.ModelSpec(7, width=32, stages=((2, 2), (3, 2))), {}, "linear before the sum: kept"),
+    "two14-w32-l7": (fnet.ModelSpec(7, width=32, stages=((1, 2), (4, 2))), {}, "linear before the sum: kept"),
+    "three-w16-l0": (fnet.ModelSpec(0, stages=THREE), {}, ""),
+    "three-w16-l0.6.7": (fnet.ModelSpec((0, 6, 7), stages=THREE), {}, "linear before the sum: kept"),
+    "three-w16-l0.2.7": (fnet.ModelSpec((0, 2, 7), stages=THREE), {}, "linear before the sum: kept"),
+    "three-w24-l7": (fnet.ModelSpec(7, width=24, stages=THREE), {}, "linear before the sum: kept"),
+    "three331-w16-l0.2.6": (
+        fnet.ModelSpec((0, 2, 6), stages=((3, 2), (3, 2), (1, 2))),
+        {},
+        "linear before the sum: kept",
+    ),
 }
 COLUMNS = ("name", "level", "width", "stages", "recipe", "seed", "epochs", "macs", "val_accuracy", "note")
 
@@ -54,7 +64,7 @@ def main() -> None:
 
 def record(name, spec, changes, seed, run, note) -> None:
     """Put a run's row into the table, in the place of an older one of the same name and seed."""
-    rows = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
+    rows = list(csv.DictReader(RESULTS.read_text().splitlines())) if RESULTS.exists() else []
     row = {
         "name": name,
         "level": ".".join(map(str, spec.levels)) if isinstance(spec, fnet.ModelSpec) else "",
