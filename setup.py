@@ -18,6 +18,7 @@ EXTRAS["test"] = [
     "nbformat>=5",
     "pytest>=8",
     "ruff==0.17.6",
+    "setuptools>=77",
 ]
 
 setup(

@@ -121,6 +121,8 @@ def load_dataset(
         FileNotFoundError: the folder or the prepared data is not there; the message says how to get it.
         ValueError: the name is unknown, a folder is empty, an image is broken (the file is named), arrays do not fit.
     """
+    if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1 or input_shape[2] not in (1, 3)):
+        raise ValueError(f"input_shape is {input_shape}; it must be (height, width, channels) with 1 or 3 channels")
     if isinstance(name, tuple):
         title, classes, train, test = _arrays(name)
     elif name == "digits":
@@ -189,6 +191,10 @@ def _folder(root, shape):
             f"{train_root} has {len(classes)} class folders; it needs one subfolder of images a class, at least 2"
         )
     train = _read_folder(train_root, classes, shape)
+    if has_splits:
+        unknown = sorted({entry.name for entry in (root / "test").iterdir() if entry.is_dir()} - {*classes})
+        if unknown:
+            raise ValueError(f"{root / 'test'} has the classes {', '.join(unknown)}, {train_root} not; make them alike")
     test = _read_folder(root / "test", classes, shape or train.images.shape[1:]) if has_splits else None
     return root.resolve().name, classes, train, test
 
@@ -206,9 +212,13 @@ def _read_folder(root, classes, shape):
         for file in files:
             try:
                 with Image.open(file) as opened:
+                    if opened.mode[0] in "IF":  # PIL would clip, not scale
+                        raise ValueError(f"mode {opened.mode}, more than 8 bits a channel")
                     pixels = np.asarray(opened.convert("L" if shape and shape[2] == 1 else "RGB"))
             except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them on broken files
-                raise ValueError(f"the image {file} is broken ({error}); replace or remove it") from None
+                raise ValueError(
+                    f"the image {file} is broken or no 8-bit one ({error}); replace or remove it"
+                ) from None
             shape = shape or (*pixels.shape[:2], 3)
             images.append(_resized(pixels, shape))
             labels.append(label)

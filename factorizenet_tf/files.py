@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["write_bytes", "write_text", "written_aside"]
+__all__ = ["remove_asides", "write_bytes", "write_text", "written_aside"]
+
+_ASIDE = ".aside-"
 
 
 @contextlib.contextmanager
@@ -20,7 +22,7 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_ASIDE}{path.name}-", suffix=path.suffix)
     os.close(handle)
     aside = Path(name)
     try:
@@ -42,6 +44,12 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, content: str) -> None:
     """Write a whole UTF-8 text file or nothing. Raises OSError as `written_aside` does."""
     write_bytes(path, content.encode())
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what a process left in a folder that was killed while it wrote aside."""
+    for aside in folder.glob(f"{_ASIDE}*"):
+        aside.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -100,12 +100,18 @@ class Int8Model:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The class names kept in the file, or None."""
+        """The class names kept in the file, or None.
+
+        Raises:
+            ValueError: they are damaged.
+        """
         try:
             with zipfile.ZipFile(io.BytesIO(self._content)) as file:
-                return tuple(file.read("labels.txt").decode().split("\n")[:-1])
+                return tuple(file.read("labels.txt").decode().removesuffix("\n").split("\n"))
         except (zipfile.BadZipFile, KeyError):
             return None
+        except (RuntimeError, ValueError) as error:  # an archive that is there and cannot be read
+            raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
 
     def predict(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
         """Logits float32 (n, classes) of images uint8 (n, height, width, channels).

@@ -59,6 +59,12 @@ class Trainer:
         """Whether the checkpoint is of this phase."""
         return self.checkpoint is not None and self.checkpoint.phase == phase
 
+    def _kept(self) -> str:
+        if not self.history:
+            return "no epoch was finished"
+        last = self.history[-1]
+        return f"{last['phase']} epoch {last['epoch']} stays in {self.folder / CHECKPOINT_FILE}"
+
     def fit(self, phase: str, model: keras.Model) -> None:
         """Train a model to the end of "float" or "qat", from the checkpoint where it is of this phase.
 
@@ -98,8 +104,8 @@ class Trainer:
                 loss, hit = (float(v) for v in compiled(images, labels, rate, seed))
                 if not math.isfinite(loss):
                     raise NanLossError(
-                        f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}; epoch {epoch} stays in "
-                        f"{self.folder / 'checkpoint.npz'}: use a lower learning rate in a new folder"
+                        f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}; {self._kept()}: "
+                        "use a lower learning rate in a new folder"
                     )
                 losses.append(loss)
                 hits.append(hit)

@@ -52,8 +52,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        types = {field.name: field.type for field in dataclasses.fields(self)}
         for name, low, high in _RANGES:
             value = getattr(self, name)
+            if types[name] == "int" and not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}; it must be an int from {low} to {high}")
             if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}; it must be from {low} to {high}")
 

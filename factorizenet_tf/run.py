@@ -11,7 +11,7 @@ import numpy as np
 
 from .checkpoint import CHECKPOINT_FILE, read_checkpoint
 from .data import Dataset
-from .files import write_text
+from .files import remove_asides, write_text
 from .int8 import Int8Model
 from .recipe import Recipe, recipe_from_json
 from .spec import ModelSpec, spec_from_json
@@ -99,6 +99,7 @@ def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str) -> Non
         "recipe.json": recipe.to_json(),
         "dataset.json": json.dumps(_identity(dataset), indent=2) + "\n",
     }
+    remove_asides(folder)
     present = {name for name in texts if (folder / name).exists()}
     if not present and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")

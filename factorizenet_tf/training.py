@@ -130,7 +130,7 @@ def _float_phase(trainer, spec):
     path = trainer.folder / "float.h5"
     with trainer.strategy.scope():
         model = build(spec)
-    if path.exists():
+    if path.exists() and trainer.checkpoint:  # without a checkpoint the run starts anew, its history too
         load_weights(model, path, spec=spec)
     else:
         trainer.fit("float", model)
@@ -140,12 +140,12 @@ def _float_phase(trainer, spec):
 
 def _qat_phase(trainer, spec, float_model):
     path = trainer.folder / "qat.h5"
-    begun = path.exists() or trainer.has_begun("qat")
+    begun = trainer.has_begun("qat")
     calibration = None if begun else trainer.dataset.calibration(trainer.recipe.calibration_images)
     trainer.progress.say("inserting fake quantization")
     with trainer.strategy.scope():
         model = quantize_aware(float_model, calibration=calibration)
-    if path.exists():
+    if path.exists() and begun:
         load_weights(model, path, spec=spec, precision="int8")
     else:
         trainer.fit("qat", model)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
-from .files import written_aside
+from .files import write_bytes
 from .spec import ModelSpec, spec_from_json
 
 __all__ = ["is_weights_file", "load_weights", "read_header", "save_weights"]
@@ -21,12 +22,14 @@ def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> Non
         precision: "float" or "int8" (quantization-aware weights).
     """
     import h5py
+    from tf_keras.src.saving.legacy.hdf5_format import save_weights_to_hdf5_group
 
-    with written_aside(path) as aside:
-        model.save_weights(aside, save_format="h5")
-        with h5py.File(aside, "a") as file:
-            file.attrs["factorizenet_spec"] = spec.to_json()
-            file.attrs["factorizenet_precision"] = precision
+    content = io.BytesIO()  # on a full disk HDF5 itself crashes the process
+    with h5py.File(content, "w") as file:
+        save_weights_to_hdf5_group(file, model)
+        file.attrs["factorizenet_spec"] = spec.to_json()
+        file.attrs["factorizenet_precision"] = precision
+    write_bytes(path, content.getvalue())
 
 
 def is_weights_file(path: str | os.PathLike) -> bool:

@@ -23,7 +23,7 @@ def spec():
 
 @pytest.fixture(scope="session")
 def recipe():
-    return fnet.recipe_for("digits", epochs=6, qat_epochs=1, calibration_images=128)
+    return fnet.recipe_for("digits", epochs=6, qat_epochs=2, calibration_images=128)
 
 
 @pytest.fixture(scope="session")

@@ -54,10 +54,23 @@ def test_cutout_zeroes_one_square_that_may_leave_the_image():
     assert rows.min() >= 2
 
 
-def test_xla_compiles_it_to_the_same_images(noise):
-    recipe, images = fnet.Recipe(), noise(4)
-    compiled = tf.function(lambda x, seed: augment(x, seed, recipe), jit_compile=True)(
-        tf.constant(images), tf.constant([1, 2])
-    )
-    assert compiled.shape == (4, 16, 16, 1)
-    assert 0 <= compiled.numpy().min() <= compiled.numpy().max() <= 1
+def compiled(recipe):
+    return tf.function(lambda images, seed: augment(images, seed, recipe), jit_compile=True)
+
+
+def test_xla_compiles_crops_to_the_same_images(noise):
+    recipe, images, seed = fnet.Recipe(flip=False, cutout=0.0), tf.constant(noise(16)), tf.constant([1, 2])
+    result = compiled(recipe)(images, seed)
+    np.testing.assert_array_equal(result, augment(images, seed, recipe))
+    assert (result.numpy() != to_float(images).numpy()).any()
+
+
+def test_xla_compiles_flips_and_cutouts_that_a_seed_fixes():
+    images = tf.fill((64, 16, 16, 1), tf.constant(255, tf.uint8)).numpy()
+    images[:, :, 8:] = 51  # mirrored images are darker on the left
+    function = compiled(fnet.Recipe(crop_padding=0.0, cutout=0.25))  # XLA's random floats are others than TensorFlow's
+    first, again, other = (function(images, tf.constant(seed)).numpy() for seed in ([1, 2], [1, 2], [1, 3]))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert 16 < (first[:, :, :8] == np.float32(0.2)).any((1, 2, 3)).sum() < 48
+    assert (first == 0).any((1, 2, 3)).all()

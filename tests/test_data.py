@@ -93,6 +93,35 @@ def test_a_broken_image_is_named(tmp_path):
         fnet.load_dataset(tmp_path)
 
 
+def test_a_half_read_jpeg_is_named_too(tmp_path):
+    write_images(tmp_path, size=(64, 64))
+    whole = tmp_path / "whole.jpg"
+    Image.open(tmp_path / "cat" / "0.png").save(whole)
+    (tmp_path / "cat" / "half.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"cat/half\.jpg is broken .*truncated"):
+        fnet.load_dataset(tmp_path)
+
+
+def test_an_image_of_16_bits_is_refused_and_not_clipped(tmp_path):
+    write_images(tmp_path)
+    Image.fromarray(np.full((7, 9), 40_000, np.uint16)).save(tmp_path / "cat" / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png is broken or no 8-bit one \(mode I;16"):
+        fnet.load_dataset(tmp_path)
+
+
+def test_a_class_that_only_the_test_folder_has_is_named(tmp_path):
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test", classes=("cat", "dog", "emu"))
+    with pytest.raises(ValueError, match="test has the classes emu"):
+        fnet.load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 2), (0, 16, 3)])
+def test_an_input_shape_that_images_cannot_have_is_refused(shape):
+    with pytest.raises(ValueError, match=r"input_shape is .*\(height, width, channels\)"):
+        fnet.load_dataset("digits", input_shape=shape)
+
+
 def test_grey_becomes_rgb_and_rgb_grey():
     grey = np.full((8, 4, 4, 1), 90, np.uint8)
     labels = np.arange(8) % 2
@@ -153,6 +182,33 @@ def test_a_set_that_is_not_on_disk_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_is_offline", lambda: True)
     with pytest.raises(FileNotFoundError, match="there is no network; run `tfds build mnist`"):
         fnet.load_dataset("mnist", data_dir=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    """TFDS's own test set of MNIST's form, prepared without a network."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.testing.DummyMnist(data_dir=folder).download_and_prepare()
+    return folder
+
+
+def test_a_tfds_set_on_disk_is_read_without_a_network(tfds_folder, monkeypatch):
+    monkeypatch.setattr(data, "_is_offline", lambda: True)
+    own = fnet.load_dataset("dummy_mnist", data_dir=tfds_folder)
+    assert own.image_shape == (28, 28, 1)
+    assert (len(own.train), len(own.validation), len(own.test)) == (18, 2, 20)
+    assert own.class_names == tuple("0123456789")
+    resized = fnet.load_dataset("dummy_mnist", input_shape=(32, 32, 3), data_dir=tfds_folder)
+    assert resized.image_shape == (32, 32, 3)
+    np.testing.assert_array_equal(resized.test.labels, own.test.labels)
+
+
+def test_a_set_too_large_for_the_memory_is_refused_before_it_is_read(tfds_folder, monkeypatch):
+    monkeypatch.setattr(data, "BYTES_MOST", 40 * 28 * 28 - 1)
+    with pytest.raises(ValueError, match=r"'dummy_mnist' at \(28, 28, 1\) would take .* use a smaller input_shape"):
+        fnet.load_dataset("dummy_mnist", data_dir=tfds_folder)
 
 
 @cifar10

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf import evaluation
 from factorizenet_tf.evaluation import logits
 
 
@@ -21,8 +24,8 @@ def test_labels_beyond_the_models_classes_are_refused(models, digits):
 
 def test_the_int8_file_agrees_with_the_quantization_aware_model(models, digits):
     result = fnet.agreement(models.qat, models.int8, digits.test.images)
-    # Barely trained residual nets are 2 LSB off on one logit in a thousand; trained ones are held to 99.9 % elsewhere.
-    assert result.within_1_lsb >= 0.998
+    # Rounding ties that fall otherwise are amplified by residual sums, so not every logit is within 1 LSB.
+    assert result.within_1_lsb >= 0.99
     assert result.largest_lsb <= 3
     assert result.top1 >= 0.99  # one image of 359 may be a tie
     assert result.images == len(digits.test)
@@ -40,3 +43,25 @@ def test_agreement_sees_a_difference(models, digits):
     result = fnet.agreement(models.qat, other, digits.test.images[:100])
     assert result.top1 < 0.9
     assert result.largest_lsb > 3
+
+
+def test_agreement_is_counted_in_steps_of_the_output_scale(monkeypatch):
+    # Scale 0.5, zero point 10: logits 1.0 and 2.0 are 12 and 14; 100 is clipped to 127.
+    expected = np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 100.0], [3.0, 0.0]], np.float32)
+    quantized = np.array([[12, 15], [14, 14], [10, 127], [10, 13]], np.int8)  # off by 0, 1, 2, 0, 0, 0, 6, 3
+    monkeypatch.setattr(evaluation, "logits", lambda model, images: expected)
+    int8_model = SimpleNamespace(output_quantization=(0.5, 10), predict_quantized=lambda images: quantized)
+    result = fnet.agreement(None, int8_model, np.zeros((4, 1, 1, 1), np.uint8))
+    assert result == fnet.Agreement(top1=0.5, within_1_lsb=5 / 8, largest_lsb=6, images=4)
+
+
+def test_images_that_fill_several_chunks_give_the_same_logits(models, digits, monkeypatch):
+    expected = logits(models.float, digits.test.images[:50])
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    np.testing.assert_allclose(logits(models.float, digits.test.images[:50]), expected, atol=1e-5)
+
+
+def test_images_of_another_size_are_refused(models, noise):
+    for model in (models.float, models.int8):
+        with pytest.raises(ValueError, match=r"the model takes \(16, 16, 1\)"):
+            fnet.accuracy(model, fnet.Split(noise(2, (8, 8, 1)), np.zeros(2, np.int32)))

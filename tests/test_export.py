@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
+import factorizenet_tf as fnet
 from factorizenet_tf.export import export_saved_model, export_tflite
 
 
@@ -34,3 +38,40 @@ def test_sources_that_cannot_be_exported_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         export_tflite(tmp_path / "bad.tflite", tmp_path / "copy.tflite")
     assert not (tmp_path / "copy.tflite").exists()
+
+
+def test_a_saved_model_of_unchanged_grouped_convolutions_would_have_xla(models, tmp_path):
+    stock = tf_keras.models.clone_model(models.float)
+    tf.saved_model.save(stock, str(tmp_path / "stock"))
+    assert b"XlaMustCompile" in (tmp_path / "stock" / "saved_model.pb").read_bytes()
+
+
+def test_an_exported_folder_takes_any_batch_and_has_the_named_signature(run, tmp_path):
+    export_saved_model(run.folder, tmp_path / "sm")
+    served = tf.saved_model.load(str(tmp_path / "sm")).signatures["serving_default"]
+    image = served.structured_input_signature[1]["image"]
+    assert (image.shape.as_list(), image.dtype) == ([None, 16, 16, 1], tf.float32)
+    for batch in (1, 3):
+        assert served(image=tf.zeros((batch, 16, 16, 1)))["logits"].shape == (batch, 10)
+
+
+def test_a_save_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def fail(module, folder, signatures):
+        Path(folder).mkdir()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        export_saved_model(run.folder, tmp_path / "sm")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_qat_weights_export_to_what_the_run_has_and_float_ones_are_refused(run, digits, tmp_path):
+    written = export_tflite(run.folder / "qat.h5", tmp_path / "qat.tflite")
+    assert written == (tmp_path / "qat.tflite").stat().st_size
+    again = fnet.Int8Model(tmp_path / "qat.tflite")
+    expected = run.int8_model().predict_quantized(digits.test.images)
+    np.testing.assert_array_equal(again.predict_quantized(digits.test.images), expected)
+    with pytest.raises(ValueError, match=r"is a float model; `factorizenet quantize` makes it int8"):
+        export_tflite(run.folder / "float.h5", tmp_path / "float.tflite")
+    assert not (tmp_path / "float.tflite").exists()

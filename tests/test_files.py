@@ -1,12 +1,14 @@
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from factorizenet_tf.checkpoint import read_checkpoint, write_checkpoint
-from factorizenet_tf.files import write_bytes, written_aside
+from factorizenet_tf.files import remove_asides, write_bytes, written_aside
 
 
 def full_disk(*_):
@@ -75,3 +77,74 @@ def test_a_truncated_or_damaged_checkpoint_says_what_to_do(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"c\.npz is damaged .* delete it"):
             read_checkpoint(path)
+
+
+def test_what_a_killed_process_left_aside_is_removed_and_nothing_else(tmp_path):
+    write_bytes(tmp_path / "a.bin", b"abc")
+    (tmp_path / ".own").write_text("")
+    code = f"""
+import os, sys
+from factorizenet_tf.files import written_aside
+with written_aside({str(tmp_path / "b.bin")!r}) as aside:
+    aside.write_bytes(b"half")
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(os.listdir(tmp_path)) == 3
+    remove_asides(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".own", "a.bin"]
+
+
+def test_one_changed_byte_of_a_checkpoint_is_harmless_or_reported(tmp_path):
+    path = tmp_path / "c.npz"
+    variables = [tf.Variable(np.arange(8, dtype=np.float32)), tf.Variable(3, dtype=tf.int64)]
+    write_checkpoint(path, phase="float", epoch=1, history=[], variables=variables)
+    whole = path.read_bytes()
+    reported = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError:
+            reported += 1
+        else:
+            assert checkpoint.epoch == 1
+            np.testing.assert_array_equal(checkpoint.arrays[0], np.arange(8))
+    assert reported > len(whole) // 2
+
+
+def test_weights_and_checkpoint_that_outgrow_the_disk_leave_the_old_ones(tmp_path):
+    code = """
+import os, pathlib, resource, sys
+import factorizenet_tf as fnet
+from factorizenet_tf.checkpoint import write_checkpoint
+from factorizenet_tf.weights import load_weights, save_weights
+
+folder = pathlib.Path(sys.argv[1])
+spec = fnet.ModelSpec(1, width=8, stages=((1, 2),))
+model = fnet.build(spec)
+
+def write():
+    save_weights(model, folder / "float.h5", spec=spec, precision="float")
+
+def write_state():
+    write_checkpoint(folder / "c.npz", phase="float", epoch=1, history=[], variables=model.variables)
+
+write(), write_state()
+before = {path.name: path.read_bytes() for path in folder.iterdir()}
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+for attempt in (write, write_state):
+    try:
+        attempt()
+    except OSError as error:
+        print(error)
+assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+load_weights(model, folder / "float.h5", spec=spec)
+"""
+    if sys.platform == "win32":
+        pytest.skip("there are no limits of a file's size to stand for a full disk")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("File too large") == 2

@@ -12,6 +12,13 @@ from factorizenet_tf import grouped
 SPEC = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
 
 
+def gradients(model, x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(model(x)))
+    names = [layer.name for layer in SPEC.plan() if layer.groups > 1]
+    return tape.gradient(loss, [model.get_layer(name).kernel for name in names])
+
+
 def native(layer):
     return "_jit_compiled_convolution_op" in vars(layer)
 
@@ -46,6 +53,8 @@ def test_the_native_kernel_gives_the_numbers_of_the_stock_path(noise):
     stock.set_weights(model.get_weights())
     x = noise(4) / np.float32(255)
     np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
+    for ours, theirs in zip(gradients(model, x), gradients(stock, x)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
 
 
 def test_no_function_of_ours_must_be_compiled_by_xla():

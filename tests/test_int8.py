@@ -1,9 +1,12 @@
+import io
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 import factorizenet_tf as fnet
 
@@ -93,6 +96,76 @@ def test_a_float_tflite_is_refused(models):
     content = tf.lite.TFLiteConverter.from_concrete_functions([function], models.float).convert()
     with pytest.raises(ValueError, match="takes float32 and gives float32; it must be int8"):
         fnet.Int8Model(content)
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """A dense layer converted by TensorFlow alone, its input's range -1..3."""
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [tf.function(lambda x: model(x)).get_concrete_function(tf.TensorSpec((1, 4, 4, 1)))], model
+    )
+    ramp = np.linspace(-1, 3, 16, dtype=np.float32).reshape(1, 4, 4, 1)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: [[ramp]]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    return model, converter.convert()
+
+
+def test_a_file_of_others_with_another_input_scale_is_given_its_own_integers(foreign, noise):
+    model, content = foreign
+    int8 = fnet.Int8Model(content)
+    scale, zero_point = int8.input_quantization
+    assert scale == pytest.approx(4 / 255)
+    images = noise(20, (4, 4, 1))
+    expected = np.round(images / 255 / scale) + zero_point
+    np.testing.assert_allclose(int8._quantized(images), expected, atol=1)  # ties
+    np.testing.assert_allclose(int8.predict(images), model(images / np.float32(255)), atol=0.1)
+
+
+def archive(names, text):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as opened:
+        for name in names:
+            opened.writestr(name, text)
+    return file.getvalue()
+
+
+def test_labels_of_any_script_survive_and_those_of_others_are_read(models, foreign):
+    names = ["čeština", "日本", "a b", "", *"456789"]
+    assert fnet.Int8Model(fnet.to_tflite(models.qat, labels=names)).labels == tuple(names)
+    content = foreign[1]
+    assert fnet.Int8Model(content + archive(["labels.txt"], "a\nb\nc")).labels == ("a", "b", "c")
+    assert fnet.Int8Model(content + archive(["other.txt"], "a\nb\nc\n")).labels is None
+    with pytest.raises(ValueError, match="labels in the given bytes are damaged"):
+        _ = fnet.Int8Model(content + archive(["labels.txt"], b"\xff\xfe")).labels
+    damaged = archive(["labels.txt"], "a\nb\nc").replace(b"a\nb", b"a\nB")
+    with pytest.raises(ValueError, match="labels in the given bytes are damaged"):
+        _ = fnet.Int8Model(content + damaged).labels
+
+
+def test_changed_bytes_are_refused_or_predicted_with_and_crash_nothing(run):
+    code = f"""
+import numpy as np, factorizenet_tf as fnet
+content = open({str(run.folder / "model.tflite")!r}, "rb").read()
+random = np.random.default_rng(0)
+refused = 0
+for i in range(80):
+    damaged = bytearray(content)
+    for place in random.integers(0, len(content) if i % 2 else 4000, 1 + i % 3):
+        damaged[place] ^= int(random.integers(1, 256))
+    try:
+        model = fnet.Int8Model(bytes(damaged))
+        model.predict(np.zeros((2, *model.input_shape), np.uint8))
+        model.labels
+    except ValueError:
+        refused += 1
+print(refused)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-500:]
+    assert int(result.stdout.split()[-1]) >= 8
 
 
 def test_truncated_files_are_refused_and_crash_nothing(run):

@@ -37,17 +37,31 @@ def test_a_pointwise_convolution_before_a_sum_is_linear_and_every_other_has_relu
     } == convolutions - without
 
 
-def test_a_grouped_convolution_is_a_dense_one_with_a_block_diagonal_kernel():
-    grouped = fnet.build(fnet.ModelSpec(1, width=8, stages=STAGES)).get_layer("stage1_block2_spatial")
-    kernel = grouped.get_weights()[0]  # (3, 3, 8, 16): two groups of 8 in, 8 out
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_grouped_convolution_is_a_dense_one_with_a_block_diagonal_kernel(level):
+    grouped = fnet.build(fnet.ModelSpec(level, width=8, stages=STAGES)).get_layer("stage1_block2_spatial")
+    kernel = grouped.get_weights()[0]
+    side = 16 // 2**level  # channels a group, in and out
+    assert kernel.shape == (3, 3, side, 16)
     dense = np.zeros((3, 3, 16, 16), np.float32)
-    for group in range(2):
-        dense[:, :, 8 * group :][:, :, :8, 8 * group : 8 * group + 8] = kernel[..., 8 * group : 8 * group + 8]
+    for start in range(0, 16, side):
+        block = slice(start, start + side)
+        dense[:, :, block, block] = kernel[..., block]
+    assert_alike(grouped, dense)
+
+
+def test_a_depthwise_convolution_is_a_dense_one_with_a_diagonal_kernel():
+    depthwise = fnet.build(fnet.ModelSpec(4, width=8, stages=STAGES)).get_layer("stage1_block2_spatial")
+    kernel = depthwise.get_weights()[0]  # (3, 3, 16, 1)
+    assert_alike(depthwise, kernel * np.eye(16, dtype=np.float32))
+
+
+def assert_alike(layer, dense_kernel):
     x = np.random.default_rng(0).normal(size=(2, 5, 5, 16)).astype(np.float32)
-    layer = keras.layers.Conv2D(16, 3, padding="same", use_bias=False)
-    layer.build(x.shape)
-    layer.set_weights([dense])
-    np.testing.assert_allclose(grouped(x), layer(x), atol=1e-5)
+    dense = keras.layers.Conv2D(16, 3, padding="same", use_bias=False)
+    dense.build(x.shape)
+    dense.set_weights([dense_kernel])
+    np.testing.assert_allclose(layer(x), dense(x), atol=1e-5)
 
 
 def test_factorizenet_loads_the_weights_of_a_path(tmp_path):

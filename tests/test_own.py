@@ -12,17 +12,17 @@ from factorizenet_tf.quantize import is_quantize_aware
 LABELS = tuple("0123456789")
 
 
-def net(*, activation=None, name="mine"):
+def net(pool=None, activation=None):
     return keras.Sequential(
         [
             keras.Input((16, 16, 1)),
             keras.layers.Conv2D(8, 3, strides=2),
             keras.layers.BatchNormalization(),
             keras.layers.ReLU(),
-            keras.layers.GlobalAveragePooling2D(),
+            pool or keras.layers.GlobalAveragePooling2D(),
             keras.layers.Dense(10, activation=activation),
         ],
-        name=name,
+        name="mine",
     )
 
 
@@ -66,7 +66,7 @@ def test_a_model_of_ones_own_is_loaded_with_its_weights(tmp_path, noise, name):
 
 def test_a_lambda_layer_inside_a_nested_model_is_refused_and_its_code_not_run(tmp_path):
     mark = tmp_path / "code-was-run"
-    code = keras.layers.Lambda(lambda x, path=str(mark): [open(path, "w").close(), x][1])  # noqa: SIM115
+    code = keras.layers.Lambda(lambda x, path=str(mark): [open(path, "w").close(), x][1])
     inner = keras.Sequential([keras.Input((16, 16, 1)), code])
     assert mark.exists()
     keras.Sequential([keras.Input((16, 16, 1)), inner, keras.layers.Flatten(), keras.layers.Dense(10)]).save(
@@ -132,19 +132,21 @@ def test_a_model_of_two_inputs_or_of_no_classes_is_no_image_classifier(tmp_path)
 # Quantizing
 
 
-def test_qat_learns_and_its_tflite_agrees_with_what_was_measured(digits, once, tmp_path):
-    model = net()
+def test_qat_learns_and_its_tflite_agrees_with_what_was_measured(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", qat_epochs=4, qat_learning_rate=0.05, calibration_images=64)
+    keras.utils.set_random_seed(0)
+    model = net(keras.layers.Flatten())
     before = model.get_weights()
-    metrics = quantize_own(model, digits, out=tmp_path / "out", recipe=once, verbose=False)
+    metrics = quantize_own(model, digits, out=tmp_path / "out", recipe=recipe, verbose=False)
     for a, b in zip(before, model.get_weights()):
         np.testing.assert_array_equal(a, b)
     test = metrics["accuracy"]["test"]
-    assert test["tflite"] > test["float"] + 0.05  # the float model is untrained
+    assert test["tflite"] > test["float"] + 0.1  # the float model is untrained
     int8 = fnet.Int8Model(tmp_path / "out" / "model.tflite")
     assert fnet.accuracy(int8, digits.test) == test["tflite"]
     assert int8.labels == LABELS
     assert (int8.input_quantization[0], int8.input_quantization[1]) == (pytest.approx(1 / 255), -128)
-    assert metrics["macs"] == 9 * 8 * 49 + 80  # 3x3 from 1 to 8 channels at 7x7, a dense layer from 8 to 10
+    assert metrics["macs"] == 9 * 8 * 49 + 8 * 49 * 10  # 3x3 from 1 to 8 channels at 7x7, then a dense layer
     assert metrics["params"] == fnet.count_params(model)
     assert metrics["operators"] == sorted(set(int8.operators))
     assert int8.tensor_types <= {"int8", "int32"}
@@ -152,9 +154,7 @@ def test_qat_learns_and_its_tflite_agrees_with_what_was_measured(digits, once, t
 
 def test_ptq_keeps_the_models_accuracy_and_per_tensor_has_one_scale_a_tensor(models, digits, once, tmp_path):
     for method in ("ptq", "ptq-per-tensor"):
-        metrics = quantize_own(
-            models.float, digits, out=tmp_path / method, method=method, recipe=once, verbose=False
-        )
+        metrics = quantize_own(models.float, digits, out=tmp_path / method, method=method, recipe=once, verbose=False)
         accuracy = metrics["accuracy"]["test"]
         assert accuracy["float"] == fnet.accuracy(models.float, digits.test)
         assert accuracy["tflite"] == pytest.approx(accuracy["float"], abs=0.03)
@@ -163,10 +163,9 @@ def test_ptq_keeps_the_models_accuracy_and_per_tensor_has_one_scale_a_tensor(mod
 
 
 def test_a_softmax_is_quantized_after_training_but_not_trained(digits, once, tmp_path):
-    for model in (
-        net(activation="softmax"),
-        keras.Sequential([net(), keras.layers.Softmax()], name="apart"),
-    ):
+    float_model = net()
+    apart = keras.Model(float_model.inputs, keras.layers.Softmax()(float_model.outputs[0]))
+    for model in (net(activation="softmax"), apart):
         with pytest.raises(ValueError, match="ends in a softmax; QAT trains on logits"):
             quantize_own(model, digits, out=tmp_path / "out", recipe=once, verbose=False)
     assert not (tmp_path / "out").exists()
@@ -193,7 +192,8 @@ def test_qat_killed_between_epochs_continues_with_a_whole_history(digits, tmp_pa
     assert (out / "history.csv").read_text().count("\n") == 4
     straight = quantize_own(model, digits, out=tmp_path / "straight", recipe=recipe, verbose=False)
     assert killed["accuracy"] == straight["accuracy"]
-    assert (out / "model.tflite").read_bytes() == (tmp_path / "straight" / "model.tflite").read_bytes()
+    both = (fnet.Int8Model(folder / "model.tflite") for folder in (out, tmp_path / "straight"))
+    np.testing.assert_array_equal(*(int8.predict_quantized(digits.test.images) for int8 in both))
 
 
 def test_a_folder_of_another_model_or_method_is_refused_and_left_as_it_was(digits, once, tmp_path):

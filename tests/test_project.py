@@ -1,10 +1,8 @@
 import csv
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import nbclient
@@ -37,49 +35,6 @@ def test_only_the_package_is_a_package():
     assert "[project]" not in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_wheel_has_the_package_and_the_zoo_and_works_elsewhere(tmp_path):
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "--wheel-dir",
-        tmp_path,
-        ROOT,
-    ]
-    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"factorizenet_tf/py.typed", "factorizenet_tf/_zoo/index.json", "factorizenet_tf/cli.py"} <= set(names)
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"factorizenet_tf"}
-    assert not [name for name in names if "_zoo" in name and name.endswith(".py")]
-    target = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(target)
-    code = "import factorizenet_tf as f; print(f.__file__, f.__version__, f.count_macs(f.ModelSpec(2)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.startswith(str(target))
-    requirements = importlib.metadata.requires("factorizenet_tf")
-    needed = {re.split(r"[><=; ]", line)[0] for line in requirements if "extra ==" not in line}
-    users = {"tensorflow", "tensorflow-model-optimization", "keras-tuner", "tensorflow-datasets"}
-    assert users | {"tf_keras", "ai-edge-litert"} <= needed
-    assert set(importlib.metadata.metadata("factorizenet_tf").get_all("Provides-Extra")) == {
-        "report",
-        "serve",
-        "micro",
-        "test",
-    }
-
-
 def test_each_command_of_the_readme_exists():
     from factorizenet_tf.cli import app
 
@@ -109,3 +64,16 @@ def test_the_levels_script_compares_precisions_and_continues(tmp_path):
     assert {"float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite"} <= set(rows[0])
     assert (tmp_path / "levels.png").read_bytes().startswith(b"\x89PNG")
     assert fnet.Int8Model(tmp_path / f"{rows[0]['name']}-int8.tflite").num_classes == 10
+
+
+def test_each_option_of_the_readmes_commands_exists():
+    import typer
+
+    from factorizenet_tf.cli import app
+
+    commands = typer.main.get_command(app).commands
+    lines = re.findall(r"^(?:\w+=\S+ )*factorizenet (\w+) ([^#\n]*)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    used = {(name, option) for name, rest in lines for option in re.findall(r"--[\w-]+", rest)}
+    assert ("train", "--out") in used
+    known = {(name, option) for name, command in commands.items() for p in command.params for option in p.opts}
+    assert used <= known

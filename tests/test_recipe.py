@@ -42,6 +42,8 @@ def test_digits_are_not_mirrored_and_changes_win():
         ("momentum", 2),
         ("seed", -1),
         ("cutout", "x"),
+        ("epochs", 2.5),
+        ("batch_size", 64.0),
     ],
 )
 def test_a_number_out_of_range_is_named(name, value):

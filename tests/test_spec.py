@@ -43,6 +43,29 @@ def test_specs_that_build_the_same_net_are_equal_and_have_one_name():
     assert fnet.ModelSpec((1, 2, 4), stages=METHOD_STAGES) != uniform
 
 
+@pytest.mark.parametrize(
+    ("width", "stages"), [(8, ((1, 2), (2, 2))), (24, ((2, 1), (1, 2))), (8, ((1, 1), (1, 1), (2, 2)))]
+)
+def test_specs_are_equal_where_their_plans_are_and_nowhere_else(width, stages):
+    last = fnet.max_level(fnet.ModelSpec(0, width=width, stages=stages))
+    levels = [*range(last + 1), *itertools.product(range(last + 1), repeat=len(stages))]
+    specs = [fnet.ModelSpec(level, width=width, stages=stages) for level in levels]
+    for a, b in itertools.combinations(specs, 2):
+        assert (a == b) == (a.plan() == b.plan()) == (hash(a) == hash(b))
+        assert (a.name == b.name) == (a == b)
+
+
+def test_the_last_level_is_that_of_the_widest_convolution_that_is_factorized():
+    def last(width, *stages):
+        return fnet.max_level(fnet.ModelSpec(0, width=width, stages=stages))
+
+    assert last(16, (1, 1)) == 4  # 2**4 groups of 16 channels
+    assert last(16, (1, 2)) == 4  # the block's 3x3 still sees 16 channels
+    assert last(16, (2, 2)) == 5
+    assert last(24, (1, 1)) == 4  # 2, 4, 8, then 24
+    assert last(16, *METHOD_STAGES) == 6
+
+
 def test_the_name_has_level_and_width():
     assert fnet.ModelSpec(2).name == "fnet-l2"
     assert fnet.ModelSpec((1, 2, 4), width=32, stages=METHOD_STAGES).name == "fnet-l1.2.4-x2"
@@ -83,6 +106,7 @@ def test_json_that_is_no_spec_is_refused(text):
         ({"level": 9}, "level is 9; .* from 0 .* to 6"),
         ({"level": (1, 2)}, "2 entries; there are 3 stages"),
         ({"level": (1, 2, 9)}, "level is 9"),
+        ({"level": (1, -1, 2)}, "level is -1"),
         ({"width": 12}, "width is 12; .* multiple of 8"),
         ({"width": 0}, "width is 0"),
         ({"input_shape": (2, 32, 3)}, "2x32 is smaller than the strides' product 4"),

@@ -62,6 +62,15 @@ def test_the_same_model_gives_the_same_bytes(models):
     assert fnet.to_tflite(models.qat, labels="0123456789") == fnet.to_tflite(models.qat, labels="0123456789")
 
 
+def test_the_cost_table_has_the_bytes_of_the_file(models, spec):
+    plain = models.int8._plain()
+    sizes = {t["index"]: np.dtype(t["dtype"]).itemsize * int(np.prod(t["shape"])) for t in plain.get_tensor_details()}
+    operators = [op for op in plain._get_ops_details() if op["op_name"] in ("CONV_2D", "FULLY_CONNECTED")]
+    table = fnet.cost_table(spec)
+    assert [sizes[op["inputs"][1]] + sizes[op["inputs"][2]] for op in operators] == table.weight_bytes.tolist()
+    assert [sizes[op["outputs"][0]] for op in operators] == table.activation_bytes.tolist()
+
+
 def test_a_users_own_model_converts_too(digits):
     layers = keras.layers
     own = keras.Sequential(
