@@ -40,10 +40,13 @@ def test_sources_that_cannot_be_exported_are_refused(run, tmp_path):
     assert not (tmp_path / "copy.tflite").exists()
 
 
-def test_a_saved_model_of_unchanged_grouped_convolutions_would_have_xla(models, tmp_path):
+def test_grouped_convolutions_of_ones_own_model_are_exported_without_xla_which_saving_it_would_keep(models, tmp_path):
     stock = tf_keras.models.clone_model(models.float)
+    stock.save(tmp_path / "own.keras")
     tf.saved_model.save(stock, str(tmp_path / "stock"))
     assert b"XlaMustCompile" in (tmp_path / "stock" / "saved_model.pb").read_bytes()
+    export_saved_model(tmp_path / "own.keras", tmp_path / "sm")
+    assert b"XlaMustCompile" not in (tmp_path / "sm" / "saved_model.pb").read_bytes()
 
 
 def test_an_exported_folder_takes_any_batch_and_has_the_named_signature(run, tmp_path):
