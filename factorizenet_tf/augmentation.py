@@ -18,7 +18,7 @@ def augment(images, seed, recipe: Recipe):
 
     Args:
         images: uint8 (batch, height, width, channels), static shape.
-        seed: int32 (2,); the same seed gives the same crops.
+        seed: int32 (2,); the same seed gives the same crops (under XLA others, the same each time).
         recipe: `crop_padding`, `flip` and `cutout` are read.
 
     Returns:

@@ -105,12 +105,15 @@ class Int8Model:
         Raises:
             ValueError: they are damaged.
         """
-        try:
-            with zipfile.ZipFile(io.BytesIO(self._content)) as file:
-                return tuple(file.read("labels.txt").decode().removesuffix("\n").split("\n"))
-        except (zipfile.BadZipFile, KeyError):
+        content = io.BytesIO(self._content)
+        if not zipfile.is_zipfile(content):
             return None
-        except (RuntimeError, ValueError) as error:  # an archive that is there and cannot be read
+        try:
+            with zipfile.ZipFile(content) as file:
+                if "labels.txt" not in file.namelist():
+                    return None
+                return tuple(file.read("labels.txt").decode().removesuffix("\n").split("\n"))
+        except Exception as error:  # zipfile raises many kinds on damaged bytes
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
 
     def predict(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:

@@ -209,7 +209,7 @@ def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, 
 
 def test_a_baseline_trains_by_the_same_door_and_without_qat(digits, tmp_path):
     spec = fnet.baselines.ResNet8(input_shape=(16, 16, 1))
-    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=0, calibration_images=64)
+    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=0, warmup_epochs=0.5, calibration_images=64)
     run = fnet.train(spec, digits, out=tmp_path / "run", recipe=recipe, verbose=False)
     assert set(run.metrics["accuracy"]["test"]) == {"float", "ptq_per_tensor", "ptq_per_channel", "tflite"}
     assert run.metrics["accuracy"]["test"]["tflite"] == run.metrics["accuracy"]["test"]["ptq_per_channel"] > 0.5
