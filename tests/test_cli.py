@@ -145,7 +145,12 @@ def test_ctrl_c_exits_130_with_one_line_and_the_same_command_continues(prints_js
     out = tmp_path / "run"
     command = [str(a) for a in ["train", *SMALL, "--epochs", 12, "--qat-epochs", 0, "--out", out]]
     script = Path(sys.executable).with_name("factorizenet")
-    process = subprocess.Popen([script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A runner in the background may ignore SIGINT, and its children with it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not (out / "history.csv").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
