@@ -299,15 +299,32 @@ def test_xla_compiles_the_step_and_every_variable_is_listed():
 
 def test_two_replicas_train_as_one_device_does(digits, tmp_path):
     code = """
-import sys, tensorflow as tf
+import sys, numpy as np, tensorflow as tf, tf_keras
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import factorizenet_tf as fnet
+from factorizenet_tf.phase import compiled_step
 from factorizenet_tf.recipe import recipe_from_json
 from factorizenet_tf.spec import spec_from_json
+from factorizenet_tf.step import make_step
 spec, recipe = spec_from_json(sys.argv[1]), recipe_from_json(sys.argv[2])
 data = fnet.load_dataset("digits", input_shape=spec.input_shape)
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert two.num_replicas_in_sync == 2
+
+# Each replica gets the same 8 images, so that BatchNorm sees there what it sees in a whole batch of both.
+images, labels = (np.concatenate([a[:8], a[:8]]) for a in (data.train.images, data.train.labels))
+def after_three_steps(strategy):
+    tf_keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = fnet.build(spec)
+        step = make_step(model, recipe)
+    run = compiled_step(step, strategy, 16)
+    for i in range(3):
+        run(images, labels, 0.1, np.array([0, i], np.int32))
+    return [v.numpy() for v in model.trainable_variables]
+for a, b in zip(after_three_steps(tf.distribute.get_strategy()), after_three_steps(two)):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
 fnet.train(spec, data, out=sys.argv[3], recipe=recipe, strategy=two, verbose=False)
 """
     spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
