@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["app", "main", "show_rows"]
+from .tables import print_accuracies, print_json, show
+
+__all__ = ["app", "main"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up notices are not this command's output
 
@@ -73,7 +75,7 @@ def levels(
                 "largest_activation_bytes": max(c.activation_bytes for c in costs),
             }
         )
-    _show(rows, as_json, f"FactorizeNet, width {width}, {size}x{size}x{channels}, {classes} classes")
+    show(rows, as_json, f"FactorizeNet, width {width}, {size}x{size}x{channels}, {classes} classes")
 
 
 @app.command()
@@ -92,11 +94,11 @@ def describe(
     spec = _spec(level, width, size, channels, classes, stages)
     rows = [row._asdict() for row in cost_rows(spec)]
     if as_json:
-        _print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
+        print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
         return
     summed = ("macs", "params", "weight_bytes")
     total = {key: sum(row[key] for row in rows) if key in summed else "" for key in rows[0]} | {"layer": "total"}
-    _show([*rows, total], False, spec.name)
+    show([*rows, total], False, spec.name)
 
 
 @app.command()
@@ -142,9 +144,9 @@ def train(
 
     run = train_net(spec, data, out=out, recipe=recipe, verbose=not quiet)
     if as_json:
-        _print_json(run.metrics)
+        print_json(run.metrics)
         return
-    _print_accuracies(run.metrics)
+    print_accuracies(run.metrics)
     print(
         f"{run.metrics['macs']:,} MACs, {run.metrics['params']:,} parameters, {run.metrics['size_bytes']:,} bytes; in {run.folder}"
     )
@@ -174,9 +176,9 @@ def quantize(
     data = _load(dataset, None, None, data_dir, shape=shape)
     metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
         return
-    _print_accuracies(metrics)
+    print_accuracies(metrics)
     print(f"{metrics['macs']:,} MACs, {metrics['size_bytes']:,} bytes: {out / 'model.tflite'}")
 
 
@@ -221,7 +223,7 @@ def evaluate(
     if isinstance(model, Int8Model):
         latency = model.latency_ms()
         row |= {"size_bytes": model.size_bytes, "latency_ms": round(latency.median_ms, 4), "threads": threads}
-    _show([row], as_json, "Accuracy")
+    show([row], as_json, "Accuracy")
 
 
 @app.command()
@@ -245,7 +247,7 @@ def export(
         written.append({"file": str(tflite), "bytes": export_tflite(source, tflite)})
     if saved_model is not None:
         written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
-    _show(written, as_json, "Written")
+    show(written, as_json, "Written")
 
 
 @app.command()
@@ -267,7 +269,7 @@ def benchmark(
     from .benchmark import measure
 
     rows = measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
-    _show(rows, as_json, "Benchmark")
+    show(rows, as_json, "Benchmark")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -372,55 +374,6 @@ def _or(value, default):
 def _span(groups):
     low, high = min(groups), max(groups)
     return str(low) if low == high else f"{low}-{high}"
-
-
-def _print_json(value):
-    print(json.dumps(value, indent=2))
-
-
-def _print_accuracies(metrics):
-    rows = [
-        {"split": split, "images": metrics["images"][split]} | {k: f"{100 * v:.2f} %" for k, v in values.items()}
-        for split, values in metrics["accuracy"].items()
-    ]
-    _show(rows, False, f"{metrics['name']} on {metrics['dataset']}: accuracy")
-    if "agreement" in metrics:
-        a = metrics["agreement"]
-        print(
-            f".tflite against QAT Keras on {a['images']} test images: top-1 agreement {100 * a['top1']:.2f} %, "
-            f"{100 * a['within_1_lsb']:.3f} % of logits within 1 LSB, largest {a['largest_lsb']}"
-        )
-
-
-def _show(rows, as_json, title):
-    if as_json:
-        _print_json(rows)
-    else:
-        show_rows(rows, title=title)
-
-
-def show_rows(rows: list[dict], *, title: str) -> None:
-    """Print dicts of equal keys as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for key, value in rows[0].items():
-        justify = "right" if isinstance(value, (int, float)) else "left"
-        table.add_column(key.replace("_", " "), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    # Piped output is as wide as it needs: it has no screen to fit.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
-
-
-def _cell(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float, tuple)):
-        return str(value)
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import show_rows
 from factorizenet_tf.figures import accuracy_against_macs
 from factorizenet_tf.files import write_text
+from factorizenet_tf.tables import show_rows
 
 PRECISIONS = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
 
