@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["remove_asides", "write_bytes", "write_text", "written_aside"]
+__all__ = ["remove_asides", "write_bytes", "write_csv", "write_text", "written_aside"]
 
 _ASIDE = ".aside-"
 
@@ -44,6 +46,15 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, content: str) -> None:
     """Write a whole UTF-8 text file or nothing. Raises OSError as `written_aside` does."""
     write_bytes(path, content.encode())
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> None:
+    """Write dicts of equal keys, at least one, as a whole CSV file or nothing. Raises OSError as `written_aside` does."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def remove_asides(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from ._keras import keras, tf
 from .checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
 from .data import Dataset, Split
 from .evaluation import accuracy
-from .files import write_text
+from .files import write_csv
 from .progress import Progress
 from .recipe import Recipe, learning_rate_at
 from .step import make_step
@@ -128,7 +126,7 @@ class Trainer:
                 history=self.history,
                 variables=step.variables,
             )
-            write_text(self.folder / "history.csv", _csv(self.history))
+            write_csv(self.folder / "history.csv", self.history)
             self.progress.epoch(self.title, row, epochs)
             callbacks.on_epoch_end(epoch, {k: row[k] for k in ("loss", "accuracy", "val_accuracy", "learning_rate")})
             if model.stop_training:
@@ -173,11 +171,3 @@ def compiled_step(step, strategy, batch_size):
         return run(images, labels, tf.constant(rate, tf.float32), tf.constant(seed))
 
     return call
-
-
-def _csv(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

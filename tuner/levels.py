@@ -9,15 +9,13 @@ a night. Writes levels.csv, levels.png and fnet-l<level>-int8.tflite; killed, th
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shutil
 import sys
 from pathlib import Path
 
 import factorizenet_tf as fnet
 from factorizenet_tf.figures import accuracy_against_macs
-from factorizenet_tf.files import write_text
+from factorizenet_tf.files import write_csv
 from factorizenet_tf.tables import show_rows
 
 PRECISIONS = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
@@ -53,11 +51,7 @@ def main() -> None:
         accuracies = {precision: run.metrics["accuracy"]["test"][precision] for precision in PRECISIONS}
         rows.append({"name": spec.name, "level": level, **cost, **accuracies})
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(arguments.out / "levels.csv", text.getvalue())
+    write_csv(arguments.out / "levels.csv", rows)
     title = f"{data.title}, width {arguments.width}: test accuracy on {len(data.test):,} images"
     accuracy_against_macs(rows, arguments.out / "levels.png", title=title)
     show_rows([row | {p: f"{100 * row[p]:.2f} %" for p in PRECISIONS} for row in rows], title=title)

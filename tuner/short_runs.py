@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.files import write_text
+from factorizenet_tf.files import write_csv
 
 RESULTS = Path(__file__).parent / "results" / "short_runs.csv"
 TWO = ((3, 2), (4, 2))
@@ -43,7 +42,6 @@ VARIANTS = {
         "linear before the sum: kept",
     ),
 }
-COLUMNS = ("name", "level", "width", "stages", "recipe", "seed", "epochs", "macs", "val_accuracy", "note")
 
 
 def main() -> None:
@@ -78,11 +76,7 @@ def record(name, spec, changes, seed, run, note) -> None:
         "note": note,
     }
     rows = [old for old in rows if (old["name"], old["seed"]) != (row["name"], row["seed"])] + [row]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(RESULTS, text.getvalue())
+    write_csv(RESULTS, rows)
 
 
 if __name__ == "__main__":
