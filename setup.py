@@ -13,6 +13,7 @@ EXTRAS["test"] = [
     *EXTRAS["report"],
     *EXTRAS["micro"],
     "build>=1",
+    "hypothesis>=6",
     "ipykernel>=6",
     "nbclient>=0.10",
     "nbformat>=5",
@@ -44,7 +45,10 @@ setup(
     # `zoo/` (what is published) is installed as package data beside the code that loads it.
     packages=["factorizenet_tf", "factorizenet_tf._zoo"],
     package_dir={"factorizenet_tf._zoo": "zoo"},
-    package_data={"factorizenet_tf": ["py.typed"], "factorizenet_tf._zoo": ["*.json", "*.md"]},
+    package_data={
+        "factorizenet_tf": ["py.typed"],
+        "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "models/*/*"],
+    },
     install_requires=[
         "ai-edge-litert>=1.2",
         "h5py>=3.10",
@@ -53,6 +57,8 @@ setup(
         "numpy>=1.26",
         "pandas>=2.1",
         "pillow>=10",
+        "pooch>=1.8",
+        "requests>=2.31",
         "rich>=13",
         "scikit-learn>=1.4",
         "tensorflow>=2.18",

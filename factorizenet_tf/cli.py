@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from . import zoo
 from .tables import print_accuracies, print_json, show
 
 __all__ = ["app", "main"]
@@ -107,6 +109,14 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
     level: LevelOption = "2",
     width: Width = 16,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level and width, too.",
+        ),
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
     size: Annotated[int | None, typer.Option(help="Resize the images to this.", show_default="the data's own")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="the data's own")] = None,
     stages: Stages = None,
@@ -135,14 +145,31 @@ def train(
         "seed": seed,
     }
     recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
+    if baseline not in (None, "resnet8"):
+        raise ValueError(f"baseline is {baseline!r}; there is resnet8")
+    if baseline and start:
+        raise ValueError("--baseline and --from exclude each other; give one")
     _spec(level, width, _or(size, 32), _or(channels, 3), 10, stages)  # an error here costs no waiting
     _import_tensorflow()
-    data = _load(dataset, size, channels, data_dir)
+    shape = None
+    if start is not None:
+        from .own import spec_of
+
+        source = spec_of(start)
+        shape = source.input_shape if size is None and channels is None else None
+    data = _load(dataset, size, channels, data_dir, shape=shape)
     height, _, depth = data.image_shape
-    spec = _spec(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
+    if start is not None:
+        spec = dataclasses.replace(source, input_shape=data.image_shape, num_classes=data.num_classes)
+    elif baseline is not None:
+        from .baselines import ResNet8
+
+        spec = ResNet8(input_shape=data.image_shape, num_classes=data.num_classes)
+    else:
+        spec = _spec(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
     from .training import train as train_net
 
-    run = train_net(spec, data, out=out, recipe=recipe, verbose=not quiet)
+    run = train_net(spec, data, out=out, recipe=recipe, initial=start, verbose=not quiet)
     if as_json:
         print_json(run.metrics)
         return
@@ -184,7 +211,9 @@ def quantize(
 
 @app.command()
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="A .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")],
+    file: Annotated[
+        Path, typer.Argument(help="A name of the zoo, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")
+    ],
     dataset: DatasetOption,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
@@ -200,6 +229,8 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
     path = file / "model.tflite" if (file / "model.tflite").is_file() else file
+    if not path.exists() and str(path).endswith("-int8"):
+        path = zoo.load(str(path), "path")
     if path.suffix == ".tflite":
         model = Int8Model(path, threads=threads)
         shape = model.input_shape
@@ -228,7 +259,9 @@ def evaluate(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A run's folder, a weights file (.h5) or a tf_keras model.")],
+    source: Annotated[
+        Path, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
+    ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
     as_json: Json = False,
@@ -270,6 +303,121 @@ def benchmark(
 
     rows = measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
     show(rows, as_json, "Benchmark")
+
+
+ZooOption = Annotated[
+    str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
+]
+Name = Annotated[str, typer.Argument(help="A name of `factorizenet list`.")]
+
+
+@app.command("list")
+def list_models(
+    max_macs: Annotated[int | None, typer.Option(help="Of one image.")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(help="Of the file.")] = None,
+    max_ram_bytes: Annotated[int | None, typer.Option(help="Of the TFLite Micro arena (int8).")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
+    precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
+    ] = False,
+    zoo_: ZooOption = None,
+    as_json: Json = False,
+):
+    """List the published models within the limits."""
+    limits = {
+        "max_macs": max_macs,
+        "max_size_bytes": max_size_bytes,
+        "max_ram_bytes": max_ram_bytes,
+        "max_latency_ms": max_latency_ms,
+    }
+    if best:
+        cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo=zoo_, **limits)])
+    else:
+        cards = zoo.list(precision=precision, dataset=dataset, zoo=zoo_, **limits)
+    if as_json:
+        print_json([card.row() for card in cards])
+    else:
+        print(cards)
+
+
+@app.command("card")
+def show_card(name: Name, zoo_: ZooOption = None, as_json: Json = False):
+    """Show what is known of a published model."""
+    from .cards import index_to_json
+    from .pages import card_page
+
+    card = zoo.card(name, zoo=zoo_)
+    if as_json:
+        print(json.dumps(json.loads(index_to_json(zoo.Cards([card])))["models"][0], indent=2))
+    else:
+        print(card_page(card))
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of `factorizenet list`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
+    precision: Annotated[str | None, typer.Option(help="With --all: float or int8 only.")] = None,
+    zoo_: ZooOption = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Check published models against their cards.
+
+    Hashes, sizes, costs, operators, RAM, agreement with Keras, and accuracy on whole splits where the data is on this
+    machine. Exit code 1 where a check fails.
+    """
+    if every == bool(names):
+        raise ValueError("give names of models, or --all")
+    _import_tensorflow()
+    if every:
+        names = [card.name for card in zoo.list(precision=precision, zoo=zoo_)]
+    from .verification import verify_all
+
+    results = verify_all(names, zoo=zoo_, data_dir=data_dir, verbose=not quiet)
+    rows = [row for result in results for row in result.rows()]
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [row for row in rows if row["passed"] != "ok"]
+        if shown:
+            show([{k: str(v) for k, v in row.items()} for row in shown], False, "What failed or was skipped")
+        passed = sum(row["passed"] == "ok" for row in rows)
+        print(f"{len(results)} models, {passed} of {len(rows)} checks passed")
+    failed = [result.name for result in results if not result.passed]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")
+
+
+@app.command()
+def publish(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
+    zoo_: Annotated[Path | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put them in the place of models of the same name.")
+    ] = False,
+    latencies: Annotated[
+        bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Add trainings to a zoo folder, each as -float and -int8."""
+    if zoo_ is None or not (runs or latencies):
+        raise ValueError("give the runs' folders and --zoo FOLDER, or --latencies --zoo FOLDER")
+    _import_tensorflow()
+    cards = [card for run in runs or () for card in zoo.publish(run, zoo=zoo_, replace=replace, verbose=not quiet)]
+    if latencies:
+        from .publishing import measure_latencies
+
+        cards = measure_latencies(zoo_, verbose=not quiet)
+    if as_json:
+        print_json([card.row() for card in cards])
+    else:
+        print(zoo.Cards(cards))
 
 
 def main(arguments: list[str] | None = None) -> int:

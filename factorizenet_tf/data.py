@@ -16,6 +16,7 @@ VALIDATION_SHARE = 0.1
 VALIDATION_MOST = 5_000
 TEST_SHARE = 0.2  # cut from data that comes without a test split
 SPLIT_SEED = 0
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 BYTES_MOST = 8 * 2**30
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 
@@ -252,7 +253,7 @@ def _tfds(name, shape, data_dir, download):
     train = _read_tfds(builder, "train", own, shape)
     last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
     test = last and _read_tfds(builder, last, own, shape)
-    title = builder.info.name + (" (JPEG)" if _is_lossy_copy(builder, own) else "")
+    title = TITLES.get(builder.info.name, builder.info.name) + (" (JPEG)" if _is_lossy_copy(builder, own) else "")
     return title, features["label"].names, train, test
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from . import zoo
 from .files import write_bytes
 from .int8 import Int8Model
 
@@ -14,7 +15,7 @@ __all__ = ["export_saved_model", "export_tflite"]
 
 
 def export_tflite(source: str | os.PathLike, path: str | os.PathLike) -> int:
-    """Write the int8 .tflite of a run, a .tflite or a qat.h5; gives its bytes.
+    """Write the int8 .tflite of a run, a name of the zoo, a .tflite or a qat.h5; gives its bytes.
 
     Raises:
         FileNotFoundError: there is nothing at `source`.
@@ -25,6 +26,8 @@ def export_tflite(source: str | os.PathLike, path: str | os.PathLike) -> int:
     if path.exists():
         raise FileExistsError(f"{path} is there already; choose another name or remove it")
     folder = Path(source)
+    if not folder.exists() and str(source) in zoo.names():
+        folder = zoo.load(str(source), "path")
     source = folder / "model.tflite" if (folder / "model.tflite").is_file() else folder
     if source.suffix == ".tflite":
         Int8Model(source)  # a damaged file is not passed on
@@ -48,7 +51,7 @@ def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> 
     """Write a SavedModel with the signature `image` float32 (batch, height, width, channels) in 0..1 -> `logits`.
 
     Args:
-        source: a run's folder (its float model), float.h5, qat.h5 or a tf_keras model. Grouped convolutions in it are
+        source: a run's folder (its float model), a name of the zoo, float.h5, qat.h5 or a tf_keras model. Grouped convolutions in it are
             TensorFlow's native ones, not XLA's.
         folder: new; written aside and renamed.
 
@@ -61,12 +64,15 @@ def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> 
     """
     from ._keras import tf
     from .grouped import use_native_kernels
-    from .own import load_any
+    from .own import is_published, load_any
 
     folder, source = Path(folder), Path(source)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another name or remove it")
-    model = load_any(source / "float.h5" if (source / "float.h5").is_file() else source)
+    if is_published(source):
+        model = zoo.load(str(source), "keras")
+    else:
+        model = load_any(source / "float.h5" if (source / "float.h5").is_file() else source)
     if isinstance(model, Int8Model):
         raise ValueError(f"{source} is a .tflite; a SavedModel is made from a run's folder or its .h5 files")
     use_native_kernels(model)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .files import written_aside
 
-__all__ = ["accuracy_against_macs"]
+__all__ = ["accuracy_against_macs", "frontier"]
 
 STYLES = {
     "float": ("C0", "o-"),
@@ -30,12 +30,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'factorizenet_tf[report]'") from None
-
+    Figure, LogLocator = _matplotlib()  # noqa: N806 (classes)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     macs = [row["macs"] / 1e6 for row in rows]
@@ -62,3 +57,85 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
     axes.legend()
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
+
+
+def frontier(cards: Sequence, path: str | os.PathLike) -> None:
+    """Write an SVG: int8 test accuracy of published models over MACs, a line a width, baselines as crosses.
+
+    A ring marks a model that no other beats with fewer MACs, by validation accuracy.
+
+    Args:
+        cards: of one zoo; those of the data set with the most models are drawn.
+        path: of the SVG. The same cards give the same bytes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    Figure, LogLocator = _matplotlib()  # noqa: N806 (classes)
+    import matplotlib
+
+    cards = [card for card in cards if card.precision == "int8"]
+    if not cards:
+        return
+    datasets = [card.dataset for card in cards]
+    dataset = max(sorted(set(datasets)), key=datasets.count)
+    cards = sorted((card for card in cards if card.dataset == dataset), key=lambda card: card.macs)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    lines = {}
+    for card in cards:
+        is_uniform = isinstance(card.level, int)
+        label = f"width {card.width}" if is_uniform else "per-stage levels" if card.level else "ResNet-8"
+        lines.setdefault(label, []).append(card)
+    for number, (label, line) in enumerate(sorted(lines.items())):
+        style = "o-" if label.startswith("width") else "D" if label == "per-stage levels" else "X"
+        axes.plot(
+            [card.macs / 1e6 for card in line],
+            [100 * card.accuracy for card in line],
+            style,
+            color=f"C{number}",
+            label=label,
+            markersize=6,
+        )
+        for card in line:
+            level = ".".join(map(str, card.level)) if isinstance(card.level, tuple) else card.level
+            axes.annotate(
+                "" if level is None else f"l{level}",
+                (card.macs / 1e6, 100 * card.accuracy),
+                textcoords="offset points",
+                xytext=(0, 7),
+                ha="center",
+                fontsize=8,
+            )
+    front, best = [], -1.0
+    for card in cards:
+        if card.validation_accuracy > best:
+            best = card.validation_accuracy
+            front.append(card)
+    axes.plot(
+        [card.macs / 1e6 for card in front],
+        [100 * card.accuracy for card in front],
+        "o",
+        color="none",
+        markeredgecolor="k",
+        markersize=13,
+        label="not beaten with fewer MACs",
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set(xlabel="M MACs", ylabel="test accuracy of the int8 .tflite, %", title=f"{dataset}, int8")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with written_aside(path) as aside, matplotlib.rc_context({"svg.hashsalt": "factorizenet", "svg.fonttype": "none"}):
+        figure.savefig(aside, format="svg", metadata={"Date": None})
+
+
+def _matplotlib():
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("figures need matplotlib: pip install 'factorizenet_tf[report]'") from None
+    return Figure, LogLocator

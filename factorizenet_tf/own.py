@@ -7,9 +7,9 @@ import os
 import zipfile
 from pathlib import Path
 
-import numpy as np
-
+from . import zoo
 from ._keras import functional_model, keras, tf
+from .baselines import ResNet8
 from .cost import count_macs, count_params
 from .data import Dataset
 from .evaluation import accuracy
@@ -21,10 +21,11 @@ from .progress import Progress
 from .quantize import is_quantize_aware, quantize_aware
 from .recipe import Recipe
 from .run import claim
+from .spec import ModelSpec
 from .tflite import to_tflite
-from .weights import is_weights_file, load_weights, read_header
+from .weights import fingerprint, is_weights_file, load_weights, read_header
 
-__all__ = ["load_any", "quantize_own"]
+__all__ = ["is_published", "load_any", "load_float", "quantize_own", "spec_of"]
 
 METHODS = ("qat", "ptq", "ptq-per-tensor")
 
@@ -33,7 +34,7 @@ def load_any(path: str | os.PathLike):
     """The model in a file: an Int8Model (.tflite), one of our weights files rebuilt, or a whole tf_keras model.
 
     Args:
-        path: .tflite; float.h5 or qat.h5 of a run; a run's folder (its .tflite); .keras, .h5 or a SavedModel's folder
+        path: a name of the zoo where no such file exists; .tflite; float.h5 or qat.h5 of a run; a run's folder (its .tflite); .keras, .h5 or a SavedModel's folder
             that tf_keras wrote. No Python code in a file is run: a Lambda layer is refused.
 
     Raises:
@@ -41,10 +42,14 @@ def load_any(path: str | os.PathLike):
         ValueError: what is there is damaged or no image classifier.
     """
     path = Path(path)
+    if is_published(path):
+        return zoo.load(str(path), "tflite" if str(path).endswith("-int8") else "keras")
     if (path / "model.tflite").is_file():
         path = path / "model.tflite"
     if not path.exists():
-        raise FileNotFoundError(f"no model at {path}; give a .tflite, .h5 or .keras file, or a run's folder")
+        raise FileNotFoundError(
+            f"no model at {path}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
+        )
     if path.suffix == ".tflite":
         return Int8Model(path)
     if _is_ours(path):
@@ -82,6 +87,41 @@ def load_any(path: str | os.PathLike):
             "with 1 or 3 channels and give (batch, classes)"
         )
     return model
+
+
+def is_published(source: str | os.PathLike) -> bool:
+    """Whether it is a name of the package's zoo, and no file or folder."""
+    return not Path(source).exists() and str(source) in zoo.names()
+
+
+def load_float(source: str | os.PathLike) -> keras.Model:
+    """A float tf_keras model to start from: a -float name of the zoo, a run's folder, float.h5 or a whole model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_any`, or the model is int8.
+    """
+    folder = Path(source)
+    model = load_any(folder / "float.h5" if (folder / "float.h5").is_file() else folder)
+    if isinstance(model, Int8Model) or is_quantize_aware(model):
+        raise ValueError(f"{source} is int8; training starts from a float model, e.g. fnet-l2-float or a run's folder")
+    return model
+
+
+def spec_of(source: str | os.PathLike) -> ModelSpec | ResNet8:
+    """The spec of a name of the zoo, a run's folder, or a weights file that `train` wrote.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+        ValueError: it is damaged, or a model without a spec.
+    """
+    if is_published(source):
+        return zoo.card(str(source)).spec
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no model at {source}; give a run's folder, float.h5, or a name of `factorizenet list`"
+        )
+    return read_header(path / "float.h5" if path.is_dir() else path)[0]
 
 
 def quantize_own(
@@ -133,7 +173,7 @@ def quantize_own(
     # What the model cannot do shows before anything is written.
     quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
     folder = Path(out)
-    identity = {"family": "own", "method": method, "name": model.name, "weights": _fingerprint(model)}
+    identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
     claim(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     with Progress(verbose) as progress:
         if quantized is not None:
@@ -190,12 +230,3 @@ def _lambda_error(path) -> ValueError:
 def _ends_in_softmax(model) -> bool:
     last = model.layers[-1]
     return type(last).__name__ == "Softmax" or getattr(getattr(last, "activation", None), "__name__", "") == "softmax"
-
-
-def _fingerprint(model) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for array in model.get_weights():
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

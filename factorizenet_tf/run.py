@@ -87,8 +87,13 @@ def load_run(folder) -> Run:
     return Run(folder, spec, recipe, metrics)
 
 
-def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str) -> None:
+def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initial: str | None = None) -> None:
     """Make the folder this run's own, or find that it is.
+
+    Args:
+        folder: of the run.
+        dataset, recipe, spec_json: what it is.
+        initial: fingerprint of the weights it starts from; None: random ones.
 
     Raises:
         ValueError: it holds another run (every difference is named) or other files.
@@ -98,12 +103,15 @@ def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str) -> Non
         "spec.json": spec_json,
         "recipe.json": recipe.to_json(),
         "dataset.json": json.dumps(_identity(dataset), indent=2) + "\n",
+        "initial.json": json.dumps({"weights": initial}, indent=2) + "\n",
     }
     remove_asides(folder)
     present = {name for name in texts if (folder / name).exists()}
     if not present and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")
     differences = []
+    if present and "initial.json" not in present and initial is not None:
+        differences.append("it started from random weights there, from given ones now")
     for name in sorted(present):
         try:
             there, now = json.loads((folder / name).read_text()), json.loads(texts[name])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
-__all__ = ["print_accuracies", "print_json", "show", "show_rows"]
+__all__ = ["print_accuracies", "print_json", "show", "show_rows", "text_table"]
+
+WIDE = 200
 
 
 def print_json(value) -> None:
@@ -39,6 +42,22 @@ def show(rows: list[dict], as_json: bool, title: str) -> None:
 def show_rows(rows: list[dict], *, title: str) -> None:
     """Print dicts of equal keys as a table on stdout."""
     from rich.console import Console
+
+    # Piped output is as wide as it needs: it has no screen to fit.
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    console.print(_table(rows, title=title))
+
+
+def text_table(rows: list[dict]) -> str:
+    """Dicts of equal keys as the text of a table."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=WIDE)
+    console.print(_table(rows))
+    return console.file.getvalue().rstrip("\n")
+
+
+def _table(rows, title=None):
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -47,9 +66,7 @@ def show_rows(rows: list[dict], *, title: str) -> None:
         table.add_column(key.replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    # Piped output is as wide as it needs: it has no screen to fit.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+    return table
 
 
 def _cell(value):

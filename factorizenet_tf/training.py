@@ -14,7 +14,9 @@ from .data import Dataset
 from .evaluation import accuracy, agreement
 from .files import write_bytes, write_text
 from .int8 import Int8Model
+from .machine import machine, versions
 from .model import build
+from .own import load_float
 from .phase import Trainer
 from .progress import Progress
 from .quantize import quantize_aware
@@ -22,7 +24,7 @@ from .recipe import Recipe, recipe_for
 from .run import Run, claim, load_run
 from .spec import ModelSpec
 from .tflite import to_tflite
-from .weights import load_weights, save_weights
+from .weights import copy_weights, fingerprint, load_weights, save_weights
 
 __all__ = ["train"]
 
@@ -35,6 +37,7 @@ def train(
     *,
     out: str | os.PathLike,
     recipe: Recipe | None = None,
+    initial: str | os.PathLike | None = None,
     callbacks: Sequence = (),
     strategy=None,
     verbose: bool = True,
@@ -48,13 +51,16 @@ def train(
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`.
         out: the run's folder; made where it is not there.
         recipe: None for the data set's own, `recipe_for(dataset.name)`.
+        initial: fine-tuning: what `load_float` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
+            whose weights it starts from; the head starts anew where the classes are of another number. None: random
+            weights.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
             val_accuracy and learning_rate. `model.stop_training = True` ends the phase.
         strategy: a tf.distribute strategy whose replicas share each batch; None for one device.
         verbose: print a line an epoch, and a bar on a terminal.
 
     Raises:
-        ValueError: spec, data, recipe or strategy do not fit each other, the folder holds another run (the difference
+        ValueError: spec, data, recipe, strategy or initial weights do not fit each other, the folder holds another run (the difference
             is named) or a damaged checkpoint.
         OSError: the folder cannot be written or the disk is full; what was there stays whole.
         NanLossError: the loss is no longer finite.
@@ -62,14 +68,17 @@ def train(
     recipe = recipe or recipe_for(dataset.name)
     _check(spec, dataset, recipe, strategy)
     folder = Path(out)
-    claim(folder, dataset, recipe, spec.to_json())
+    start = None if initial is None else load_float(initial)
+    if start is not None:
+        copy_weights(start, build(spec))  # what does not fit shows before anything is written
+    claim(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
     if (folder / "metrics.json").exists():
         return load_run(folder)
     with Progress(verbose) as progress:
         trainer = Trainer(
             folder, spec.name, dataset, recipe, tuple(callbacks), strategy or tf.distribute.get_strategy(), progress
         )
-        float_model = _float_phase(trainer, spec)
+        float_model = _float_phase(trainer, spec, start)
         qat_model = _qat_phase(trainer, spec, float_model) if recipe.qat_epochs else None
         calibration = dataset.calibration(recipe.calibration_images)
         models = {"float": float_model}
@@ -98,6 +107,9 @@ def train(
             "size_bytes": len(content),
             "operators": sorted(set(models["tflite"].operators)),
             "tensor_types": sorted(models["tflite"].tensor_types),
+            "initial": None if initial is None else str(initial),
+            "machine": machine(),
+            "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in trainer.history), 1),
         }
         if qat_model is not None:
@@ -125,7 +137,7 @@ def _check(spec, dataset, recipe, strategy):
         raise ValueError(f"batch_size {recipe.batch_size} is no multiple of the strategy's {replicas} replicas")
 
 
-def _float_phase(trainer, spec):
+def _float_phase(trainer, spec, start):
     keras.utils.set_random_seed(trainer.recipe.seed)
     path = trainer.folder / "float.h5"
     with trainer.strategy.scope():
@@ -133,6 +145,8 @@ def _float_phase(trainer, spec):
     if path.exists() and trainer.checkpoint:  # without a checkpoint the run starts anew, its history too
         load_weights(model, path, spec=spec)
     else:
+        if start is not None:
+            copy_weights(start, model)
         trainer.fit("float", model)
         save_weights(model, path, spec=spec, precision="float")
     return model

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .files import write_bytes
 from .spec import ModelSpec, spec_from_json
 
-__all__ = ["is_weights_file", "load_weights", "read_header", "save_weights"]
+__all__ = ["copy_weights", "fingerprint", "is_weights_file", "load_weights", "read_header", "save_weights"]
 
 
 def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> None:
@@ -84,6 +87,46 @@ def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = 
         model.load_weights(path)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
+
+
+def copy_weights(source, model, *, head: str = "logits") -> list[str]:
+    """Copy a model's weights into another of the same layers, by name; a head of another class count stays as it is.
+
+    Args:
+        source, model: float tf_keras models.
+        head: name of the layer that may differ.
+
+    Returns:
+        The names of the layers that were not copied.
+
+    Raises:
+        ValueError: a layer other than the head is missing in the source or has other shapes.
+    """
+    there = {layer.name: layer for layer in source.layers}
+    left = []
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        values = there[layer.name].get_weights() if layer.name in there else []
+        shapes, wanted = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
+        if shapes == wanted:
+            layer.set_weights(values)
+        elif layer.name == head:
+            left.append(layer.name)
+        else:
+            raise ValueError(
+                f"the weights to start from do not fit: the layer {layer.name!r} needs {wanted}, {source.name!r} has "
+                f"{shapes or 'no such layer'}; use a spec of the same level, width, stages and image channels"
+            )
+    return left
+
+
+def fingerprint(model) -> str:
+    """SHA-256 of all weights of a model, in order."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _existing(path: str | os.PathLike) -> Path:

@@ -1,0 +1,38 @@
+"""What a measurement was taken on and with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+__all__ = ["machine", "versions"]
+
+PACKAGES = ("factorizenet_tf", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+INT8_INSTRUCTIONS = (("amx_int8", "AMX"), ("avx512_vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("asimddp", "NEON dot"))
+
+
+def machine() -> str:
+    """The processor as a reader knows it, e.g. "AMD EPYC, 2 cores, AVX-512 VNNI": what decides int8 latency."""
+    name, flags = platform.processor() or platform.machine(), ()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = dict(
+            (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
+        )
+        name = lines.get("model name", name)
+        flags = (lines.get("flags") or lines.get("Features") or "").split()
+    fastest = [label for flag, label in INT8_INSTRUCTIONS if flag in flags][:1]
+    return ", ".join([name, f"{os.cpu_count()} cores", *fastest])
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a bare checkout
+            continue
+    return found

@@ -1,0 +1,275 @@
+"""From a finished training to two models of a zoo folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from .baselines import ResNet8
+from .cards import Card, Cards, PublishedFile, index_to_json
+from .files import write_csv, write_text
+from .int8 import Int8Model
+from .machine import machine
+from .micro import arena_bytes
+from .pages import write_pages
+from .progress import Progress
+from .recipe import recipe_for
+from .run import Run, load_run
+from .spec import DEFAULT_STAGES
+from .store import INDEX_FILE, FolderStore
+
+__all__ = ["measure_latencies", "publish_run", "training_command"]
+
+LICENCE = "Apache-2.0"
+LATENCY_ROUNDS = 9
+
+
+def publish_run(run: Run | str | os.PathLike, zoo: Path, *, replace: bool, verbose: bool) -> Cards:
+    """Add a run to a zoo folder; `zoo.publish` has the arguments."""
+    run = run if isinstance(run, Run) else load_run(run)
+    if "qat" not in run.metrics["accuracy"]["test"]:
+        raise ValueError(f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1")
+    names = [f"{run.spec.name}-{precision}" for precision in ("float", "int8")]
+    _make_writable(zoo)
+    before = FolderStore(zoo).cards() if (zoo / INDEX_FILE).exists() else Cards()
+    taken = [card.name for card in before if card.name in names]
+    if taken and not replace:
+        raise FileExistsError(
+            f"{zoo} has {', '.join(taken)} already; publish with replace to put this run in their place"
+        )
+    with Progress(verbose) as progress:
+        progress.say(f"{run.spec.name}: measuring RAM and latency")
+        content = (run.folder / "model.tflite").read_bytes()
+        measured = {"ram_bytes": arena_bytes(content)} | _latencies([content], run.spec)[0]
+        progress.say(f"{run.spec.name}: writing weights and SavedModels")
+        files = _write_files(run, zoo, content)
+        new = [_card(run, precision, files, measured) for precision in ("float", "int8")]
+        kept = [card for card in before if card.name not in names]
+        _write_index(zoo, Cards(sorted([*kept, *new], key=_order)))
+        used = {Path(file.path).parent for card in [*kept, *new] for file in card.files}
+        for card in before:
+            for old in {Path(file.path).parent for file in card.files} - used:
+                shutil.rmtree(zoo / old, ignore_errors=True)
+        progress.say(f"{run.spec.name}: published as {' and '.join(names)} in {zoo}")
+    return Cards(new)
+
+
+def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
+    """Measure the latency of every int8 model of a zoo folder in one run, in turns with ResNet-8; gives all cards.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is damaged or missing.
+        OSError: the folder cannot be written.
+    """
+    store = FolderStore(zoo)
+    cards = store.cards()
+    _make_writable(zoo)
+    new = {}
+    with Progress(verbose) as progress:
+        groups = {}
+        for card in cards:
+            if card.precision == "int8":
+                groups.setdefault((card.spec.input_shape, card.spec.num_classes), []).append(card)
+        for alike in groups.values():
+            progress.say(f"measuring the latency of {len(alike)} models of {alike[0].spec.input_shape}")
+            contents = [store.path(card.file("tflite")).read_bytes() for card in alike]
+            for card, latency in zip(alike, _latencies(contents, alike[0].spec)):
+                new[card.name] = dataclasses.replace(card, **latency)
+    cards = Cards(new.get(card.name, card) for card in cards)
+    _write_index(zoo, cards)
+    return cards
+
+
+def training_command(run: Run, dataset: dict) -> str:
+    """What trains the run again: a command where its options say all, else Python."""
+    spec, recipe = run.spec, run.recipe
+    default = recipe_for(dataset["name"])
+    changed = {
+        field.name: getattr(recipe, field.name)
+        for field in dataclasses.fields(recipe)
+        if getattr(recipe, field.name) != getattr(default, field.name)
+    }
+    options = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
+    is_baseline = isinstance(spec, ResNet8)
+    initial = run.metrics.get("initial")
+    plain = set(changed) <= set(options)
+    if not plain or dataset["name"] == "arrays":
+        arguments = "".join(f", {name}={value!r}" for name, value in changed.items())
+        return (
+            f"fnet.train({'fnet.baselines.ResNet8()' if is_baseline else f'fnet.{spec!r}'}, "
+            f"fnet.load_dataset({dataset['name']!r}, input_shape={spec.input_shape}), "
+            f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{arguments})"
+            f"{f', initial={initial!r}' if initial else ''})"
+        )
+    parts = ["factorizenet train"]
+    if initial:
+        parts.append(f"--from {initial}")
+    elif is_baseline:
+        parts.append("--baseline resnet8")
+    else:
+        level = ".".join(map(str, spec.level)) if isinstance(spec.level, tuple) else spec.level
+        parts.append(f"--level {level}")
+        if spec.width != 16:
+            parts.append(f"--width {spec.width}")
+        if spec.stages != DEFAULT_STAGES:
+            parts.append("--stages " + ",".join(f"{s.blocks}x{s.stride}" for s in spec.stages))
+    parts.append(f"--dataset {dataset['name']}")
+    height, width, channels = spec.input_shape
+    if height == width and dataset["name"] == "digits" and spec.input_shape != (32, 32, 3):
+        parts.append(f"--size {height} --channels {channels}")
+    parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
+    return " ".join([*parts, f"--out runs/{spec.name}"])
+
+
+def _latencies(contents, spec) -> list[dict]:
+    """Latency fields of a card for each .tflite, measured in turns with ResNet-8's at one and at two threads."""
+    reference = _reference(spec.input_shape, spec.num_classes)
+    results = [{"latency_machine": machine()} for _ in contents]
+    for threads, infix in ((1, ""), (2, "_2_threads")):
+        rival = Int8Model(reference, threads=threads)
+        models = [Int8Model(content, threads=threads) for content in contents]
+        times = np.array(
+            [
+                [model.latency_ms(runs=100, warm_up=10).median_ms for model in (rival, *models)]
+                for _ in range(LATENCY_ROUNDS)
+            ]
+        )
+        ratios = np.median(times[:, 1:] / times[:, :1], axis=0)
+        for result, ms, ratio in zip(results, np.median(times[:, 1:], axis=0), ratios):
+            result[f"latency{infix}_ms"], result[f"latency{infix}_ratio"] = round(float(ms), 5), round(float(ratio), 3)
+    return results
+
+
+def _reference(input_shape, num_classes) -> bytes:
+    """ResNet-8's .tflite with random weights, on which latency does not depend."""
+    from .model import build
+    from .quantize import quantize_aware
+    from .tflite import to_tflite
+
+    images = np.random.default_rng(0).integers(0, 256, (32, *input_shape), np.uint8)
+    return to_tflite(
+        quantize_aware(build(ResNet8(input_shape=input_shape, num_classes=num_classes)), calibration=images)
+    )
+
+
+def _write_files(run, zoo, content) -> dict:
+    """The run's files in a folder of the zoo named by their content; gives precision -> PublishedFiles."""
+    from .export import export_saved_model
+
+    models = zoo / "models"
+    models.mkdir(exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=models, prefix=".aside-"))
+    try:
+        for name in ("float.h5", "qat.h5"):
+            shutil.copyfile(run.folder / name, aside / name)
+        (aside / "model.tflite").write_bytes(content)
+        write_csv(aside / "history.csv", run.history())
+        for precision, weights in (("float", "float.h5"), ("int8", "qat.h5")):
+            with tempfile.TemporaryDirectory() as temporary:
+                export_saved_model(run.folder / weights, Path(temporary) / "saved_model")
+                (aside / f"{precision}_saved_model.zip").write_bytes(_zipped(Path(temporary) / "saved_model"))
+        digest = hashlib.sha256()
+        for file in sorted(aside.iterdir()):
+            digest.update(file.read_bytes())
+        folder = models / f"{run.spec.name}-{digest.hexdigest()[:8]}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a publication that was killed, or the same one again
+        os.chmod(aside, 0o755)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def published(role, name):
+        data = (folder / name).read_bytes()
+        path = (folder / name).relative_to(zoo).as_posix()
+        return PublishedFile(role, path, hashlib.sha256(data).hexdigest(), len(data))
+
+    history = published("history", "history.csv")
+    return {
+        "float": (
+            published("weights", "float.h5"),
+            published("saved_model", "float_saved_model.zip"),
+            history,
+        ),
+        "int8": (
+            published("weights", "qat.h5"),
+            published("tflite", "model.tflite"),
+            published("saved_model", "int8_saved_model.zip"),
+            history,
+        ),
+    }
+
+
+def _zipped(folder: Path) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # a fixed date
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(entry, path.read_bytes())
+    return archive.getvalue()
+
+
+def _card(run, precision, files, measured) -> Card:
+    metrics, is_int8 = run.metrics, precision == "int8"
+    dataset = json.loads((run.folder / "dataset.json").read_text())
+    main = files["int8"][1] if is_int8 else files["float"][0]
+    key = "tflite" if is_int8 else "float"
+    int8 = Int8Model(run.folder / "model.tflite")
+    scale, zero_point = int8.input_quantization
+    unmeasured = dict.fromkeys(measured)
+    return Card(
+        name=f"{run.spec.name}-{precision}",
+        spec=run.spec,
+        precision=precision,
+        dataset=dataset["title"],
+        dataset_name=dataset["name"],
+        class_names=tuple(dataset["class_names"]),
+        images=metrics["images"],
+        macs=metrics["macs"],
+        params=metrics["params"],
+        size_bytes=main.size_bytes,
+        **(measured if is_int8 else unmeasured),
+        validation_accuracy=metrics["accuracy"]["validation"][key],
+        accuracy=metrics["accuracy"]["test"][key],
+        accuracies=metrics["accuracy"],
+        agreement=metrics["agreement"] if is_int8 else None,
+        operators=tuple(metrics["operators"]) if is_int8 else (),
+        input_scale=float(scale) if is_int8 else None,
+        input_zero_point=int(zero_point) if is_int8 else None,
+        recipe=dataclasses.asdict(run.recipe),
+        command=training_command(run, dataset),
+        training_seconds=metrics["training_seconds"],
+        training_machine=metrics["machine"],
+        versions=metrics["versions"],
+        published=datetime.date.today().isoformat(),
+        licence=LICENCE,
+        files=files[precision],
+    )
+
+
+def _order(card):
+    """The family by width and level, then baselines; float before int8."""
+    levels = card.level if isinstance(card.level, tuple) else (card.level,)
+    return card.level is None, card.width or 0, isinstance(card.level, tuple), levels, card.name
+
+
+def _write_index(zoo, cards):
+    write_text(zoo / INDEX_FILE, index_to_json(cards))
+    write_pages(zoo, cards)
+
+
+def _make_writable(zoo):
+    """Find out before minutes of work that the folder cannot be written."""
+    zoo.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=zoo):
+        pass

@@ -1,0 +1,289 @@
+"""Pretrained models by name: list, choose, load, measure again, publish.
+
+`zoo` is everywhere None for the models that come with the package, a folder that `publish` wrote, or the http(s) address
+of such a folder. TensorFlow is imported by `load(format="keras")`, `publish`, `verify`, and by the loading of a TFDS set.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from pathlib import Path
+
+from .cards import Card, Cards, PublishedFile, find
+from .store import open_store, unpacked
+
+__all__ = ["Card", "Cards", "PublishedFile", "best", "card", "evaluate", "list", "load", "names", "publish", "verify"]
+
+FORMATS = ("keras", "tflite", "saved_model", "path")
+
+
+def names(*, zoo: str | os.PathLike | None = None) -> tuple[str, ...]:
+    """The names that `load` takes. Errors as for `list`."""
+    return tuple(card.name for card in open_store(zoo).cards())
+
+
+def list(
+    *,
+    max_macs: int | None = None,
+    max_size_bytes: int | None = None,
+    max_ram_bytes: int | None = None,
+    max_latency_ms: float | None = None,
+    precision: str | None = None,
+    dataset: str | None = None,
+    zoo: str | os.PathLike | None = None,
+) -> Cards:
+    """The published models within the limits, as a tuple of cards that prints as a table.
+
+    A model whose card has no number for a limit (RAM and latency of a float one) is left out.
+
+    Args:
+        max_macs: of one image.
+        max_size_bytes: of the file.
+        max_ram_bytes: of the TFLite Micro arena.
+        max_latency_ms: on the card's machine.
+        precision: "float" or "int8".
+        dataset: as on the card, "CIFAR-10 (JPEG)", or as `load_dataset` takes it, "cifar10".
+
+    Raises:
+        FileNotFoundError: there is no zoo there.
+        ConnectionError: it cannot be fetched.
+        ValueError: the precision is another, or the index is damaged or of a newer format.
+    """
+    if precision not in (None, "float", "int8"):
+        raise ValueError(f"precision is {precision!r}; it must be float or int8")
+    limits = {
+        "macs": max_macs,
+        "size_bytes": max_size_bytes,
+        "ram_bytes": max_ram_bytes,
+        "latency_ms": max_latency_ms,
+    }
+    limits = {field: limit for field, limit in limits.items() if limit is not None}
+
+    def fits(card):
+        values = ((getattr(card, field), limit) for field, limit in limits.items())
+        return (
+            all(value is not None and value <= limit for value, limit in values)
+            and precision in (None, card.precision)
+            and dataset in (None, card.dataset, card.dataset_name)
+        )
+
+    return Cards(card for card in open_store(zoo).cards() if fits(card))
+
+
+def card(name: str, *, zoo: str | os.PathLike | None = None) -> Card:
+    """What is known of a model.
+
+    Raises:
+        ValueError: there is no such name (near ones are offered); others as for `list`.
+    """
+    return find(open_store(zoo).cards(), name)
+
+
+def best(
+    *,
+    max_macs: int | None = None,
+    max_size_bytes: int | None = None,
+    max_ram_bytes: int | None = None,
+    max_latency_ms: float | None = None,
+    precision: str = "int8",
+    dataset: str | None = None,
+    zoo: str | os.PathLike | None = None,
+) -> Card:
+    """The model with the highest validation accuracy within the limits; fewer MACs where two are equal.
+
+    Test accuracy is shown on the card and never ranked by. Arguments as for `list`.
+
+    Raises:
+        ValueError: none fits; the smallest that there is is named. Models of several data sets fit: say which.
+    """
+    limits = {
+        "max_macs": max_macs,
+        "max_size_bytes": max_size_bytes,
+        "max_ram_bytes": max_ram_bytes,
+        "max_latency_ms": max_latency_ms,
+    }
+    within = list(precision=precision, dataset=dataset, zoo=zoo, **limits)
+    if not within:
+        candidates = list(precision=precision, dataset=dataset, zoo=zoo)
+        given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
+        if not candidates:
+            raise ValueError(f"the zoo has no {precision} model" + (f" of {dataset!r}" if dataset else ""))
+        least = min(candidates, key=lambda card: card.macs)
+        raise ValueError(
+            f"no {precision} model within {given}; the smallest is {least.name}: {least.macs:,} MACs, "
+            f"{least.size_bytes:,} bytes, {least.ram_bytes} bytes of RAM, {least.latency_ms} ms"
+        )
+    datasets = sorted({card.dataset for card in within})
+    if len(datasets) > 1:
+        raise ValueError(f"accuracies of {', '.join(datasets)} do not compare; give dataset=")
+    return max(within, key=lambda card: (card.validation_accuracy, -card.macs))
+
+
+def load(name: str, format: str = "keras", *, threads: int = 1, zoo: str | os.PathLike | None = None):
+    """A published model, its files' hashes checked.
+
+    Args:
+        name: from `names()`.
+        format: "keras": a tf_keras model, float images (batch, height, width, channels) in 0..1 in, logits out; of an
+            -int8 name the quantization-aware (fake-quantized) one, whose true int8 self is "tflite". "tflite": an
+            `Int8Model` on LiteRT (-int8 only). "saved_model": the path of a folder, signature `image` -> `logits`, as
+            for "keras". "path": the path of the .tflite (-int8) or the weights file (-float).
+        threads: of the Int8Model.
+
+    Raises:
+        ValueError: no such name or format, a damaged file (expected and found hash), weights that do not fit the spec.
+        FileNotFoundError: a file is missing.
+        ConnectionError: it cannot be fetched.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
+    store = open_store(zoo)
+    found = find(store.cards(), name)
+    return _load(store, found, format, threads)
+
+
+def evaluate(
+    name: str,
+    *,
+    split: str = "test",
+    dataset=None,
+    data_dir: str | os.PathLike | None = None,
+    zoo: str | os.PathLike | None = None,
+) -> dict:
+    """Measure a published accuracy again.
+
+    Args:
+        name: from `names()`.
+        split: "test", "validation" or "train".
+        dataset: a `Dataset`; None loads the card's own.
+        data_dir: where TFDS keeps its data.
+
+    Returns:
+        name, dataset (its title), split, images, accuracy (0..1), and published: the card's number for that split and
+        data, or None.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load` and `load_dataset`.
+    """
+    from .evaluation import accuracy
+
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split is {split!r}; it must be test, validation or train")
+    found = card(name, zoo=zoo)
+    data = dataset or _dataset(found, data_dir)
+    model = load(name, "tflite" if found.precision == "int8" else "keras", threads=os.cpu_count() or 1, zoo=zoo)
+    images = getattr(data, split)
+    published = found.accuracies.get(split, {}).get("tflite" if found.precision == "int8" else "float")
+    return {
+        "name": name,
+        "dataset": data.title,
+        "split": split,
+        "images": len(images),
+        "accuracy": accuracy(model, images),
+        "published": published if data.title == found.dataset else None,
+    }
+
+
+def verify(name: str, *, dataset=None, data_dir: str | os.PathLike | None = None, zoo: str | os.PathLike | None = None):
+    """Check a published model against its card.
+
+    Hash and size of its files, MACs and parameters counted again, operators, input quantization, RAM, agreement of the
+    .tflite with its Keras model, and accuracy on whole splits, within 0.2 points. Accuracy and agreement are skipped,
+    saying so, where the card's data is not on this machine.
+
+    Args:
+        name: from `names()`.
+        dataset: a `Dataset`, to check several names with one loading; None loads the card's own.
+
+    Returns:
+        A `Verification`: `passed`, `checks`; prints as a table.
+
+    Raises:
+        ValueError: no such name.
+    """
+    from .verification import verify_card
+
+    store = open_store(zoo)
+    found = find(store.cards(), name)
+    reason = ""
+    if dataset is None:
+        try:
+            dataset = _dataset(found, data_dir, download=False)
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    if dataset is not None and dataset.title != found.dataset:
+        reason = f"the data here is {dataset.title}, the number is of {found.dataset}"
+        dataset = None
+    return verify_card(found, store.path, lambda: _load(store, found, "keras", 1), dataset, reason)
+
+
+def publish(run, *, zoo: str | os.PathLike, replace: bool = False, verbose: bool = True) -> Cards:
+    """Add a finished training to a zoo folder as two models, -float and -int8.
+
+    Measures RAM (extra `micro`) and latency against ResNet-8's, copies weights, .tflite, SavedModels and history, and
+    writes index and pages last, so that a failure or a kill leaves the zoo as it was.
+
+    Args:
+        run: a `Run` or its folder.
+        zoo: the folder; made where it is not there.
+        replace: of models of the same name.
+        verbose: say what is being done.
+
+    Returns:
+        The two cards.
+
+    Raises:
+        FileExistsError: the names are taken and `replace` is False.
+        FileNotFoundError: the run is not finished.
+        ValueError: it has no QAT phase, or was trained on a data set with a name that cannot be loaded again.
+        OSError: the folder cannot be written.
+    """
+    from .publishing import publish_run
+
+    return publish_run(run, Path(zoo).expanduser(), replace=replace, verbose=verbose)
+
+
+def _load(store, found, format, threads):
+    if format == "tflite" or (format == "path" and found.precision == "int8"):
+        path = store.path(_file(found, "tflite"))
+        if format == "path":
+            return path
+        from .int8 import Int8Model
+
+        return Int8Model(path, threads=threads)
+    if format == "saved_model":
+        file = _file(found, "saved_model")
+        return unpacked(store.path(file), file.sha256)
+    path = store.path(_file(found, "weights"))
+    if format == "path":
+        return path
+    from .model import build
+    from .weights import load_weights
+
+    model = build(found.spec)
+    if found.precision == "int8":
+        from .quantize import quantize_aware
+
+        model = quantize_aware(model)
+    load_weights(model, path, spec=found.spec, precision=found.precision)
+    return model
+
+
+def _file(found, role):
+    file = found.file(role)
+    if file is None:
+        has = ", ".join(sorted({file.role for file in found.files}))
+        remedy = f"; load {found.name.removesuffix('-float')}-int8" if role == "tflite" else ""
+        raise ValueError(f"{found.name} has no {role} (it has {has}){remedy}")
+    return file
+
+
+def _dataset(found, data_dir, download=True):
+    from .data import load_dataset
+
+    return load_dataset(found.dataset_name, input_shape=found.spec.input_shape, data_dir=data_dir, download=download)
+
+
+def __dir__() -> builtins.list[str]:
+    return sorted(__all__)
