@@ -47,7 +47,7 @@ class Recipe:
     weight_decay: float = 5e-4
     crop_padding: float = 0.125
     flip: bool = True
-    cutout: float = 0.25
+    cutout: float = 0.0
     calibration_images: int = 512
     seed: int = 0
 
@@ -94,7 +94,6 @@ def recipe_for(dataset_name: str, **changes) -> Recipe:
             "batch_size": 64,
             "learning_rate": 0.1,
             "flip": False,
-            "cutout": 0.0,
         } | changes
     return Recipe(**changes)
 

@@ -19,7 +19,7 @@ class Stage(NamedTuple):
     stride: int
 
 
-DEFAULT_STAGES = (Stage(1, 1), Stage(3, 2), Stage(4, 2))
+DEFAULT_STAGES = (Stage(3, 2), Stage(2, 2), Stage(2, 1))
 
 
 class Layer(NamedTuple):
@@ -221,7 +221,8 @@ def _plan(spec: ModelSpec):
         for block in range(1, stage.blocks + 1):
             stride = stage.stride if block == 1 else 1
             out = (-(-shape[0] // stride), -(-shape[1] // stride), filters)
-            residual = previous if stride == 1 and shape[2] == filters else None
+            # The first stage's tensors are the largest: one kept for a sum there would set the peak of RAM.
+            residual = previous if number > 1 and stride == 1 and shape[2] == filters else None
             name = f"stage{number}_block{block}"
             if level == 0:
                 yield Layer(f"{name}_spatial", "conv", 3, stride, 1, shape, out, residual)

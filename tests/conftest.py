@@ -37,6 +37,14 @@ def models(run):
     return SimpleNamespace(float=run.float_model(), qat=run.qat_model(), int8=run.int8_model())
 
 
+@pytest.fixture(scope="session")
+def zoo(run, tmp_path_factory):
+    """A zoo folder with the run published in it; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("zoos") / "zoo"
+    fnet.zoo.publish(run, zoo=folder, verbose=False)
+    return folder
+
+
 @pytest.fixture
 def noise():
     """Random uint8 images (n, *shape) of a fixed seed."""

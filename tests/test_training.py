@@ -31,6 +31,7 @@ FILES = [
     "spec.json",
     "recipe.json",
     "dataset.json",
+    "initial.json",
     "history.csv",
     "float.h5",
     "qat.h5",

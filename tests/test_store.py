@@ -1,0 +1,150 @@
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import socketserver
+import threading
+import zipfile
+
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.store import FolderStore, UrlStore, open_store, unpacked
+
+NAME = "fnet-l1-x0.5-int8"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTORIZENET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def copy(zoo, tmp_path):
+    return shutil.copytree(zoo, tmp_path / "zoo")
+
+
+def tflite_of(folder):
+    return folder / fnet.zoo.card(NAME, zoo=folder).file("tflite").path
+
+
+@contextlib.contextmanager
+def served(folder, cut=None):
+    """The address of a server of a folder; with `cut`, of one that ends each file but the index after so many bytes."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def copyfile(self, source, outputfile):
+            content = source.read()
+            outputfile.write(content if cut is None or self.path.endswith("index.json") else content[:cut])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_packages_own_zoo_is_found():
+    assert isinstance(open_store(None), FolderStore)
+    assert (open_store(None).folder / "index.json").is_file()
+    assert isinstance(open_store("https://example.com/zoo"), UrlStore)
+
+
+def test_a_folder_without_an_index_is_no_zoo(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no zoo in .* it has no index\.json"):
+        fnet.zoo.names(zoo=tmp_path)
+
+
+def test_a_damaged_file_is_told_with_both_hashes(copy):
+    path = tflite_of(copy)
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    expected = fnet.zoo.card(NAME, zoo=copy).file("tflite").sha256
+    with pytest.raises(ValueError, match=f"expected SHA-256 {expected}.*found {found}.*publish the model again"):
+        fnet.zoo.load(NAME, "tflite", zoo=copy)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is missing; install the package again"):
+        fnet.zoo.load(NAME, "path", zoo=copy)
+
+
+def test_a_link_out_of_the_folder_is_refused(copy, tmp_path):
+    path = tflite_of(copy)
+    shutil.move(path, tmp_path / "elsewhere.tflite")
+    os.symlink(tmp_path / "elsewhere.tflite", path)
+    with pytest.raises(ValueError, match="a link out of the zoo's folder"):
+        fnet.zoo.load(NAME, "path", zoo=copy)
+
+
+def test_a_changed_index_is_read_again(copy):
+    assert NAME in fnet.zoo.names(zoo=copy)
+    index = json.loads((copy / "index.json").read_text())
+    index["models"] = index["models"][:1]
+    (copy / "index.json").write_text(json.dumps(index))
+    assert NAME not in fnet.zoo.names(zoo=copy)
+
+
+def test_a_zoo_is_loaded_over_http_kept_and_used_without_the_server(copy, noise):
+    with served(copy) as url:
+        net = fnet.zoo.load(NAME, "tflite", zoo=url)
+    assert (net.predict(noise(4)) == fnet.zoo.load(NAME, "tflite", zoo=copy).predict(noise(4))).all()
+    with pytest.warns(RuntimeWarning, match="the index fetched last is used"):
+        again = fnet.zoo.load(NAME, "path", zoo=url)
+    assert again.read_bytes() == tflite_of(copy).read_bytes()
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(copy):
+    with served(copy) as url:
+        path = fnet.zoo.load(NAME, "path", zoo=url)
+        path.write_bytes(b"half")
+        assert fnet.zoo.load(NAME, "path", zoo=url).read_bytes() == tflite_of(copy).read_bytes()
+
+
+def test_half_a_file_is_an_error_and_leaves_nothing(copy, cache):
+    with served(copy, cut=1000) as url, pytest.raises(ConnectionError, match=r"could not be fetched|ended after"):
+        fnet.zoo.load(NAME, "path", zoo=url)
+    assert not (cache / "files").exists()
+
+
+def test_another_files_content_is_an_error_and_leaves_nothing(copy, cache):
+    tflite_of(copy).write_bytes(b"x" * 100_000)
+    with served(copy) as url, pytest.raises(ValueError, match="is damaged: expected SHA-256"):
+        fnet.zoo.load(NAME, "path", zoo=url)
+    assert not (cache / "files").exists()
+
+
+def test_no_server_and_no_index_say_what_to_do(copy):
+    with pytest.raises(ConnectionError, match="check the address and the network"):
+        fnet.zoo.names(zoo="http://127.0.0.1:9")
+    with served(copy.parent) as url, pytest.raises(ConnectionError, match="404"):
+        fnet.zoo.names(zoo=url)
+
+
+def test_an_archive_is_unpacked_once_and_never_outside(tmp_path, cache):
+    good = tmp_path / "good.zip"
+    with zipfile.ZipFile(good, "w") as file:
+        file.writestr("a/b.txt", "text")
+    folder = unpacked(good, "1" * 64)
+    assert (folder / "a" / "b.txt").read_text() == "text"
+    good.unlink()
+    assert unpacked(good, "1" * 64) == folder
+    bad = tmp_path / "bad.zip"
+    with zipfile.ZipFile(bad, "w") as file:
+        file.writestr("../../out.txt", "text")
+    with pytest.raises(ValueError, match="outside its folder"):
+        unpacked(bad, "2" * 64)
+    (tmp_path / "no.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="is damaged"):
+        unpacked(tmp_path / "no.zip", "3" * 64)
+    assert [path.name for path in (cache / "unpacked").iterdir()] == ["1" * 64]
