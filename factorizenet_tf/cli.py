@@ -289,6 +289,7 @@ def benchmark(
     width: Width = 16,
     seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
     run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
+    part: Annotated[str, typer.Option(help="all, training or zoo.")] = "all",
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -296,12 +297,22 @@ def benchmark(
     """Measure speed and memory as ratios in one run.
 
     Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
-    memory; with --run the .tflite against QAT Keras.
+    memory; with --run the .tflite against QAT Keras. Then how fast the zoo lists, loads and verifies.
     """
+    if part not in ("all", "training", "zoo"):
+        raise ValueError(f"part is {part!r}; it must be all, training or zoo")
     _import_tensorflow()
-    from .benchmark import measure
+    rows = []
+    if part in ("all", "training"):
+        from .benchmark import measure
 
-    rows = measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
+        rows += measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
+    if part in ("all", "zoo"):
+        from .zoo_benchmark import measure_zoo
+
+        rows += measure_zoo(data_dir=data_dir, verbose=not quiet)
+    if not rows:
+        raise ValueError("the zoo is empty, so there is nothing to measure; publish models first")
     show(rows, as_json, "Benchmark")
 
 

@@ -127,8 +127,9 @@ def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initia
         raise ValueError(
             f"the folder {folder} holds another run ({'; '.join(differences)}); choose a new one or give the same arguments"
         )
-    for name in texts.keys() - present:
-        write_text(folder / name, texts[name])
+    for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
+        if name not in present:
+            write_text(folder / name, texts[name])
 
 
 def _identity(dataset):

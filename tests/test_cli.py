@@ -93,7 +93,7 @@ def test_levels_lists_every_level_with_the_costs_of_the_spec(prints_json):
 def test_levels_prints_a_table_with_a_line_for_each_level(succeeds):
     table = succeeds("levels")
     assert [name for name in table.split() if name.startswith("fnet-")] == [f"fnet-l{k}" for k in range(7)]
-    assert "16,958,080" in table  # level 0's MACs
+    assert "14,598,784" in table  # level 0's MACs
 
 
 def test_describe_lists_the_layers_and_a_spec_that_reads_back(prints_json):
@@ -556,7 +556,7 @@ def test_a_full_disk_exits_1_and_leaves_the_last_whole_epoch(fails, prints_json,
 
     def full_later(handle):
         synced.append(handle)
-        if len(synced) > 6:  # spec, recipe and data set; checkpoint and history; checkpoint
+        if len(synced) > 7:  # spec, recipe, data set and initial weights; checkpoint and history; checkpoint
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
@@ -568,6 +568,7 @@ def test_a_full_disk_exits_1_and_leaves_the_last_whole_epoch(fails, prints_json,
         "checkpoint.npz",
         "dataset.json",
         "history.csv",
+        "initial.json",
         "recipe.json",
         "spec.json",
     ]
@@ -637,7 +638,8 @@ def test_an_error_that_needed_tensorflow_is_the_only_line_of_its_process(tmp_pat
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        f"error: no model at {tmp_path / 'none'}; give a .tflite, .h5 or .keras file, or a run's folder\n"
+        f"error: no model at {tmp_path / 'none'}; give a .tflite, .h5 or .keras file, a run's folder, or a name of "
+        "`factorizenet list`\n"
     )
 
 
@@ -645,3 +647,68 @@ def test_the_installed_command_passes_the_exit_code_on(tmp_path):
     script = Path(sys.executable).with_name("factorizenet")
     assert subprocess.run([script, "levels", "--width", "12"], capture_output=True).returncode == 2
     assert subprocess.run([script, "levels", "--json"], capture_output=True).returncode == 0
+
+
+# Zoo
+
+
+def test_list_prints_the_models_within_the_limits(succeeds, prints_json, zoo):
+    rows = prints_json("list", "--zoo", zoo)
+    assert [row["name"] for row in rows] == ["fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"]
+    assert prints_json("list", "--zoo", zoo, "--precision", "float") == rows[:1]
+    assert prints_json("list", "--zoo", zoo, "--max-macs", 1) == []
+    assert prints_json("list", "--zoo", zoo, "--best") == rows[1:]
+    assert "fnet-l1-x0.5-int8" in succeeds("list", "--zoo", zoo)
+
+
+def test_card_prints_the_page_and_the_entry(succeeds, prints_json, zoo):
+    name = "fnet-l1-x0.5-int8"
+    assert succeeds("card", name, "--zoo", zoo).strip() == (zoo / "cards" / f"{name}.md").read_text().strip()
+    assert prints_json("card", name, "--zoo", zoo) == json.loads((zoo / "index.json").read_text())["models"][1]
+
+
+def test_an_unknown_model_is_one_line_with_the_nearest_name(fails, zoo):
+    assert "did you mean 'fnet-l1-x0.5-int8'" in fails("card", "fnet-l1-x0.5-int4", "--zoo", zoo)
+
+
+def test_verify_exits_1_where_a_model_is_not_what_its_card_says(succeeds, capsys, zoo, tmp_path):
+    name = "fnet-l1-x0.5-int8"
+    assert "1 models, " in succeeds("verify", name, "--zoo", zoo, "--quiet")
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    path = copy / fnet.zoo.card(name, zoo=copy).file("tflite").path
+    path.write_bytes(path.read_bytes() + b"more")
+    assert main(["verify", "--all", "--zoo", str(copy), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out
+    assert err == f"error: 1 of 2 models are not what their cards say: {name}\n"
+
+
+def test_verify_and_publish_say_what_they_need(fails, run, tmp_path):
+    assert "give names of models, or --all" in fails("verify")
+    assert "give the runs' folders and --zoo FOLDER" in fails("publish", run.folder)
+    assert "no finished run" in fails("publish", tmp_path, "--zoo", tmp_path / "zoo", "--quiet")
+
+
+def test_a_published_run_is_not_published_twice(fails, run, zoo):
+    assert "already; publish with replace" in fails("publish", run.folder, "--zoo", zoo, "--quiet")
+
+
+def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_json, fails, run, tmp_path):
+    command = ["train", "--from", run.folder, "--dataset", "digits", "--epochs", 1, "--qat-epochs", 1, "--quiet"]
+    metrics = prints_json(*command, "--out", tmp_path / "tuned")
+    tuned = fnet.load_run(tmp_path / "tuned")
+    assert tuned.spec == run.spec
+    assert metrics["initial"] == str(run.folder)
+    assert metrics["accuracy"]["test"]["float"] > 0.9  # one epoch from scratch: about 0.2
+    scratch = ["train", *SMALL, "--level", 1, "--stages", "1x2,2x2", "--epochs", 1, "--qat-epochs", 1]
+    assert prints_json(*scratch, "--out", tmp_path / "scratch")["accuracy"]["test"]["float"] < 0.6
+    assert "initial.weights is" in fails(*scratch, "--from", run.folder, "--out", tmp_path / "scratch")
+
+
+def test_a_baseline_is_trained_by_name(prints_json, fails, tmp_path):
+    command = ["train", "--baseline", "resnet8", "--dataset", "digits", "--size", 8, "--channels", 1, "--quiet"]
+    command += ["--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "run"]
+    assert prints_json(*command)["name"] == "baseline-resnet8"
+    assert fnet.load_run(tmp_path / "run").spec == fnet.baselines.ResNet8(input_shape=(8, 8, 1))
+    assert "there is resnet8" in fails("train", "--baseline", "vgg", "--dataset", "digits", "--out", tmp_path / "x")
+    assert "exclude each other" in fails(*command, "--from", tmp_path / "run")

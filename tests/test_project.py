@@ -38,7 +38,7 @@ def test_only_the_package_is_a_package():
 def test_each_command_of_the_readme_exists():
     from factorizenet_tf.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
     readme = (ROOT / "README.md").read_text()
     used = set(re.findall(r"^factorizenet (\w+)", readme, re.MULTILINE))
     assert used == known
