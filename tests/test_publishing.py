@@ -49,15 +49,6 @@ def test_a_published_run_has_the_runs_numbers(zoo, run):
     assert log == (run.folder / "history.csv").read_text()
 
 
-def test_the_pages_are_what_the_index_gives(zoo):
-    from factorizenet_tf.pages import card_page, table_page
-
-    cards = fnet.zoo.list(zoo=zoo)
-    assert (zoo / "README.md").read_text() == table_page(cards)
-    assert {path.stem: path.read_text() for path in (zoo / "cards").iterdir()} == {c.name: card_page(c) for c in cards}
-    assert (zoo / "frontier.svg").read_text().startswith("<?xml")
-
-
 def test_names_that_are_taken_are_replaced_only_when_asked(copy, run, quick):
     before = contents(copy)
     with pytest.raises(FileExistsError, match=f"{FLOAT}, {INT8} already; publish with replace"):

@@ -18,28 +18,17 @@ import factorizenet_tf as fnet
 from factorizenet_tf.files import write_csv
 
 RESULTS = Path(__file__).parent / "results" / "short_runs.csv"
-TWO = ((3, 2), (4, 2))
-THREE = ((2, 2), (2, 2), (2, 2))
 
 # name: (spec, changes to the recipe, note)
 VARIANTS = {
     "resnet8": (fnet.baselines.ResNet8(), {}, "the rival"),
-    "resnet8-nocut": (fnet.baselines.ResNet8(), {"cutout": 0.0}, "the rival"),
-    "resnet8-nols": (fnet.baselines.ResNet8(), {"cutout": 0.0, "label_smoothing": 0.0}, "the rival"),
-    "two-w16-l2": (fnet.ModelSpec(2, stages=TWO), {}, "linear before the sum: kept"),
-    "two-w16-l0.2": (fnet.ModelSpec((0, 2), stages=TWO), {}, "linear before the sum: kept"),
-    "two-w24-l6": (fnet.ModelSpec(6, width=24, stages=TWO), {}, "linear before the sum: kept"),
-    "two23-w16-l0": (fnet.ModelSpec(0, stages=((2, 2), (3, 2))), {}, ""),
-    "two23-w32-l7": (fnet.ModelSpec(7, width=32, stages=((2, 2), (3, 2))), {}, "linear before the sum: kept"),
-    "two14-w32-l7": (fnet.ModelSpec(7, width=32, stages=((1, 2), (4, 2))), {}, "linear before the sum: kept"),
-    "three-w16-l0": (fnet.ModelSpec(0, stages=THREE), {}, ""),
-    "three-w16-l0.6.7": (fnet.ModelSpec((0, 6, 7), stages=THREE), {}, "linear before the sum: kept"),
-    "three-w16-l0.2.7": (fnet.ModelSpec((0, 2, 7), stages=THREE), {}, "linear before the sum: kept"),
-    "three-w24-l7": (fnet.ModelSpec(7, width=24, stages=THREE), {}, "linear before the sum: kept"),
-    "three331-w16-l0.2.6": (
-        fnet.ModelSpec((0, 2, 6), stages=((3, 2), (3, 2), (1, 2))),
-        {},
-        "linear before the sum: kept",
+    "resnet8-cutout": (fnet.baselines.ResNet8(), {"cutout": 0.25}, "the rival"),
+    "l2": (fnet.ModelSpec(2), {}, "sum behind the first stage, ReLU6 behind it: kept"),
+    "l6-x1.5": (fnet.ModelSpec(6, width=24), {}, "sum behind the first stage, ReLU6 behind it: kept"),
+    "l6-x1.5-wd2": (
+        fnet.ModelSpec(6, width=24),
+        {"weight_decay": 2e-4},
+        "sum behind the first stage, ReLU6 behind it: kept",
     ),
 }
 
