@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from .baselines import ResNet8
+from .recipe import Recipe
 from .spec import ModelSpec, spec_from_json
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Card", "Cards", "PublishedFile", "find", "index_from_json", "index_to_json"]
 
 FORMAT = 1
+MEASURED = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
 ROLES = ("weights", "tflite", "saved_model", "history")
 
 
@@ -249,14 +251,32 @@ def _card(entry) -> Card:
         raise ValueError(f"the name {fields['name']!r} must be of a-z, 0-9, single dots and hyphens")
     if fields["precision"] not in ("float", "int8"):
         raise ValueError(f"precision is {fields['precision']!r}; it must be float or int8")
-    for split, values in fields["accuracies"].items():
-        for value in _checked(f"accuracies of {split}", values, "dict").values():
-            _checked(f"accuracies of {split}", value, "share")
+    is_int8 = fields["precision"] == "int8"
+    for split in ("validation", "test"):
+        for measured in MEASURED:
+            _checked(
+                f"accuracies of {split}", _checked("accuracies", fields["accuracies"][split], "dict")[measured], "share"
+            )
+        _checked(f"images of {split}", fields["images"][split], "int")
+    if is_int8:
+        agreement = _checked("agreement", fields["agreement"], "dict")
+        for name, kind in (("top1", "share"), ("within_1_lsb", "share"), ("largest_lsb", "int"), ("images", "int")):
+            _checked(f"agreement's {name}", agreement[name], kind)
+        _checked("ram_bytes", fields["ram_bytes"], "int")
+        _checked("input_scale", fields["input_scale"], "number")
+    for package, number in fields["versions"].items():
+        _checked(f"version of {package}", number, "str")
+    fields["recipe"] = dataclasses.asdict(Recipe(**fields["recipe"]))
     zero_point = entry["input_zero_point"]
     if zero_point is not None and (isinstance(zero_point, bool) or not isinstance(zero_point, int)):
         raise TypeError(f"input_zero_point is {zero_point!r}; it must be an int")
     spec = spec_from_json(json.dumps(_checked("spec", entry["spec"], "dict")))
+    if len(fields["class_names"]) != spec.num_classes:
+        raise ValueError(f"it has {len(fields['class_names'])} class names, its spec {spec.num_classes} classes")
     files = tuple(_file(file) for file in _checked("files", entry["files"], "list"))
+    missing = {"weights", "history", *(["tflite"] if is_int8 else [])} - {file.role for file in files}
+    if missing:
+        raise ValueError(f"it has no file of the role {', '.join(sorted(missing))}")
     return Card(**fields, input_zero_point=zero_point, spec=spec, files=files)
 
 

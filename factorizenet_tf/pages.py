@@ -148,9 +148,12 @@ def card_page(card: Card) -> str:
             ("RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro)", f"{card.ram_bytes:,}"),
             (
                 f"LiteRT latency, 1 thread, {card.latency_machine}",
-                f"{card.latency_ms:.3f} ms, {card.latency_ratio:.2f} of ResNet-8's",
+                f"{_number(card.latency_ms, '.3f')} ms, {_number(card.latency_ratio, '.2f')} of ResNet-8's",
             ),
-            ("the same, 2 threads", f"{card.latency_2_threads_ms:.3f} ms, {card.latency_2_threads_ratio:.2f}"),
+            (
+                "the same, 2 threads",
+                f"{_number(card.latency_2_threads_ms, '.3f')} ms, {_number(card.latency_2_threads_ratio, '.2f')}",
+            ),
             (
                 f"agreement with QAT Keras on {agreement['images']:,} test images",
                 f"top-1 {100 * agreement['top1']:.2f} %, {100 * agreement['within_1_lsb']:.2f} % of logits within 1 LSB, "

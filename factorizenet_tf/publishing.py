@@ -39,6 +39,8 @@ def publish_run(run: Run | str | os.PathLike, zoo: Path, *, replace: bool, verbo
     run = run if isinstance(run, Run) else load_run(run)
     if "qat" not in run.metrics["accuracy"]["test"]:
         raise ValueError(f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1")
+    if not {"machine", "versions"} <= run.metrics.keys():
+        raise ValueError(f"the run in {run.folder} does not say its machine and versions; train it with this version")
     names = [f"{run.spec.name}-{precision}" for precision in ("float", "int8")]
     _make_writable(zoo)
     before = FolderStore(zoo).cards() if (zoo / INDEX_FILE).exists() else Cards()
@@ -106,7 +108,7 @@ def training_command(run: Run, dataset: dict) -> str:
     if not plain or dataset["name"] == "arrays":
         arguments = "".join(f", {name}={value!r}" for name, value in changed.items())
         return (
-            f"fnet.train({'fnet.baselines.ResNet8()' if is_baseline else f'fnet.{spec!r}'}, "
+            f"fnet.train({_expression(spec)}, "
             f"fnet.load_dataset({dataset['name']!r}, input_shape={spec.input_shape}), "
             f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{arguments})"
             f"{f', initial={initial!r}' if initial else ''})"
@@ -129,6 +131,15 @@ def training_command(run: Run, dataset: dict) -> str:
         parts.append(f"--size {height} --channels {channels}")
     parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
     return " ".join([*parts, f"--out runs/{spec.name}"])
+
+
+def _expression(spec) -> str:
+    """Python that builds the spec."""
+    shared = f"input_shape={spec.input_shape}, num_classes={spec.num_classes}"
+    if isinstance(spec, ResNet8):
+        return f"fnet.baselines.ResNet8({shared})"
+    stages = tuple(tuple(stage) for stage in spec.stages)
+    return f"fnet.ModelSpec({spec.level}, width={spec.width}, {shared}, stages={stages})"
 
 
 def _latencies(contents, spec) -> list[dict]:

@@ -239,6 +239,8 @@ def publish(run, *, zoo: str | os.PathLike, replace: bool = False, verbose: bool
         ValueError: it has no QAT phase, or was trained on a data set with a name that cannot be loaded again.
         OSError: the folder cannot be written.
     """
+    if str(zoo).startswith(("http://", "https://")):
+        raise ValueError(f"zoo is {zoo}; publish into a folder, and serve that")
     from .publishing import publish_run
 
     return publish_run(run, Path(zoo).expanduser(), replace=replace, verbose=verbose)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cards import Card, Cards, find, index_from_json, index_to_json
+from factorizenet_tf.pages import card_page
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,13 @@ def test_what_is_no_index_is_named(text, message):
         ("macs", 1.5, "macs is 1.5"),
         ("macs", True, "macs is True"),
         ("accuracy", 80.5, "must be from 0 to 1"),
-        ("accuracies", {"test": {"float": 2}}, "accuracies of test"),
+        ("accuracies", {"test": {"float": 2}}, "the field 'validation' is missing"),
+        ("recipe", {"epochs": -1}, "epochs is -1"),
+        ("recipe", {"epoch": 1}, "epoch"),
+        ("images", {"test": 3}, "the field 'validation' is missing"),
+        ("versions", {"numpy": 2}, "version of numpy is 2"),
+        ("class_names", ["a"], "1 class names, its spec 10 classes"),
+        ("files", [], "no file of the role history, weights"),
         ("class_names", ["a", 1], "class_names is 1"),
         ("spec", {"family": "pickle"}, "not a spec"),
         ("spec", {"family": "factorizenet", "level": 99, "width": 16}, "not a spec"),
@@ -140,12 +147,15 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from([field.name for field in dataclasses.fields(Card)]), value=JSON)
 def test_any_value_in_any_field_gives_a_card_or_a_clear_error(index, field, value):
-    text = damaged(index, lambda copy: copy["models"][0].update({field: value}))
+    text = damaged(index, lambda copy: copy["models"][1].update({field: value}))
     cards, message = parsed(text)
     assert len(cards) == 2 or message.startswith("here")
+    for card in cards:  # what is accepted can be shown
+        assert card.name in card_page(card)
+        assert card.name in repr(Cards([card])).replace("\n", "")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,7 +113,15 @@ def test_latencies_are_measured_for_all_in_one_run(copy, quick):
 
 def test_the_command_of_a_card_trains_the_same_run(run):
     dataset = {"name": "digits"}
-    assert training_command(run, dataset).startswith("fnet.train(fnet.ModelSpec(level=1, width=8, ")
+    built = {}
+    fnet_alike = SimpleNamespace(
+        ModelSpec=fnet.ModelSpec,
+        recipe_for=fnet.recipe_for,
+        load_dataset=lambda name, input_shape: (name, input_shape),
+        train=lambda spec, data, **options: built.update(spec=spec, data=data, **options),
+    )
+    exec(training_command(run, dataset), {"fnet": fnet_alike})
+    assert (built["spec"], built["recipe"], built["data"]) == (run.spec, run.recipe, ("digits", (16, 16, 1)))
     recipe = fnet.recipe_for("digits", epochs=6, qat_epochs=2)
     assert training_command(dataclasses.replace(run, recipe=recipe), dataset) == (
         "factorizenet train --level 1 --width 8 --stages 1x2,2x2 --dataset digits --size 16 --channels 1 --epochs 6 "

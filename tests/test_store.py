@@ -10,6 +10,8 @@ import threading
 import zipfile
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import factorizenet_tf as fnet
 from factorizenet_tf.store import FolderStore, UrlStore, open_store, unpacked
@@ -77,6 +79,27 @@ def test_a_damaged_file_is_told_with_both_hashes(copy):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="is missing; install the package again"):
         fnet.zoo.load(NAME, "path", zoo=copy)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    role=st.sampled_from(["tflite", "weights", "saved_model"]),
+    at=st.floats(0, 1, exclude_max=True),
+    noise=st.binary(max_size=3),
+)
+def test_no_byte_of_a_file_can_change_unseen(zoo, tmp_path, role, at, noise):
+    file = fnet.zoo.card(NAME, zoo=zoo).file(role)
+    content = (zoo / file.path).read_bytes()
+    start = int(at * len(content))
+    changed = content[:start] + noise + content[start + len(noise) :] if noise else content[:start]
+    copy = tmp_path / file.path
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(changed)
+    if changed == content:
+        assert FolderStore(tmp_path).path(file) == copy
+    else:
+        with pytest.raises(ValueError, match="is damaged: expected SHA-256"):
+            FolderStore(tmp_path).path(file)
 
 
 def test_a_link_out_of_the_folder_is_refused(copy, tmp_path):
