@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import baselines, zoo
+    from .analysis import Analysis, analyze, compare_levels, load_analysis
     from .cost import cost_table, count_macs, count_params
     from .data import Dataset, Split, load_dataset
     from .evaluation import Agreement, accuracy, agreement
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
+    "Analysis",
     "Dataset",
     "FactorizeNet",
     "Int8Model",
@@ -40,11 +42,14 @@ __all__ = [
     "Stage",
     "accuracy",
     "agreement",
+    "analyze",
     "baselines",
     "build",
+    "compare_levels",
     "cost_table",
     "count_macs",
     "count_params",
+    "load_analysis",
     "load_dataset",
     "load_run",
     "max_level",
@@ -56,6 +61,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "analysis": ("Analysis", "analyze", "compare_levels", "load_analysis"),
     "cost": ("cost_table", "count_macs", "count_params"),
     "data": ("Dataset", "Split", "load_dataset"),
     "evaluation": ("Agreement", "accuracy", "agreement"),
