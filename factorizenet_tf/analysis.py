@@ -22,6 +22,7 @@ from .measuring import BATCH, activations, layer_errors, output_ranges, outputs
 from .progress import Progress
 from .simulation import Quantization, Scheme, quantization_of, scheme_of
 from .subjects import Subject, subject_of
+from .tflite import pinned
 
 __all__ = ["Analysis", "analyze", "compare_levels", "load_analysis"]
 
@@ -160,6 +161,7 @@ def analyze(
         check_images(calibration, graph.input_shape, "calibration")
         if split is not None:
             check_images(split.images, graph.input_shape, "evaluation")
+    calibration = pinned(calibration)  # as the converter sees them
     tables = {name: [] for name in TABLES}
     reference = graphs.get("float") or graphs["qat"]
     tables["nets"].append(_net_row(subject, calibration, split, asked))

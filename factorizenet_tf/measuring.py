@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -122,9 +123,8 @@ def outputs(
     """The net's outputs on uint8 images; the other arguments as for `forward`."""
     result = Outputs(graph.ends_in_softmax)
     for batch in batches(images):
-        for _, output in forward(graph, batch, quantization, weights, acts):
-            pass
-        result.parts.append(output.numpy())
+        ((_, last),) = collections.deque(forward(graph, batch, quantization, weights, acts), maxlen=1)
+        result.parts.append(last.numpy())
         _call(advance)
     return result
 

@@ -142,7 +142,7 @@ class Quantization:
         low, high = self.ranges[name]
         low, high = min(0.0, low), max(0.0, high)
         if not high > low:  # constant zero, or NaN, which stays NaN
-            return values if not high == low else values * 0.0
+            return values * 0.0 if high == low else values
         return tf.quantization.fake_quant_with_min_max_vars(values, low, high, num_bits=self.scheme.activation_bits)
 
 
