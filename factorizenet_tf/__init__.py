@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import baselines, zoo
-    from .analysis import Analysis, analyze, compare_levels, load_analysis
+    from .analysis import Analysis, load_analysis
     from .cost import cost_table, count_macs, count_params
     from .data import Dataset, Split, load_dataset
     from .evaluation import Agreement, accuracy, agreement
     from .int8 import Int8Model, Latency
+    from .layerwise import analyze, compare_levels
     from .model import FactorizeNet, build
     from .phase import NanLossError
     from .quantize import quantize_aware
@@ -61,11 +62,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "analysis": ("Analysis", "analyze", "compare_levels", "load_analysis"),
+    "analysis": ("Analysis", "load_analysis"),
     "cost": ("cost_table", "count_macs", "count_params"),
     "data": ("Dataset", "Split", "load_dataset"),
     "evaluation": ("Agreement", "accuracy", "agreement"),
     "int8": ("Int8Model", "Latency"),
+    "layerwise": ("analyze", "compare_levels"),
     "model": ("FactorizeNet", "build"),
     "phase": ("NanLossError",),
     "quantize": ("quantize_aware",),

@@ -305,6 +305,77 @@ def benchmark(
     show(rows, as_json, "Benchmark")
 
 
+@app.command()
+def analyze(
+    names: Annotated[
+        list[str], typer.Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write PNG figures to this folder.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data of files; names and runs have their own.", show_default="the nets' own")
+    ] = None,
+    scheme: Annotated[
+        str, typer.Option(help="per_channel, per_tensor, per_channel_percentile or per_tensor_percentile.")
+    ] = "per_channel",
+    weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    activation_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also each layer quantized alone and left out; takes minutes.")
+    ] = False,
+    calibration_images: Annotated[int, typer.Option(help="Training images that are looked at.")] = 1_024,
+    evaluation_images: Annotated[
+        int | None, typer.Option(help="Validation images that accuracies are measured on.", show_default="all")
+    ] = None,
+    zoo_: Annotated[
+        str | None, typer.Option("--zoo", help="A zoo folder or its address.", show_default="the package's own")
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Measure what quantization does to each layer.
+
+    Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side.
+    """
+    for path in (out, save):
+        if path is not None and path.exists():
+            raise FileExistsError(f"{path} is there already; choose another name or remove it")
+    _import_tensorflow()
+    from .layerwise import analyze_all
+
+    analysis = analyze_all(
+        names,
+        dataset=dataset,
+        data_dir=data_dir,
+        calibration_images=calibration_images,
+        evaluation_images=evaluation_images,
+        scheme=scheme,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        sensitivity=sensitivity,
+        zoo=zoo_,
+        verbose=not quiet,
+    )
+    if save is not None:
+        analysis.save(save)
+    if figures is not None:
+        from .layer_figures import write_figures
+
+        write_figures(analysis, figures)
+    if out is not None:
+        from .report import write_report
+
+        write_report(analysis, out)
+    columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
+    rows = json.loads(analysis.output[columns].to_json(orient="records"))
+    if as_json:
+        print_json(rows)
+    else:
+        show([{k: "" if v is None else v for k, v in row.items()} for row in rows], False, "Output by precision")
+
+
 ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]

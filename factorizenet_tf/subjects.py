@@ -27,14 +27,14 @@ class Subject:
         models: by source: "float", "qat", or both, the float one first.
         spec: of ours, else None.
         dataset: what it was trained on; None where that is not known.
-        evaluated_on: which split stands for the evaluation where none is given.
+        dataset_name: what `load_dataset` takes for it; None where that is not known.
     """
 
     name: str
     models: dict[str, keras.Model]
     spec: ModelSpec | None
     dataset: Dataset | None
-    evaluated_on: str = "validation"
+    dataset_name: str | None = None
 
 
 def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo=None, needs_data: bool = True) -> Subject:
@@ -49,6 +49,8 @@ def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo=None, needs
     Raises:
         FileNotFoundError, ValueError, TypeError: as `zoo.load`, `load_run`, `load_any` and `load_dataset`.
     """
+    if isinstance(model_or_name, Subject):
+        return model_or_name
     if isinstance(model_or_name, Run):
         return _run(model_or_name, dataset, needs_data)
     if not isinstance(model_or_name, (str, os.PathLike)):
@@ -71,12 +73,12 @@ def _run(run, dataset, needs_data):
     models = {"float": run.float_model()}
     if (run.folder / "qat.h5").is_file():
         models["qat"] = run.qat_model()
+    name = json.loads((run.folder / "dataset.json").read_text())["name"]
     if dataset is None and needs_data:
-        name = json.loads((run.folder / "dataset.json").read_text())["name"]
         if name == "arrays":
             raise ValueError(f"{run.folder} was trained on arrays; give calibration and evaluation, or dataset")
         dataset = load_dataset(name, input_shape=run.spec.input_shape)
-    return Subject(run.spec.name, models, run.spec, dataset)
+    return Subject(run.spec.name, models, run.spec, dataset, None if name == "arrays" else name)
 
 
 def _published(name, dataset, zoo, needs_data):
@@ -91,7 +93,7 @@ def _published(name, dataset, zoo, needs_data):
         models["float"] = zoo_module.load(name, zoo=zoo)
     if dataset is None and needs_data:
         dataset = load_dataset(card.dataset_name, input_shape=card.spec.input_shape)
-    return Subject(name, models, card.spec, dataset)
+    return Subject(name, models, card.spec, dataset, card.dataset_name)
 
 
 def _source(model) -> str:
