@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import baselines, zoo
     from .analysis import Analysis, load_analysis
+    from .callback import DistributionTracker
     from .cost import cost_table, count_macs, count_params
     from .data import Dataset, Split, load_dataset
     from .evaluation import Agreement, accuracy, agreement
@@ -32,6 +33,7 @@ __all__ = [
     "Agreement",
     "Analysis",
     "Dataset",
+    "DistributionTracker",
     "FactorizeNet",
     "Int8Model",
     "Latency",
@@ -63,6 +65,7 @@ __all__ = [
 
 _MODULES = {
     "analysis": ("Analysis", "load_analysis"),
+    "callback": ("DistributionTracker",),
     "cost": ("cost_table", "count_macs", "count_params"),
     "data": ("Dataset", "Split", "load_dataset"),
     "evaluation": ("Agreement", "accuracy", "agreement"),

@@ -376,6 +376,81 @@ def analyze(
         show([{k: "" if v is None else v for k, v in row.items()} for row in rows], False, "Output by precision")
 
 
+@app.command()
+def study(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(help="The study's folder; the same command continues it.")],
+    levels: Annotated[str, typer.Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
+    width: Width = 16,
+    size: Annotated[int | None, typer.Option(help="Resize the images to this.", show_default="the data's own")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="the data's own")] = None,
+    stages: Stages = None,
+    epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
+    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Requirement: of one image.")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(help="Requirement: of the .tflite.")] = None,
+    max_ram_bytes: Annotated[int | None, typer.Option(help="Requirement: of the TFLite Micro arena.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Requirement: on this machine, 1 thread.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Requirement: 0..1, int8 on validation.")] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
+    zoo_: Annotated[str | None, typer.Option("--zoo", help="Take nets from this zoo where it has them.")] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Raise the level step by step: train, quantize, analyse, choose.
+
+    Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
+    """
+    from .recipe import recipe_for
+
+    given = {"epochs": epochs, "qat_epochs": qat_epochs}
+    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
+    first = _spec("0", width, _or(size, 32), _or(channels, 3), 10, stages)  # an error here costs no waiting
+    chosen = None if levels == "all" else _levels(levels)
+    _import_tensorflow()
+    from .spec import max_level
+    from .study import study as study_levels
+
+    data = _load(dataset, size, channels, data_dir)
+    numbers = range(max_level(first) + 1) if chosen is None else chosen
+    specs = [_spec(str(n), width, None, None, data.num_classes, stages, input_shape=data.image_shape) for n in numbers]
+    wanted = {
+        "max_macs": max_macs,
+        "max_size_bytes": max_size_bytes,
+        "max_ram_bytes": max_ram_bytes,
+        "max_latency_ms": max_latency_ms,
+        "min_accuracy": min_accuracy,
+    }
+    requirements = {name: value for name, value in wanted.items() if value is not None}
+    found = study_levels(
+        data,
+        specs,
+        out=out,
+        recipe=recipe,
+        requirements=requirements,
+        zoo=zoo_,
+        sensitivity=sensitivity,
+        verbose=not quiet,
+    )
+    if as_json:
+        print_json({"levels": found.rows, "answers": [dataclasses.asdict(answer) for answer in found.answers]})
+        return
+    columns = ("name", "macs", "size_bytes", "latency_ms")
+    precisions = [key for key in found.rows[0] if key.startswith("test_")]
+    show(
+        [
+            {k: row[k] for k in columns} | {p.removeprefix("test_"): f"{100 * row[p]:.2f} %" for p in precisions}
+            for row in found.rows
+        ],
+        False,
+        f"{data.title}: test accuracy",
+    )
+    for answer in found.answers:
+        print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")
+    print(f"{out}: study.csv, study.md, report.html, figures")
+
+
 ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]
@@ -565,6 +640,13 @@ def _spec(level, width, size, channels, classes, stages, input_shape=None):
         num_classes=classes,
         stages=DEFAULT_STAGES if stages is None else _parse_stages(stages),
     )
+
+
+def _levels(text):
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ValueError(f"levels is {text!r}; it must be all, or numbers joined by commas, e.g. 0,2,6") from None
 
 
 def _parse_stages(text):

@@ -106,6 +106,7 @@ def _sqnr(analysis, figure, _):
 def _accumulation(analysis, figure, _):
     left, right = figure.subplots(1, 2, sharey=True)
     errors = analysis.errors
+    errors = errors[errors["kind"] != "input"]
     wide = errors[(errors["weight_bits"] == 8) & (errors["activation_bits"] == 8) & (errors["scheme"] == "per_channel")]
     for axes, column, title in ((left, "sqnr_db", "this layer alone"), (right, "accumulated_sqnr_db", "accumulated")):
         _lines(axes, analysis, wide, column)

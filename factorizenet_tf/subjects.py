@@ -17,6 +17,8 @@ from .spec import ModelSpec
 
 __all__ = ["Subject", "subject_of"]
 
+FILES = (".h5", ".hdf5", ".keras", ".tflite")
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -64,7 +66,7 @@ def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo=None, needs
         if not isinstance(model, keras.Model):
             raise ValueError(f"{path} is a .tflite, which has no layers to fold; give its run's folder or its qat.h5")
         return Subject(path.stem, {_source(model): model}, None, dataset)
-    if path.suffix or len(path.parts) > 1:
+    if path.suffix in FILES or len(path.parts) > 1:
         raise FileNotFoundError(f"no model at {path}; give a name of the zoo, a run's folder, a .h5 or a .keras file")
     return _published(str(model_or_name), dataset, zoo, needs_data)
 
