@@ -66,7 +66,7 @@ class DistributionTracker(keras.callbacks.Callback):
         self.phase = "qat" if is_quantize_aware(self.model) else "float"
         path = self.folder / FILE
         self.rows = _read(path) if path.exists() else []
-        self._began, self._spent, self._first = time.perf_counter(), 0.0, True
+        self._began, self._spent, self._last, self._first = time.perf_counter(), 0.0, 0.0, True
         if self.tensorboard and self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
 
@@ -87,7 +87,7 @@ class DistributionTracker(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Measure, where the share of the time allows it."""
         used = time.perf_counter() - self._began
-        if self.share is None or self._spent <= self.share * used:
+        if self.share is None or self._spent + self._last <= self.share * used:
             self._measure(epoch + 1)
 
     def on_train_end(self, logs=None):
@@ -119,7 +119,8 @@ class DistributionTracker(keras.callbacks.Callback):
         write_csv(self.folder / FILE, self.rows)
         if self._writer is not None:
             self._write_events(epoch, new, found)
-        self._spent += time.perf_counter() - start
+        self._last = time.perf_counter() - start
+        self._spent += self._last
 
     def _write_events(self, epoch, rows, found):
         with self._writer.as_default():
@@ -168,16 +169,13 @@ def _metadata(plugin: str, data_class: int):
 
 
 def _read(path: Path) -> list[dict]:
+    """The lines of an earlier part, as they stand."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     try:
-        return [
-            {
-                key: value if key in ("phase", "layer", "tensor") or value == "" else float(value)
-                for key, value in row.items()
-            }
-            | {"epoch": int(row["epoch"])}
-            for row in rows
-        ]
+        for row in rows:
+            row["epoch"] = int(row["epoch"])
+            float(row["range"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it, and the tracking starts anew") from None
+    return rows
