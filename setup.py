@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 EXTRAS = {
-    "report": ["matplotlib>=3.8"],
+    "report": ["matplotlib>=3.8", "plotly>=6"],
     "serve": ["tensorflow-serving-api>=2.16"],
     "micro": ["tflite-micro"],
 }
@@ -46,7 +46,7 @@ setup(
     packages=["factorizenet_tf", "factorizenet_tf._zoo"],
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
-        "factorizenet_tf": ["py.typed"],
+        "factorizenet_tf": ["py.typed", "report_page.html"],
         "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "models/*/*"],
     },
     install_requires=[

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import baselines, zoo
+    from .analysis import Analysis, load_analysis
+    from .callback import DistributionTracker
     from .cost import cost_table, count_macs, count_params
     from .data import Dataset, Split, load_dataset
     from .evaluation import Agreement, accuracy, agreement
     from .int8 import Int8Model, Latency
+    from .layerwise import analyze, compare_levels
     from .model import FactorizeNet, build
     from .phase import NanLossError
     from .quantize import quantize_aware
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
+    "Analysis",
     "Dataset",
+    "DistributionTracker",
     "FactorizeNet",
     "Int8Model",
     "Latency",
@@ -40,11 +45,14 @@ __all__ = [
     "Stage",
     "accuracy",
     "agreement",
+    "analyze",
     "baselines",
     "build",
+    "compare_levels",
     "cost_table",
     "count_macs",
     "count_params",
+    "load_analysis",
     "load_dataset",
     "load_run",
     "max_level",
@@ -56,10 +64,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "analysis": ("Analysis", "load_analysis"),
+    "callback": ("DistributionTracker",),
     "cost": ("cost_table", "count_macs", "count_params"),
     "data": ("Dataset", "Split", "load_dataset"),
     "evaluation": ("Agreement", "accuracy", "agreement"),
     "int8": ("Int8Model", "Latency"),
+    "layerwise": ("analyze", "compare_levels"),
     "model": ("FactorizeNet", "build"),
     "phase": ("NanLossError",),
     "quantize": ("quantize_aware",),

@@ -14,7 +14,7 @@ from .augmentation import to_float
 from .data import check_images
 from .quantize import is_quantize_aware
 
-__all__ = ["to_tflite"]
+__all__ = ["pinned", "to_tflite"]
 
 LABELS_FILE = "labels.txt"
 
@@ -66,7 +66,7 @@ def to_tflite(
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     if not aware:
-        images = _pinned(check_images(calibration, model.input_shape[1:], "calibration"))
+        images = pinned(check_images(calibration, model.input_shape[1:], "calibration"))
         converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
@@ -87,7 +87,8 @@ def _quiet_logger():
         logger.setLevel(level)
 
 
-def _pinned(images):
+def pinned(images: np.ndarray) -> np.ndarray:
+    """Calibration images with a pixel value of 0 and one of 255 in the first, so that the input's range is 0..1."""
     images = images.copy()
     images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
     return images

@@ -53,3 +53,12 @@ def noise():
         return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def analysis(run, digits):
+    """The run's float and QAT nets analysed on few images, sensitivity included."""
+    split = fnet.Split(digits.validation.images[:60], digits.validation.labels[:60])
+    return fnet.analyze(
+        run, calibration=digits.calibration(64), evaluation=split, dataset=digits, weight_bits=4, sensitivity=True
+    )

@@ -712,3 +712,39 @@ def test_a_baseline_is_trained_by_name(prints_json, fails, tmp_path):
     assert fnet.load_run(tmp_path / "run").spec == fnet.baselines.ResNet8(input_shape=(8, 8, 1))
     assert "there is resnet8" in fails("train", "--baseline", "vgg", "--dataset", "digits", "--out", tmp_path / "x")
     assert "exclude each other" in fails(*command, "--from", tmp_path / "run")
+
+
+# Analysis and study
+
+
+def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path):
+    paths = [tmp_path / name for name in ("report.html", "tables", "figures")]
+    options = ["--out", paths[0], "--save", paths[1], "--figures", paths[2], "--quiet"]
+    images = ["--calibration-images", 32, "--evaluation-images", 40, "--weight-bits", 4]
+    rows = prints_json("analyze", run.folder, *options, *images)
+    assert [row["precision"] for row in rows][:2] == ["float", "per_channel W4A8"]
+    assert {row["images"] for row in rows} == {40}
+    assert rows[0]["decrease_points"] == 0
+    assert paths[0].stat().st_size > 4_000_000
+    assert fnet.load_analysis(paths[1]).nets["calibration_images"].tolist() == [32]
+    assert (paths[2] / "sqnr.png").is_file()
+
+
+def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
+    assert "weight_bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
+    assert "calibration_images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
+    assert "no model 'fnet-l2-int7'" in fails("analyze", "fnet-l2-int7", "--quiet")
+    assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
+
+
+def test_study_names_the_best_level(prints_json, fails, tmp_path):
+    command = ["study", *SMALL, "--levels", "0,3", "--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "study"]
+    found = prints_json(*command, "--max-macs", 10**8)
+    assert [row["level"] for row in found["levels"]] == [0, 3]
+    best = max(found["levels"], key=lambda row: (row["validation_tflite"], -row["macs"]))
+    assert found["answers"][0]["name"] == best["name"]
+    assert prints_json(*command, "--max-macs", 1)["answers"][0]["name"] is None  # nothing is trained again
+    assert "levels is 'most'" in fails("study", *SMALL, "--levels", "most", "--out", tmp_path / "other")
+    assert "min_accuracy is 90.0" in fails("study", *SMALL, "--min-accuracy", 90, "--out", tmp_path / "other")
