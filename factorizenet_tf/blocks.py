@@ -28,22 +28,20 @@ def convolution(layer: Layer) -> keras.layers.Layer:
     return keras.layers.Conv2D(layer.output_shape[2], groups=layer.groups, kernel_initializer=INITIALIZER, **common)
 
 
-def convolution_bn_relu6(layer: Layer, x, shortcut=None):
-    """Convolution, BatchNorm, the sum with the block's input where the plan has a residual, ReLU6.
+def convolution_bn_relu6(layer: Layer, x):
+    """Convolution, BatchNorm, ReLU6.
 
-    With the ReLU6 behind the sum each tensor of the net lies in 0..6, so an int8 step is 0.024 everywhere: a sum of two
-    ReLU6 outputs has steps four times as coarse, which amplify rounding. Source: our choice, by short runs.
+    There are no residual sums, as in MobileNet (arXiv 1704.04861): each tensor lies in 0..6, so that an int8 step is
+    0.024 everywhere and rounding is not amplified, and none is kept in RAM for later. Source: our choice, by trainings
+    with and without them (tuner/results/short_runs.csv).
 
     Args:
         layer: the plan's layer.
         x: symbolic tensor (batch, *layer.input_shape).
-        shortcut: symbolic tensor (batch, *layer.output_shape) to add, or None.
 
     Returns:
         Symbolic tensor (batch, *layer.output_shape).
     """
     x = convolution(layer)(x)
     x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name=f"{layer.name}_bn")(x)
-    if shortcut is not None:
-        x = keras.layers.Add(name=f"{layer.name.rsplit('_', 1)[0]}_add")([shortcut, x])
     return keras.layers.ReLU(6.0, name=f"{layer.name}_relu6")(x)

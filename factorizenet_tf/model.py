@@ -24,11 +24,9 @@ def build(spec: ModelSpec | ResNet8) -> keras.Model:
         return resnet8(input_shape=spec.input_shape, num_classes=spec.num_classes)
     inputs = keras.Input(spec.input_shape, name="image")
     x = inputs
-    outputs = {}
     *convolutions, dense = spec.plan()
     for layer in convolutions:
-        x = convolution_bn_relu6(layer, x, outputs.get(layer.residual))
-        outputs[layer.name.rpartition("_")[0] or layer.name] = x  # by block; a block's last layer is its output
+        x = convolution_bn_relu6(layer, x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dense(dense.output_shape[2], name=dense.name)(x)
     return use_native_kernels(keras.Model(inputs, x, name=spec.name.replace("-", "_").replace(".", "_")))

@@ -25,8 +25,7 @@ DEFAULT_STAGES = (Stage(3, 2), Stage(2, 2), Stage(2, 1))
 class Layer(NamedTuple):
     """One convolution or dense layer of a plan, the BatchNorm and activation behind it included.
 
-    Shapes are (height, width, channels). `residual` names the layer whose output is added to this one's
-    (None: nothing is added).
+    Shapes are (height, width, channels).
     """
 
     name: str
@@ -36,7 +35,6 @@ class Layer(NamedTuple):
     groups: int
     input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]
-    residual: str | None = None
 
 
 def groups_at(level: int, channels: int) -> int:
@@ -215,24 +213,20 @@ def _plan(spec: ModelSpec):
     height, width, _channels = spec.input_shape
     shape = (height, width, spec.width)
     yield Layer("stem", "conv", 3, 1, 1, spec.input_shape, shape)
-    previous = "stem"
     for number, (stage, level) in enumerate(zip(spec.stages, spec.levels), 1):
         filters = shape[2] * stage.stride
         for block in range(1, stage.blocks + 1):
             stride = stage.stride if block == 1 else 1
             out = (-(-shape[0] // stride), -(-shape[1] // stride), filters)
-            # The first stage's tensors are the largest: one kept for a sum there would set the peak of RAM.
-            residual = previous if number > 1 and stride == 1 and shape[2] == filters else None
             name = f"stage{number}_block{block}"
             if level == 0:
-                yield Layer(f"{name}_spatial", "conv", 3, stride, 1, shape, out, residual)
+                yield Layer(f"{name}_spatial", "conv", 3, stride, 1, shape, out)
             else:
                 groups = groups_at(level, shape[2])
                 kind = "depthwise" if groups == shape[2] else "grouped"
                 middle = (*out[:2], shape[2])
                 yield Layer(f"{name}_spatial", kind, 3, stride, groups, shape, middle)
-                yield Layer(f"{name}_pointwise", "pointwise", 1, 1, 1, middle, out, residual)
-            previous = name
+                yield Layer(f"{name}_pointwise", "pointwise", 1, 1, 1, middle, out)
             shape = out
     yield Layer("logits", "dense", 1, 1, 1, (1, 1, shape[2]), (1, 1, spec.num_classes))
 

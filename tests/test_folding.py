@@ -24,7 +24,7 @@ def test_operations_are_those_of_the_tflite(models):
     assert len(graph.operations) - 1 == len(models.int8.operators)
     assert [op.kind for op in graph.kernels][:3] == ["conv", "grouped", "pointwise"]
     assert [op.groups for op in graph.kernels][:3] == [1, 2, 1]
-    assert [op.name for op in graph.operations][-3:] == ["stage2_block2_add", "pool", "logits"]
+    assert [op.name for op in graph.operations][-3:] == ["stage2_block2_pointwise", "pool", "logits"]
 
 
 def test_channels_of_a_depthwise_kernel_are_its_inputs_times_the_multiplier():

@@ -31,7 +31,7 @@ def test_tables_have_both_nets_and_every_layer(analysis, spec):
         weights = analysis.weights[analysis.weights["source"] == source]
         for tensor in ("raw", "folded"):
             assert weights[weights["tensor"] == tensor]["layer"].tolist() == kernels
-        assert {"image", "pool", "stage2_block2_add"} <= set(
+        assert {"image", "pool", "stage2_block2_pointwise"} <= set(
             analysis.activations[analysis.activations["source"] == source]["layer"]
         )
     assert set(analysis.errors["scheme"]) == {"per_channel", "per_tensor", "qat"}
@@ -56,9 +56,9 @@ def test_rows_agree_with_numpy_on_the_weights(analysis, models):
 def test_activations_are_the_layers_own(analysis, models, digits):
     images = digits.calibration(64).copy()
     images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
-    inner = keras.Model(models.float.input, models.float.get_layer("stage2_block2_add").output)
+    inner = keras.Model(models.float.input, models.float.get_layer("stage2_block2_pointwise_relu6").output)
     values = inner.predict(images / np.float32(255), verbose=0)
-    row = analysis.activations.query("source == 'float' and layer == 'stage2_block2_add'").iloc[0]
+    row = analysis.activations.query("source == 'float' and layer == 'stage2_block2_pointwise'").iloc[0]
     assert row["numbers"] == values.size
     assert row["minimum"] == pytest.approx(values.min(), abs=1e-4)
     assert row["maximum"] == pytest.approx(values.max(), abs=1e-4)

@@ -53,12 +53,14 @@ def resnet_like():
 def nets(run, digits):
     """Trained nets: the session's grouped one, and a depthwise one of few epochs."""
     spec = fnet.ModelSpec(3, width=8, input_shape=digits.image_shape, stages=((1, 2), (2, 2)))
+    keras.utils.set_random_seed(0)
     model = fnet.build(spec)
     model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(to_float(digits.train.images), digits.train.labels, epochs=4, batch_size=64, verbose=0)
+    model.fit(to_float(digits.train.images), digits.train.labels, epochs=6, batch_size=64, verbose=0)
     other = resnet_like()
+    keras.utils.set_random_seed(1)
     other.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
-    other.fit(to_float(digits.train.images), digits.train.labels, epochs=8, batch_size=64, verbose=0)
+    other.fit(to_float(digits.train.images), digits.train.labels, epochs=14, batch_size=64, verbose=0)
     return {"grouped": run.float_model(), "depthwise": model, "resnet-like": other}
 
 
@@ -263,14 +265,12 @@ def test_a_dense_layer_by_hand():
 
 
 def test_the_operand_that_only_a_sum_reads_gets_the_sums_range(nets, digits):
-    graph = graph_of(nets["grouped"])
+    graph = graph_of(nets["resnet-like"])
     ranges = ranges_of(graph, digits.calibration(32))
     merged = converter_ranges(graph, ranges)
     changed = {name for name in ranges if merged[name] != ranges[name]}
-    assert changed == {"stage2_block2_pointwise"}
-    low, high = merged["stage2_block2_pointwise"]
-    assert low == min(ranges["stage2_block2_pointwise"][0], ranges["stage2_block2_add"][0])
-    assert high == max(ranges["stage2_block2_pointwise"][1], ranges["stage2_block2_add"][1])
+    assert changed == {"right"}
+    assert merged["right"] == (min(ranges["right"][0], ranges["sum"][0]), max(ranges["right"][1], ranges["sum"][1]))
 
 
 def test_without_quantization_the_simulation_is_the_model(nets, models, digits):
