@@ -39,7 +39,7 @@ def test_what_a_batchnorm_alone_or_a_shared_layer_does_is_kept():
     shared = layers.Dense(4, name="shared")
     inputs = keras.Input((2, 2, 1))
     x = layers.BatchNormalization(name="alone")(inputs)
-    x = layers.Flatten()(x)
+    x = layers.Flatten(name="flat")(x)
     x = layers.Dropout(0.5)(layers.LeakyReLU(name="leaky")(shared(x)))
     model = keras.Model(inputs, layers.Activation("tanh", name="end")(shared(x)))
     graph = graph_of(model)
@@ -47,7 +47,7 @@ def test_what_a_batchnorm_alone_or_a_shared_layer_does_is_kept():
     assert names.count("shared") == 1
     assert "shared@2" in names
     assert {op.name: op.kind for op in graph.operations}["alone"] == "other"
-    assert not {op.name: op.is_quantized for op in graph.operations}["flatten"]
+    assert not {op.name: op.is_quantized for op in graph.operations}["flat"]
 
 
 def test_what_cannot_be_read_is_refused_by_name():
