@@ -675,6 +675,7 @@ def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_pa
     assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
 
 
+@pytest.mark.slow
 def test_study_names_the_best_level(prints_json, fails, tmp_path):
     command = ["study", *SMALL, "--levels", "0,3", "--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "study"]
     found = prints_json(*command, "--max-macs", 10**8)

@@ -62,6 +62,7 @@ def test_the_page_says_no_more_than_the_numbers(analysis):
     assert "The layer that costs most when it alone is quantized: fnet-l1-x0.5: " in page
 
 
+@pytest.mark.slow
 def test_the_script_writes_everything_and_keeps_what_is_measured(run, tmp_path):
     command = [sys.executable, ROOT / "tuner" / "findings.py", run.folder, "--evaluation-images", "30"]
     command += ["--out", tmp_path / "findings"]
