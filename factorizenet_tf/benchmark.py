@@ -18,13 +18,14 @@ __all__ = ["measure"]
 
 BATCH = 128
 ROUNDS = 3
+SENSITIVITY_IMAGES = 2_000
 COMPARED_LEVELS = (2, 3, 4)  # groups 4, 8 and 16: where XLA's kernel is slowest
 
 
 def measure(
     *, dataset: str = "digits", width: int = 16, seconds: float = 5.0, run=None, data_dir=None, verbose: bool = True
 ) -> list[dict]:
-    """Train every uniform level for a while, float and QAT, in turns; then unchanged tf_keras, memory, agreement.
+    """Train every uniform level for a while, float and QAT, in turns; then unchanged tf_keras, memory, analysis, agreement.
 
     Args:
         dataset: real images to train on, as `load_dataset` names them.
@@ -72,6 +73,13 @@ def measure(
         )
         rows.append(_row("share of a training step spent waiting for data", result["waiting"], "<=", 0.05))
         rows.append(_row(f"peak memory of training on {data.title}, GB", result["peak_bytes"] / 1e9, "<=", 3))
+        progress.say("the layer-wise analysis, in a process of its own")
+        result = _worker({"job": "analysis", "width": width, "dataset": dataset, "data_dir": data_dir})
+        what = f"level 2: analysis of {result['calibration']:,} images, "
+        rows.append(_row(what + "seconds", result["seconds"], "<=", 60))
+        rows.append(_row(what + "peak memory, GB", result["peak_bytes"] / 1e9, "<=", 2))
+        what = f"level 2: sensitivity on {result['images']:,} images, seconds"
+        rows.append(_row(what, result["sensitivity_seconds"], "<=", 300))
         if run is not None:
             rows += _agreement_rows(run, data_dir)
     return rows
@@ -169,6 +177,30 @@ def _worker(job: dict) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+def _work_analysis(data, model) -> dict:
+    from .data import Split
+    from .layerwise import CALIBRATION_IMAGES, analyze
+
+    split = Split(data.train.images[:SENSITIVITY_IMAGES], data.train.labels[:SENSITIVITY_IMAGES])
+    calibration = data.calibration(CALIBRATION_IMAGES)
+    seconds = []
+    for sensitivity in (False, True):
+        start = time.perf_counter()
+        analyze(model, calibration=calibration, evaluation=split, sensitivity=sensitivity)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "calibration": len(calibration),
+        "images": len(split),
+        "seconds": seconds[0],
+        "sensitivity_seconds": max(0.0, seconds[1] - seconds[0]),
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _work(job: dict) -> dict:
     from ._keras import keras
     from .data import load_dataset
@@ -179,14 +211,15 @@ def _work(job: dict) -> dict:
     data = load_dataset(job["dataset"], data_dir=job["data_dir"])
     level = job.get("level", 2)
     model = build(ModelSpec(level, width=job["width"], input_shape=data.image_shape, num_classes=data.num_classes))
+    if job["job"] == "analysis":
+        return _work_analysis(data, model)
     if job["job"] == "stock":
         # A clone from the config has tf_keras's own path again.
         step = _stepper(keras.models.clone_model(model), data)
         return {"images_per_second": _images_per_second(step, 5)[0]}
     _, waiting = _images_per_second(_stepper(model, data), job["seconds"])
     accuracy(model, data.test)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"waiting": waiting, "peak_bytes": peak}
+    return {"waiting": waiting, "peak_bytes": _peak_bytes()}
 
 
 if __name__ == "__main__":

@@ -378,6 +378,8 @@ def test_benchmark_sets_each_ratio_against_its_bound(prints_json, succeeds, monk
     speeds = {("float", level): 100.0 - 10 * level for level in range(4)}  # level 3 at 0.7
     speeds |= {("qat", level): 0.5 * speed if level == 1 else 0.9 * speed for (_, level), speed in speeds.items()}
     results = {"stock": {"images_per_second": 4.0}, "memory": {"waiting": 0.2, "peak_bytes": 2e9}}
+    results["analysis"] = {"calibration": 1024, "images": 2000, "seconds": 61.0, "peak_bytes": 2e9}
+    results["analysis"]["sensitivity_seconds"] = 300.0
     monkeypatch.setattr(benchmark, "_levels_in_turn", lambda *arguments: speeds)
     monkeypatch.setattr(benchmark, "_worker", lambda job: results[job["job"]])
     rows = prints_json("benchmark", "--quiet")
@@ -385,7 +387,8 @@ def test_benchmark_sets_each_ratio_against_its_bound(prints_json, succeeds, monk
     assert values[:4] == [(1.0, True), (0.9, True), (0.8, True), (0.7, False)]  # against level 0: at least 0.8
     assert values[4:8] == [(0.9, True), (0.5, False), (0.9, True), (0.9, True)]  # QAT: at least 0.6
     assert values[8:10] == [(20.0, True), (17.5, True)]  # levels 2 and 3 against unchanged: at least 15
-    assert values[10:] == [(0.2, False), (2.0, True)]  # waiting at most 0.05; at most 3 GB
+    assert values[10:12] == [(0.2, False), (2.0, True)]  # waiting at most 0.05; at most 3 GB
+    assert values[12:] == [(61.0, False), (2.0, True), (300.0, True)]  # analysis: 60 s, 2 GB, 300 s
     with_run = prints_json("benchmark", "--quiet", "--run", run.folder)[len(rows) :]
     assert [row["bound"] for row in with_run] == [">= 0.999", "<= 3", ">= 0.995", "<= 0"]
     assert with_run[0]["value"] == round(run.metrics["agreement"]["within_1_lsb"], 4)
@@ -412,7 +415,7 @@ def test_benchmark_refuses_no_time_and_a_bad_width_before_it_measures(fails):
 def test_benchmark_measures_every_level(prints_json, run):
     rows = prints_json("benchmark", "--width", 8, "--seconds", 0.1, "--run", run.folder, "--quiet")
     last = fnet.max_level(fnet.ModelSpec(0, width=8))
-    assert len(rows) == 2 * (last + 1) + len(benchmark.COMPARED_LEVELS) + 2 + 4
+    assert len(rows) == 2 * (last + 1) + len(benchmark.COMPARED_LEVELS) + 2 + 3 + 4
     assert all(row["value"] > 0 for row in rows[: 2 * (last + 1)])
     peak = next(row for row in rows if "peak memory" in row["what"])
     assert 0.1 < peak["value"] < 3
@@ -739,6 +742,7 @@ def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_pa
     assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
 
 
+@pytest.mark.slow
 def test_study_names_the_best_level(prints_json, fails, tmp_path):
     command = ["study", *SMALL, "--levels", "0,3", "--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "study"]
     found = prints_json(*command, "--max-macs", 10**8)

@@ -39,7 +39,7 @@ def resnet_like():
     inputs = keras.Input((16, 16, 1))
     x = layers.ZeroPadding2D(1)(inputs)
     x = layers.Conv2D(8, 3, activation="relu", name="first")(x)
-    y = layers.BatchNormalization(name="bn")(layers.Conv2D(8, 3, padding="same", name="left")(x))
+    y = layers.BatchNormalization(momentum=0.9, name="bn")(layers.Conv2D(8, 3, padding="same", name="left")(x))
     x = layers.Conv2D(8, 1, name="right")(x)
     x = layers.ReLU(name="relu")(layers.Add(name="sum")([x, y]))
     x = layers.MaxPooling2D(2, name="max")(x)
@@ -52,6 +52,7 @@ def resnet_like():
 @pytest.fixture(scope="module")
 def nets(run, digits):
     """Trained nets: the session's grouped one, and a depthwise one of few epochs."""
+    keras.utils.set_random_seed(0)
     spec = fnet.ModelSpec(3, width=8, input_shape=digits.image_shape, stages=((1, 2), (2, 2)))
     keras.utils.set_random_seed(0)
     model = fnet.build(spec)

@@ -138,6 +138,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(small, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_nets_of_a_zoo_are_taken_and_not_trained(done, small, tmp_path, monkeypatch):
     digits, specs, recipe = small
     fnet.zoo.publish(done.folder / "runs" / specs[0].name, zoo=tmp_path / "zoo", verbose=False)
