@@ -88,7 +88,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         super().__init__(
             objective=objective,
             max_trials=max_trials,
-            hyperparameters=search_space(self.space),
+            hyperparameters=search_space(spec, self.space.widths),
             seed=1,
         )
         self.seed = self._seed_state = 0 if seed is None else seed  # the base class takes 0 for none
@@ -97,7 +97,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.costs = MeasuredCosts(self.requirement.limits)
         self.failure: BaseException | None = None
         self.verbose = 0
-        self._seen: dict[str, float] = {}  # trial id -> when its worker was last heard of
+        self._seen: dict[str, float] = {}  # trial id or tuner id -> when it was last heard of
         self._reasons: dict[ModelSpec, str | None] = {}
 
     # The walk
@@ -161,6 +161,7 @@ class FactorizationOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Trial:
         """A trial for a worker; the trials of workers that went silent first."""
+        self._seen[tuner_id] = time.monotonic()
         self.release_dead()
         if self.failure is None and not Path(self._get_oracle_fname()).exists():
             self.save()  # before the first trial's file, so that a kill between the two loses nothing
@@ -185,9 +186,16 @@ class FactorizationOracle(keras_tuner.Oracle):
         for tuner_id, trial in list(self.ongoing_trials.items()):
             if now - self._seen.get(trial.trial_id, now) > self.dead_seconds:
                 del self.ongoing_trials[tuner_id]
-                self.tuner_ids.discard(tuner_id)
                 self._retry_queue.append(trial.trial_id)
                 self.save()
+        for tuner_id in self.tuner_ids - self.ongoing_trials.keys():
+            if now - self._seen.get(tuner_id, now) > self.dead_seconds:
+                self.tuner_ids.discard(tuner_id)
+
+    @keras_tuner.synchronized
+    def is_done(self) -> bool:
+        """Whether no worker is at a trial or waits for one."""
+        return not self.ongoing_trials and not self.tuner_ids
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict, step: int = 0) -> Trial:
@@ -311,12 +319,15 @@ class FactorizationOracle(keras_tuner.Oracle):
             hyperparameters.values = values[trial_id]
             self.trials[trial_id] = Trial(hyperparameters, trial_id=trial_id)
         self.trials = dict(sorted(self.trials.items()))
-        state["ongoing_trials"] = {}
+        ended = [i for i, t in self.trials.items() if t.status in (TrialStatus.COMPLETED, TrialStatus.FAILED)]
+        ongoing = {tuner_id: i for tuner_id, i in state["ongoing_trials"].items() if i not in ended}
+        state["ongoing_trials"] = ongoing  # a worker that is alive, or is started again, goes on with it
         self.set_state(state)
-        ended = (TrialStatus.COMPLETED, TrialStatus.FAILED)
-        self._retry_queue = sorted((i for i, t in self.trials.items() if t.status not in ended), reverse=True)
-        self.end_order = [i for i in self.end_order if i not in self._retry_queue]
-        self.end_order += [i for i, t in self.trials.items() if t.status in ended and i not in self.end_order]
+        self._seen = dict.fromkeys(ongoing.values(), time.monotonic())
+        left = self.trials.keys() - ended - set(ongoing.values())
+        self._retry_queue = sorted(left, reverse=True)
+        self.end_order = [i for i in self.end_order if i in ended]
+        self.end_order += [i for i in ended if i not in self.end_order]
         self.start_order += [i for i in self.trials if i not in self.start_order]
 
     def _set_project_dir(self, directory, project_name):

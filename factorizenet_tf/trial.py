@@ -14,8 +14,14 @@ CURVE = "val_float_accuracy_epoch_{}"
 PRUNED = "pruned"
 
 
-def search_space(space: Space) -> keras_tuner.HyperParameters:
-    """The space as KerasTuner's own: a Choice `stage1`, `stage2`, ... of levels, and `width` where there are several."""
+def search_space(spec: ModelSpec, widths: tuple[int, ...] | None = None) -> keras_tuner.HyperParameters:
+    """The space as KerasTuner's own, for its stock oracles: a Choice of levels for each of `stage1`, `stage2`, ...
+
+    Args:
+        spec: gives the stages, and the width unless `widths` is given.
+        widths: of the stem; where there are several, a Choice `width`.
+    """
+    space = Space(spec, (spec.width,) if widths is None else tuple(widths))
     hyperparameters = keras_tuner.HyperParameters()
     lasts = [space.uniform(width)[-1].levels for width in space.widths]
     for number, last in enumerate(map(max, zip(*lasts)), 1):

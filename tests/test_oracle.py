@@ -266,7 +266,7 @@ def test_max_trials_is_kept(tmp_path):
 def test_stock_oracles_search_the_same_space():
     from factorizenet_tf.trial import search_space, spec_of
 
-    space = search_space(SPACE)
+    space = search_space(SPEC)
     assert [hp.name for hp in space.space] == ["stage1", "stage2", "stage3"]
     assert next(iter(space.space)).values == [0, 1, 2, 3, 4]
     stock = keras_tuner.oracles.RandomSearchOracle(objective=keras_tuner.Objective("a", "max"), hyperparameters=space)
