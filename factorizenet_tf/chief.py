@@ -70,7 +70,10 @@ def serve(oracle) -> None:
 
 
 class _Patient:
-    """A gRPC stub whose calls wait so long for the chief and no longer."""
+    """A gRPC stub whose calls are made again until the chief answers, for so long and no longer.
+
+    Each of the oracle's calls may come twice: the same worker gets the same trial, and a trial ends once.
+    """
 
     def __init__(self, stub, seconds):
         self._stub, self._seconds = stub, seconds
@@ -80,16 +83,22 @@ class _Patient:
 
         call = getattr(self._stub, name)
 
-        def limited(request, wait_for_ready, timeout):
-            try:
-                return call(request, wait_for_ready=wait_for_ready, timeout=min(timeout, self._seconds))
-            except grpc.RpcError as error:
-                raise ConnectionError(
-                    f"the chief at {address()} did not answer for {self._seconds:g} s ({error.code().name}); "
-                    "start it again with its command, then this worker"
-                ) from None
+        def patient(request, wait_for_ready, timeout):
+            end = time.monotonic() + self._seconds
+            while True:
+                left = max(0.1, end - time.monotonic())
+                try:
+                    return call(request, wait_for_ready=wait_for_ready, timeout=min(timeout, left))
+                except grpc.RpcError as error:
+                    code = error.code()
+                if code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+                    raise ConnectionError(
+                        f"the chief at {address()} did not answer for {self._seconds:g} s ({code.name}); "
+                        "start it again with its command, then this worker"
+                    )
+                time.sleep(min(POLL_SECONDS, left))
 
-        return limited
+        return patient
 
 
 def patient_client(client, seconds: float = CHIEF_SECONDS):

@@ -7,7 +7,6 @@ them: a failure is kept in `failure`, every worker is told to stop, and `Factori
 from __future__ import annotations
 
 import json
-import math
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ from .measuring import MeasuredCosts
 from .requirement import COSTS, Requirement
 from .spec import ModelSpec
 from .trial import PARENT, REASON, ROUND, THRESHOLD, result_of, search_space, spec_of, values_of
-from .walk import Proposal, Result, Space, Walk, macs, walk
+from .walk import Proposal, Result, Space, Walk, check_budget, macs, walk
 
 __all__ = ["FactorizationOracle"]
 
@@ -84,7 +83,7 @@ class FactorizationOracle(keras_tuner.Oracle):
             raise ValueError(
                 f"the objective {objective.name!r} has direction {objective.direction!r}; the walk needs max"
             )
-        _check_smallest(self.space, self.requirement)
+        check_budget(self.space, self.requirement)
         super().__init__(
             objective=objective,
             max_trials=max_trials,
@@ -333,22 +332,6 @@ class FactorizationOracle(keras_tuner.Oracle):
     def _set_project_dir(self, directory, project_name):
         super()._set_project_dir(directory, project_name)
         self.costs.open(Path(self._project_dir))
-
-
-def _check_smallest(space: Space, requirement: Requirement) -> None:
-    """Find out from the specs alone where nothing can fit."""
-    smallest = space.smallest()
-    limits = requirement.limits
-    if macs(smallest) > limits.get("macs", math.inf):
-        raise ValueError(
-            f"max_macs is {limits['macs']:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs"
-        )
-    height, width, channels = space.spec.input_shape
-    stem_bytes = height * width * (channels + min(space.widths))  # the stem's input and output are held at once
-    if stem_bytes > limits.get("ram_bytes", math.inf):
-        raise ValueError(
-            f"max_ram_bytes is {limits['ram_bytes']:,}; the stem of the smallest net, {smallest.name}, alone needs {stem_bytes:,}"
-        )
 
 
 def _nothing_fits(state: Walk, requirement: Requirement) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .moves import Move, moves
 from .requirement import Requirement
 from .spec import ModelSpec, max_level
 
-__all__ = ["Proposal", "Result", "Space", "Walk", "walk"]
+__all__ = ["Proposal", "Result", "Space", "Walk", "check_budget", "macs", "walk"]
 
 CLIMB = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
 
@@ -65,6 +66,22 @@ def _net(space, level, width):
 
 
 macs = functools.lru_cache(maxsize=100_000)(count_macs)
+
+
+def check_budget(space: Space, requirement: Requirement) -> None:
+    """Find out from the specs alone where nothing can fit. Raises ValueError, which names the smallest net."""
+    smallest = space.smallest()
+    limits = requirement.limits
+    if macs(smallest) > limits.get("macs", math.inf):
+        raise ValueError(
+            f"max_macs is {limits['macs']:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs"
+        )
+    height, width, channels = space.spec.input_shape
+    stem_bytes = height * width * (channels + min(space.widths))  # the stem's input and output are held at once
+    if stem_bytes > limits.get("ram_bytes", math.inf):
+        raise ValueError(
+            f"max_ram_bytes is {limits['ram_bytes']:,}; the stem of the smallest net, {smallest.name}, alone needs {stem_bytes:,}"
+        )
 
 
 @dataclass(frozen=True)

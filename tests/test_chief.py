@@ -93,7 +93,7 @@ class Cluster:
 
     def kill(self, name):
         self.processes[name].send_signal(signal.SIGKILL)
-        self.processes[name].wait()
+        self.processes[name].communicate()
 
     def calls(self):
         path = self.folder / "search" / "calls.txt"
@@ -177,7 +177,7 @@ def test_an_idle_worker_sleeps_and_a_bug_on_one_ends_all(cluster):
     cluster.start("worker0", SLEEP="6")
     cluster.wait(lambda: cluster.calls())
     cluster.start("worker1", BUG="worker1")
-    out, err = cluster.end("worker1", code=1)
+    _, err = cluster.end("worker1", code=1)
     assert "ZeroDivisionError: a bug of the user's" in err
     cluster.end("worker0")
     _, err = cluster.end("chief", code=1)
