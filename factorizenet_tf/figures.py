@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .files import written_aside
 
-__all__ = ["accuracy_against_macs", "frontier", "search_frontier"]
+__all__ = ["accuracy_against_macs", "frontier", "replay_costs", "search_frontier"]
 
 STYLES = {
     "float": ("C0", "o-"),
@@ -163,6 +163,37 @@ def search_frontier(
     axes.minorticks_off()
     axes.set(xlabel="M MACs", ylabel=f"{objective.replace('_', ' ')}, %", title=title)
     axes.grid(alpha=0.3)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+
+
+def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
+    """Write a PNG: for each budget the share of replayed searches that have a good enough net, over what they spent.
+
+    Args:
+        replays: (budget of MACs, strategy) -> its `Replay`s, one a seed.
+        epochs: of one whole training, the unit of the axis.
+        path: of the PNG.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    Figure, _ = _matplotlib()  # noqa: N806 (a class)
+    budgets = sorted({budget for budget, _ in replays})
+    figure = Figure(figsize=(4.5 * len(budgets), 4), layout="constrained")
+    for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets):
+        for number, (strategy, found) in enumerate((s, f) for (b, s), f in replays.items() if b == budget):
+            reached = sorted(one.reached / epochs for one in found if one.reached is not None)
+            shares = [100 * (i + 1) / len(found) for i in range(len(reached))]
+            axes.step([0, *reached], [0, *shares], where="post", label=strategy, color=f"C{number}")
+        axes.set(
+            title=f"{budget / 1e6:.2f} M MACs",
+            xlabel=f"spent, in whole trainings of {epochs} epochs",
+            ylabel="searches within 0.3 points of the best, %",
+            ylim=(0, 103),
+        )
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
 
