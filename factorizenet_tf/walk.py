@@ -1,7 +1,8 @@
 """The walk: which nets to train for a requirement, in which order, and why. Data and functions, no TensorFlow.
 
 It goes up the uniform levels, coarse to fine, over those that fit, then from the best net stage by stage: a stage takes
-a coarser level and, where that goes over budget, another stage pays for it with a finer one. Nets are proposed in
+a coarser level and, where that goes over budget, another stage pays for it with a finer one; what is left of the budget
+is used up. Nets are proposed in
 rounds. What is in a round depends on the results of the rounds before it and on nothing else, so any number of workers
 that end in any order walk the same way, and a walk is resumed from its results alone.
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .cost import count_macs
-from .moves import Move, moves
+from .moves import Move, cheaper, near, trades
 from .requirement import Requirement
 from .spec import ModelSpec, max_level
 
@@ -264,20 +265,29 @@ def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
     best = state.walk.best
     if best is None:
         return
-    expanded, idle = set(), 0
+    looked, idle = set(), 0
     while idle <= state.patience:
-        origin = next((spec for spec in state.ranked() if spec not in expanded), None)
+        origin, far = next(((s, f) for s, f in _origins(state) if (s, f) not in looked), (None, True))
         if origin is None:
             return
-        expanded.add(origin)
-        below = macs(origin) if state.reaches(origin) else None
-        found = moves(state.space, origin, state.fits, macs, below)
+        looked.add((origin, far))
+        if state.reaches(origin):
+            found = cheaper(state.space, origin, state.fits, macs)
+        else:
+            found = trades(state.space, origin, state.fits, macs) if far else near(state.space, origin, state.fits)
         batch = state.batch([move for move in found if move.spec not in state.proposed])
         if not batch:
             continue
         before = state.walk.best
         yield f"from {origin.name}", batch
         idle = 0 if state.walk.best != before else idle + 1
+
+
+def _origins(state: _State) -> Iterator[tuple[ModelSpec, bool]]:
+    """Where to go from, best first: from a net by trades, then to what is near it, then from the next best."""
+    for spec in state.ranked():
+        yield spec, True
+        yield spec, False
 
 
 def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:

@@ -5,6 +5,7 @@ import random
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf.moves import cheaper, near, trades
 from factorizenet_tf.requirement import Requirement
 from factorizenet_tf.walk import Result, Space, macs, walk
 
@@ -171,16 +172,25 @@ def test_requirements_out_of_range_are_refused():
     assert requirement.excess({"macs": 10, "latency_ms": 0.6}) == "over budget: 0.6 latency_ms > 0.5"
 
 
-def test_moves_pay_by_the_fewest_levels():
-    state, _ = run(BUDGET)
-    for proposal in state.proposals:
-        if " paid by stage" not in proposal.reason or " and " in proposal.reason:
-            continue
-        changed = [i for i, (a, b) in enumerate(zip(proposal.spec.levels, proposal.parent.levels)) if b > a or a > b]
-        (payer,) = [i for i in changed if proposal.spec.levels[i] > proposal.parent.levels[i]]
-        levels = list(proposal.spec.levels)
-        levels[payer] -= 1
-        assert macs(SPACE.net(tuple(levels))) > 1_200_000
+def test_trades_use_the_budget_up_and_near_nets_differ_by_one_level():
+    budget = 1_200_000
+
+    def fits(spec):
+        return macs(spec) <= budget
+
+    for origin in (net for net in SPACE.nets() if fits(net)):
+        for move in trades(SPACE, origin, fits, macs):
+            assert fits(move.spec)
+            changed = [b - a for a, b in zip(origin.levels, move.spec.levels)]
+            if "coarser" in move.reason and "paid" in move.reason:
+                assert min(changed) < 0 < max(changed)
+        for move in near(SPACE, origin, fits):
+            assert sum(abs(a - b) for a, b in zip(origin.levels, move.spec.levels)) == 1
+        for move in cheaper(SPACE, origin, fits, macs):
+            assert macs(move.spec) < macs(origin)
+    (filled,) = [m for m in trades(SPACE, SPACE.net(3), fits, macs) if "every stage as coarse as fits" in m.reason]
+    coarser = [SPACE.net(tuple(k - (i == j) for j, k in enumerate(filled.spec.levels))) for i in range(3)]
+    assert not any(map(fits, coarser))
 
 
 def test_ten_thousand_nets_are_a_space_too():
