@@ -438,7 +438,7 @@ def search(
     epochs: Annotated[int | None, typer.Option(help="Float epochs a net.", show_default="the recipe's")] = None,
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs a net.", show_default="the recipe's")] = None,
     max_trials: Annotated[int | None, typer.Option(help="Nets to train at most.", show_default="as needed")] = None,
-    patience: Annotated[int, typer.Option(help="Rounds without a better net before the end.")] = 2,
+    patience: Annotated[int, typer.Option(help="Rounds without a better net before the end.")] = 3,
     inherit: Annotated[bool, typer.Option("--inherit", help="Start nets from the weights of the one before.")] = False,
     prune: Annotated[bool, typer.Option(help="Give up hopeless trainings early.")] = True,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,

@@ -60,7 +60,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         objective: str | keras_tuner.Objective = "val_int8_accuracy",
         seed: int | None = None,
         max_trials: int | None = None,
-        patience: int = 2,
+        patience: int = 3,
         dead_seconds: float = DEAD_SECONDS,
     ):
         self.requirement = Requirement(

@@ -63,7 +63,7 @@ def search(
     prune: bool = True,
     seed: int | None = None,
     max_trials: int | None = None,
-    patience: int = 2,
+    patience: int = 3,
     publish: str | os.PathLike | None = None,
     verbose: bool = True,
 ) -> Found | None:

@@ -146,7 +146,7 @@ def walk(
     results: Mapping[ModelSpec, Result],
     *,
     excess: Callable[[ModelSpec], str | None],
-    patience: int = 2,
+    patience: int = 3,
     seed: int = 0,
 ) -> Walk:
     """Walk from the start over the results that there are.
@@ -255,9 +255,9 @@ class _State:
 def margin(done: float) -> float:
     """By how much (0..1) a curve may lie below the best net's after this share of the epochs and still go on.
 
-    None is given up in the first fifth. Source: our choice, by replays of walks on measured trainings.
+    None is given up in the first fifth. Source: our choice, by replays of walks.
     """
-    return 1.0 if done < 0.2 else 0.02 + 0.06 * (1 - done) ** 2
+    return 1.0 if done < 0.2 else 0.02 + 0.06 * (1 - done) ** 1.5
 
 
 def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
