@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import fcntl
 import time
 from collections.abc import Iterator
@@ -20,20 +21,24 @@ from .spec import ModelSpec
 from .step import make_step
 from .walk import macs
 
-__all__ = ["add_row", "curve", "missing", "read_rows"]
+__all__ = ["add_row", "curve", "fresh", "missing", "part_of", "read_rows"]
 
 CHUNK = 500  # validation images a prediction
 
 
-def curve(spec: ModelSpec, dataset: Dataset, recipe: Recipe) -> Iterator[tuple[float, float]]:
-    """Train a net in float as `train` does, without files; gives (validation accuracy 0..1, seconds) of each epoch.
+def fresh(spec: ModelSpec, seed: int) -> keras.Model:
+    """A net with random weights of a seed; frees what was built before."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    return build(spec)
+
+
+def curve(model: keras.Model, dataset: Dataset, recipe: Recipe) -> Iterator[tuple[float, float]]:
+    """Train a model in float as `train` does, without files; gives (validation accuracy 0..1, seconds) of each epoch.
 
     Raises:
         NanLossError: the loss is no longer finite.
     """
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(recipe.seed)
-    model = build(spec)
     step = make_step(model, recipe)
     run = compiled_step(step, tf.distribute.get_strategy(), recipe.batch_size)
     predict = tf.function(step.predict)
@@ -49,8 +54,21 @@ def curve(spec: ModelSpec, dataset: Dataset, recipe: Recipe) -> Iterator[tuple[f
             )
             losses.append(run(images, labels, rate, seed)[0])
         if not np.isfinite(float(tf.reduce_sum(losses))):
-            raise NanLossError(f"the loss of {spec.name} is not finite in epoch {epoch + 1}; use a lower learning rate")
+            raise NanLossError(
+                f"the loss of {model.name} is not finite in epoch {epoch + 1}; use a lower learning rate"
+            )
         yield _accuracy(predict, dataset.validation), time.perf_counter() - start
+
+
+def part_of(dataset: Dataset, images: int, validation: int) -> Dataset:
+    """A data set with its first so many training and validation images (their order was shuffled once)."""
+
+    def first(split, count):
+        return Split(split.images[:count], split.labels[:count])
+
+    return dataclasses.replace(
+        dataset, train=first(dataset.train, images), validation=first(dataset.validation, validation)
+    )
 
 
 def missing(nets: list[ModelSpec], path: Path, seed: int, part: int, parts: int) -> list[ModelSpec]:

@@ -97,6 +97,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.failure: BaseException | None = None
         self.verbose = 0
         self._seen: dict[str, float] = {}  # trial id or tuner id -> when it was last heard of
+        self._memory: dict = {}
         self._reasons: dict[ModelSpec, str | None] = {}
 
     # The walk
@@ -110,6 +111,7 @@ class FactorizationOracle(keras_tuner.Oracle):
             excess=self._excess,
             patience=self.patience,
             seed=self.seed,
+            memory=self._memory,
         )
 
     def results(self) -> dict[ModelSpec, Result]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -46,7 +46,7 @@ class Space:
 
     def uniform(self, width: int) -> list[ModelSpec]:
         """The uniform levels of a width, coarse to fine."""
-        return [self.net(level, width) for level in range(max_level(self.net(0, width)) + 1)]
+        return list(_uniform(self, width))
 
     def nets(self) -> Iterator[ModelSpec]:
         """Every net once."""
@@ -64,6 +64,11 @@ class Space:
 def _net(space, level, width):
     base = space.spec
     return ModelSpec(level, width=width, input_shape=base.input_shape, num_classes=base.num_classes, stages=base.stages)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uniform(space, width):
+    return tuple(_net(space, level, width) for level in range(max_level(_net(space, 0, width)) + 1))
 
 
 macs = functools.lru_cache(maxsize=100_000)(count_macs)
@@ -148,6 +153,7 @@ def walk(
     excess: Callable[[ModelSpec], str | None],
     patience: int = 3,
     seed: int = 0,
+    memory: dict | None = None,
 ) -> Walk:
     """Walk from the start over the results that there are.
 
@@ -157,16 +163,19 @@ def walk(
         excess: why a net is over a budget, or None where it fits.
         patience: rounds without a better net after which the walk ends.
         seed: decides between nets of equal cost; the same seed walks the same way.
+        memory: kept between calls for the same space and budgets it saves their time; what is found is the same.
 
     Returns:
         The walk, its `pending` the nets to train next.
     """
-    state = _State(Walk(), space, requirement, results, excess, patience, seed)
+    state = _State(Walk(), space, requirement, results, excess, patience, seed, {} if memory is None else memory)
     for why, batch in _batches(state):
         batch = [p for p in batch if p.spec not in state.proposed]
         if not batch:
             continue
         state.proposed.update(p.spec for p in batch)
+        for proposal in batch:  # a level left out before may come back as a neighbour
+            state.walk.rejected.pop(proposal.spec, None)
         state.walk.proposals += batch
         state.walk.pending = [p for p in batch if p.spec not in results]
         if state.walk.pending:
@@ -185,6 +194,7 @@ class _State:
     excess: Callable
     patience: int
     seed: int
+    memory: dict
     proposed: set = field(default_factory=set)
     round: int = 0
 
@@ -194,10 +204,14 @@ class _State:
         if result is None or result.accuracy is None or result.pruned:
             return None
         reached = self.reaches(spec)
-        chance = random.Random(f"{self.seed} {spec.name}").random()
+        chance = self.chance(spec)
         return (
             (True, -macs(spec), result.accuracy, chance) if reached else (False, result.accuracy, -macs(spec), chance)
         )
+
+    def chance(self, spec) -> int:
+        """A number that stands for chance: another order for another seed."""
+        return zlib.crc32(f"{self.seed} {spec.levels} {spec.width}".encode())
 
     def reaches(self, spec) -> bool:
         """Whether there is a floor, and the net reaches it."""
@@ -216,12 +230,28 @@ class _State:
             self.walk.rejected.setdefault(spec, reason)
         return reason is None
 
+    def moves(self, origin, far) -> list[Move]:
+        """Where a net leads: to fewer MACs where it reaches the floor, else by trades (far) or to what is near."""
+        kind = "cheaper" if self.reaches(origin) else "trades" if far else "near"
+        if (origin, kind) not in self.memory:
+            before = set(self.walk.rejected)
+            if kind == "near":
+                found = near(self.space, origin, self.fits)
+            else:
+                found = (cheaper if kind == "cheaper" else trades)(self.space, origin, self.fits, macs)
+            rejected = {spec: self.walk.rejected[spec] for spec in self.walk.rejected.keys() - before}
+            self.memory[origin, kind] = found, rejected
+        found, rejected = self.memory[origin, kind]
+        for spec, reason in rejected.items():
+            self.walk.rejected.setdefault(spec, reason)
+        return found
+
     def batch(self, moves_: list[Move]) -> list[Proposal]:
         """A new round of proposals, the most MACs first."""
         if moves_:
             self.round += 1
         threshold = self.threshold()
-        order = sorted(moves_, key=lambda m: (-macs(m.spec), random.Random(f"{self.seed} {m.spec.name}").random()))
+        order = sorted(moves_, key=lambda move: (-macs(move.spec), self.chance(move.spec)))
         return [Proposal(m.spec, m.reason, self.round, m.parent, threshold) for m in order]
 
     def threshold(self) -> tuple[float, ...]:
@@ -271,10 +301,7 @@ def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
         if origin is None:
             return
         looked.add((origin, far))
-        if state.reaches(origin):
-            found = cheaper(state.space, origin, state.fits, macs)
-        else:
-            found = trades(state.space, origin, state.fits, macs) if far else near(state.space, origin, state.fits)
+        found = state.moves(origin, far)
         batch = state.batch([move for move in found if move.spec not in state.proposed])
         if not batch:
             continue

@@ -9,7 +9,7 @@ import pytest
 from test_walk import SPACE, formula
 
 import factorizenet_tf as fnet
-from factorizenet_tf.exhaustive import add_row, curve, missing, read_rows
+from factorizenet_tf.exhaustive import add_row, curve, fresh, missing, read_rows
 from factorizenet_tf.replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise
 from factorizenet_tf.walk import Space
 
@@ -90,7 +90,7 @@ def test_rows_become_a_table_and_two_seeds_the_noise(table):
 def test_a_net_is_trained_and_its_row_kept_once(digits, tmp_path):
     spec = fnet.ModelSpec(2, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
     recipe = fnet.recipe_for("digits", epochs=3, warmup_epochs=1)
-    epochs = list(curve(spec, digits, recipe))
+    epochs = list(curve(fresh(spec, 0), digits, recipe))
     assert len(epochs) == 3
     assert epochs[-1][0] > 0.2
     path = tmp_path / "table.csv"
@@ -113,7 +113,7 @@ def test_training_for_the_table_is_training(digits, tmp_path):
     recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=1, calibration_images=64)
     run = fnet.train(spec, digits, out=tmp_path / "run", recipe=recipe, verbose=False)
     expected = [row["val_accuracy"] for row in run.history() if row["phase"] == "float"]
-    assert [accuracy for accuracy, _ in curve(spec, digits, recipe)] == pytest.approx(expected, abs=0.03)
+    assert [accuracy for accuracy, _ in curve(fresh(spec, 0), digits, recipe)] == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.exhaustive import add_row, curve, missing
+from factorizenet_tf.exhaustive import add_row, curve, fresh, missing, part_of
 from factorizenet_tf.spec import DEFAULT_STAGES
 from factorizenet_tf.walk import Space
 
@@ -45,9 +45,7 @@ def main() -> None:
 
     part, parts = map(int, arguments.part.split("/"))
     data = fnet.load_dataset(arguments.dataset, input_shape=(arguments.size, arguments.size, arguments.channels))
-    train = fnet.Split(data.train.images[: arguments.images], data.train.labels[: arguments.images])
-    held = fnet.Split(data.validation.images[: arguments.validation], data.validation.labels[: arguments.validation])
-    data = fnet.Dataset(data.name, data.title, data.class_names, train, held, data.test)
+    data = part_of(data, arguments.images, arguments.validation)
     stages = DEFAULT_STAGES
     if arguments.stages:
         stages = tuple(tuple(map(int, stage.split("x"))) for stage in arguments.stages.split(","))
@@ -64,10 +62,12 @@ def main() -> None:
     )
     nets = sorted(Space(spec, (spec.width,)).nets(), key=lambda net: net.name)[:: arguments.every]
     left = missing(nets, arguments.out, arguments.seed, part, parts)[: arguments.only]
-    print(f"{len(nets)} nets, {len(left)} to train here: {data.title}, {len(train):,} images, {len(held):,} validation")
+    print(
+        f"{len(nets)} nets, {len(left)} to train here: {data.title}, {len(data.train):,} images, {len(data.validation):,} validation"
+    )
     for number, net in enumerate(left, 1):
         start = time.perf_counter()
-        epochs = list(curve(net, data, recipe))
+        epochs = list(curve(fresh(net, recipe.seed), data, recipe))
         add_row(arguments.out, net, recipe, epochs)
         first, *others = (seconds for _, seconds in epochs)
         print(
