@@ -8,7 +8,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .PHONY: help install demo levels test test-slow lint benchmark clean
 
 help:
-	@echo "make demo       train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
+	@echo "make demo       search digits' best net under 1 M MACs, publish it to a local zoo, load it back (runs/search)"
+	@echo "make levels     train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
 	@echo "make lint       ruff check and format"
@@ -21,7 +22,9 @@ $(BIN)/.installed: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report,micro,test]'
 	touch $@
 
-demo: levels
+demo: install
+	$(BIN)/python tuner/search.py --dataset digits --size 16 --channels 1 --max-macs 1000000 --epochs 10 --qat-epochs 2 \
+		--max-trials 10 --out runs/search --publish runs/zoo
 
 levels: install
 	$(BIN)/python tuner/levels.py --out runs/levels

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import baselines, zoo
+    from . import baselines, tuner, zoo
     from .analysis import Analysis, load_analysis
     from .callback import DistributionTracker
     from .cost import cost_table, count_macs, count_params
@@ -60,6 +60,7 @@ __all__ = [
     "recipe_for",
     "to_tflite",
     "train",
+    "tuner",
     "zoo",
 ]
 
@@ -89,7 +90,7 @@ except PackageNotFoundError:  # a bare checkout
 
 
 def __getattr__(name: str):
-    if name in ("baselines", "zoo"):
+    if name in ("baselines", "tuner", "zoo"):
         return importlib.import_module(f".{name}", __name__)
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .files import written_aside
 
-__all__ = ["accuracy_against_macs", "frontier"]
+__all__ = ["accuracy_against_macs", "frontier", "replay_costs", "search_frontier"]
 
 STYLES = {
     "float": ("C0", "o-"),
@@ -130,6 +130,72 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
     axes.legend()
     with written_aside(path) as aside, matplotlib.rc_context({"svg.hashsalt": "factorizenet", "svg.fonttype": "none"}):
         figure.savefig(aside, format="svg", metadata={"Date": None})
+
+
+def search_frontier(
+    rows: Sequence[dict], objective: str, names: Sequence[str], path: str | os.PathLike, *, title: str
+) -> None:
+    """Write a PNG of a search: each trained net's objective over MACs, the frontier as a line with names.
+
+    Args:
+        rows: of results.csv.
+        objective: the column to draw, 0..1.
+        names: of the nets on the frontier.
+        path: of the PNG.
+        title: says data and requirement.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    Figure, LogLocator = _matplotlib()  # noqa: N806 (classes)
+    trained = [row for row in rows if row["status"] == "trained"]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row["macs"] / 1e6 for row in trained], [100 * row[objective] for row in trained], "C0o", markersize=5)
+    front = sorted((row for row in trained if row["name"] in names), key=lambda row: row["macs"])
+    axes.plot([row["macs"] / 1e6 for row in front], [100 * row[objective] for row in front], "k-", linewidth=1)
+    for row in front:
+        place = row["macs"] / 1e6, 100 * row[objective]
+        axes.annotate(f"l{row['level']}", place, textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set(xlabel="M MACs", ylabel=f"{objective.replace('_', ' ')}, %", title=title)
+    axes.grid(alpha=0.3)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+
+
+def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
+    """Write a PNG: for each budget the share of replayed searches that have a good enough net, over what they spent.
+
+    Args:
+        replays: (budget of MACs, strategy) -> its `Replay`s, one a seed.
+        epochs: of one whole training, the unit of the axis.
+        path: of the PNG.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    Figure, _ = _matplotlib()  # noqa: N806 (a class)
+    budgets = sorted({budget for budget, _ in replays})
+    figure = Figure(figsize=(4.5 * len(budgets), 4), layout="constrained")
+    for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets):
+        for number, (strategy, found) in enumerate((s, f) for (b, s), f in replays.items() if b == budget):
+            reached = sorted(one.reached / epochs for one in found if one.reached is not None)
+            shares = [100 * (i + 1) / len(found) for i in range(len(reached))]
+            axes.step([0, *reached], [0, *shares], where="post", label=strategy, color=f"C{number}")
+        axes.set(
+            title=f"{budget / 1e6:.2f} M MACs",
+            xlabel=f"spent, in whole trainings of {epochs} epochs",
+            ylabel="searches within 0.3 points of the best, %",
+            ylim=(0, 103),
+        )
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
 
 
 def _matplotlib():

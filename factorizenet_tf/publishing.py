@@ -24,7 +24,7 @@ from .micro import arena_bytes
 from .pages import write_pages
 from .progress import Progress
 from .recipe import recipe_for
-from .run import Run, load_run
+from .run import IN_MEMORY, Run, load_run
 from .spec import DEFAULT_STAGES
 from .store import INDEX_FILE, FolderStore
 
@@ -104,14 +104,15 @@ def training_command(run: Run, dataset: dict) -> str:
     options = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
     is_baseline = isinstance(spec, ResNet8)
     initial = run.metrics.get("initial")
-    plain = set(changed) <= set(options)
+    plain = set(changed) <= set(options) and initial != IN_MEMORY
     if not plain or dataset["name"] == "arrays":
+        start = "model" if initial == IN_MEMORY else repr(initial)
         arguments = "".join(f", {name}={value!r}" for name, value in changed.items())
         return (
             f"fnet.train({_expression(spec)}, "
             f"fnet.load_dataset({dataset['name']!r}, input_shape={spec.input_shape}), "
             f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{arguments})"
-            f"{f', initial={initial!r}' if initial else ''})"
+            f"{f', initial={start}' if initial else ''})"
         )
     parts = ["factorizenet train"]
     if initial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from .int8 import Int8Model
 from .recipe import Recipe, recipe_from_json
 from .spec import ModelSpec, spec_from_json
 
-__all__ = ["Run", "claim", "load_run"]
+__all__ = ["IN_MEMORY", "Run", "claim", "claim_folder", "dataset_identity", "load_run"]
+
+IN_MEMORY = "a model in memory"  # metrics.json's `initial` where a training started from no file
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,33 @@ def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initia
     texts = {
         "spec.json": spec_json,
         "recipe.json": recipe.to_json(),
-        "dataset.json": json.dumps(_identity(dataset), indent=2) + "\n",
+        "dataset.json": dataset_identity(dataset),
         "initial.json": json.dumps({"weights": initial}, indent=2) + "\n",
     }
+    differences = []
+    if (folder / "spec.json").exists() and not (folder / "initial.json").exists() and initial is not None:
+        differences.append("it started from random weights there, from given ones now")
+    claim_folder(folder, texts, "run", differences)
+
+
+def claim_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
+    """Write the JSON files that say what a folder is of, or find that they are there and say the same.
+
+    Args:
+        folder: made where it is not there.
+        texts: content by file name.
+        what: "run" or "search", for messages.
+        differences: found already.
+
+    Raises:
+        ValueError: it is of another one (every difference is named) or holds other files.
+        OSError: it cannot be made or written.
+    """
     remove_asides(folder)
     present = {name for name in texts if (folder / name).exists()}
     if not present and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")
-    differences = []
-    if present and "initial.json" not in present and initial is not None:
-        differences.append("it started from random weights there, from given ones now")
+        raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
+    differences = list(differences)
     for name in sorted(present):
         try:
             there, now = json.loads((folder / name).read_text()), json.loads(texts[name])
@@ -125,22 +145,24 @@ def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initia
         ]
     if differences:
         raise ValueError(
-            f"the folder {folder} holds another run ({'; '.join(differences)}); choose a new one or give the same arguments"
+            f"the folder {folder} holds another {what} ({'; '.join(differences)}); choose a new one or give the same arguments"
         )
     for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
         if name not in present:
             write_text(folder / name, texts[name])
 
 
-def _identity(dataset):
+def dataset_identity(dataset: Dataset) -> str:
+    """What a data set is, as JSON: names, counts, and a hash over all images and labels."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         digest.update(np.ascontiguousarray(split.images))
         digest.update(split.labels)
-    return {
+    fields = {
         "name": dataset.name,
         "title": dataset.title,
         "class_names": list(dataset.class_names),
         "images": {s: len(getattr(dataset, s)) for s in ("train", "validation", "test")},
         "sha256": digest.hexdigest(),
     }
+    return json.dumps(fields, indent=2) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -182,6 +183,7 @@ def _input_shape(input_shape: object, stages: tuple[Stage, ...]) -> tuple[int, i
     return height, width, channels
 
 
+@functools.lru_cache(maxsize=1024)
 def _last_levels(width: int, stages: tuple[Stage, ...]) -> tuple[int, ...]:
     """Each stage's last level: the deepest that still changes one of its blocks."""
     lasts = []

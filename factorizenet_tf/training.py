@@ -21,7 +21,7 @@ from .phase import Trainer
 from .progress import Progress
 from .quantize import quantize_aware
 from .recipe import Recipe, recipe_for
-from .run import Run, claim, load_run
+from .run import IN_MEMORY, Run, claim, load_run
 from .spec import ModelSpec
 from .tflite import to_tflite
 from .weights import copy_weights, fingerprint, load_weights, save_weights
@@ -37,7 +37,7 @@ def train(
     *,
     out: str | os.PathLike,
     recipe: Recipe | None = None,
-    initial: str | os.PathLike | None = None,
+    initial: str | os.PathLike | keras.Model | None = None,
     callbacks: Sequence = (),
     strategy=None,
     verbose: bool = True,
@@ -52,8 +52,8 @@ def train(
         out: the run's folder; made where it is not there.
         recipe: None for the data set's own, `recipe_for(dataset.name)`.
         initial: fine-tuning: what `load_float` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
-            whose weights it starts from; the head starts anew where the classes are of another number. None: random
-            weights.
+            whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
+            itself, the same at each call. None: random weights.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
             val_accuracy and learning_rate. `model.stop_training = True` ends the phase.
         strategy: a tf.distribute strategy whose replicas share each batch; None for one device.
@@ -68,7 +68,7 @@ def train(
     recipe = recipe or recipe_for(dataset.name)
     _check(spec, dataset, recipe, strategy)
     folder = Path(out)
-    start = None if initial is None else load_float(initial)
+    start = initial if initial is None or isinstance(initial, keras.Model) else load_float(initial)
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
     claim(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
@@ -107,7 +107,7 @@ def train(
             "size_bytes": len(content),
             "operators": sorted(set(models["tflite"].operators)),
             "tensor_types": sorted(models["tflite"].tensor_types),
-            "initial": None if initial is None else str(initial),
+            "initial": IN_MEMORY if isinstance(initial, keras.Model) else initial and str(initial),
             "machine": machine(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in trainer.history), 1),

@@ -1,0 +1,127 @@
+"""KerasTuner's chief and workers over gRPC, with workers that die, a chief that restarts, and an end.
+
+KerasTuner's own server waits for ever for a worker that was killed, and its client for an hour for a chief that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from concurrent import futures
+
+from ._keras_tuner import keras_tuner  # noqa: F401 (before its parts)
+
+__all__ = ["POLL_SECONDS", "heartbeat", "is_chief", "is_worker", "patient_client", "serve"]
+
+POLL_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
+CHIEF_SECONDS = 300.0  # how long a worker waits for a chief that does not answer
+
+
+def is_chief() -> bool:
+    """Whether the environment says that this process is the chief."""
+    from keras_tuner.src.distribute import utils
+
+    return utils.is_chief_oracle()
+
+
+def is_worker() -> bool:
+    """Whether the environment says that this process is a worker of a chief."""
+    from keras_tuner.src.distribute import utils
+
+    return utils.has_chief_oracle() and not utils.is_chief_oracle()
+
+
+def address() -> str:
+    """The chief's host:port, by KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT."""
+    return f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
+
+
+def serve(oracle) -> None:
+    """Answer the workers until the search has ended and each living one was told.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    import grpc
+    from keras_tuner.src.distribute.oracle_chief import OracleServicer
+    from keras_tuner.src.protos import get_service_grpc
+
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    servicer = OracleServicer(oracle)
+    get_service_grpc().add_OracleServicer_to_server(servicer, server)
+    try:
+        bound = server.add_insecure_port(address())
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise OSError(
+            f"cannot listen on {address()}; set KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT to a free one"
+        )
+    server.start()
+    try:
+        while not (servicer.stop_triggered and oracle.is_done()):
+            oracle.release_dead()
+            time.sleep(POLL_SECONDS)
+    finally:
+        server.stop(grace=POLL_SECONDS).wait()
+
+
+class _Patient:
+    """A gRPC stub whose calls are made again until the chief answers, for so long and no longer.
+
+    Each of the oracle's calls may come twice: the same worker gets the same trial, and a trial ends once.
+    """
+
+    def __init__(self, stub, seconds):
+        self._stub, self._seconds = stub, seconds
+
+    def __getattr__(self, name):
+        import grpc
+
+        call = getattr(self._stub, name)
+
+        def patient(request, wait_for_ready, timeout):
+            end = time.monotonic() + self._seconds
+            while True:
+                left = max(0.1, end - time.monotonic())
+                try:
+                    return call(request, wait_for_ready=wait_for_ready, timeout=min(timeout, left))
+                except grpc.RpcError as error:
+                    code = error.code()
+                if code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+                    raise ConnectionError(
+                        f"the chief at {address()} did not answer for {self._seconds:g} s ({code.name}); "
+                        "start it again with its command, then this worker"
+                    )
+                time.sleep(min(POLL_SECONDS, left))
+
+        return patient
+
+
+def patient_client(client, seconds: float = CHIEF_SECONDS):
+    """A worker's oracle client that raises ConnectionError where the chief stays away for so long."""
+    client.stub = _Patient(client.stub, seconds)
+    return client
+
+
+@contextlib.contextmanager
+def heartbeat(oracle, trial_id: str, seconds: float = HEARTBEAT_SECONDS):
+    """Within the block a worker tells the chief that it is alive: asking for its trial says so."""
+    ended = threading.Event()
+
+    def beat():
+        while not ended.wait(seconds):
+            try:
+                oracle.get_trial(trial_id)
+            except ConnectionError:  # the worker's own next call says so
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()

@@ -1,0 +1,228 @@
+"""A whole search: walk, table of every net looked at, frontier, summary, publication."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import chief, zoo
+from ._keras_tuner import TrialStatus
+from .data import Dataset
+from .files import write_csv, write_text
+from .oracle import FactorizationOracle
+from .recipe import Recipe
+from .requirement import Requirement
+from .search_progress import SearchProgress
+from .search_tuner import OBJECTIVES, FactorizationTuner
+from .spec import ModelSpec
+from .trial import REASON, ROUND, result_of
+from .walk import macs
+
+__all__ = ["Found", "frontier_of", "search"]
+
+COSTS = ("size_bytes", "latency_ms", "seconds")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a search.
+
+    Args:
+        folder: has results.csv, summary.txt, frontier.png (with extra `report`), and a run in each trial's folder.
+        best: the net found, or None.
+        rows: results.csv: a dict for every trial and every net rejected untrained, with its reason.
+        steps: a line for each round: what was tried, what came of it.
+        summary: the answer in a few lines.
+        reached: whether the best net keeps to the requirement, its floor included.
+    """
+
+    folder: Path
+    best: ModelSpec | None
+    rows: list[dict]
+    steps: list[str]
+    summary: str
+    reached: bool
+
+    def run_folder(self, name: str) -> Path:
+        """The finished training of a net by its name. Raises KeyError where there is none."""
+        trials = {row["name"]: row["trial"] for row in self.rows if row["status"] == "trained"}
+        return self.folder / f"trial_{trials[name]}" / "run"
+
+
+def search(
+    spec: ModelSpec,
+    dataset: Dataset,
+    requirement: Requirement,
+    *,
+    out: str | os.PathLike,
+    widths: tuple[int, ...] | None = None,
+    recipe: Recipe | None = None,
+    inherit: bool = False,
+    prune: bool = True,
+    seed: int | None = None,
+    max_trials: int | None = None,
+    patience: int = 3,
+    publish: str | os.PathLike | None = None,
+    verbose: bool = True,
+) -> Found | None:
+    """Search for the best net of a requirement; the same call goes on where it was killed.
+
+    Args:
+        spec, requirement, widths, seed, max_trials, patience: as for `FactorizationOracle`.
+        dataset, recipe, inherit, prune: as for `FactorizationTuner`.
+        out: the search's folder.
+        publish: a zoo folder that the frontier and the best net are added to.
+        verbose: say on stderr how far it is.
+
+    Returns:
+        What was found; None in a worker, whose chief has it.
+
+    Raises:
+        ValueError: a budget is below the smallest net, arguments do not fit, or the folder holds another search.
+        RuntimeError: three trials failed in a row.
+        OSError: a folder cannot be written or the disk is full.
+    """
+    out = Path(out).expanduser().resolve()
+    oracle = FactorizationOracle(
+        spec,
+        **dataclasses.asdict(requirement),
+        widths=widths,
+        seed=seed,
+        max_trials=max_trials,
+        patience=patience,
+    )
+    with SearchProgress(None if chief.is_worker() else oracle, verbose=verbose) as progress:
+        tuner = FactorizationTuner(
+            oracle,
+            dataset,
+            recipe=recipe,
+            inherit=inherit,
+            prune=prune,
+            progress=progress,
+            directory=out.parent,
+            project_name=out.name,
+        )
+        tuner.search()
+        if chief.is_worker():
+            return None
+        found = report(oracle, dataset, out)
+        if publish is not None:
+            _publish(found, publish, progress, verbose)
+    return found
+
+
+def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Found:
+    """Write results.csv, frontier.png and summary.txt of what a search has found so far."""
+    walk = oracle.walk()
+    rows = [_trial_row(oracle, trial) for trial in oracle.trials.values()]
+    rows += [_rejected_row(rows[0], spec, reason) for spec, reason in walk.rejected.items() if rows]
+    floor = oracle.requirement.min_accuracy
+    accuracies = {row["name"]: row[oracle.objective.name] for row in rows}
+    reached = walk.best is not None and (floor is None or accuracies[walk.best.name] >= floor)
+    summary = _summary(oracle, walk, rows, reached)
+    found = Found(folder, walk.best, rows, walk.steps, summary, reached)
+    if rows:
+        write_csv(folder / "results.csv", rows)
+    write_text(folder / "summary.txt", summary + "\n")
+    try:
+        from .figures import search_frontier
+
+        title = f"{dataset.title}, validation: {_required(oracle.requirement)}"
+        search_frontier(
+            rows, oracle.objective.name, frontier_of(rows, oracle.objective.name), folder / "frontier.png", title=title
+        )
+    except ModuleNotFoundError:  # the extra `report` is not installed
+        pass
+    return found
+
+
+def frontier_of(rows: list[dict], objective: str) -> list[str]:
+    """Names of the trained nets that no other beats with as few MACs, by rising MACs."""
+    trained = sorted((r for r in rows if r["status"] == "trained"), key=lambda r: (r["macs"], -r[objective]))
+    names, best = [], -1.0
+    for row in trained:
+        if row[objective] > best:
+            best = row[objective]
+            names.append(row["name"])
+    return names
+
+
+def _trial_row(oracle, trial):
+    spec, values = oracle._spec(trial), trial.hyperparameters.values
+    result = result_of(trial, oracle.objective.name)
+    status = {TrialStatus.FAILED: "failed", TrialStatus.COMPLETED: "trained"}.get(trial.status, "not finished")
+    if result.pruned:
+        status = "given up"
+    message = (trial.message or "").strip().rpartition("\n")[2]
+
+    def metric(name):
+        is_final = status == "trained" and trial.metrics.exists(name)
+        return round(float(trial.metrics.get_last_value(name)), 6) if is_final else ""
+
+    return {
+        "trial": trial.trial_id,
+        "name": spec.name,
+        "level": ".".join(map(str, spec.levels)),
+        "width": spec.width,
+        "macs": macs(spec),
+        "status": status,
+        "reason": values.get(REASON, "") + (f": {message}" if message else ""),
+        "round": values.get(ROUND, ""),
+        "float_epochs": len(result.curve),
+        **{name: metric(name) for name in OBJECTIVES},
+        **{cost: metric(cost) for cost in COSTS},
+    }
+
+
+def _rejected_row(row, spec, reason):
+    known = {
+        "name": spec.name,
+        "level": ".".join(map(str, spec.levels)),
+        "width": spec.width,
+        "macs": macs(spec),
+        "status": "rejected",
+        "reason": reason,
+    }
+    return {key: known.get(key, "") for key in row}
+
+
+def _required(requirement):
+    parts = [f"{cost} <= {limit:,}" for cost, limit in requirement.limits.items()]
+    if requirement.min_accuracy is not None:
+        parts.append(f"accuracy >= {100 * requirement.min_accuracy:g} %")
+    return ", ".join(parts)
+
+
+def _summary(oracle, walk, rows, reached):
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("trained", "given up", "failed")}
+    total = sum(1 for _ in oracle.space.nets())
+    lines = [f"required: {_required(oracle.requirement)}"]
+    lines += walk.steps
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    lines.append(f"of {total:,} nets {len(oracle.trials)} were tried ({told or 'none ended'})")
+    if walk.best is None:
+        lines.append("nothing was found: no training ended")
+    else:
+        row = next(row for row in rows if row["name"] == walk.best.name)
+        what = "the answer is" if reached else "no net reaches the floor; the best is"
+        lines.append(
+            f"{what} {walk.best.name}: {100 * row[oracle.objective.name]:.2f} % {oracle.objective.name}, "
+            f"{row['macs']:,} MACs, {row['size_bytes']:,.0f} bytes ({row['reason']})"
+        )
+    return "\n".join(lines)
+
+
+def _publish(found, folder, progress, verbose):
+    names = frontier_of(found.rows, "val_int8_accuracy")
+    if found.best is not None and found.best.name not in names:
+        names.append(found.best.name)
+    folder = Path(folder).expanduser()
+    there = zoo.names(zoo=folder) if (folder / "index.json").exists() else ()
+    for name in names:
+        if f"{name}-int8" in there:
+            progress.say(f"{name} is in {folder} already, and stays")
+            continue
+        zoo.publish(found.run_folder(name), zoo=folder, verbose=False)
+        progress.say(f"{name}: published in {folder}")

@@ -1,0 +1,272 @@
+"""The KerasTuner tuner whose trial is a whole training: float, QAT, int8, measured on validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import chief
+from ._keras import keras, tf
+from ._keras_tuner import Trial, TrialStatus, errors, keras_tuner
+from .cost import count_macs
+from .data import Dataset
+from .inheritance import inherit
+from .oracle import FactorizationOracle
+from .phase import NanLossError
+from .pruning import GivenUp, Watch, float_curve
+from .recipe import Recipe, recipe_for
+from .requirement import Requirement
+from .run import Run, claim_folder, dataset_identity, load_run
+from .spec import ModelSpec
+from .training import train
+from .trial import PARENT, THRESHOLD, metrics_of, spec_of
+from .walk import Space
+
+__all__ = ["FactorizationTuner"]
+
+SEARCH_FILE = "search.json"
+DATASET_FILE = "dataset.json"
+ORACLE_FILE = "oracle.json"
+OBJECTIVES = {
+    "val_float_accuracy": "float",
+    "val_ptq_per_tensor_accuracy": "ptq_per_tensor",
+    "val_ptq_per_channel_accuracy": "ptq_per_channel",
+    "val_qat_accuracy": "qat",
+    "val_int8_accuracy": "tflite",
+}
+
+
+class FactorizationTuner(keras_tuner.Tuner):
+    """Trains what an oracle proposes, each net in its trial's folder, where a killed training goes on.
+
+    With a `FactorizationOracle`, or a stock one over `search_space(spec)`. Under KerasTuner's environment variables
+    KERASTUNER_TUNER_ID (chief, worker0, ...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT it is a chief or one of
+    several workers, which share `directory`.
+
+    Args:
+        oracle: what proposes.
+        dataset: from `load_dataset(..., input_shape=spec.input_shape)`; nets are compared on its validation split.
+        spec: with a stock oracle, the spec whose stages it searches.
+        requirement: with a stock oracle, budgets: a net over them counts as of accuracy 0 and is not trained.
+        recipe: of each trial; None for the data set's own. Needs QAT.
+        inherit: start a net from the trained weights of the one it was made from.
+        prune: give up trainings that the oracle's threshold calls hopeless.
+        callbacks: tf_keras callbacks for each training.
+        progress: a `SearchProgress`, or None.
+        directory, project_name: where trials and state are kept; the same arguments go on there.
+        overwrite: delete what is there first.
+
+    Raises:
+        ValueError: data, recipe, objective and space do not fit, the folder holds another search (the difference is
+            named), or one of its files is damaged.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        oracle: keras_tuner.Oracle,
+        dataset: Dataset,
+        *,
+        spec: ModelSpec | None = None,
+        requirement: Requirement | None = None,
+        recipe: Recipe | None = None,
+        inherit: bool = False,
+        prune: bool = True,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        progress=None,
+        directory: str | os.PathLike = ".",
+        project_name: str = "search",
+        overwrite: bool = False,
+    ):
+        self.recipe = recipe or recipe_for(dataset.name)
+        self.space = _space(oracle, spec)
+        self.requirement = requirement
+        self.dataset = dataset
+        self.inherit, self.prune = inherit, prune
+        self.callbacks, self.progress = tuple(callbacks), progress
+        _check(oracle, self.space.spec, dataset, self.recipe)
+        self._own_oracle = oracle
+        super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
+        folder = Path(self.project_dir)
+        walked = isinstance(oracle, FactorizationOracle)
+        if walked:
+            oracle.costs.labels = dataset.class_names
+        claim_folder(folder, self._identity(oracle), "search")
+        if self._is_worker():
+            self.oracle = chief.patient_client(self.oracle)
+        elif (folder / ORACLE_FILE).exists():
+            oracle.reload()
+        else:
+            oracle.save()
+
+    def _identity(self, oracle):
+        fields = {
+            "oracle": type(oracle).__name__,
+            **(oracle.identity() if isinstance(oracle, FactorizationOracle) else {}),
+            "inherit": self.inherit,
+            "prune": self.prune,
+            **{f"recipe_{name}": value for name, value in dataclasses.asdict(self.recipe).items()},
+        }
+        return {SEARCH_FILE: json.dumps(fields, indent=2) + "\n", DATASET_FILE: dataset_identity(self.dataset)}
+
+    def search(self) -> None:
+        """Run trials until the oracle has no more; as chief, answer the workers until then.
+
+        Raises:
+            ValueError: no net fits the requirement.
+            RuntimeError: three trials failed in a row, or one crashed on a worker.
+            ConnectionError: the chief stays away.
+            OSError: the disk is full.
+            Exception: what user code raised, as it was; the trial is done again by the next search.
+        """
+        if chief.is_chief():
+            chief.serve(self._own_oracle)
+        else:
+            self._work()
+        failure = getattr(self._own_oracle, "failure", None)
+        if failure is not None:
+            raise failure
+
+    def _work(self):
+        self.on_search_begin()
+        while True:
+            self.pre_create_trial()
+            trial = self.oracle.create_trial(self.tuner_id)
+            if trial.status == TrialStatus.STOPPED:
+                break
+            if trial.status == TrialStatus.IDLE:
+                time.sleep(chief.POLL_SECONDS)
+                continue
+            self.on_trial_begin(trial)
+            self._run_and_end(trial)
+        self.on_search_end()
+
+    def _run_and_end(self, trial):
+        try:
+            if self._is_worker():
+                with chief.heartbeat(self.oracle, trial.trial_id):
+                    metrics = self.run_trial(trial)
+            else:
+                metrics = self.run_trial(trial)
+            self.oracle.update_trial(trial.trial_id, metrics)
+            trial.status = TrialStatus.COMPLETED
+        except errors.FailedTrialError:
+            trial.status, trial.message = TrialStatus.FAILED, traceback.format_exc()
+        except Exception:
+            trial.status, trial.message = TrialStatus.INVALID, traceback.format_exc()
+            self.oracle.end_trial(trial)
+            raise
+        self.on_trial_end(trial)
+
+    def run_trial(self, trial: Trial) -> dict[str, float]:
+        """Train a net and give its metrics: validation accuracy by precision, and by float epoch; costs.
+
+        Raises:
+            keras_tuner.errors.FailedTrialError: the loss was not finite or memory ran out; the search goes on.
+        """
+        values = trial.hyperparameters.values
+        spec = spec_of(self.space, values)
+        objective = self._own_oracle.objective.name
+        macs = count_macs(spec)
+        if self.requirement is not None and self.requirement.excess({"macs": macs}) is not None:
+            return metrics_of(objective, 0.0, [], pruned=True) | {"macs": macs}
+        folder = self.run_folder(trial.trial_id)
+        threshold = tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else ()
+        watch = Watch(folder, threshold, self.progress and self.progress.epoch)
+        if self.progress is not None:
+            self.progress.begin(trial.trial_id, spec, self.recipe, values, len(watch.curve))
+        try:
+            watch.check()
+            start = self._inherited(values.get(PARENT, ""), spec)
+            run = train(
+                spec,
+                self.dataset,
+                out=folder,
+                recipe=self.recipe,
+                initial=start,
+                callbacks=[*self.callbacks, watch],
+                verbose=False,
+            )
+        except GivenUp:
+            metrics = metrics_of(objective, max(watch.curve), watch.curve, pruned=True) | {"macs": macs}
+        except NanLossError as error:
+            raise errors.FailedTrialError(str(error)) from error
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            raise errors.FailedTrialError(f"{spec.name} does not fit into memory: {str(error)[:200]}") from error
+        else:
+            metrics = _metrics(objective, run, float_curve(folder))
+        finally:
+            keras.backend.clear_session()
+        if self.progress is not None:
+            self.progress.end(spec, metrics[objective], bool(metrics["pruned"]))
+        return metrics
+
+    def _inherited(self, parent_id, spec):
+        """The model to start from, or None: the same at each call for a trial."""
+        if not self.inherit or not parent_id:
+            return None
+        folder = self.run_folder(parent_id)
+        parent = load_run(folder)
+        if parent.spec.width != spec.width:
+            return None
+        return inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed)
+
+    def run_folder(self, trial_id: str) -> Path:
+        """Where a trial's training is: after its end a run that `load_run` takes."""
+        return Path(self.project_dir) / f"trial_{trial_id}" / "run"
+
+    def load_run(self, trial: Trial) -> Run:
+        """The finished training of a trial. Raises FileNotFoundError where it was given up or failed."""
+        return load_run(self.run_folder(trial.trial_id))
+
+    def load_model(self, trial: Trial) -> keras.Model:
+        """The quantization-aware tf_keras model of a finished trial; `load_run(trial).int8_model()` is the .tflite."""
+        return self.load_run(trial).qat_model()
+
+    def save(self):
+        """Write the oracle's state; the tuner has none of its own."""
+        if not self._is_worker():
+            self.oracle.save()
+
+
+def _space(oracle, spec):
+    if isinstance(oracle, FactorizationOracle):
+        if spec is not None and spec != oracle.space.spec:
+            raise ValueError(f"spec is {spec}, the oracle's is {oracle.space.spec}; leave it out")
+        return oracle.space
+    if spec is None:
+        raise ValueError(f"a {type(oracle).__name__} knows no net; give spec=")
+    widths = next((tuple(hp.values) for hp in oracle.hyperparameters.space if hp.name == "width"), (spec.width,))
+    return Space(spec, widths)
+
+
+def _check(oracle, spec, dataset, recipe):
+    if oracle.objective.name not in OBJECTIVES:
+        raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
+    if not recipe.qat_epochs:
+        raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
+    if tuple(dataset.image_shape) != tuple(spec.input_shape):
+        raise ValueError(
+            f"the images are {dataset.image_shape}, the nets take {spec.input_shape}; load the data with input_shape={spec.input_shape}"
+        )
+    if dataset.num_classes != spec.num_classes:
+        raise ValueError(
+            f"{dataset.title} has {dataset.num_classes} classes, the nets {spec.num_classes}; use num_classes={dataset.num_classes}"
+        )
+
+
+def _metrics(objective, run, curve):
+    accuracies = {metric: run.metrics["accuracy"]["validation"][key] for metric, key in OBJECTIVES.items()}
+    return {
+        **metrics_of(objective, accuracies[objective], curve, pruned=False),
+        **accuracies,
+        "macs": run.metrics["macs"],
+        "size_bytes": run.metrics["size_bytes"],
+        "latency_ms": run.int8_model().latency_ms().median_ms,
+        "seconds": run.metrics["training_seconds"],
+    }

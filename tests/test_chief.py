@@ -1,0 +1,224 @@
+"""The chief and its workers, as real processes on loopback, with a formula for a training."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_walk import SPACE
+
+from factorizenet_tf import chief
+from factorizenet_tf.tuner import FactorizationOracle
+
+COMMAND = """
+import json, os, sys, time
+from pathlib import Path
+import factorizenet_tf as fnet
+from factorizenet_tf.run import dataset_identity
+from factorizenet_tf.spec import spec_from_json
+sys.path.insert(0, sys.argv[3])
+from test_walk import formula
+
+class Formula(fnet.tuner.FactorizationTuner):
+    def run_trial(self, trial):
+        from factorizenet_tf.trial import spec_of
+        spec = spec_of(self.space, trial.hyperparameters.values)
+        folder = Path(self.project_dir)
+        with open(folder / "calls.txt", "a") as file:
+            file.write(f"{self.tuner_id} {trial.trial_id} {spec.name}\\n")
+        if os.environ.get("BUG") == self.tuner_id:
+            raise ZeroDivisionError("a bug of the user's")
+        if os.environ.get("HANG") == self.tuner_id and not (folder / "hung").exists():
+            (folder / "hung").write_text("")
+            time.sleep(1000)
+        time.sleep(float(os.environ.get("SLEEP", "0.05")))
+        return {"val_int8_accuracy": formula(spec)}
+
+spec = spec_from_json(sys.argv[1])
+data = fnet.load_dataset("digits", input_shape=spec.input_shape)
+oracle = fnet.tuner.FactorizationOracle(spec, max_macs=1_200_000, dead_seconds=8)
+tuner = Formula(oracle, data, directory=sys.argv[2])
+tuner.search()
+best = oracle.walk().best
+print(tuner.tuner_id, "ended", best and best.name, time.process_time() if os.environ.get("CPU") else "")
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cluster:
+    def __init__(self, folder):
+        self.folder, self.port, self.processes = folder, free_port(), {}
+
+    def start(self, name, **environment):
+        variables = (
+            {}
+            if name == "alone"
+            else {
+                "KERASTUNER_TUNER_ID": name,
+                "KERASTUNER_ORACLE_IP": "127.0.0.1",
+                "KERASTUNER_ORACLE_PORT": str(self.port),
+            }
+        )
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            COMMAND,
+            SPACE.spec.to_json(),
+            self.folder,
+            Path(__file__).parent,
+        ]
+        self.processes[name] = subprocess.Popen(
+            command,
+            env=os.environ | variables | environment | {"CPU": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, name, code=0, seconds=150):
+        out, err = self.processes[name].communicate(timeout=seconds)
+        assert self.processes[name].returncode == code, err[-3000:]
+        return out.strip(), err
+
+    def kill(self, name):
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].communicate()
+
+    def calls(self):
+        path = self.folder / "search" / "calls.txt"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait(self, condition, seconds=120):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def state(self):
+        """(trial id -> net and score, ids in order of their end)"""
+        oracle = FactorizationOracle(SPACE.spec, max_macs=1_200_000, dead_seconds=8)
+        oracle._set_project_dir(str(self.folder), "search")
+        oracle.reload()
+        return oracle
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    new = Cluster(tmp_path / "cluster")
+    yield new
+    for process in new.processes.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The walk of one process."""
+    from test_oracle import make, run_to_the_end
+
+    oracle = make(tmp_path_factory.mktemp("alone"))
+    run_to_the_end(oracle)
+    return oracle.walk()
+
+
+def same(walk, other):
+    return walk.best == other.best and [p.spec for p in walk.proposals] == [p.spec for p in other.proposals]
+
+
+@pytest.mark.slow
+def test_a_chief_and_two_workers_find_what_one_process_does_and_end_by_themselves(cluster, alone):
+    for name in ("chief", "worker0", "worker1"):
+        cluster.start(name)
+    printed = {name: cluster.end(name)[0] for name in ("worker0", "worker1", "chief")}
+    assert printed["chief"].startswith(f"chief ended {alone.best.name}")
+    calls = cluster.calls()
+    assert {name for name, _, _ in calls} == {"worker0", "worker1"}
+    assert sorted(net for _, _, net in calls) == sorted(p.spec.name for p in alone.proposals)
+    oracle = cluster.state()
+    assert same(oracle.walk(), alone)
+    assert sorted(oracle.end_order) == sorted(oracle.trials)
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_killed_worker_is_done_again_and_a_restarted_chief_goes_on(cluster, alone):
+    cluster.start("chief", SLEEP="1")
+    cluster.start("worker0", HANG="worker0")
+    cluster.start("worker1", SLEEP="1")
+    cluster.wait(lambda: (cluster.folder / "search" / "hung").exists() and len(cluster.calls()) >= 2)
+    cluster.kill("worker0")
+    cluster.kill("chief")
+    time.sleep(1)
+    cluster.start("chief")
+    printed = cluster.end("chief")[0]
+    cluster.end("worker1")
+    assert printed.startswith(f"chief ended {alone.best.name}")
+    (lost,) = [trial for name, trial, _ in cluster.calls() if name == "worker0"]
+    assert [name for name, trial, _ in cluster.calls() if trial == lost] == ["worker0", "worker1"]
+    oracle = cluster.state()
+    assert same(oracle.walk(), alone)
+    assert sorted(oracle.end_order) == sorted(oracle.trials)
+    assert all(trial.status == "COMPLETED" for trial in oracle.trials.values())
+
+
+@pytest.mark.slow
+def test_an_idle_worker_sleeps_and_a_bug_on_one_ends_all(cluster):
+    cluster.start("chief")
+    cluster.start("worker0", SLEEP="6")
+    cluster.wait(lambda: cluster.calls())
+    cluster.start("worker1", BUG="worker1")
+    _, err = cluster.end("worker1", code=1)
+    assert "ZeroDivisionError: a bug of the user's" in err
+    cluster.end("worker0")
+    _, err = cluster.end("chief", code=1)
+    assert "RuntimeError: trial" in err
+    assert "crashed on its worker" in err
+
+
+def test_a_worker_does_not_wait_for_ever_for_a_chief(monkeypatch):
+    from keras_tuner.src.distribute.oracle_client import OracleClient
+
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(free_port()))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    client = chief.patient_client(OracleClient(None), seconds=0.2)
+    with pytest.raises(ConnectionError, match=r"the chief at 127\.0\.0\.1:\d+ did not answer for 0\.2 s"):
+        client.create_trial("worker0")
+
+
+def test_an_address_in_use_is_said_so(monkeypatch, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+        monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(OSError, match="cannot listen on"):
+            chief.serve(FactorizationOracle(SPACE.spec, max_macs=1_200_000))
+
+
+def test_an_idle_answer_is_followed_by_a_sleep(monkeypatch, tmp_path):
+    from factorizenet_tf import search_tuner
+    from factorizenet_tf._keras_tuner import Trial
+
+    class Oracle:
+        answers = ["IDLE", "IDLE", "STOPPED"]  # noqa: RUF012 (used up)
+
+        def create_trial(self, tuner_id):
+            return Trial(None, trial_id="", status=self.answers.pop(0))
+
+    slept = []
+    monkeypatch.setattr(search_tuner.time, "sleep", slept.append)
+    tuner = object.__new__(search_tuner.FactorizationTuner)
+    tuner.oracle, tuner.tuner_id = Oracle(), "worker0"
+    tuner._work()
+    assert slept == [chief.POLL_SECONDS] * 2

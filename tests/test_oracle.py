@@ -1,0 +1,275 @@
+import json
+import random
+import shutil
+
+import keras_tuner
+import pytest
+from test_walk import SPACE, formula
+
+import factorizenet_tf as fnet
+from factorizenet_tf import measured_costs, oracle
+from factorizenet_tf.oracle import FactorizationOracle
+from factorizenet_tf.walk import macs
+
+SPEC = SPACE.spec
+
+
+def make(folder, max_macs=1_200_000, **options):
+    new = FactorizationOracle(SPEC, max_macs=max_macs, **options)
+    new._set_project_dir(str(folder), "project")
+    return new
+
+
+def finish(oracle, trial, accuracy=formula):
+    spec = oracle._spec(trial)
+    oracle.update_trial(trial.trial_id, {oracle.objective.name: accuracy(spec)})
+    trial.status = "COMPLETED"
+    oracle.end_trial(trial)
+    return spec
+
+
+def run_to_the_end(oracle, specs=()):
+    specs = list(specs)
+    while (trial := oracle.create_trial("tuner0")).status == "RUNNING":
+        specs.append(finish(oracle, trial))
+    assert trial.status == "STOPPED"
+    return specs
+
+
+@pytest.fixture
+def expected(tmp_path):
+    walked = make(tmp_path / "expected")
+    specs = run_to_the_end(walked)
+    return walked.walk(), specs
+
+
+def test_no_net_is_proposed_twice_or_over_budget(expected):
+    walk, specs = expected
+    assert len(specs) == len(set(specs)) > 5
+    assert all(macs(spec) <= 1_200_000 for spec in specs)
+    assert walk.finished
+    assert max(specs, key=formula) == walk.best
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_workers_that_end_in_any_order_find_the_same(tmp_path, expected, seed):
+    chance, shared, ongoing, specs = random.Random(seed), make(tmp_path), {}, []
+    while True:
+        worker = chance.choice(["tuner0", "tuner1", "tuner2"])
+        if worker in ongoing and chance.random() < 0.5:
+            specs.append(finish(shared, ongoing.pop(worker)))
+            continue
+        trial = shared.create_trial(worker)
+        if trial.status == "STOPPED":
+            break
+        if trial.status == "RUNNING":
+            ongoing[worker] = trial
+    assert not ongoing
+    assert sorted(spec.name for spec in specs) == sorted(spec.name for spec in expected[1])
+    assert shared.walk() == expected[0]
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def run_until_killed(folder, writes, monkeypatch):
+    """Search until so many files are written; whether it was killed before its end."""
+    write = oracle.write_text
+    left = [writes]
+
+    def counted(path, content):
+        write(path, content)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oracle, "write_text", counted)
+        try:
+            run_to_the_end(make(folder))
+        except Killed:
+            return True
+    return False
+
+
+def test_killed_after_any_write_it_goes_on_and_no_trial_is_lost_or_repeated(tmp_path, expected, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    kills = 0
+    for writes in (*range(1, 12), *range(12, 200, 3)):
+        folder = tmp_path / str(writes)
+        if not run_until_killed(folder, writes, monkeypatch):
+            break
+        kills += 1
+        again = make(folder)
+        again.reload()
+        run_to_the_end(again)
+        assert again.walk() == expected[0]
+        ended = [again._spec(t) for t in again.trials.values()]
+        assert sorted(s.name for s in ended) == sorted(s.name for s in expected[1])
+        assert sorted(again.end_order) == sorted(again.trials) == sorted(set(again.end_order))
+        values = [t.metrics.metrics["val_int8_accuracy"]._observations[0].value for t in again.trials.values()]
+        assert all(len(value) == 1 for value in values)
+    assert kills > 20
+
+
+def test_another_requirement_in_the_same_folder_is_refused_with_the_difference(tmp_path):
+    first = make(tmp_path)
+    finish(first, first.create_trial("tuner0"))
+    with pytest.raises(ValueError, match="max_macs is 1200000 there, 1300000 now"):
+        make(tmp_path, max_macs=1_300_000).reload()
+    with pytest.raises(ValueError, match="seed is 0 there, 1 now"):
+        make(tmp_path, seed=1).reload()
+    make(tmp_path, seed=0).reload()
+
+
+def test_damaged_files_are_named_or_their_trial_is_done_again(tmp_path, expected):
+    first = make(tmp_path)
+    for _ in range(3):
+        finish(first, first.create_trial("tuner0"))
+    file = tmp_path / "project" / "trial_0001" / "trial.json"
+    assert file.exists(), list(tmp_path.rglob("*.json"))
+    file.write_text("{")
+    second = make(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"trial\.json is damaged .*done again"):
+        second.reload()
+    assert second.create_trial("tuner0").trial_id == "0001"
+    shutil.rmtree(file.parent)
+    third = make(tmp_path)
+    third.reload()
+    assert [t.trial_id for t in third.trials.values()] == ["0000", "0001", "0002"]
+    run_to_the_end(third)
+    assert third.walk() == expected[0]
+    (tmp_path / "project" / "oracle.json").write_text('{"half":')
+    with pytest.raises(ValueError, match=r"oracle\.json is damaged"):
+        make(tmp_path).reload()
+    (tmp_path / "project" / "costs.json").write_text("[")
+    with pytest.raises(ValueError, match=r"costs\.json is damaged .*delete it"):
+        make(tmp_path)
+
+
+def test_the_smallest_net_is_named_where_nothing_fits(tmp_path):
+    with pytest.raises(ValueError, match=r"max_macs is 700,000; the smallest net, fnet-l5-x0\.5, has 771,392 MACs"):
+        FactorizationOracle(SPEC, max_macs=700_000)
+    with pytest.raises(ValueError, match=r"max_ram_bytes is 9,000; the stem of .*fnet-l5-x0\.5, alone needs 11,264"):
+        FactorizationOracle(SPEC, max_ram_bytes=9_000)
+    with pytest.raises(ValueError, match="nothing is required"):
+        FactorizationOracle(SPEC)
+    with pytest.raises(ValueError, match="direction 'min'; the walk needs max"):
+        FactorizationOracle(SPEC, max_macs=10**7, objective=keras_tuner.Objective("loss", "min"))
+
+
+def test_measured_costs_decide_and_are_taken_once_a_net(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(spec, wanted, labels=None):
+        measured.append(spec)
+        return {"latency_ms": 0.1 + 0.1 * (spec.level == 5)}
+
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    first = make(tmp_path, max_macs=1_200_000, max_latency_ms=0.15)
+    specs = run_to_the_end(first)
+    assert SPACE.net(5) not in specs
+    assert first.walk().rejected[SPACE.net(5)] == "over budget: 0.2 latency_ms > 0.15"
+    assert len(measured) == len(set(measured))
+    assert SPACE.net(2) not in measured  # over the MACs
+    before = len(measured)
+    second = make(tmp_path, max_macs=1_200_000, max_latency_ms=0.15)
+    second.reload()
+    assert second.walk() == first.walk()
+    assert len(measured) == before
+
+
+def test_where_no_level_keeps_a_measured_budget_the_search_ends_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured_costs, "measure", lambda spec, wanted, labels=None: {"size_bytes": 50_000})
+    walked = make(tmp_path, max_size_bytes=40_000)
+    assert walked.create_trial("tuner0").status == "STOPPED"
+    assert "no uniform level fits" in str(walked.failure)
+    assert "50,000 size_bytes > 40,000" in str(walked.failure)
+
+
+def test_a_failure_inside_leaves_no_lock_held(tmp_path, monkeypatch):
+    walked = make(tmp_path)
+    monkeypatch.setattr(walked, "walk", lambda: 1 / 0)
+    assert walked.create_trial("tuner0").status == "STOPPED"
+    assert isinstance(walked.failure, ZeroDivisionError)
+    assert walked.create_trial("tuner1").status == "STOPPED"
+
+
+def test_a_full_disk_stops_the_search_and_the_files_stay_whole(tmp_path, monkeypatch):
+    walked = make(tmp_path)
+    trial = walked.create_trial("tuner0")
+    before = (tmp_path / "project" / "oracle.json").read_text()
+
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(oracle, "write_text", full)
+    finish(walked, trial)
+    assert walked.create_trial("tuner0").status == "STOPPED"
+    assert "No space left" in str(walked.failure)
+    assert (tmp_path / "project" / "oracle.json").read_text() == before
+
+
+def test_failed_trials_are_skipped_and_three_in_a_row_stop_the_search(tmp_path):
+    walked = make(tmp_path)
+    for _ in range(3):
+        assert walked.failure is None
+        trial = walked.create_trial("tuner0")
+        assert trial.status == "RUNNING"
+        trial.status, trial.message = "FAILED", "Traceback\nNanLossError: the loss is nan"
+        walked.end_trial(trial)
+    assert walked.create_trial("tuner0").status == "STOPPED"
+    assert str(walked.failure) == "3 trials in a row failed, the last of them: NanLossError: the loss is nan"
+
+
+def test_a_crashed_trial_stops_every_worker_and_is_done_again_by_the_next_search(tmp_path):
+    walked = make(tmp_path)
+    trial = walked.create_trial("tuner0")
+    trial.status = "INVALID"
+    walked.end_trial(trial)
+    assert walked.create_trial("tuner1").status == "STOPPED"
+    again = make(tmp_path)
+    again.reload()
+    assert again.create_trial("tuner1").trial_id == trial.trial_id
+
+
+def test_the_trial_of_a_silent_worker_goes_to_another_and_counts_once(tmp_path):
+    walked = make(tmp_path, dead_seconds=0.0)
+    lost = walked.create_trial("tuner0")
+    taken = walked.create_trial("tuner1")
+    assert taken.trial_id == lost.trial_id
+    finish(walked, taken)
+    finish(walked, lost, accuracy=lambda spec: 0.1)  # the silent one was alive after all
+    assert walked.end_order == [taken.trial_id]
+    assert walked.trials[taken.trial_id].score == pytest.approx(formula(walked._spec(taken)))
+    alive = make(tmp_path / "alive", dead_seconds=100.0)
+    first = alive.create_trial("tuner0")
+    assert alive.create_trial("tuner1").trial_id != first.trial_id
+
+
+def test_the_state_is_whole_and_readable(tmp_path):
+    walked = make(tmp_path)
+    finish(walked, walked.create_trial("tuner0"))
+    walked.save()
+    state = json.loads((tmp_path / "project" / "oracle.json").read_text())
+    assert state["walk"]["max_macs"] == 1_200_000
+    again = make(tmp_path)
+    again.reload()
+    assert json.loads(json.dumps(again.get_state())) == state
+
+
+def test_max_trials_is_kept(tmp_path):
+    assert len(run_to_the_end(make(tmp_path, max_trials=4))) == 4
+
+
+def test_stock_oracles_search_the_same_space():
+    from factorizenet_tf.trial import search_space, spec_of
+
+    space = search_space(SPEC)
+    assert [hp.name for hp in space.space] == ["stage1", "stage2", "stage3"]
+    assert next(iter(space.space)).values == [0, 1, 2, 3, 4]
+    stock = keras_tuner.oracles.RandomSearchOracle(objective=keras_tuner.Objective("a", "max"), hyperparameters=space)
+    values = stock.populate_space("0")["values"]
+    assert spec_of(SPACE, values) in set(SPACE.nets())
+    assert fnet.ModelSpec is type(spec_of(SPACE, values))

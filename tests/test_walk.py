@@ -1,0 +1,202 @@
+import itertools
+import math
+import random
+
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.moves import cheaper, near, trades
+from factorizenet_tf.requirement import Requirement
+from factorizenet_tf.walk import Result, Space, macs, walk
+
+STAGES = ((3, 2), (2, 2), (2, 1))
+SPACE = Space(fnet.ModelSpec(0, width=8, stages=STAGES), (8,))
+BUDGET = Requirement(max_macs=1_200_000)
+
+
+def formula(spec):
+    """More MACs are better, and each stage has a level that suits it: (1, 3, 2)."""
+    distance = sum((a - b) ** 2 for a, b in zip(spec.levels, (1, 3, 2)))
+    return round(0.5 + 0.03 * math.log(macs(spec)) - 0.004 * distance, 6)
+
+
+def run(requirement, space=SPACE, accuracy=formula, order=None, seed=0, patience=2, curve=None):
+    """Walk to the end; gives the walk and the results in the order in which they came."""
+    results = {}
+
+    def step():
+        return walk(
+            space,
+            requirement,
+            results,
+            excess=lambda spec: requirement.excess({"macs": macs(spec)}),
+            seed=seed,
+            patience=patience,
+        )
+
+    state = step()
+    while state.pending:
+        proposal = order.choice(state.pending) if order else state.pending[0]
+        assert proposal.spec not in results
+        results[proposal.spec] = curve(proposal) if curve else Result(accuracy(proposal.spec))
+        state = step()
+    assert state.finished
+    return state, results
+
+
+def test_a_space_has_every_vector_of_levels_once():
+    nets = list(SPACE.nets())
+    assert len(nets) == len(set(nets)) == len({net.name for net in nets}) == 5 * 6 * 6
+    assert SPACE.smallest() == min(nets, key=macs)
+    assert [net.level for net in SPACE.uniform(8)] == [0, 1, 2, 3, 4, 5]
+    both = Space(SPACE.spec, (8, 16))
+    assert len(set(both.nets())) == 180 + 6 * 7 * 7
+    assert both.smallest() == SPACE.smallest()
+
+
+@pytest.mark.parametrize("budget", [800_000, 1_000_000, 1_200_000, 1_500_000, 2_000_000, 2_500_000])
+def test_under_a_budget_it_ends_near_the_best_of_all_nets_with_a_fifth_of_the_trainings(budget):
+    requirement = Requirement(max_macs=budget)
+    state, results = run(requirement)
+    fitting = [net for net in SPACE.nets() if macs(net) <= budget]
+    assert set(results) <= set(fitting)
+    assert formula(state.best) >= max(map(formula, fitting)) - 0.003
+    assert len(results) <= 36
+
+
+def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_stage():
+    state, _ = run(BUDGET)
+    first = [p for p in state.proposals if p.round == 1]
+    assert [p.spec.level for p in first] == [3, 4]  # levels 0 to 2 are over 1.2 M
+    assert "coarsest uniform level that fits" in first[0].reason
+    assert state.rejected[SPACE.net(2)] == "over budget: 1,425,728 macs > 1,200,000"
+    later = [p for p in state.proposals if not isinstance(p.spec.level, int)]
+    assert later
+    assert all("stage" in p.reason and p.parent is not None for p in later)
+    assert any("paid by stage" in p.reason for p in later)
+    assert len(state.steps) == max(p.round for p in state.proposals)
+    assert state.steps[0].startswith("round 1, up the uniform levels: fnet-l3-x0.5 ")
+
+
+def test_every_order_of_completion_walks_the_same_way():
+    expected, results = run(BUDGET)
+    orders = set()
+    for seed in range(20):
+        state, others = run(BUDGET, order=random.Random(seed))
+        assert state == expected
+        assert others == results
+        orders.add(tuple(others))
+    assert len(orders) > 5
+
+
+def test_a_seed_decides_ties_and_nothing_else_and_zero_is_a_seed():
+    flat = [run(BUDGET, accuracy=lambda spec: 0.5, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert flat[0] == flat[1]
+    assert run(BUDGET, seed=0)[0].best == run(BUDGET, seed=5)[0].best
+
+
+def test_with_a_floor_it_finds_few_macs_that_reach_it():
+    for floor in (0.86, 0.89, 0.91):
+        state, results = run(Requirement(min_accuracy=floor))
+        least = min((net for net in SPACE.nets() if formula(net) >= floor), key=macs)
+        assert formula(state.best) >= floor
+        assert macs(state.best) <= 1.1 * macs(least)
+        assert len(results) <= 45
+
+
+def test_a_floor_out_of_reach_ends_with_the_best_there_is():
+    state, _ = run(Requirement(min_accuracy=0.99, max_macs=1_200_000))
+    assert state.best == run(BUDGET)[0].best
+
+
+def test_several_widths_are_walked_and_the_better_one_is_found():
+    space = Space(SPACE.spec, (8, 16))
+    requirement = Requirement(max_macs=3_000_000)
+    state, _ = run(requirement, space, accuracy=lambda spec: formula(spec) + 0.01 * spec.width)
+    assert state.best.width == 16
+    state, _ = run(requirement, space, accuracy=lambda spec: formula(spec) - 0.01 * spec.width)
+    assert state.best.width == 8
+
+
+def test_a_failed_net_is_passed_over():
+    failing = run(BUDGET)[0].best
+    state, results = run(BUDGET, curve=lambda p: Result(None if p.spec == failing else formula(p.spec)))
+    assert results[failing].accuracy is None
+    assert state.best not in (None, failing)
+    assert any("failed" in step for step in state.steps)
+    state, results = run(BUDGET, curve=lambda p: Result(None))
+    assert state.best is None
+    assert len(results) == 3
+
+
+def test_what_is_given_up_is_never_the_best_and_a_hopeless_curve_is_below_the_threshold():
+    def learn(proposal):
+        final = formula(proposal.spec)
+        curve = [final * (1 - 0.5 ** (epoch + 1)) for epoch in range(10)]
+        for epoch, (value, least) in enumerate(zip(curve, proposal.threshold or [0] * 10), 1):
+            if value < least:
+                return Result(2.0, tuple(curve[:epoch]), pruned=True)
+        return Result(final, tuple(curve))
+
+    expected = run(BUDGET)[0].best
+    state, results = run(BUDGET, curve=learn)
+    pruned = [spec for spec, result in results.items() if result.pruned]
+    assert pruned
+    assert state.best == expected
+    assert all(formula(spec) < formula(expected) for spec in pruned)
+    assert any("given up after epoch" in step for step in state.steps)
+    assert not [p for p in state.proposals if p.parent in pruned]
+
+
+def test_a_floor_spares_nets_that_are_worse_than_the_best_and_good_enough():
+    results = {}
+    requirement = Requirement(min_accuracy=0.6)
+    for spec in SPACE.uniform(8)[:2]:
+        results[spec] = Result(0.9, (0.5, 0.7, 0.9))
+    state = walk(SPACE, requirement, results, excess=lambda spec: None)
+    (threshold,) = {p.threshold for p in state.pending}
+    assert threshold[-1] == pytest.approx(0.9 - 0.3 - 0.02, abs=1e-4)
+
+
+def test_requirements_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="nothing is required; give at least one of max_macs"):
+        Requirement()
+    with pytest.raises(ValueError, match="min_accuracy is 90; it must be above 0 and at most 1"):
+        Requirement(min_accuracy=90)
+    with pytest.raises(ValueError, match="max_macs is 0; it must be above 0"):
+        Requirement(max_macs=0)
+    with pytest.raises(TypeError, match="max_latency_ms is '1'; it must be a number"):
+        Requirement(max_latency_ms="1")
+    requirement = Requirement(max_macs=10, max_latency_ms=0.5)
+    assert requirement.excess({"macs": 10}) is None
+    assert requirement.excess({"macs": 10, "latency_ms": 0.6}) == "over budget: 0.6 latency_ms > 0.5"
+
+
+def test_trades_use_the_budget_up_and_near_nets_differ_by_one_level():
+    budget = 1_200_000
+
+    def fits(spec):
+        return macs(spec) <= budget
+
+    for origin in (net for net in SPACE.nets() if fits(net)):
+        for move in trades(SPACE, origin, fits, macs):
+            assert fits(move.spec)
+            changed = [b - a for a, b in zip(origin.levels, move.spec.levels)]
+            if "coarser" in move.reason and "paid" in move.reason:
+                assert min(changed) < 0 < max(changed)
+        for move in near(SPACE, origin, fits):
+            assert sum(abs(a - b) for a, b in zip(origin.levels, move.spec.levels)) == 1
+        for move in cheaper(SPACE, origin, fits, macs):
+            assert macs(move.spec) < macs(origin)
+    (filled,) = [m for m in trades(SPACE, SPACE.net(3), fits, macs) if "every stage as coarse as fits" in m.reason]
+    coarser = [SPACE.net(tuple(k - (i == j) for j, k in enumerate(filled.spec.levels))) for i in range(3)]
+    assert not any(map(fits, coarser))
+
+
+def test_ten_thousand_nets_are_a_space_too():
+    space = Space(fnet.ModelSpec(0, stages=((1, 1), *STAGES)), (8, 16, 24, 32))
+    count = sum(1 for _ in itertools.islice(space.nets(), 10_001))
+    assert count > 5_000
+    state, results = run(Requirement(max_macs=10_000_000), space)
+    assert macs(state.best) <= 10_000_000
+    assert len(results) < 100
