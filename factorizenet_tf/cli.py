@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from . import zoo
+from .deployment import latencies
 from .tables import print_accuracies, print_json, show
 
 __all__ = ["app", "main"]
@@ -263,24 +264,42 @@ def export(
         Path, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
     ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
+    io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
+    lower: Annotated[
+        str, typer.Option(help="fastest: rewrite grouped convolutions of the .tflite as what runs fastest.")
+    ] = "none",
+    latencies: Annotated[
+        Path | None,
+        typer.Option(help="With --lower: the target's table, from `latencies`.", show_default="measured here"),
+    ] = None,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
     as_json: Json = False,
 ):
-    """Write a trained net as .tflite or SavedModel.
+    """Write a trained net where it is used: as .tflite or SavedModel.
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
-    from .export import export_saved_model, export_tflite
+    from .export import export_saved_model, export_tflite, int8_file
+    from .lowering import read_table
 
     if tflite is None and saved_model is None:
         raise ValueError("nothing to export; give --tflite FILE or --saved-model FOLDER, or both")
-    _import_tensorflow()
+    table = None if latencies is None else read_table(latencies)
+    if saved_model is not None or int8_file(source).suffix != ".tflite":
+        _import_tensorflow()
     written = []
     if tflite is not None:
-        written.append({"file": str(tflite), "bytes": export_tflite(source, tflite)})
+        exported = export_tflite(source, tflite, lower=lower, latencies=table, io=io)
+        written.append(exported.row())
+        if exported.lowering is not None and exported.lowering.layers and not as_json:
+            show(exported.lowering.rows(), False, f"Groups, by latencies of {exported.lowering.table.machine}")
     if saved_model is not None:
         written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
-    show(written, as_json, "Written")
+    if as_json:
+        print_json(written)
+    else:
+        for row in written:
+            show([row], False, "Written")
 
 
 @app.command()
@@ -418,6 +437,10 @@ def publish(
         print_json([card.row() for card in cards])
     else:
         print(zoo.Cards(cards))
+
+
+for _command in (latencies,):
+    app.command()(_command)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -71,7 +71,7 @@ def test_a_save_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
 
 def test_qat_weights_export_to_what_the_run_has_and_float_ones_are_refused(run, digits, tmp_path):
     written = export_tflite(run.folder / "qat.h5", tmp_path / "qat.tflite")
-    assert written == (tmp_path / "qat.tflite").stat().st_size
+    assert written.size_bytes == (tmp_path / "qat.tflite").stat().st_size
     again = fnet.Int8Model(tmp_path / "qat.tflite")
     expected = run.int8_model().predict_quantized(digits.test.images)
     np.testing.assert_array_equal(again.predict_quantized(digits.test.images), expected)
