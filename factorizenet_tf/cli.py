@@ -273,17 +273,20 @@ def export(
         typer.Option(help="With --lower: the target's table, from `latencies`.", show_default="measured here"),
     ] = None,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
+    micro: Annotated[
+        Path | None, typer.Option(help="Write C++ sources for TensorFlow Lite Micro to this new folder.")
+    ] = None,
     as_json: Json = False,
 ):
-    """Write a trained net where it is used: as .tflite or SavedModel.
+    """Write a trained net where it is used: as .tflite, SavedModel or C++ sources.
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
     from .export import export_saved_model, export_tflite, int8_file
     from .lowering import read_table
 
-    if tflite is None and saved_model is None:
-        raise ValueError("nothing to export; give --tflite FILE or --saved-model FOLDER, or both")
+    if tflite is None and saved_model is None and micro is None:
+        raise ValueError("nothing to export; give --tflite FILE, --saved-model FOLDER or --micro FOLDER, or several")
     table = None if latencies is None else read_table(latencies)
     if saved_model is not None or int8_file(source).suffix != ".tflite":
         _import_tensorflow()
@@ -295,6 +298,10 @@ def export(
             show(exported.lowering.rows(), False, f"Groups, by latencies of {exported.lowering.table.machine}")
     if saved_model is not None:
         written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
+    if micro is not None:
+        from .micro_export import export_micro
+
+        written.append(export_micro(source, micro).row())
     if as_json:
         print_json(written)
     else:

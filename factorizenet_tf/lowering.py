@@ -220,6 +220,5 @@ def _rewrite(model, graph, operator, groups, fewer):
 
 
 def _layer_name(name):
-    """ "fnet/quant_stage1_block1_spatial/Conv2D1" of "...;fnet/quant_stage1_block1_spatial/Conv2D1" is the middle."""
-    parts = name.rpartition(";")[2].split("/")
+    parts = name.rpartition(";")[2].split("/")  # model/quant_stage1_block1_spatial/Conv2D1
     return parts[-2] if len(parts) > 1 else name

@@ -205,8 +205,8 @@ def test_a_table_reads_back_and_others_are_refused(tmp_path):
         lowering.read_table(tmp_path / "none.json")
 
 
-def test_conversion_lowers_where_it_is_asked_to(models, digits):
-    plain = fnet.to_tflite(models.qat, labels="0123456789")
+def test_conversion_lowers_where_it_is_asked_to(run, models, digits):
+    plain = (run.folder / "model.tflite").read_bytes()
     (shapes,) = [{shape for _, shape, groups in int8_convolutions(plain) if groups > 1}]
     dense = table({shape: {1: 0.1, 2: 1.0} for shape in shapes})
     lowered = fnet.to_tflite(models.qat, labels="0123456789", lower="fastest", latencies=dense)
