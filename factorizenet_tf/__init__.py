@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import baselines, zoo
+    from . import baselines, serving, zoo
     from .cost import cost_table, count_macs, count_params
     from .data import Dataset, Split, load_dataset
     from .evaluation import Agreement, accuracy, agreement
@@ -50,6 +50,7 @@ __all__ = [
     "max_level",
     "quantize_aware",
     "recipe_for",
+    "serving",
     "to_tflite",
     "train",
     "zoo",
@@ -78,7 +79,7 @@ except PackageNotFoundError:  # a bare checkout
 
 
 def __getattr__(name: str):
-    if name in ("baselines", "zoo"):
+    if name in ("baselines", "serving", "zoo"):
         return importlib.import_module(f".{name}", __name__)
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import zoo
-from .deployment import latencies
+from .deployment import label, latencies
 from .tables import print_accuracies, print_json, show
 
 __all__ = ["app", "main"]
@@ -276,19 +276,31 @@ def export(
     micro: Annotated[
         Path | None, typer.Option(help="Write C++ sources for TensorFlow Lite Micro to this new folder.")
     ] = None,
+    serving: Annotated[
+        Path | None, typer.Option(help="Write the next version for TensorFlow Serving below this folder.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="With --serving: above the newest.", show_default="the next")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --serving: for clients.", show_default="the source's")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="With --serving, of a run: int8 or float.", show_default="int8")
+    ] = None,
     as_json: Json = False,
 ):
-    """Write a trained net where it is used: as .tflite, SavedModel or C++ sources.
+    """Write a trained net where it is used: as .tflite, SavedModel, C++ sources, or for TensorFlow Serving.
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
     from .export import export_saved_model, export_tflite, int8_file
     from .lowering import read_table
 
-    if tflite is None and saved_model is None and micro is None:
-        raise ValueError("nothing to export; give --tflite FILE, --saved-model FOLDER or --micro FOLDER, or several")
+    if tflite is None and saved_model is None and micro is None and serving is None:
+        raise ValueError(
+            "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
+        )
     table = None if latencies is None else read_table(latencies)
-    if saved_model is not None or int8_file(source).suffix != ".tflite":
+    if saved_model is not None or serving is not None or int8_file(source).suffix != ".tflite":
         _import_tensorflow()
     written = []
     if tflite is not None:
@@ -302,6 +314,10 @@ def export(
         from .micro_export import export_micro
 
         written.append(export_micro(source, micro).row())
+    if serving is not None:
+        from .serving_export import export as export_serving
+
+        written.append(export_serving(source, serving, name=name, version=version, precision=precision).row())
     if as_json:
         print_json(written)
     else:
@@ -446,7 +462,7 @@ def publish(
         print(zoo.Cards(cards))
 
 
-for _command in (latencies,):
+for _command in (latencies, label):
     app.command()(_command)
 
 

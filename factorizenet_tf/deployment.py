@@ -9,7 +9,7 @@ import typer
 
 from .tables import show
 
-__all__ = ["latencies"]
+__all__ = ["label", "latencies"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -45,3 +45,17 @@ def latencies(
     table = measure_convolutions(shapes, threads=threads)
     write_text(out, table.to_json())
     show(table.rows(), as_json, f"{table.machine}, {table.runtime}, threads: {table.threads}")
+
+
+def label(
+    folder: Annotated[Path, typer.Argument(help="Of `export --serving`.")],
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    stable: Annotated[int | None, typer.Option(help="The version to serve.", show_default="as it is")] = None,
+    canary: Annotated[int | None, typer.Option(help="The version to try beside it.", show_default="none")] = None,
+    as_json: Json = False,
+):
+    """Promote an exported version, or roll back to one."""
+    from .serving_config import set_labels
+
+    labels = set_labels(folder, name, stable=stable, canary=canary)
+    show([{"name": name, "stable": labels.stable, "canary": labels.canary}], as_json, "Labels")
