@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import zoo
-from .deployment import label, latencies
+from .deployment import label, latencies, predict, serve
 from .tables import print_accuracies, print_json, show
 
 __all__ = ["app", "main"]
@@ -462,7 +462,7 @@ def publish(
         print(zoo.Cards(cards))
 
 
-for _command in (latencies, label):
+for _command in (latencies, label, serve, predict):
     app.command()(_command)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .tables import show
 
-__all__ = ["label", "latencies"]
+__all__ = ["label", "latencies", "predict", "serve"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -59,3 +59,61 @@ def label(
 
     labels = set_labels(folder, name, stable=stable, canary=canary)
     show([{"name": name, "stable": labels.stable, "canary": labels.canary}], as_json, "Labels")
+
+
+def serve(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Names of the zoo, runs' folders, .tflite files, exported versions; other=SOURCE renames."),
+    ],
+    host: Annotated[str, typer.Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8501,
+    threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    max_images: Annotated[int, typer.Option(help="In one request.")] = 64,
+    max_bytes: Annotated[int, typer.Option(help="Of one request.")] = 8 * 2**20,
+    max_requests: Annotated[int, typer.Option(help="At once; the next is 503.")] = 64,
+    request_seconds: Annotated[float, typer.Option(help="Until a request must be whole.")] = 10.0,
+    grace_seconds: Annotated[int, typer.Option(help="That running requests get at the end.")] = 10,
+):
+    """Serve models over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
+    from .server import Limits
+    from .server import serve as serve_models
+
+    limits = Limits(
+        images=max_images,
+        body_bytes=max_bytes,
+        requests=max_requests,
+        body_seconds=request_seconds,
+        grace_seconds=grace_seconds,
+    )
+    serve_models(sources, host=host, port=port, threads=threads, limits=limits, started=_say_started)
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.")],
+    url: Annotated[str, typer.Option(help="http://host:8501, or grpc://host:8500.")],
+    model: Annotated[str, typer.Option(help="Its name on the server.")],
+    version: Annotated[int | None, typer.Option(help="A version.", show_default="the server's own")] = None,
+    label: Annotated[str | None, typer.Option(help="stable or canary, in the place of a version.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of one attempt.")] = 5.0,
+    retries: Annotated[int, typer.Option(help="Further attempts.")] = 2,
+    deadline: Annotated[float | None, typer.Option(help="Seconds of all.", show_default="of all attempts")] = None,
+    as_json: Json = False,
+):
+    """Classify image files by a server: TensorFlow Serving or `serve`."""
+    from .serving_client import Client
+
+    contents = [path.read_bytes() for path in images]
+    options = {"version": version, "label": label, "timeout": timeout, "retries": retries, "deadline": deadline}
+    with Client(url, model, **options) as client:
+        found = client.predict_files(contents)
+    rows = [
+        {"file": str(path), "class": str(name), "class_id": int(number), "probability": round(float(row[number]), 4)}
+        for path, name, number, row in zip(images, found["class_name"], found["class_id"], found["probabilities"])
+    ]
+    show(rows, as_json, model)
+
+
+def _say_started(nets, url) -> None:
+    for net in nets:
+        print(f"{url}/v1/models/{net.name}: {net.kind}, version {net.version}, {len(net.labels)} classes", flush=True)
