@@ -66,6 +66,7 @@ setup(
         "tensorflow-model-optimization>=0.8.0",
         "tf_keras>=2.18",
         "typer>=0.12",
+        "urllib3>=2.1",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["factorizenet = factorizenet_tf.cli:main"]},

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import zoo
-from .deployment import label, latencies, predict, serve
+from .deployment import label, latencies, loadtest, predict, serve
 from .tables import print_accuracies, print_json, show
 
 __all__ = ["app", "main"]
@@ -462,7 +462,7 @@ def publish(
         print(zoo.Cards(cards))
 
 
-for _command in (latencies, label, serve, predict):
+for _command in (latencies, label, serve, predict, loadtest):
     app.command()(_command)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .tables import show
 
-__all__ = ["label", "latencies", "predict", "serve"]
+__all__ = ["label", "latencies", "loadtest", "predict", "serve"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -112,6 +112,19 @@ def predict(
         for path, name, number, row in zip(images, found["class_name"], found["class_id"], found["probabilities"])
     ]
     show(rows, as_json, model)
+
+
+def loadtest(
+    source: Annotated[Path, typer.Argument(help="A run's folder.")],
+    seconds: Annotated[float, typer.Option(help="Of each load.")] = 5.0,
+    clients: Annotated[int, typer.Option(help="Of the loads with several.")] = 8,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: Json = False,
+):
+    """Measure how a net serves, int8 against float, bare and behind the server."""
+    from .load_test import measure_load
+
+    show(measure_load(source, seconds=seconds, clients=clients, verbose=not quiet), as_json, "Load")
 
 
 def _say_started(nets, url) -> None:

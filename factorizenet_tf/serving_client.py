@@ -205,6 +205,7 @@ class RestTransport:
 
     def _answer(self, method, path, timeout, body=None):
         import requests
+        import urllib3
 
         until = time.monotonic() + timeout
         headers = {"Content-Type": "application/json"}
@@ -219,17 +220,17 @@ class RestTransport:
                 allow_redirects=False,
             ) as response:
                 content = bytearray()
-                for chunk in response.iter_content(65_536):
+                # Whatever has arrived, piece by piece: the timeout is of each read, and a server that drips never ends.
+                while chunk := response.raw.read1(65_536, decode_content=True):
                     content += chunk
-                    # Requests' timeout is of each read; a server that drips would never end.
                     if time.monotonic() > until:
-                        raise TimeoutError(f"{self.where} had not answered whole after {timeout:g} s")
+                        raise TimeoutError(f"{self.where} had not answered whole after {timeout:.3g} s")
                     if len(content) > RESPONSE_MOST:
                         raise ServingError(502, f"an answer of more than {RESPONSE_MOST:,} bytes")
                 code = response.status_code
-        except requests.Timeout:
-            raise TimeoutError(f"no answer from {self.where} within {timeout:g} s") from None
-        except requests.RequestException as error:
+        except (requests.Timeout, urllib3.exceptions.TimeoutError):
+            raise TimeoutError(f"no answer from {self.where} within {timeout:.3g} s") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ConnectionError(
                 f"cannot reach {self.where} ({_reason(error)}); is the server running there?"
             ) from None

@@ -99,7 +99,7 @@ class GrpcTransport:
         except grpc.RpcError as error:
             code, details = error.code().name, error.details()
             if code == "DEADLINE_EXCEEDED":
-                raise TimeoutError(f"no answer from {self.where} within {timeout:g} s") from None
+                raise TimeoutError(f"no answer from {self.where} within {timeout:.3g} s") from None
             if code == "UNAVAILABLE":
                 raise ConnectionError(f"cannot reach {self.where} ({details}); is the server running there?") from None
             raise ServingError(HTTP_OF.get(code, 500), f"{code}: {details}") from None
