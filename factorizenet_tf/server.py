@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -172,6 +173,8 @@ def _run(repository, nets, bound, limits) -> None:
     server.config.http = patient_protocol(limits.body_seconds)
     app.add_middleware(LimitsMiddleware, limits=limits)
     add_routes(app, data_plane, nets)
+    gc.collect()
+    gc.freeze()  # each request's JSON is thousands of lists: collecting them must not go through what was loaded
     kept = signal.signal(signal.SIGTERM, _stopped)  # what uvicorn raises again once it has stopped
     try:
         with contextlib.suppress(KeyboardInterrupt):
