@@ -299,6 +299,10 @@ def export(
         raise ValueError(
             "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
         )
+    if tflite is None and (lower != "none" or latencies is not None or io != "int8"):
+        raise ValueError("--lower, --latencies and --io are of the .tflite; give --tflite FILE, too")
+    if serving is None and not (version is None and name is None and precision is None):
+        raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
     table = None if latencies is None else read_table(latencies)
     if saved_model is not None or serving is not None or int8_file(source).suffix != ".tflite":
         _import_tensorflow()

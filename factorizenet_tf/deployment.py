@@ -29,9 +29,10 @@ def latencies(
 
     Run it on the board where the net will run; it needs no TensorFlow.
     """
-    from .convolutions import int8_convolutions, largest_groups, measure_convolutions, planned_convolutions
+    from .convolutions import int8_convolutions, largest_groups, planned_convolutions
     from .export import int8_content
     from .files import write_text
+    from .latency_table import measure_convolutions
 
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import zoo
-from .convolutions import LatencyTable
 from .files import write_bytes
 from .int8 import Int8Model
+from .latency_table import LatencyTable
 from .lowering import Lowering, check_lower, compare, lower_fastest
 from .spec import spec_from_json
 from .tflite_metadata import with_metadata

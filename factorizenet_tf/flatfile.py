@@ -62,7 +62,7 @@ def associated_files(content: bytes) -> dict[str, bytes]:
     """The files in the archive behind a .tflite's flatbuffer, by name; empty where there is none.
 
     Raises:
-        ValueError: the archive is damaged.
+        ValueError: the archive is damaged; the message is zipfile's.
     """
     opened = io.BytesIO(content)
     if not zipfile.is_zipfile(opened):
@@ -71,7 +71,7 @@ def associated_files(content: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(opened) as archive:
             return {name: archive.read(name) for name in archive.namelist()}
     except Exception as error:  # zipfile raises many kinds on damaged bytes
-        raise ValueError(f"its associated files are damaged ({error}); convert the model again") from None
+        raise ValueError(f"associated files: {error}") from None
 
 
 def with_associated_files(flatbuffer: bytes, files: dict[str, bytes]) -> bytes:

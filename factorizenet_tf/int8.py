@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .data import check_images
+from .flatfile import associated_files
 
 __all__ = ["Int8Model", "Latency"]
 
@@ -105,15 +104,10 @@ class Int8Model:
         Raises:
             ValueError: they are damaged.
         """
-        content = io.BytesIO(self._content)
-        if not zipfile.is_zipfile(content):
-            return None
         try:
-            with zipfile.ZipFile(content) as file:
-                if "labels.txt" not in file.namelist():
-                    return None
-                return tuple(file.read("labels.txt").decode().removesuffix("\n").split("\n"))
-        except Exception as error:  # zipfile raises many kinds on damaged bytes
+            content = associated_files(self._content).get("labels.txt")
+            return None if content is None else tuple(content.decode().removesuffix("\n").split("\n"))
+        except ValueError as error:
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
 
     def predict(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:

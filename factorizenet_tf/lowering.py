@@ -15,17 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .convolutions import (
-    LatencyTable,
-    convolution_operators,
-    described,
-    int8_convolutions,
-    largest_groups,
-    measure_convolutions,
-    table_from_json,
-)
+from .convolutions import convolution_operators, described, int8_convolutions, largest_groups
 from .flatfile import associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
 from .int8 import Int8Model
+from .latency_table import LatencyTable, measure_convolutions, table_from_json
 
 __all__ = [
     "LOWERINGS",

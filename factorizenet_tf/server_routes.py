@@ -49,4 +49,10 @@ def add_routes(app: FastAPI, data_plane: DataPlane, nets: dict[str, Net]) -> Non
         router.add_api_route(f"{place}/metadata", model_metadata, response_model=None)
         router.add_api_route(place, model_status, response_model=None)
     app.include_router(router)
+
+    async def closed():
+        return JSONResponse({"error": "models are not loaded or unloaded over the network; restart the server"}, 403)
+
+    # KServe's model repository would let anybody unload a model.
+    app.add_api_route("/v2/repository/{rest:path}", closed, methods=["GET", "POST"])
     app.add_api_route("/monitoring/prometheus/metrics", metrics_handler)

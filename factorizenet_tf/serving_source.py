@@ -14,6 +14,7 @@ from .export import int8_content, int8_file, model_name
 __all__ = ["ServedNet", "check_name", "served_net"]
 
 PRECISIONS = ("int8", "float")
+RUN_FILES = ("float.h5", "qat.h5", "model.tflite")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +73,7 @@ def served_net(
         raise ValueError(f"{source} is {own}; it cannot be served as {precision}")
     tflite = None
     if own == "int8":
-        beside = path.parent if int8_file(path.parent).suffix == ".tflite" else source
-        tflite = int8_content(source if is_published(source) else beside)
+        tflite = int8_content(_run_of(path) or source)
     classes = int(model.output_shape[-1])
     labels = tuple(labels or source_labels(source) or map(str, range(classes)))
     if len(labels) != classes:
@@ -101,10 +101,18 @@ def source_labels(source: str | os.PathLike) -> tuple[str, ...] | None:
 
     if is_published(source):
         return zoo.card(str(source)).class_names
-    path = Path(source)
-    folder = path if path.is_dir() else path.parent
+    folder = _run_of(Path(source))
     try:
-        return tuple(json.loads((folder / "dataset.json").read_text())["class_names"])
-    except (OSError, ValueError, KeyError):
-        file = int8_file(source)
-        return Int8Model(file).labels if file.suffix == ".tflite" else None
+        if folder is not None:
+            return tuple(json.loads((folder / "dataset.json").read_text())["class_names"])
+    except (OSError, ValueError, KeyError):  # the .tflite has them, too
+        pass
+    file = int8_file(source)
+    return Int8Model(file).labels if file.suffix == ".tflite" else None
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run's folder that a path is, or is a file of; None where it is none."""
+    if path.name in RUN_FILES and path.is_file():
+        path = path.parent
+    return path if (path / "spec.json").is_file() and (path / "model.tflite").is_file() else None

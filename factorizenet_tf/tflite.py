@@ -9,9 +9,9 @@ import numpy as np
 
 from ._keras import functional_model, keras, tf
 from .augmentation import to_float
-from .convolutions import LatencyTable
 from .data import check_images
 from .flatfile import with_associated_files
+from .latency_table import LatencyTable
 from .lowering import check_lower, lower_fastest
 from .quantize import is_quantize_aware
 

@@ -83,6 +83,16 @@ def test_the_three_commands_go_from_a_zoo_to_a_server(run, picture, digits, tmp_
     listed, asked, _ = walk(lines, name, name, tmp_path, tmp_path / "zoo")
     assert name in listed
     assert f'"class": "{digits.test.labels[0]}"' in asked
+    for precision in ("int8", "float"):
+        arguments = f"factorizenet export {run.spec.name}-{precision} --serving models --json"
+        made = subprocess.run(command(arguments, tmp_path / "zoo"), cwd=tmp_path, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        assert (tmp_path / "models" / f"{run.spec.name}-{precision}" / "1" / "saved_model.pb").is_file()
+        labels = tmp_path / "models" / f"{run.spec.name}-{precision}" / "1" / "assets" / "labels.txt"
+        assert tuple(labels.read_text().split()) == digits.class_names
+    micro = subprocess.run(command(f"factorizenet export {name} --micro micro", tmp_path / "zoo"), cwd=tmp_path)
+    assert micro.returncode == 0
+    assert f"// {name}, an int8" in (tmp_path / "micro" / "model.h").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's command")

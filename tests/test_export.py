@@ -78,3 +78,16 @@ def test_qat_weights_export_to_what_the_run_has_and_float_ones_are_refused(run, 
     with pytest.raises(ValueError, match=r"is a float model; `factorizenet quantize` makes it int8"):
         export_tflite(run.folder / "float.h5", tmp_path / "float.tflite")
     assert not (tmp_path / "float.tflite").exists()
+
+
+def test_an_option_without_its_target_is_refused(run, tmp_path, capsys):
+    from factorizenet_tf.cli import main
+
+    command = ["export", str(run.folder), "--saved-model", str(tmp_path / "sm")]
+    for option in (["--lower", "fastest"], ["--io", "uint8"], ["--latencies", "t.json"]):
+        assert main([*command, *option]) == 2
+        assert "are of the .tflite; give --tflite FILE" in capsys.readouterr().err
+    for option in (["--version", "2"], ["--name", "x"], ["--precision", "float"]):
+        assert main([*command, *option]) == 2
+        assert "are of TensorFlow Serving; give --serving FOLDER" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

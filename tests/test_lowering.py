@@ -5,9 +5,10 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import factorizenet_tf as fnet
-from factorizenet_tf import convolutions, flatfile, lowering
+from factorizenet_tf import flatfile, latency_table, lowering
 from factorizenet_tf.cli import main
-from factorizenet_tf.convolutions import Convolution, LatencyTable, int8_convolutions, measure_convolutions
+from factorizenet_tf.convolutions import Convolution, int8_convolutions
+from factorizenet_tf.latency_table import LatencyTable, measure_convolutions
 from factorizenet_tf.lowering import block_dense, lower_fastest, with_groups
 
 SHAPES = [
@@ -59,7 +60,7 @@ def test_two_groups_become_one_with_zeros_between_the_blocks():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_divisor_of_the_groups_gives_the_same_bits_on_each_runtime(shape):
-    plain = convolutions._one_convolution(shape, 4)
+    plain = latency_table._one_convolution(shape, 4)
     images = integers(shape.input_shape)
     reference = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}
     expected = outputs(plain, images)
@@ -73,7 +74,7 @@ def test_every_divisor_of_the_groups_gives_the_same_bits_on_each_runtime(shape):
 
 
 def test_a_kernel_that_several_convolutions_share_is_changed_for_one_of_them_alone():
-    plain = convolutions._one_convolution(SHAPES[0], 8)
+    plain = latency_table._one_convolution(SHAPES[0], 8)
     model = flatfile.read_flatbuffer(plain)
     (graph,) = model.subgraphs
     graph.tensors.append(flatfile.read_flatbuffer(plain).subgraphs[0].tensors[3])
@@ -92,7 +93,7 @@ def test_a_kernel_that_several_convolutions_share_is_changed_for_one_of_them_alo
 
 def test_the_fastest_of_the_table_is_chosen_where_it_is_faster_by_more_than_noise():
     shape = SHAPES[0]
-    plain = convolutions._one_convolution(shape, 8)
+    plain = latency_table._one_convolution(shape, 8)
     for times, chosen in (
         ({1: 3.0, 2: 1.0, 4: 2.0, 8: 4.0}, 2),
         ({1: 3.0, 2: 2.0, 4: 2.0, 8: 1.0}, 8),
@@ -108,14 +109,14 @@ def test_the_fastest_of_the_table_is_chosen_where_it_is_faster_by_more_than_nois
 
 
 def test_a_table_that_lacks_a_layer_is_refused_naming_it():
-    plain = convolutions._one_convolution(SHAPES[0], 8)
+    plain = latency_table._one_convolution(SHAPES[0], 8)
     for milliseconds in ({}, {SHAPES[1]: {8: 1.0}}, {SHAPES[0]: {1: 1.0, 2: 1.0}}):
         with pytest.raises(ValueError, match=r"table of a board has no latency of a 3x3 convolution of 8x8x16 to 16"):
             lower_fastest(plain, table(milliseconds))
 
 
 def test_groups_that_do_not_divide_are_refused():
-    plain = convolutions._one_convolution(SHAPES[0], 4)
+    plain = latency_table._one_convolution(SHAPES[0], 4)
     for groups in (3, 8, 0, -1):
         with pytest.raises(ValueError, match="has 4 groups; they cannot become"):
             with_groups(plain, [groups])
@@ -194,13 +195,13 @@ def test_a_table_reads_back_and_others_are_refused(tmp_path):
     measured = measure_convolutions({SHAPES[1]: 4})
     assert list(measured.milliseconds[SHAPES[1]]) == [1, 2, 4]
     text = measured.to_json()
-    assert convolutions.table_from_json(text) == measured
+    assert latency_table.table_from_json(text) == measured
     (tmp_path / "table.json").write_text(text)
     assert lowering.read_table(tmp_path / "table.json") == measured
     newer = json.dumps(json.loads(text) | {"format": 2})
     for damaged in ("", "{}", "[]", text[:-30], newer, text.replace("filters", "filter")):
         with pytest.raises(ValueError, match="the table is no table of latencies"):
-            convolutions.table_from_json(damaged)
+            latency_table.table_from_json(damaged)
     with pytest.raises(FileNotFoundError, match="no table of latencies at"):
         lowering.read_table(tmp_path / "none.json")
 
@@ -251,7 +252,7 @@ def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch,
         asked.update(shapes)
         return table({shape: {1: 1.0} for shape in shapes})
 
-    monkeypatch.setattr(convolutions, "measure_convolutions", measured)
+    monkeypatch.setattr(latency_table, "measure_convolutions", measured)
     assert main(["latencies", "--out", str(tmp_path / "table.json"), "--width", "24"]) == 0
     capsys.readouterr()
     wanted = {

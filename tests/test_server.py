@@ -197,6 +197,14 @@ def test_health_and_metrics_count_each_models_requests(server, client, digits):
 
 # What it refuses
 
+
+def test_nobody_unloads_a_model_over_the_network(server, client, digits):
+    path = f"/v2/repository/models/{server.model}/unload"
+    answer = post(server, {}, path)
+    assert (answer.status_code, answer.json()["error"][:24]) == (403, "models are not loaded or")
+    assert client.predict(digits.test.images[:1])["logits"].shape == (1, 10)
+
+
 ONE = np.zeros((1, 16, 16, 1), int).tolist()
 
 
