@@ -5,50 +5,20 @@ Everything is measured in turns in one run, so that a change of the machine's sp
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import os
-import re
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from .progress import Progress
+from .server_load import ask, median_load, running_server
 from .serving_config import BATCH_SIZES
 
-__all__ = ["Load", "measure_load", "running_server"]
+__all__ = ["measure_load"]
 
-START_SECONDS = 120
 ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Load:
-    """What clients saw.
-
-    Args:
-        clients: that asked at once, each on a connection of its own.
-        images: of a request.
-        images_per_second: over all clients.
-        p50_ms, p99_ms: from asking to having the answer.
-        failures: requests without an answer.
-    """
-
-    clients: int
-    images: int
-    images_per_second: float
-    p50_ms: float
-    p99_ms: float
-    failures: int
 
 
 def measure_load(
@@ -94,71 +64,6 @@ def measure_load(
     return [{"what": "", "value": 0.0, "bound": "", "holds": ""} | row for row in rows]
 
 
-def ask(url: str, model: str, images: np.ndarray, *, clients: int, seconds: float) -> Load:
-    """Have several clients ask a server for a while, each as fast as it is answered."""
-    # The body is encoded once and an answer is read but not parsed: the clients share this machine with the server.
-    body = json.dumps({"instances": images.tolist()}).encode()
-    times, failures, until = [], [], time.perf_counter() + seconds
-
-    def work():
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
-        while time.perf_counter() < until:
-            start = time.perf_counter()
-            try:
-                connection.request("POST", f"/v1/models/{model}:predict", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                content = answer.read()
-                if answer.status != 200:
-                    raise OSError(content[:200].decode(errors="replace"))
-                times.append(1e3 * (time.perf_counter() - start))
-            except (OSError, http.client.HTTPException) as error:
-                failures.append(error)
-                connection.close()
-        connection.close()
-
-    start = time.perf_counter()
-    workers = [threading.Thread(target=work) for _ in range(clients)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if not times:
-        raise RuntimeError(f"no request of {len(failures)} was answered: {failures[0]}")
-    p50, p99 = np.percentile(times, (50, 99))
-    rate = len(times) * len(images) / (time.perf_counter() - start)
-    return Load(clients, len(images), rate, float(p50), float(p99), len(failures))
-
-
-@contextlib.contextmanager
-def running_server(sources):
-    """`factorizenet serve` in a process of its own on a free port; gives its address once every model is available."""
-    from .serving_client import Client
-
-    command = [sys.executable, "-m", "factorizenet_tf.cli", "serve", *map(str, sources), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    errors: list[str] = []
-    reader = threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True)
-    reader.start()
-    try:
-        first = process.stdout.readline()
-        found = re.match(r"(http://\S+)/v1/models/([^:/]+): ", first)
-        if found is None:
-            process.wait(10)
-            raise RuntimeError(f"the server did not start: {(errors or ['it said nothing'])[-1].strip()}")
-        Client(found[1], found[2]).wait_until_ready(START_SECONDS)
-        yield found[1]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reader.join(5)
-        process.stdout.close()
-        process.stderr.close()
-
-
 def _bare(int8, made, stock, image, seconds) -> tuple[list[dict], dict[str, float]]:
     """Figures without a server, and milliseconds at batch 1 of each."""
     calls = {"int8 LiteRT": _litert_call(int8, image)}
@@ -193,7 +98,7 @@ def _served(url, image, seconds, clients, bare, progress) -> list[dict]:
         for _ in range(ROUNDS):
             for model, loads in turns.items():
                 loads.append(ask(url, model, images, clients=count, seconds=seconds / ROUNDS))
-        found = {model: _median(loads) for model, loads in turns.items()}
+        found = {model: median_load(loads) for model, loads in turns.items()}
         for model, load in found.items():
             rows.append({"what": f"served {model}, {kind}: images/s", "value": round(load.images_per_second)})
             rows.append({"what": f"served {model}, {kind}: p50 ms", "value": round(load.p50_ms, 2)})
@@ -206,14 +111,6 @@ def _served(url, image, seconds, clients, bare, progress) -> list[dict]:
         ratio = found["int8"].images_per_second / found["float"].images_per_second
         rows.append({"what": f"images/s, int8 LiteRT against float, {kind}", "value": round(ratio, 2)})
     return rows
-
-
-def _median(loads) -> Load:
-    """Medians over rounds, failures summed."""
-    rate, p50, p99 = (
-        float(np.median([getattr(load, name) for load in loads])) for name in ("images_per_second", "p50_ms", "p99_ms")
-    )
-    return Load(loads[0].clients, loads[0].images, rate, p50, p99, sum(load.failures for load in loads))
 
 
 def _litert_call(int8, image):

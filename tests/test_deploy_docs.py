@@ -97,7 +97,7 @@ def test_the_three_commands_go_from_a_zoo_to_a_server(run, picture, digits, tmp_
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's command")
 def test_curl_and_the_python_lines_get_answers(run, picture, tmp_path, monkeypatch):
-    from factorizenet_tf.load_test import running_server
+    from factorizenet_tf.server_load import running_server
 
     title = "From zoo to server in three commands"
     with running_server([f"NAME={run.folder}"]) as url:

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from factorizenet_tf import load_test
 from factorizenet_tf.cli import main
-from factorizenet_tf.load_test import Load, running_server
+from factorizenet_tf.server_load import Load, median_load, running_server
 
 pytest.importorskip("kserve", reason="the extra serve is not installed")
 
 
+@pytest.mark.slow
 def test_the_command_sets_int8_against_float_bare_and_served(run, capsys):
     arguments = ["loadtest", str(run.folder), "--seconds", "0.5", "--clients", "2", "--quiet", "--json"]
     assert main(arguments) == 0
@@ -32,7 +32,7 @@ def test_the_command_sets_int8_against_float_bare_and_served(run, capsys):
 
 def test_medians_are_over_rounds_and_failures_are_summed():
     loads = [Load(2, 1, rate, p50, p50 * 3, 1) for rate, p50 in ((10.0, 3.0), (30.0, 1.0), (20.0, 2.0))]
-    assert load_test._median(loads) == Load(2, 1, 20.0, 2.0, 6.0, 3)
+    assert median_load(loads) == Load(2, 1, 20.0, 2.0, 6.0, 3)
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_reason(tmp_path):
