@@ -6,18 +6,23 @@ from setuptools import setup
 
 EXTRAS = {
     "report": ["matplotlib>=3.8", "plotly>=6"],
-    "serve": ["tensorflow-serving-api>=2.16"],
+    "serve": [
+        'kserve>=0.21,<0.22; python_version >= "3.11"',  # with 3.10 it and tensorflow-datasets want different protobufs
+        "tensorflow-serving-api>=2.16",
+    ],
     "micro": ["tflite-micro"],
 }
 EXTRAS["test"] = [
     *EXTRAS["report"],
     *EXTRAS["micro"],
+    *EXTRAS["serve"],
     "build>=1",
     "hypothesis>=6",
     "ipykernel>=6",
     "nbclient>=0.10",
     "nbformat>=5",
     "pytest>=8",
+    "pyyaml>=6",
     "ruff==0.17.6",
     "setuptools>=77",
 ]
@@ -67,6 +72,7 @@ setup(
         "tensorflow-model-optimization>=0.8.0",
         "tf_keras>=2.18",
         "typer>=0.12",
+        "urllib3>=2.1",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["factorizenet = factorizenet_tf.cli:main"]},

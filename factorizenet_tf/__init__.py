@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import baselines, tuner, zoo
+    from . import baselines, serving, tuner, zoo
     from .analysis import Analysis, load_analysis
     from .callback import DistributionTracker
     from .cost import cost_table, count_macs, count_params
@@ -58,6 +58,7 @@ __all__ = [
     "max_level",
     "quantize_aware",
     "recipe_for",
+    "serving",
     "to_tflite",
     "train",
     "tuner",
@@ -90,7 +91,7 @@ except PackageNotFoundError:  # a bare checkout
 
 
 def __getattr__(name: str):
-    if name in ("baselines", "tuner", "zoo"):
+    if name in ("baselines", "serving", "tuner", "zoo"):
         return importlib.import_module(f".{name}", __name__)
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from . import zoo
+from .deployment import label, latencies, loadtest, predict, serve
 from .tables import print_accuracies, print_json, show
 
 __all__ = ["app", "main"]
@@ -263,24 +264,69 @@ def export(
         Path, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
     ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
+    io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
+    lower: Annotated[
+        str, typer.Option(help="fastest: rewrite grouped convolutions of the .tflite as what runs fastest.")
+    ] = "none",
+    latencies: Annotated[
+        Path | None,
+        typer.Option(help="With --lower: the target's table, from `latencies`.", show_default="measured here"),
+    ] = None,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
+    micro: Annotated[
+        Path | None, typer.Option(help="Write C++ sources for TensorFlow Lite Micro to this new folder.")
+    ] = None,
+    serving: Annotated[
+        Path | None, typer.Option(help="Write the next version for TensorFlow Serving below this folder.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="With --serving: above the newest.", show_default="the next")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --serving: for clients.", show_default="the source's")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="With --serving, of a run: int8 or float.", show_default="int8")
+    ] = None,
     as_json: Json = False,
 ):
-    """Write a trained net as .tflite or SavedModel.
+    """Write a trained net where it is used: as .tflite, SavedModel, C++ sources, or for TensorFlow Serving.
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
-    from .export import export_saved_model, export_tflite
+    from .export import export_saved_model, export_tflite, int8_file
+    from .lowering import read_table
 
-    if tflite is None and saved_model is None:
-        raise ValueError("nothing to export; give --tflite FILE or --saved-model FOLDER, or both")
-    _import_tensorflow()
+    if tflite is None and saved_model is None and micro is None and serving is None:
+        raise ValueError(
+            "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
+        )
+    if tflite is None and (lower != "none" or latencies is not None or io != "int8"):
+        raise ValueError("--lower, --latencies and --io are of the .tflite; give --tflite FILE, too")
+    if serving is None and not (version is None and name is None and precision is None):
+        raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
+    table = None if latencies is None else read_table(latencies)
+    if saved_model is not None or serving is not None or int8_file(source).suffix != ".tflite":
+        _import_tensorflow()
     written = []
     if tflite is not None:
-        written.append({"file": str(tflite), "bytes": export_tflite(source, tflite)})
+        exported = export_tflite(source, tflite, lower=lower, latencies=table, io=io)
+        written.append(exported.row())
+        if exported.lowering is not None and exported.lowering.layers and not as_json:
+            show(exported.lowering.rows(), False, f"Groups, by latencies of {exported.lowering.table.machine}")
     if saved_model is not None:
         written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
-    show(written, as_json, "Written")
+    if micro is not None:
+        from .micro_export import export_micro
+
+        written.append(export_micro(source, micro).row())
+    if serving is not None:
+        from .serving_export import export as export_serving
+
+        written.append(export_serving(source, serving, name=name, version=version, precision=precision).row())
+    if as_json:
+        print_json(written)
+    else:
+        for row in written:
+            show([row], False, "Written")
 
 
 @app.command()
@@ -659,6 +705,10 @@ def search(
         print(f"{found.folder}: results.csv, summary.txt, frontier.png")
     if not found.reached:
         raise RuntimeError("no net was found that meets the requirement; the best one is in the results")
+
+
+for _command in (latencies, label, serve, predict, loadtest):
+    app.command()(_command)
 
 
 def main(arguments: list[str] | None = None) -> int:

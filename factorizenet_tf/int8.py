@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .data import check_images
+from .flatfile import associated_files
 
 __all__ = ["Int8Model", "Latency"]
 
@@ -105,15 +104,10 @@ class Int8Model:
         Raises:
             ValueError: they are damaged.
         """
-        content = io.BytesIO(self._content)
-        if not zipfile.is_zipfile(content):
-            return None
         try:
-            with zipfile.ZipFile(content) as file:
-                if "labels.txt" not in file.namelist():
-                    return None
-                return tuple(file.read("labels.txt").decode().removesuffix("\n").split("\n"))
-        except Exception as error:  # zipfile raises many kinds on damaged bytes
+            content = associated_files(self._content).get("labels.txt")
+            return None if content is None else tuple(content.decode().removesuffix("\n").split("\n"))
+        except ValueError as error:
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
 
     def predict(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
@@ -139,6 +133,19 @@ class Int8Model:
             self._interpreter.set_tensor(self._input["index"], batch)
             self._interpreter.invoke()
             outputs[start : start + len(batch)] = self._interpreter.get_tensor(self._output["index"])
+        return outputs
+
+    def predict_reference(self, images: np.ndarray) -> np.ndarray:
+        """As `predict_quantized`, by LiteRT's reference kernels: the rounding that TensorFlow Lite Micro's share."""
+        from ai_edge_litert.interpreter import OpResolverType
+
+        check_images(images, self.input_shape)
+        interpreter = self._new_interpreter(experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+        outputs = np.empty((len(images), self.num_classes), np.int8)
+        for place, image in enumerate(self._quantized(images)):
+            interpreter.set_tensor(self._input["index"], image[None])
+            interpreter.invoke()
+            outputs[place] = interpreter.get_tensor(self._output["index"])
         return outputs
 
     def latency_ms(self, *, runs: int = 200, warm_up: int = 20) -> Latency:

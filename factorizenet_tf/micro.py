@@ -8,7 +8,9 @@ import re
 import sys
 import tempfile
 
-__all__ = ["arena_bytes"]
+import numpy as np
+
+__all__ = ["arena_bytes", "micro_outputs"]
 
 ARENA_MOST = 64 * 2**20  # what is offered to the interpreter; it says what it took
 
@@ -23,19 +25,37 @@ def arena_bytes(content: bytes) -> int:
         ValueError: it cannot run the file.
     """
     with _captured_stderr() as captured:
-        try:
-            from tflite_micro.python.tflite_micro import runtime
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError("RAM is measured by tflite-micro: pip install 'factorizenet_tf[micro]'") from None
-        try:
-            interpreter = runtime.Interpreter.from_bytes(content, arena_size=ARENA_MOST)
-            interpreter.print_allocations()
-        except Exception as error:  # the interpreter and the reader of flatbuffers each raise their own
-            raise ValueError(f"TensorFlow Lite for Microcontrollers cannot run the model: {error}") from None
+        _interpreter(content).print_allocations()
     found = re.search(r"Arena allocation total (\d+) bytes", captured())
     if found is None:
         raise ValueError(f"tflite-micro recorded no arena; it said: {captured()[:200]!r}")
     return int(found[1])
+
+
+def micro_outputs(content: bytes, images: np.ndarray) -> np.ndarray:
+    """Outputs int8 (n, classes) of tflite-micro's reference kernels for images uint8 (n, height, width, channels).
+
+    The file's input is int8 with scale 1/255 and zero point -128, as `to_tflite` writes it. Raises as `arena_bytes`.
+    """
+    with _captured_stderr():
+        interpreter = _interpreter(content)
+        outputs = []
+        for image in (images ^ 0x80).view(np.int8):
+            interpreter.set_input(image[None], 0)
+            interpreter.invoke()
+            outputs.append(interpreter.get_output(0))
+    return np.concatenate(outputs)
+
+
+def _interpreter(content):
+    try:
+        from tflite_micro.python.tflite_micro import runtime
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("this needs tflite-micro: pip install 'factorizenet_tf[micro]'") from None
+    try:
+        return runtime.Interpreter.from_bytes(content, arena_size=ARENA_MOST)
+    except Exception as error:  # the interpreter and the reader of flatbuffers each raise their own
+        raise ValueError(f"TensorFlow Lite for Microcontrollers cannot run the model: {error}") from None
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +10,9 @@ import numpy as np
 from ._keras import functional_model, keras, tf
 from .augmentation import to_float
 from .data import check_images
+from .flatfile import with_associated_files
+from .latency_table import LatencyTable
+from .lowering import check_lower, lower_fastest
 from .quantize import is_quantize_aware
 
 __all__ = ["pinned", "to_tflite"]
@@ -25,6 +26,8 @@ def to_tflite(
     calibration: np.ndarray | None = None,
     per_channel: bool = True,
     labels: Sequence[str] | None = None,
+    lower: str = "none",
+    latencies: LatencyTable | None = None,
 ) -> bytes:
     """An int8 TensorFlow Lite model: int8 in and out, the input's scale 1/255 and zero point -128.
 
@@ -37,13 +40,17 @@ def to_tflite(
         calibration: training images for PTQ, uint8 (n, height, width, channels).
         per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
         labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
+        lower: "none", or "fastest": grouped convolutions become what runs fastest, by measurement on this machine or
+            by `latencies`; more bytes, the same outputs bit by bit (`lowering.lower_fastest`).
+        latencies: a table measured on the target (`factorizenet latencies`), for lower="fastest".
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
-        ValueError: a float model without calibration, a quantization-aware one with it or per tensor, or labels that
-            disagree with the number of classes.
+        ValueError: a float model without calibration, a quantization-aware one with it or per tensor, labels that
+            disagree with the number of classes, another `lower`, or latencies that lack a layer.
     """
     functional_model(model, "to_tflite")
+    check_lower(lower, latencies)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
@@ -72,7 +79,11 @@ def to_tflite(
         converter._experimental_disable_per_channel = not per_channel
     with _quiet_logger():
         content = converter.convert()
-    return content if labels is None else _with_labels(content, labels)
+    if lower == "fastest":
+        content = lower_fastest(content, latencies).content
+    if labels is not None:
+        content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
+    return content
 
 
 @contextlib.contextmanager
@@ -92,13 +103,3 @@ def pinned(images: np.ndarray) -> np.ndarray:
     images = images.copy()
     images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
     return images
-
-
-def _with_labels(content, labels):
-    """Append an archive with the labels, as TFLite's metadata does; readers of the flatbuffer skip it."""
-    archive = io.BytesIO()
-    archive.write(content)
-    with zipfile.ZipFile(archive, "a", zipfile.ZIP_STORED) as file:
-        entry = zipfile.ZipInfo(LABELS_FILE)  # a fixed date: the same net gives the same bytes
-        file.writestr(entry, "\n".join(labels) + "\n")
-    return archive.getvalue()

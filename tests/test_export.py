@@ -71,10 +71,23 @@ def test_a_save_that_fails_leaves_nothing_behind(run, tmp_path, monkeypatch):
 
 def test_qat_weights_export_to_what_the_run_has_and_float_ones_are_refused(run, digits, tmp_path):
     written = export_tflite(run.folder / "qat.h5", tmp_path / "qat.tflite")
-    assert written == (tmp_path / "qat.tflite").stat().st_size
+    assert written.size_bytes == (tmp_path / "qat.tflite").stat().st_size
     again = fnet.Int8Model(tmp_path / "qat.tflite")
     expected = run.int8_model().predict_quantized(digits.test.images)
     np.testing.assert_array_equal(again.predict_quantized(digits.test.images), expected)
     with pytest.raises(ValueError, match=r"is a float model; `factorizenet quantize` makes it int8"):
         export_tflite(run.folder / "float.h5", tmp_path / "float.tflite")
     assert not (tmp_path / "float.tflite").exists()
+
+
+def test_an_option_without_its_target_is_refused(run, tmp_path, capsys):
+    from factorizenet_tf.cli import main
+
+    command = ["export", str(run.folder), "--saved-model", str(tmp_path / "sm")]
+    for option in (["--lower", "fastest"], ["--io", "uint8"], ["--latencies", "t.json"]):
+        assert main([*command, *option]) == 2
+        assert "are of the .tflite; give --tflite FILE" in capsys.readouterr().err
+    for option in (["--version", "2"], ["--name", "x"], ["--precision", "float"]):
+        assert main([*command, *option]) == 2
+        assert "are of TensorFlow Serving; give --serving FOLDER" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,133 @@
+"""The commands of deployment, which `cli` adds to its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .tables import show
+
+__all__ = ["label", "latencies", "loadtest", "predict", "serve"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def latencies(
+    out: Annotated[Path, typer.Option(help="The table, for `export --lower fastest --latencies`.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="int8 nets whose layers are measured: names of the zoo, runs' folders, .tflite files."),
+    ] = None,
+    width: Annotated[int, typer.Option(help="Without sources: every level of this width's family.")] = 16,
+    size: Annotated[int, typer.Option(help="Its images' height and width in pixels.")] = 32,
+    threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    as_json: Json = False,
+):
+    """Measure on this machine how fast grouped convolutions run in fewer groups.
+
+    Run it on the board where the net will run; it needs no TensorFlow.
+    """
+    from .convolutions import int8_convolutions, largest_groups, planned_convolutions
+    from .export import int8_content
+    from .files import write_text
+    from .latency_table import measure_convolutions
+
+    if out.exists():
+        raise FileExistsError(f"{out} is there already; choose another name or remove it")
+    if sources:
+        found = [row[1:] for source in sources for row in int8_convolutions(int8_content(source))]
+    else:
+        found = planned_convolutions(width, (size, size, 3))
+    shapes = largest_groups(found)
+    if not shapes:
+        raise ValueError(f"no grouped convolution in {', '.join(sources or [])}: there is nothing to measure")
+    table = measure_convolutions(shapes, threads=threads)
+    write_text(out, table.to_json())
+    show(table.rows(), as_json, f"{table.machine}, {table.runtime}, threads: {table.threads}")
+
+
+def label(
+    folder: Annotated[Path, typer.Argument(help="Of `export --serving`.")],
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    stable: Annotated[int | None, typer.Option(help="The version to serve.", show_default="as it is")] = None,
+    canary: Annotated[int | None, typer.Option(help="The version to try beside it.", show_default="none")] = None,
+    as_json: Json = False,
+):
+    """Promote an exported version, or roll back to one."""
+    from .serving_config import set_labels
+
+    labels = set_labels(folder, name, stable=stable, canary=canary)
+    show([{"name": name, "stable": labels.stable, "canary": labels.canary}], as_json, "Labels")
+
+
+def serve(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Names of the zoo, runs' folders, .tflite files, exported versions; other=SOURCE renames."),
+    ],
+    host: Annotated[str, typer.Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8501,
+    threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    max_images: Annotated[int, typer.Option(help="In one request.")] = 64,
+    max_bytes: Annotated[int, typer.Option(help="Of one request.")] = 8 * 2**20,
+    max_requests: Annotated[int, typer.Option(help="At once; the next is 503.")] = 64,
+    request_seconds: Annotated[float, typer.Option(help="Until a request must be whole.")] = 10.0,
+    grace_seconds: Annotated[int, typer.Option(help="That running requests get at the end.")] = 10,
+):
+    """Serve models over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
+    from .server import Limits
+    from .server import serve as serve_models
+
+    limits = Limits(
+        images=max_images,
+        body_bytes=max_bytes,
+        requests=max_requests,
+        body_seconds=request_seconds,
+        grace_seconds=grace_seconds,
+    )
+    serve_models(sources, host=host, port=port, threads=threads, limits=limits, started=_say_started)
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.")],
+    url: Annotated[str, typer.Option(help="http://host:8501, or grpc://host:8500.")],
+    model: Annotated[str, typer.Option(help="Its name on the server.")],
+    version: Annotated[int | None, typer.Option(help="A version.", show_default="the server's own")] = None,
+    label: Annotated[str | None, typer.Option(help="stable or canary, in the place of a version.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of one attempt.")] = 5.0,
+    retries: Annotated[int, typer.Option(help="Further attempts.")] = 2,
+    deadline: Annotated[float | None, typer.Option(help="Seconds of all.", show_default="of all attempts")] = None,
+    as_json: Json = False,
+):
+    """Classify image files by a server: TensorFlow Serving or `serve`."""
+    from .serving_client import Client
+
+    contents = [path.read_bytes() for path in images]
+    options = {"version": version, "label": label, "timeout": timeout, "retries": retries, "deadline": deadline}
+    with Client(url, model, **options) as client:
+        found = client.predict_files(contents)
+    rows = [
+        {"file": str(path), "class": str(name), "class_id": int(number), "probability": round(float(row[number]), 4)}
+        for path, name, number, row in zip(images, found["class_name"], found["class_id"], found["probabilities"])
+    ]
+    show(rows, as_json, model)
+
+
+def loadtest(
+    source: Annotated[Path, typer.Argument(help="A run's folder.")],
+    seconds: Annotated[float, typer.Option(help="Of each load.")] = 5.0,
+    clients: Annotated[int, typer.Option(help="Of the loads with several.")] = 8,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: Json = False,
+):
+    """Measure how a net serves, int8 against float, bare and behind the server."""
+    from .load_test import measure_load
+
+    show(measure_load(source, seconds=seconds, clients=clients, verbose=not quiet), as_json, "Load")
+
+
+def _say_started(nets, url) -> None:
+    for net in nets:
+        print(f"{url}/v1/models/{net.name}: {net.kind}, version {net.version}, {len(net.labels)} classes", flush=True)

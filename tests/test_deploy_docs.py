@@ -1,0 +1,122 @@
+"""The walk-through of docs/deploy.md, run as it stands."""
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+import factorizenet_tf as fnet
+from factorizenet_tf.cli import app
+
+TEXT = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
+ZOO_COMMAND = """
+import pathlib, sys
+from factorizenet_tf import cli, store
+zoo, *arguments = sys.argv[1:]
+if zoo != "-":
+    store._own_folder = lambda: pathlib.Path(zoo)
+sys.exit(cli.main(arguments))
+"""
+
+
+def section(title):
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def block(title, language="sh", number=0):
+    return re.findall(rf"```{language}\n(.*?)```", section(title), re.DOTALL)[number]
+
+
+def command(line, zoo="-"):
+    program, *arguments = shlex.split(line)
+    assert program == "factorizenet"
+    return [sys.executable, "-c", ZOO_COMMAND, str(zoo), *arguments]
+
+
+def walk(lines, name, model, folder, zoo="-"):
+    """Run the three commands on a free port; gives what the first and the third print."""
+    first, second, third = (line.replace("NAME", name) for line in lines)
+    listed = ""
+    if zoo != "-":
+        listed = subprocess.run(command(first, zoo), capture_output=True, text=True, cwd=folder, check=True).stdout
+    assert "--port 8501" in second
+    start = command(second.replace("8501", "0"), zoo)
+    server = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder)
+    try:
+        url = re.match(r"(http://\S+)/v1/models/", server.stdout.readline())[1]
+        fnet.serving.Client(url, model).wait_until_ready(60)
+        ask = third.replace("http://localhost:8501", url).replace(f"--model {name}", f"--model {model}")
+        asked = subprocess.run(command(f"{ask} --json", zoo), capture_output=True, text=True, cwd=folder)
+        assert asked.returncode == 0, asked.stderr
+        return listed, asked.stdout, url
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+        server.stdout.close()
+
+
+@pytest.fixture
+def picture(tmp_path, digits):
+    Image.fromarray(digits.test.images[0].squeeze()).resize((64, 64)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_the_three_commands_serve_a_training_of_ones_own(run, picture, digits):
+    lines = block("From zoo to server in three commands").strip().splitlines()
+    model = f"{run.spec.name}-int8"
+    _, asked, _ = walk(lines, str(run.folder), model, picture.parent)
+    assert f'"class": "{digits.test.labels[0]}"' in asked
+
+
+@pytest.mark.slow
+def test_the_three_commands_go_from_a_zoo_to_a_server(run, picture, digits, tmp_path):
+    fnet.zoo.publish(run, zoo=tmp_path / "zoo", verbose=False)
+    lines = block("From zoo to server in three commands").strip().splitlines()
+    name = f"{run.spec.name}-int8"
+    listed, asked, _ = walk(lines, name, name, tmp_path, tmp_path / "zoo")
+    assert name in listed
+    assert f'"class": "{digits.test.labels[0]}"' in asked
+    for precision in ("int8", "float"):
+        arguments = f"factorizenet export {run.spec.name}-{precision} --serving models --json"
+        made = subprocess.run(command(arguments, tmp_path / "zoo"), cwd=tmp_path, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        assert (tmp_path / "models" / f"{run.spec.name}-{precision}" / "1" / "saved_model.pb").is_file()
+        labels = tmp_path / "models" / f"{run.spec.name}-{precision}" / "1" / "assets" / "labels.txt"
+        assert tuple(labels.read_text().split()) == digits.class_names
+    micro = subprocess.run(command(f"factorizenet export {name} --micro micro", tmp_path / "zoo"), cwd=tmp_path)
+    assert micro.returncode == 0
+    assert f"// {name}, an int8" in (tmp_path / "micro" / "model.h").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's command")
+def test_curl_and_the_python_lines_get_answers(run, picture, tmp_path, monkeypatch):
+    from factorizenet_tf.server_load import running_server
+
+    title = "From zoo to server in three commands"
+    with running_server([f"NAME={run.folder}"]) as url:
+        script = "set -e\n" + block(title, number=1).replace("http://localhost:8501", url)
+        result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        for part in ('"state":"AVAILABLE"', "serving_bytes", '"predictions":'):
+            assert part in result.stdout
+        code = block(title, "python").replace("http://localhost:8501", url).replace("(2, 32, 32, 3)", "(2, 16, 16, 1)")
+        printed = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", printed)
+        exec(compile(code, "deploy.md", "exec"), {})
+        assert len(printed.getvalue().split()) == 2
+
+
+def test_every_command_and_option_of_the_page_exists():
+    commands = typer.main.get_command(app).commands
+    lines = re.findall(r"^factorizenet ([\w-]+) (.*)$", TEXT, re.MULTILINE)
+    assert {name for name, _ in lines} == {"list", "serve", "predict", "export", "label", "latencies"}
+    for name, rest in lines:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", rest)) <= known, name
