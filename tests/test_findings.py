@@ -37,7 +37,7 @@ def test_a_row_is_the_mean_of_the_tables(analysis, spec):
     accuracy = analysis.output.set_index("precision")["accuracy"]
     assert (row["float"], row["w4a8"], row["qat"]) == tuple(accuracy[["float", "per_channel W4A8", "qat W8A8"]])
     errors = analysis.errors.query("scheme == 'per_channel' and weight_bits == 8").set_index("layer")
-    assert row["sums_channel_db"] == pytest.approx(errors.loc["stage2_block2_pointwise", "sqnr_db"])
+    assert np.isnan(row["sums_channel_db"])  # these nets have no residual sums
     assert row["logits_channel_db"] == errors.loc["logits", "accumulated_sqnr_db"]
 
 

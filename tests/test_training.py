@@ -137,7 +137,7 @@ def test_a_run_killed_while_it_writes_its_first_files_continues(digits, spec, re
     (tmp_path / ".aside-spec.json-x.json").write_text("half")
     with pytest.raises(KeyboardInterrupt):
         fnet.train(spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(0)], verbose=False)
-    assert sorted(os.listdir(tmp_path)) == ["dataset.json", "recipe.json", "spec.json"]
+    assert sorted(os.listdir(tmp_path)) == ["dataset.json", "initial.json", "recipe.json", "spec.json"]
 
 
 def test_a_truncated_checkpoint_is_named_and_kept(digits, spec, recipe, run, tmp_path):
@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_leaves_the_epoch_before_and_no_half_file(digits, s
     monkeypatch.setattr(os, "replace", fill_up)
     with pytest.raises(OSError, match="No space left"):
         fnet.train(spec, digits, out=tmp_path, recipe=recipe, verbose=False)
-    names = ["checkpoint.npz", "dataset.json", "history.csv", "recipe.json", "spec.json"]
+    names = ["checkpoint.npz", "dataset.json", "history.csv", "initial.json", "recipe.json", "spec.json"]
     assert sorted(os.listdir(tmp_path)) == names
     assert read_checkpoint(tmp_path / "checkpoint.npz").epoch == 1
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
@@ -255,7 +255,7 @@ def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp
     recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0, weight_decay=1.0)
     with pytest.raises(fnet.NanLossError, match=r"of float epoch 1; no epoch was finished: use a lower learning rate"):
         fnet.train(spec, digits, out=tmp_path, recipe=recipe, verbose=False)
-    assert sorted(os.listdir(tmp_path)) == ["dataset.json", "recipe.json", "spec.json"]
+    assert sorted(os.listdir(tmp_path)) == ["dataset.json", "initial.json", "recipe.json", "spec.json"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits, spec, tmp_path):
