@@ -217,5 +217,5 @@ def test_cifar10_is_whole_and_named_as_it_is():
     assert (len(split.train), len(split.validation), len(split.test)) == (45_000, 5_000, 10_000)
     assert split.image_shape == (32, 32, 3)
     assert split.class_names[:2] == ("airplane", "automobile")
-    assert split.title in ("cifar10", "cifar10 (JPEG)")
+    assert split.title in ("CIFAR-10", "CIFAR-10 (JPEG)")
     assert np.bincount(split.test.labels).tolist() == [1000] * 10
