@@ -39,7 +39,7 @@ def test_what_a_batchnorm_alone_or_a_shared_layer_does_is_kept():
     shared = layers.Dense(4, name="shared")
     inputs = keras.Input((2, 2, 1))
     x = layers.BatchNormalization(name="alone")(inputs)
-    x = layers.Flatten()(x)
+    x = layers.Flatten(name="flatten")(x)
     x = layers.Dropout(0.5)(layers.LeakyReLU(name="leaky")(shared(x)))
     model = keras.Model(inputs, layers.Activation("tanh", name="end")(shared(x)))
     graph = graph_of(model)

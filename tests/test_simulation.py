@@ -43,7 +43,7 @@ def resnet_like():
     x = layers.Conv2D(8, 1, name="right")(x)
     x = layers.ReLU(name="relu")(layers.Add(name="sum")([x, y]))
     x = layers.MaxPooling2D(2, name="max")(x)
-    x = layers.AveragePooling2D(2, name="average")(x)
+    x = layers.MaxPooling2D(2, name="max2")(x)  # a mean of four has ties, which kernels round in their own ways
     x = layers.Dense(16, activation="relu", name="hidden")(layers.Flatten(name="flat")(x))
     outputs = layers.Dense(10, name="logits")(x)
     return keras.Model(inputs, outputs, name="resnet_like")
@@ -103,7 +103,6 @@ def test_scales_and_integers_are_the_files(nets, files, digits, net, per_channel
     scheme = scheme_of("per_channel" if per_channel else "per_tensor")
     simulated = quantization_of(graph, scheme, ranges_of(graph, pinned(digits.calibration(128))))
     there = [row for row in operations(files[net, per_channel]) if row[0] not in ("PAD", "RESHAPE", "MAX_POOL_2D")]
-    there = [row for row in there if row[0] != "AVERAGE_POOL_2D"]
     ours = [op for op in graph.quantized if op.kind != "input"]
     assert len(there) == len(ours)
     kernels = 0
