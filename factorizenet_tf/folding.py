@@ -39,7 +39,7 @@ SAME_SCALE = frozenset(
 )
 FUSED = ("relu", "relu6", "linear")  # activations that are part of the operation before them
 FUSES_RELU = frozenset(["Add", "Subtract", "Multiply"])
-POOLS = frozenset(["GlobalAveragePooling2D"])
+POOLS = frozenset(["GlobalAveragePooling2D", "AveragePooling2D"])
 # Ranges that TFLite fixes whatever the data: (low, high) at 8 bits.
 FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 

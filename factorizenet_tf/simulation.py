@@ -221,6 +221,8 @@ def forward(
         result = tf.convert_to_tensor(images, tf.float32) if op.kind == "input" else op.compute(values, kernel, bias)
         if quantization is not None and op.is_quantized and (activations is None or op.name in activations):
             result = quantization.tensor(op.name, result)
+        elif quantization is not None and op.kind == "pool" and (activations is None or op.source in activations):
+            result = quantization.tensor(op.source, result)  # means are rounded to the input's grid
         values[op.output] = result
         yield op, result
         for key in op.used:
