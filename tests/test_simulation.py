@@ -137,8 +137,8 @@ def test_outputs_and_accuracy_are_the_files(nets, files, digits, net, per_channe
     assert abs(accuracies[0] - accuracies[1]) <= (0.01 if is_softmax else 0.003)
     exact = last(forward(graph, to_float(digits.test.images)))
     error, distance = np.mean((theirs - exact) ** 2), np.mean((ours - theirs) ** 2)
-    # What is left are ties of rounding; a softmax's own step of 1/256 is half of its error.
-    assert distance < (0.6 if is_softmax else 0.2) * error
+    # What is left are ties of rounding; of a softmax, whose step is 1/256, they are most of the error.
+    assert distance < (1.0 if is_softmax else 0.2) * error
     assert np.mean((ours - exact) ** 2) == pytest.approx(error, rel=0.5 if is_softmax else 0.05)
 
 
