@@ -14,7 +14,8 @@ from .augmentation import to_float
 from .data import check_images
 from .distributions import Distribution, describe
 from .files import write_csv
-from .folding import by_channel, graph_of
+from .folding import graph_of
+from .keras_layers import by_channel
 from .layer_tables import PERCENT, sqnr_db
 from .quantize import is_quantize_aware
 from .simulation import forward, quantized_kernel

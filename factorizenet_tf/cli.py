@@ -12,9 +12,28 @@ from typing import Annotated
 
 import typer
 
-from . import zoo
 from .deployment import label, latencies, loadtest, predict, serve
+from .options import (
+    Channels,
+    Classes,
+    DataChannels,
+    DataDir,
+    DatasetOption,
+    DataSize,
+    Json,
+    LevelOption,
+    Quiet,
+    Size,
+    Stages,
+    Width,
+    given_or,
+    import_tensorflow,
+    load_data,
+    spec_from,
+)
+from .study_commands import analyze, search, study
 from .tables import print_accuracies, print_json, show
+from .zoo_commands import list_models, publish, show_card, verify
 
 __all__ = ["app", "main"]
 
@@ -27,22 +46,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-LevelOption = Annotated[str, typer.Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
-Width = Annotated[int, typer.Option(help="Channels of the stem, a multiple of 8.")]
-Size = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
-Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (RGB).")]
-Classes = Annotated[int, typer.Option(help="Number of classes.")]
-Stages = Annotated[
-    str | None,
-    typer.Option(help="blocks x stride of each stage, e.g. 2x2,2x2,2x2.", show_default="the package's own"),
-]
-DatasetOption = Annotated[
-    str, typer.Option("--dataset", help="digits, a TFDS name such as cifar10, or a folder of class folders.")
-]
-DataDir = Annotated[Path | None, typer.Option(help="Where TFDS keeps its data.", show_default="TFDS_DATA_DIR")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 
 
 @app.command()
@@ -58,10 +61,10 @@ def levels(
     from .cost import cost_rows
     from .spec import max_level
 
-    first = _spec("0", width, size, channels, classes, stages)
+    first = spec_from("0", width, size, channels, classes, stages)
     rows = []
     for level in range(max_level(first) + 1):
-        spec = _spec(str(level), width, size, channels, classes, stages)
+        spec = spec_from(str(level), width, size, channels, classes, stages)
         costs = cost_rows(spec)
         groups = [layer.groups for layer in spec.plan() if layer.kernel == 3 and layer.name != "stem"]
         macs = sum(c.macs for c in costs)
@@ -94,7 +97,7 @@ def describe(
     """Show one net, layer by layer."""
     from .cost import cost_rows
 
-    spec = _spec(level, width, size, channels, classes, stages)
+    spec = spec_from(level, width, size, channels, classes, stages)
     rows = [row._asdict() for row in cost_rows(spec)]
     if as_json:
         print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
@@ -118,8 +121,8 @@ def train(
         ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
-    size: Annotated[int | None, typer.Option(help="Resize the images to this.", show_default="the data's own")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="the data's own")] = None,
+    size: DataSize = None,
+    channels: DataChannels = None,
     stages: Stages = None,
     epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
@@ -150,15 +153,15 @@ def train(
         raise ValueError(f"baseline is {baseline!r}; there is resnet8")
     if baseline and start:
         raise ValueError("--baseline and --from exclude each other; give one")
-    _spec(level, width, _or(size, 32), _or(channels, 3), 10, stages)  # an error here costs no waiting
-    _import_tensorflow()
+    spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)  # an error here costs no waiting
+    import_tensorflow()
     shape = None
     if start is not None:
         from .own import spec_of
 
         source = spec_of(start)
         shape = source.input_shape if size is None and channels is None else None
-    data = _load(dataset, size, channels, data_dir, shape=shape)
+    data = load_data(dataset, size, channels, data_dir, shape=shape)
     height, _, depth = data.image_shape
     if start is not None:
         spec = dataclasses.replace(source, input_shape=data.image_shape, num_classes=data.num_classes)
@@ -167,7 +170,7 @@ def train(
 
         spec = ResNet8(input_shape=data.image_shape, num_classes=data.num_classes)
     else:
-        spec = _spec(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
+        spec = spec_from(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
     from .training import train as train_net
 
     run = train_net(spec, data, out=out, recipe=recipe, initial=start, verbose=not quiet)
@@ -194,14 +197,14 @@ def quantize(
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
-    _import_tensorflow()
+    import_tensorflow()
     from .own import load_any, quantize_own
     from .recipe import recipe_for
 
     own = load_any(model)
     recipe = recipe_for(dataset, **({} if qat_epochs is None else {"qat_epochs": qat_epochs}))
     shape = getattr(own, "input_shape", (None, None, None, None))[-3:]
-    data = _load(dataset, None, None, data_dir, shape=shape)
+    data = load_data(dataset, None, None, data_dir, shape=shape)
     metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
     if as_json:
         print_json(metrics)
@@ -225,23 +228,22 @@ def evaluate(
 
     Of a .tflite its bytes and latency, too.
     """
+    from .export import int8_file
     from .int8 import Int8Model
 
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    path = file / "model.tflite" if (file / "model.tflite").is_file() else file
-    if not path.exists() and str(path).endswith("-int8"):
-        path = zoo.load(str(path), "path")
+    path = int8_file(file)
     if path.suffix == ".tflite":
         model = Int8Model(path, threads=threads)
         shape = model.input_shape
     else:
-        _import_tensorflow()
+        import_tensorflow()
         from .own import load_any
 
         model = load_any(path)
         shape = tuple(model.input_shape[1:])
-    data = _load(dataset, None, None, data_dir, shape=shape)
+    data = load_data(dataset, None, None, data_dir, shape=shape)
     from .evaluation import accuracy
 
     images = getattr(data, split)
@@ -305,7 +307,7 @@ def export(
         raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
     table = None if latencies is None else read_table(latencies)
     if saved_model is not None or serving is not None or int8_file(source).suffix != ".tflite":
-        _import_tensorflow()
+        import_tensorflow()
     written = []
     if tflite is not None:
         exported = export_tflite(source, tflite, lower=lower, latencies=table, io=io)
@@ -347,7 +349,7 @@ def benchmark(
     """
     if part not in ("all", "training", "zoo"):
         raise ValueError(f"part is {part!r}; it must be all, training or zoo")
-    _import_tensorflow()
+    import_tensorflow()
     rows = []
     if part in ("all", "training"):
         from .benchmark import measure
@@ -362,353 +364,10 @@ def benchmark(
     show(rows, as_json, "Benchmark")
 
 
-@app.command()
-def analyze(
-    names: Annotated[
-        list[str], typer.Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Write PNG figures to this folder.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Data of files; names and runs have their own.", show_default="the nets' own")
-    ] = None,
-    scheme: Annotated[
-        str, typer.Option(help="per_channel, per_tensor, per_channel_percentile or per_tensor_percentile.")
-    ] = "per_channel",
-    weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
-    activation_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
-    sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Also each layer quantized alone and left out; takes minutes.")
-    ] = False,
-    calibration_images: Annotated[int, typer.Option(help="Training images that are looked at.")] = 1_024,
-    evaluation_images: Annotated[
-        int | None, typer.Option(help="Validation images that accuracies are measured on.", show_default="all")
-    ] = None,
-    zoo_: Annotated[
-        str | None, typer.Option("--zoo", help="A zoo folder or its address.", show_default="the package's own")
-    ] = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Measure what quantization does to each layer.
-
-    Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side.
-    """
-    for path in (out, save):
-        if path is not None and path.exists():
-            raise FileExistsError(f"{path} is there already; choose another name or remove it")
-    _import_tensorflow()
-    from .layerwise import analyze_all
-
-    analysis = analyze_all(
-        names,
-        dataset=dataset,
-        data_dir=data_dir,
-        calibration_images=calibration_images,
-        evaluation_images=evaluation_images,
-        scheme=scheme,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        sensitivity=sensitivity,
-        zoo=zoo_,
-        verbose=not quiet,
-    )
-    if save is not None:
-        analysis.save(save)
-    if figures is not None:
-        from .layer_figures import write_figures
-
-        write_figures(analysis, figures)
-    if out is not None:
-        from .report import write_report
-
-        write_report(analysis, out)
-    columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
-    rows = json.loads(analysis.output[columns].to_json(orient="records"))
-    if as_json:
-        print_json(rows)
-    else:
-        show([{k: "" if v is None else v for k, v in row.items()} for row in rows], False, "Output by precision")
-
-
-@app.command()
-def study(
-    dataset: DatasetOption,
-    out: Annotated[Path, typer.Option(help="The study's folder; the same command continues it.")],
-    levels: Annotated[str, typer.Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
-    width: Width = 16,
-    size: Annotated[int | None, typer.Option(help="Resize the images to this.", show_default="the data's own")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="the data's own")] = None,
-    stages: Stages = None,
-    epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
-    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
-    max_macs: Annotated[int | None, typer.Option(help="Requirement: of one image.")] = None,
-    max_size_bytes: Annotated[int | None, typer.Option(help="Requirement: of the .tflite.")] = None,
-    max_ram_bytes: Annotated[int | None, typer.Option(help="Requirement: of the TFLite Micro arena.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Requirement: on this machine, 1 thread.")] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Requirement: 0..1, int8 on validation.")] = None,
-    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
-    zoo_: Annotated[str | None, typer.Option("--zoo", help="Take nets from this zoo where it has them.")] = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Raise the level step by step: train, quantize, analyse, choose.
-
-    Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
-    """
-    from .recipe import recipe_for
-
-    given = {"epochs": epochs, "qat_epochs": qat_epochs}
-    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    first = _spec("0", width, _or(size, 32), _or(channels, 3), 10, stages)  # an error here costs no waiting
-    chosen = None if levels == "all" else _levels(levels)
-    _import_tensorflow()
-    from .spec import max_level
-    from .study import study as study_levels
-
-    data = _load(dataset, size, channels, data_dir)
-    numbers = range(max_level(first) + 1) if chosen is None else chosen
-    specs = [_spec(str(n), width, None, None, data.num_classes, stages, input_shape=data.image_shape) for n in numbers]
-    wanted = {
-        "max_macs": max_macs,
-        "max_size_bytes": max_size_bytes,
-        "max_ram_bytes": max_ram_bytes,
-        "max_latency_ms": max_latency_ms,
-        "min_accuracy": min_accuracy,
-    }
-    requirements = {name: value for name, value in wanted.items() if value is not None}
-    found = study_levels(
-        data,
-        specs,
-        out=out,
-        recipe=recipe,
-        requirements=requirements,
-        zoo=zoo_,
-        sensitivity=sensitivity,
-        verbose=not quiet,
-    )
-    if as_json:
-        print_json({"levels": found.rows, "answers": [dataclasses.asdict(answer) for answer in found.answers]})
-        return
-    columns = ("name", "macs", "size_bytes", "latency_ms")
-    precisions = [key for key in found.rows[0] if key.startswith("test_")]
-    show(
-        [
-            {k: row[k] for k in columns} | {p.removeprefix("test_"): f"{100 * row[p]:.2f} %" for p in precisions}
-            for row in found.rows
-        ],
-        False,
-        f"{data.title}: test accuracy",
-    )
-    for answer in found.answers:
-        print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")
-    print(f"{out}: study.csv, study.md, report.html, figures")
-
-
-ZooOption = Annotated[
-    str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
-]
-Name = Annotated[str, typer.Argument(help="A name of `factorizenet list`.")]
-
-
-@app.command("list")
-def list_models(
-    max_macs: Annotated[int | None, typer.Option(help="Of one image.")] = None,
-    max_size_bytes: Annotated[int | None, typer.Option(help="Of the file.")] = None,
-    max_ram_bytes: Annotated[int | None, typer.Option(help="Of the TFLite Micro arena (int8).")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
-    precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
-    ] = False,
-    zoo_: ZooOption = None,
-    as_json: Json = False,
-):
-    """List the published models within the limits."""
-    limits = {
-        "max_macs": max_macs,
-        "max_size_bytes": max_size_bytes,
-        "max_ram_bytes": max_ram_bytes,
-        "max_latency_ms": max_latency_ms,
-    }
-    if best:
-        cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo=zoo_, **limits)])
-    else:
-        cards = zoo.list(precision=precision, dataset=dataset, zoo=zoo_, **limits)
-    if as_json:
-        print_json([card.row() for card in cards])
-    else:
-        print(cards)
-
-
-@app.command("card")
-def show_card(name: Name, zoo_: ZooOption = None, as_json: Json = False):
-    """Show what is known of a published model."""
-    from .cards import index_to_json
-    from .pages import card_page
-
-    card = zoo.card(name, zoo=zoo_)
-    if as_json:
-        print(json.dumps(json.loads(index_to_json(zoo.Cards([card])))["models"][0], indent=2))
-    else:
-        print(card_page(card))
-
-
-@app.command()
-def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Names of `factorizenet list`.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
-    precision: Annotated[str | None, typer.Option(help="With --all: float or int8 only.")] = None,
-    zoo_: ZooOption = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Check published models against their cards.
-
-    Hashes, sizes, costs, operators, RAM, agreement with Keras, and accuracy on whole splits where the data is on this
-    machine. Exit code 1 where a check fails.
-    """
-    if every == bool(names):
-        raise ValueError("give names of models, or --all")
-    _import_tensorflow()
-    if every:
-        names = [card.name for card in zoo.list(precision=precision, zoo=zoo_)]
-    from .verification import verify_all
-
-    results = verify_all(names, zoo=zoo_, data_dir=data_dir, verbose=not quiet)
-    rows = [row for result in results for row in result.rows()]
-    if as_json:
-        print_json(rows)
-    else:
-        shown = [row for row in rows if row["passed"] != "ok"]
-        if shown:
-            show([{k: str(v) for k, v in row.items()} for row in shown], False, "What failed or was skipped")
-        passed = sum(row["passed"] == "ok" for row in rows)
-        print(f"{len(results)} models, {passed} of {len(rows)} checks passed")
-    failed = [result.name for result in results if not result.passed]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")
-
-
-@app.command()
-def publish(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
-    zoo_: Annotated[Path | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Put them in the place of models of the same name.")
-    ] = False,
-    latencies: Annotated[
-        bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Add trainings to a zoo folder, each as -float and -int8."""
-    if zoo_ is None or not (runs or latencies):
-        raise ValueError("give the runs' folders and --zoo FOLDER, or --latencies --zoo FOLDER")
-    _import_tensorflow()
-    cards = [card for run in runs or () for card in zoo.publish(run, zoo=zoo_, replace=replace, verbose=not quiet)]
-    if latencies:
-        from .publishing import measure_latencies
-
-        cards = measure_latencies(zoo_, verbose=not quiet)
-    if as_json:
-        print_json([card.row() for card in cards])
-    else:
-        print(zoo.Cards(cards))
-
-
-@app.command()
-def search(
-    dataset: DatasetOption,
-    out: Annotated[Path, typer.Option(help="The search's folder; the same command continues it.")],
-    max_macs: Annotated[int | None, typer.Option(help="Of one image.")] = None,
-    max_size_bytes: Annotated[int | None, typer.Option(help="Of the .tflite.")] = None,
-    max_ram_bytes: Annotated[int | None, typer.Option(help="Of the TFLite Micro arena.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Of one inference here, one thread.")] = None,
-    min_accuracy: Annotated[
-        float | None, typer.Option(help="Floor of the int8 validation accuracy, 0..1: fewest MACs are looked for.")
-    ] = None,
-    width: Annotated[str, typer.Option(help="Channels of the stem; several joined by commas to choose from.")] = "16",
-    size: Annotated[int | None, typer.Option(help="Resize the images to this.", show_default="the data's own")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3.", show_default="the data's own")] = None,
-    stages: Stages = None,
-    epochs: Annotated[int | None, typer.Option(help="Float epochs a net.", show_default="the recipe's")] = None,
-    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs a net.", show_default="the recipe's")] = None,
-    max_trials: Annotated[int | None, typer.Option(help="Nets to train at most.", show_default="as needed")] = None,
-    patience: Annotated[int, typer.Option(help="Rounds without a better net before the end.")] = 3,
-    inherit: Annotated[bool, typer.Option("--inherit", help="Start nets from the weights of the one before.")] = False,
-    prune: Annotated[bool, typer.Option(help="Give up hopeless trainings early.")] = True,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    publish: Annotated[Path | None, typer.Option(help="Add the frontier and the best net to this zoo folder.")] = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Find the best net for a requirement, training few.
-
-    Under KERASTUNER_TUNER_ID=chief (then worker0, worker1, ...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT the
-    same command is the chief, or a worker of it; they share --out.
-    """
-    from .recipe import recipe_for
-    from .requirement import Requirement
-    from .spec import max_level
-    from .walk import Space, check_budget
-
-    requirement = Requirement(
-        max_macs=max_macs,
-        max_size_bytes=max_size_bytes,
-        max_ram_bytes=max_ram_bytes,
-        max_latency_ms=max_latency_ms,
-        min_accuracy=min_accuracy,
-    )
-    given = {"epochs": epochs, "qat_epochs": qat_epochs, "seed": seed}
-    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    try:
-        widths = tuple(int(part) for part in width.split(","))
-    except ValueError:
-        raise ValueError(f"width is {width!r}; it must be a multiple of 8, or several joined by commas: 8,16") from None
-    for each in widths:  # an error here costs no waiting
-        max_level(_spec("0", each, _or(size, 32), _or(channels, 3), 10, stages))
-    _import_tensorflow()
-    data = _load(dataset, size, channels, data_dir)
-    spec = _spec("0", widths[0], None, None, data.num_classes, stages, input_shape=data.image_shape)
-    check_budget(Space(spec, widths), requirement)
-    from .search import search as search_nets
-
-    found = search_nets(
-        spec,
-        data,
-        requirement,
-        out=out,
-        widths=widths,
-        recipe=recipe,
-        inherit=inherit,
-        prune=prune,
-        seed=seed,
-        max_trials=max_trials,
-        patience=patience,
-        publish=publish,
-        verbose=not quiet,
-    )
-    if found is None:  # a worker; its chief has the results
-        return
-    if as_json:
-        print_json({"best": found.best and found.best.name, "steps": found.steps, "nets": found.rows})
-    else:
-        print(found.summary)
-        print(f"{found.folder}: results.csv, summary.txt, frontier.png")
-    if not found.reached:
-        raise RuntimeError("no net was found that meets the requirement; the best one is in the results")
-
-
-for _command in (latencies, label, serve, predict, loadtest):
+for _command in (analyze, study, verify, publish, search, latencies, label, serve, predict, loadtest):
     app.command()(_command)
+app.command("list")(list_models)
+app.command("card")(show_card)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -743,20 +402,6 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _import_tensorflow():
-    """Import it with what its C++ side says at start-up, before it reads any log level, kept off stderr."""
-    if "tensorflow" in sys.modules or os.environ.get("FACTORIZENET_TRACEBACK"):
-        return
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        from . import _keras  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def _message(error):
     if isinstance(error, OSError) and error.strerror:  # the system's own, which says no remedy
         where = "" if error.filename is None else f"{error.filename}: "
@@ -767,54 +412,6 @@ def _message(error):
 def _fail(message, code):
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return code
-
-
-def _spec(level, width, size, channels, classes, stages, input_shape=None):
-    from .spec import DEFAULT_STAGES, ModelSpec
-
-    try:
-        numbers = tuple(int(part) for part in level.split("."))
-    except ValueError:
-        raise ValueError(
-            f"level is {level!r}; it must be a number, or one a stage joined by dots, e.g. 1.2.4"
-        ) from None
-    return ModelSpec(
-        numbers[0] if len(numbers) == 1 else numbers,
-        width=width,
-        input_shape=input_shape or (size, size, channels),
-        num_classes=classes,
-        stages=DEFAULT_STAGES if stages is None else _parse_stages(stages),
-    )
-
-
-def _levels(text):
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise ValueError(f"levels is {text!r}; it must be all, or numbers joined by commas, e.g. 0,2,6") from None
-
-
-def _parse_stages(text):
-    try:
-        return tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"stages is {text!r}; it must be blocks x stride of each, e.g. 2x2,2x2,2x2") from None
-
-
-def _load(dataset, size, channels, data_dir, shape=None):
-    from .data import load_dataset
-
-    if dataset != "digits" and not Path(dataset).is_dir():
-        _import_tensorflow()  # for TFDS
-    if shape is not None and None not in shape:
-        return load_dataset(dataset, input_shape=tuple(shape), data_dir=data_dir)
-    if size is None and channels is None:
-        return load_dataset(dataset, data_dir=data_dir)
-    return load_dataset(dataset, input_shape=(_or(size, 32), _or(size, 32), _or(channels, 3)), data_dir=data_dir)
-
-
-def _or(value, default):
-    return default if value is None else value
 
 
 def _span(groups):

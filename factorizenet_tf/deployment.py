@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
+from .options import Json, Quiet
 from .tables import show
 
 __all__ = ["label", "latencies", "loadtest", "predict", "serve"]
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def latencies(
@@ -119,7 +118,7 @@ def loadtest(
     source: Annotated[Path, typer.Argument(help="A run's folder.")],
     seconds: Annotated[float, typer.Option(help="Of each load.")] = 5.0,
     clients: Annotated[int, typer.Option(help="Of the loads with several.")] = 8,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ):
     """Measure how a net serves, int8 against float, bare and behind the server."""

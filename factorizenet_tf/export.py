@@ -46,7 +46,7 @@ class TfliteExport:
 def int8_file(source: str | os.PathLike) -> Path:
     """The file that holds a source's int8 net: a .tflite, or what one can be converted from."""
     folder = Path(source)
-    if not folder.exists() and str(source) in zoo.names():
+    if zoo.is_published(source):
         folder = zoo.load(str(source), "path")
     return folder / "model.tflite" if (folder / "model.tflite").is_file() else folder
 
@@ -139,12 +139,12 @@ def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> 
     """
     from ._keras import tf
     from .grouped import use_native_kernels
-    from .own import is_published, load_any
+    from .own import load_any
 
     folder, source = Path(folder), Path(source)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another name or remove it")
-    if is_published(source):
+    if zoo.is_published(source):
         model = zoo.load(str(source), "keras")
     else:
         model = load_any(source / "float.h5" if (source / "float.h5").is_file() else source)

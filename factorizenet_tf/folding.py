@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ._keras import functional_model, keras, tf
-
-__all__ = ["Graph", "Operation", "by_channel", "graph_of"]
-
-KERNELS = {
-    "Conv1D": "kernel",
-    "Conv2D": "kernel",
-    "Conv3D": "kernel",
-    "DepthwiseConv2D": "depthwise_kernel",
-    "Dense": "kernel",
-}
-UNKNOWN = ("Separable", "Transpose", "DepthwiseConv1D", "LocallyConnected", "Embedding", "LSTM", "GRU", "Attention")
-WRAPPERS = ("QuantizeWrapper", "QuantizeWrapperV2")
-# What TFLite gives its input's scale: no values are made that were not there.
-SAME_SCALE = frozenset(
-    [
-        "Flatten",
-        "Reshape",
-        "Permute",
-        "Dropout",
-        "SpatialDropout2D",
-        "GaussianNoise",
-        "ZeroPadding2D",
-        "Cropping2D",
-        "MaxPooling2D",
-        "GlobalMaxPooling2D",
-        "AveragePooling2D",
-        "UpSampling2D",
-    ]
+from ._keras import functional_model, keras
+from .keras_layers import (
+    FIXED,
+    FUSED,
+    FUSES_RELU,
+    KERNELS,
+    SAME_SCALE,
+    activation_name,
+    bare_layer,
+    check_layer,
+    folded_weights,
+    is_fused_relu,
+    kind_of,
+    learned_range,
+    multiplied,
+    run_layer,
+    unwrapped,
 )
-FUSED = ("relu", "relu6", "linear")  # activations that are part of the operation before them
-FUSES_RELU = frozenset(["Add", "Subtract", "Multiply"])
-POOLS = frozenset(["GlobalAveragePooling2D", "AveragePooling2D"])
-# Ranges that TFLite fixes whatever the data: (low, high) at 8 bits.
-FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+
+__all__ = ["Graph", "Operation", "graph_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +94,6 @@ class Graph:
         return tuple(op for op in self.operations if op.is_quantized)
 
 
-def by_channel(kernel: np.ndarray, kind: str) -> np.ndarray:
-    """A kernel as (numbers, output channels): conv (h, w, in, out), depthwise (h, w, in, multiplier), dense (in, out)."""
-    channels = kernel.shape[-1] * (kernel.shape[-2] if kind == "depthwise" else 1)
-    return kernel.reshape(-1, channels)
-
-
 def graph_of(model: keras.Model) -> Graph:
     """The operations of a float or quantization-aware model.
 
@@ -133,7 +113,7 @@ def graph_of(model: keras.Model) -> Graph:
         )
     nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
     for node in nodes:
-        _check_layer(_bare(node.layer))
+        check_layer(bare_layer(node.layer))
     return _Builder(model, nodes).graph()
 
 
@@ -166,22 +146,22 @@ class _Builder:
 
     def _chain(self, node):
         """A node and those behind it that TFLite makes one operation with it."""
-        chain, bare = [node], _bare(node.layer)
+        chain, bare = [node], bare_layer(node.layer)
         kind = type(bare).__name__
         following = self._only_reader(node)
         if node.is_input:
             if following is not None and type(following.layer).__name__ == "QuantizeLayer":
                 chain.append(following)
             return chain
-        if kind in KERNELS and _activation_name(bare) == "linear" and _is_a(following, "BatchNormalization"):
+        if kind in KERNELS and activation_name(bare) == "linear" and _is_a(following, "BatchNormalization"):
             chain.append(following)
             following = self._only_reader(following)
         fuses = kind in KERNELS or kind in FUSES_RELU
         if (
             fuses
-            and _activation_name(bare) in FUSED
+            and activation_name(bare) in FUSED
             and following is not None
-            and _is_fused_relu(_bare(following.layer))
+            and is_fused_relu(bare_layer(following.layer))
         ):
             chain.append(following)
         return chain
@@ -193,22 +173,23 @@ class _Builder:
 
     def _add(self, chain):
         first, last = chain[0], chain[-1]
-        bare = _bare(first.layer)
+        bare = bare_layer(first.layer)
         name = self._name(bare)
-        self.aware |= any(_learned_range(node.layer) is not None for node in chain)
+        self.aware |= any(learned_range(node.layer) is not None for node in chain)
         if first.is_input:
-            self._append(name, "input", 1, None, True, _learned_range(last.layer) or (0.0, 1.0), None, _identity, last)
+            self._append(name, "input", 1, None, True, learned_range(last.layer) or (0.0, 1.0), None, _identity, last)
             self.sources[first.flat_output_ids[0]] = name
             return
-        kind = _kind(bare)
+        kind = kind_of(bare)
         source = self.sources[first.flat_input_ids[0]]
-        weights = _weights(chain) if type(bare).__name__ in KERNELS else None
-        own = _activation_name(bare) if weights is not None else ""
-        fixed = _learned_range(last.layer)
+        norm = next((bare_layer(node.layer) for node in chain[1:] if _is_a(node, "BatchNormalization")), None)
+        weights = folded_weights(first.layer, norm) if type(bare).__name__ in KERNELS else None
+        own = activation_name(bare) if weights is not None else ""
+        fixed = learned_range(last.layer)
         if weights is None and type(bare).__name__ == "Softmax":
             fixed = FIXED["softmax"]
         elif weights is None and type(bare).__name__ == "Activation":
-            fixed = FIXED.get(_activation_name(bare), fixed)
+            fixed = FIXED.get(activation_name(bare), fixed)
         stays = type(bare).__name__ in SAME_SCALE
         steps = tuple(node for node in chain[1:] if not _is_a(node, "BatchNormalization"))
         compute = _Compute(first, bare, weights is not None, own in FUSED, steps)
@@ -221,8 +202,8 @@ class _Builder:
         if own and own not in FUSED:  # an operation of its own in TFLite
             inner = self.operations.pop()
             before = f"{inner.output}-{own}"
-            self.operations.append(_replace(inner, output=before))
-            activation = _unwrapped(bare.activation)
+            self.operations.append(dataclasses.replace(inner, output=before))
+            activation = unwrapped(bare.activation)
             self.operations.append(
                 Operation(
                     f"{name}_{own}",
@@ -257,42 +238,6 @@ class _Builder:
         return name if self.names[name] == 1 else f"{name}@{self.names[name]}"  # a layer used again
 
 
-@dataclass(frozen=True, eq=False)
-class _Weights:
-    kernel: np.ndarray
-    folded: np.ndarray
-    bias: np.ndarray
-    limits: np.ndarray | None
-
-
-def _weights(chain) -> _Weights:
-    layer = chain[0].layer
-    bare, kind = _bare(layer), _kind(_bare(layer))
-    kernel, limits = _kernel_and_limits(layer, bare)
-    rows = by_channel(kernel, kind)
-    bias = bare.bias.numpy() if bare.use_bias else np.zeros(rows.shape[1], np.float32)
-    norm = next((_bare(node.layer) for node in chain[1:] if _is_a(node, "BatchNormalization")), None)
-    if norm is None:
-        return _Weights(kernel, kernel, bias, limits)
-    gamma = norm.gamma.numpy() if norm.scale else np.float32(1)
-    beta = norm.beta.numpy() if norm.center else np.float32(0)
-    scale = (gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)).astype(np.float32)
-    folded = (rows * scale).reshape(kernel.shape).astype(np.float32)
-    bias = ((bias - norm.moving_mean.numpy()) * scale + beta).astype(np.float32)
-    return _Weights(kernel, folded, bias, None if limits is None else np.abs(limits * scale))
-
-
-def _kernel_and_limits(layer, bare):
-    """The trained kernel, and max |w| as a quantization wrapper holds it."""
-    if type(layer).__name__ not in WRAPPERS:
-        return getattr(bare, KERNELS[type(bare).__name__]).numpy(), None
-    for weight, _, variables in layer._weight_vars:
-        if weight.name.split(":")[0].endswith("kernel"):
-            limits = np.maximum(np.abs(variables["min_var"].numpy()), np.abs(variables["max_var"].numpy()))
-            return weight.numpy(), limits.reshape(-1) if limits.size > 1 else limits.reshape(1)
-    return getattr(bare, KERNELS[type(bare).__name__]).numpy(), None
-
-
 class _Compute:
     """An operation's arithmetic on values by tensor id."""
 
@@ -301,15 +246,15 @@ class _Compute:
 
     def __call__(self, values, kernel, bias):
         if self.has_kernel:
-            x = _multiplied(self.bare, values[self.node.flat_input_ids[0]], kernel) + bias
+            x = multiplied(self.bare, values[self.node.flat_input_ids[0]], kernel) + bias
             if self.is_fused:
-                x = _unwrapped(self.bare.activation)(x)
+                x = unwrapped(self.bare.activation)(x)
         else:
             ids = self.node.flat_input_ids
             args, kwargs = self.node.map_arguments({key: [values[key]] * len(ids) for key in ids})
-            x = _run(self.bare, args, kwargs)
+            x = run_layer(self.bare, args, kwargs)
         for node in self.steps:
-            x = _run(_bare(node.layer), (x,), {})
+            x = run_layer(bare_layer(node.layer), (x,), {})
         return x
 
 
@@ -327,101 +272,5 @@ def _identity(values, kernel, bias):
     raise RuntimeError("an input is given, not computed")
 
 
-def _run(layer, args, kwargs):
-    if type(layer).__name__ == "Activation":  # a quantization wrapper puts its own in the layer
-        return _unwrapped(layer.activation)(*args)
-    return layer(*args, **kwargs)
-
-
-def _multiplied(layer, x, kernel):
-    if type(layer).__name__ == "Dense":
-        return tf.tensordot(x, kernel, 1)
-    if type(layer).__name__ == "DepthwiseConv2D":
-        return keras.backend.depthwise_conv2d(
-            x,
-            kernel,
-            strides=layer.strides,
-            padding=layer.padding,
-            dilation_rate=layer.dilation_rate,
-            data_format=layer.data_format,
-        )
-    return layer.convolution_op(x, kernel)
-
-
-def _replace(operation, output):
-    fields = {name: getattr(operation, name) for name in Operation.__dataclass_fields__}
-    return Operation(**fields | {"output": output})
-
-
-def _bare(layer):
-    return layer.layer if type(layer).__name__ in WRAPPERS else layer
-
-
 def _is_a(node, kind):
-    return node is not None and type(_bare(node.layer)).__name__ == kind
-
-
-def _unwrapped(activation):
-    """The activation that a quantization-aware one wraps."""
-    while type(activation).__name__ == "QuantizeAwareActivation":
-        activation = activation.activation
-    return activation
-
-
-def _activation_name(layer):
-    activation = _unwrapped(getattr(layer, "activation", None))
-    if activation is None or type(activation).__name__ == "NoOpActivation":
-        return "linear"
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-def _is_fused_relu(layer):
-    if type(layer).__name__ == "Activation":
-        return _activation_name(layer) in ("relu", "relu6")
-    if type(layer).__name__ != "ReLU":
-        return False
-    return layer.max_value in (None, 6) and not layer.negative_slope and not layer.threshold
-
-
-def _learned_range(layer):
-    """(low, high) of a quantization-aware layer's output, or None."""
-    variables = None
-    if type(layer).__name__ == "QuantizeLayer":
-        variables = layer.quantizer_vars
-    elif type(layer).__name__ in WRAPPERS:
-        if layer._output_quantizers:
-            variables = layer._output_quantizer_vars
-        for activation in layer._quantize_activations:
-            variables = getattr(activation, "_post_activation_vars", variables)
-    if not variables:
-        return None
-    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
-
-
-def _kind(layer):
-    name = type(layer).__name__
-    if name in ("Conv1D", "Conv2D", "Conv3D"):
-        if layer.groups > 1:
-            return "grouped"
-        return "pointwise" if np.prod(layer.kernel_size) == 1 else "conv"
-    table = {"DepthwiseConv2D": "depthwise", "Dense": "dense", "ReLU": "activation", "Activation": "activation"}
-    table |= {"Softmax": "activation"} | dict.fromkeys(POOLS, "pool")
-    return table.get(name, "add" if name in FUSES_RELU else "other")
-
-
-def _check_layer(layer):
-    if isinstance(layer, keras.Model):
-        raise ValueError(
-            f"the layer {layer.name!r} is a model inside the model; the analysis takes flat ones: build it as one "
-            "functional model"
-        )
-    name = type(layer).__name__
-    if any(part in name for part in UNKNOWN) or (
-        name not in KERNELS and any(w.name.split(":")[0].endswith("kernel") for w in layer.weights)
-    ):
-        raise ValueError(
-            f"the layer {layer.name!r} is a {name}, whose weights the analysis cannot read; replace it by stock "
-            "convolutions and dense layers"
-        )
-    if getattr(layer, "data_format", None) == "channels_first":
-        raise ValueError(f"the layer {layer.name!r} is channels_first; TFLite and the analysis take channels_last")
+    return node is not None and type(bare_layer(node.layer)).__name__ == kind

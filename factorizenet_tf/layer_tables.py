@@ -7,7 +7,8 @@ import pandas
 
 from .data import Split
 from .distributions import CHANNEL_BINS, Distribution
-from .folding import Graph, by_channel
+from .folding import Graph
+from .keras_layers import by_channel
 from .measuring import Errors, Outputs
 from .simulation import Quantization
 

@@ -12,7 +12,8 @@ from .analysis import TABLES, Analysis, analysis_of, join
 from .cost import count_macs, count_params
 from .data import Dataset, Split, check_images, load_dataset
 from .distributions import describe
-from .folding import Graph, by_channel, graph_of
+from .folding import Graph, graph_of
+from .keras_layers import by_channel
 from .layer_tables import channel_table, distribution_row, error_rows, histogram_table, notes_of, output_row, places
 from .measuring import BATCH, activations, layer_errors, output_ranges, outputs
 from .progress import Progress

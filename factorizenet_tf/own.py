@@ -25,7 +25,7 @@ from .spec import ModelSpec
 from .tflite import to_tflite
 from .weights import fingerprint, is_weights_file, load_weights, read_header
 
-__all__ = ["is_published", "load_any", "load_float", "quantize_own", "spec_of"]
+__all__ = ["load_any", "load_float", "quantize_own", "spec_of"]
 
 METHODS = ("qat", "ptq", "ptq-per-tensor")
 
@@ -42,7 +42,7 @@ def load_any(path: str | os.PathLike):
         ValueError: what is there is damaged or no image classifier.
     """
     path = Path(path)
-    if is_published(path):
+    if zoo.is_published(path):
         return zoo.load(str(path), "tflite" if str(path).endswith("-int8") else "keras")
     if (path / "model.tflite").is_file():
         path = path / "model.tflite"
@@ -89,11 +89,6 @@ def load_any(path: str | os.PathLike):
     return model
 
 
-def is_published(source: str | os.PathLike) -> bool:
-    """Whether it is a name of the package's zoo, and no file or folder."""
-    return not Path(source).exists() and str(source) in zoo.names()
-
-
 def load_float(source: str | os.PathLike) -> keras.Model:
     """A float tf_keras model to start from: a -float name of the zoo, a run's folder, float.h5 or a whole model.
 
@@ -114,7 +109,7 @@ def spec_of(source: str | os.PathLike) -> ModelSpec | ResNet8:
         FileNotFoundError: there is nothing of that name.
         ValueError: it is damaged, or a model without a spec.
     """
-    if is_published(source):
+    if zoo.is_published(source):
         return zoo.card(str(source)).spec
     path = Path(source)
     if not path.exists():

@@ -33,12 +33,12 @@ class Progress:
         if self._rich:
             self._rich.console.print(text, highlight=False, soft_wrap=True)
 
-    def bar(self, text: str, total: int) -> Bar:
-        """A bar that replaces the one before."""
+    def bar(self, text: str, total: int, *, done: int = 0) -> Bar:
+        """A bar that replaces the one before, `done` steps of it filled."""
         if self._rich:
             for task in self._rich.task_ids:
                 self._rich.remove_task(task)
-        return Bar(self._rich, text, self._rich and self._rich.add_task(text, total=total))
+        return Bar(self._rich, text, self._rich and self._rich.add_task(text, total=total, completed=done))
 
     def epoch(self, name: str, row: dict, epochs: int) -> None:
         """The line of a finished epoch."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .baselines import ResNet8
-from .cards import Card, Cards, PublishedFile, index_to_json
+from .cards import Card, Cards, PublishedFile
 from .files import write_csv, write_text
 from .int8 import Int8Model
 from .machine import machine
@@ -27,6 +27,7 @@ from .recipe import recipe_for
 from .run import IN_MEMORY, Run, load_run
 from .spec import DEFAULT_STAGES
 from .store import INDEX_FILE, FolderStore
+from .zoo_index import index_to_json
 
 __all__ = ["measure_latencies", "publish_run", "training_command"]
 

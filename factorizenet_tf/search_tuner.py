@@ -23,7 +23,7 @@ from .recipe import Recipe, recipe_for
 from .requirement import Requirement
 from .run import Run, claim_folder, dataset_identity, load_run
 from .spec import ModelSpec
-from .training import train
+from .training import check_data, train
 from .trial import PARENT, THRESHOLD, metrics_of, spec_of
 from .walk import Space
 
@@ -250,14 +250,7 @@ def _check(oracle, spec, dataset, recipe):
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
     if not recipe.qat_epochs:
         raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
-    if tuple(dataset.image_shape) != tuple(spec.input_shape):
-        raise ValueError(
-            f"the images are {dataset.image_shape}, the nets take {spec.input_shape}; load the data with input_shape={spec.input_shape}"
-        )
-    if dataset.num_classes != spec.num_classes:
-        raise ValueError(
-            f"{dataset.title} has {dataset.num_classes} classes, the nets {spec.num_classes}; use num_classes={dataset.num_classes}"
-        )
+    check_data(spec, dataset)
 
 
 def _metrics(objective, run, curve):

@@ -52,13 +52,13 @@ def served_net(
         ValueError: it is damaged or a .tflite, a name that cannot be served, labels that do not agree with the classes,
             or a precision that the source has not.
     """
-    from .own import is_published, load_any
+    from .own import load_any
     from .quantize import is_quantize_aware
 
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"precision is {precision!r}; it must be int8 or float")
     path, called = Path(source), name or model_name(source)
-    if is_published(source):
+    if zoo.is_published(source):
         model = zoo.load(str(source), "keras")
     else:
         if path.is_dir() and (path / "float.h5").is_file():
@@ -97,9 +97,8 @@ def check_name(name: str) -> str:
 def source_labels(source: str | os.PathLike) -> tuple[str, ...] | None:
     """The class names that come with a source; None where there are none."""
     from .int8 import Int8Model
-    from .own import is_published
 
-    if is_published(source):
+    if zoo.is_published(source):
         return zoo.card(str(source)).class_names
     folder = _run_of(Path(source))
     try:

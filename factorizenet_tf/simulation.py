@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._keras import tf
-from .folding import Graph, Operation, by_channel
+from .folding import Graph, Operation
+from .keras_layers import by_channel
 
 __all__ = [
     "SCHEMES",

@@ -12,8 +12,9 @@ import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from .cards import Cards, PublishedFile, index_from_json
+from .cards import Cards, PublishedFile
 from .files import write_bytes
+from .zoo_index import index_from_json
 
 __all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "open_store", "unpacked"]
 

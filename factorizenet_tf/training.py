@@ -26,7 +26,7 @@ from .spec import ModelSpec
 from .tflite import to_tflite
 from .weights import copy_weights, fingerprint, load_weights, save_weights
 
-__all__ = ["train"]
+__all__ = ["check_data", "train"]
 
 AGREEMENT_IMAGES = 1_000
 
@@ -119,7 +119,8 @@ def train(
     return Run(folder, spec, recipe, metrics)
 
 
-def _check(spec, dataset, recipe, strategy):
+def check_data(spec, dataset: Dataset) -> None:
+    """Raise ValueError where a net and a data set differ in image size or number of classes."""
     if tuple(dataset.image_shape) != tuple(spec.input_shape):
         raise ValueError(
             f"the images are {dataset.image_shape}, the net takes {spec.input_shape}; load the data with input_shape={spec.input_shape}"
@@ -128,6 +129,10 @@ def _check(spec, dataset, recipe, strategy):
         raise ValueError(
             f"{dataset.title} has {dataset.num_classes} classes, the net {spec.num_classes}; use num_classes={dataset.num_classes}"
         )
+
+
+def _check(spec, dataset, recipe, strategy):
+    check_data(spec, dataset)
     if recipe.batch_size > len(dataset.train):
         raise ValueError(
             f"batch_size is {recipe.batch_size}, the training images are {len(dataset.train)}; use at most that many"

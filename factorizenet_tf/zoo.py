@@ -13,7 +13,20 @@ from pathlib import Path
 from .cards import Card, Cards, PublishedFile, find
 from .store import open_store, unpacked
 
-__all__ = ["Card", "Cards", "PublishedFile", "best", "card", "evaluate", "list", "load", "names", "publish", "verify"]
+__all__ = [
+    "Card",
+    "Cards",
+    "PublishedFile",
+    "best",
+    "card",
+    "evaluate",
+    "is_published",
+    "list",
+    "load",
+    "names",
+    "publish",
+    "verify",
+]
 
 FORMATS = ("keras", "tflite", "saved_model", "path")
 
@@ -78,6 +91,11 @@ def card(name: str, *, zoo: str | os.PathLike | None = None) -> Card:
         ValueError: there is no such name (near ones are offered); others as for `list`.
     """
     return find(open_store(zoo).cards(), name)
+
+
+def is_published(source: str | os.PathLike) -> bool:
+    """Whether it is a name of the package's own zoo, and no file or folder."""
+    return not Path(source).exists() and str(source) in names()
 
 
 def best(

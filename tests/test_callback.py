@@ -9,7 +9,8 @@ import tf_keras as keras
 import factorizenet_tf as fnet
 from factorizenet_tf import callback
 from factorizenet_tf.distributions import describe
-from factorizenet_tf.folding import by_channel, graph_of
+from factorizenet_tf.folding import graph_of
+from factorizenet_tf.keras_layers import by_channel
 
 
 @pytest.fixture

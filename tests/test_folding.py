@@ -3,7 +3,8 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.folding import by_channel, graph_of
+from factorizenet_tf.folding import graph_of
+from factorizenet_tf.keras_layers import by_channel
 
 layers = keras.layers
 

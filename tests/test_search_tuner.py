@@ -94,7 +94,7 @@ def test_changed_requirement_recipe_and_data_are_refused_with_the_difference(sea
 def test_what_does_not_fit_is_refused(digits, tmp_path):
     with pytest.raises(ValueError, match="the recipe has no QAT"):
         make(tmp_path, digits, recipe=fnet.recipe_for("digits", qat_epochs=0))
-    with pytest.raises(ValueError, match=r"the images are \(16, 16, 1\), the nets take \(32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"the images are \(16, 16, 1\), the net takes \(32, 32, 3\)"):
         FactorizationTuner(FactorizationOracle(fnet.ModelSpec(0), max_macs=10**7), digits, directory=tmp_path)
     with pytest.raises(ValueError, match="the objective is 'val_loss'; it must be one of val_float_accuracy"):
         FactorizationTuner(FactorizationOracle(SPEC, max_macs=10**7, objective="val_loss"), digits, directory=tmp_path)

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 import factorizenet_tf as fnet
 from factorizenet_tf.augmentation import to_float
-from factorizenet_tf.cards import Cards, index_to_json
+from factorizenet_tf.cards import Cards
 from factorizenet_tf.evaluation import logits
+from factorizenet_tf.zoo_index import index_to_json
 
 FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
 

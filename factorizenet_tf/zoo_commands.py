@@ -1,0 +1,120 @@
+"""The commands of the zoo, which `cli` adds to its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import zoo
+from .options import DataDir, Json, Name, Quiet, ZooOption, import_tensorflow
+from .tables import print_json, show
+
+__all__ = ["list_models", "publish", "show_card", "verify"]
+
+
+def list_models(
+    max_macs: Annotated[int | None, typer.Option(help="Of one image.")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(help="Of the file.")] = None,
+    max_ram_bytes: Annotated[int | None, typer.Option(help="Of the TFLite Micro arena (int8).")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
+    precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
+    ] = False,
+    zoo_: ZooOption = None,
+    as_json: Json = False,
+):
+    """List the published models within the limits."""
+    limits = {
+        "max_macs": max_macs,
+        "max_size_bytes": max_size_bytes,
+        "max_ram_bytes": max_ram_bytes,
+        "max_latency_ms": max_latency_ms,
+    }
+    if best:
+        cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo=zoo_, **limits)])
+    else:
+        cards = zoo.list(precision=precision, dataset=dataset, zoo=zoo_, **limits)
+    if as_json:
+        print_json([card.row() for card in cards])
+    else:
+        print(cards)
+
+
+def show_card(name: Name, zoo_: ZooOption = None, as_json: Json = False):
+    """Show what is known of a published model."""
+    from .pages import card_page
+    from .zoo_index import index_to_json
+
+    card = zoo.card(name, zoo=zoo_)
+    if as_json:
+        print(json.dumps(json.loads(index_to_json(zoo.Cards([card])))["models"][0], indent=2))
+    else:
+        print(card_page(card))
+
+
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of `factorizenet list`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
+    precision: Annotated[str | None, typer.Option(help="With --all: float or int8 only.")] = None,
+    zoo_: ZooOption = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Check published models against their cards.
+
+    Hashes, sizes, costs, operators, RAM, agreement with Keras, and accuracy on whole splits where the data is on this
+    machine. Exit code 1 where a check fails.
+    """
+    if every == bool(names):
+        raise ValueError("give names of models, or --all")
+    import_tensorflow()
+    if every:
+        names = [card.name for card in zoo.list(precision=precision, zoo=zoo_)]
+    from .verification import verify_all
+
+    results = verify_all(names, zoo=zoo_, data_dir=data_dir, verbose=not quiet)
+    rows = [row for result in results for row in result.rows()]
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [row for row in rows if row["passed"] != "ok"]
+        if shown:
+            show([{k: str(v) for k, v in row.items()} for row in shown], False, "What failed or was skipped")
+        passed = sum(row["passed"] == "ok" for row in rows)
+        print(f"{len(results)} models, {passed} of {len(rows)} checks passed")
+    failed = [result.name for result in results if not result.passed]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")
+
+
+def publish(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
+    zoo_: Annotated[Path | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put them in the place of models of the same name.")
+    ] = False,
+    latencies: Annotated[
+        bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Add trainings to a zoo folder, each as -float and -int8."""
+    if zoo_ is None or not (runs or latencies):
+        raise ValueError("give the runs' folders and --zoo FOLDER, or --latencies --zoo FOLDER")
+    import_tensorflow()
+    cards = [card for run in runs or () for card in zoo.publish(run, zoo=zoo_, replace=replace, verbose=not quiet)]
+    if latencies:
+        from .publishing import measure_latencies
+
+        cards = measure_latencies(zoo_, verbose=not quiet)
+    if as_json:
+        print_json([card.row() for card in cards])
+    else:
+        print(zoo.Cards(cards))
