@@ -126,8 +126,8 @@ def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> 
     """Write a SavedModel with the signature `image` float32 (batch, height, width, channels) in 0..1 -> `logits`.
 
     Args:
-        source: a run's folder (its float model), a name of the zoo, float.h5, qat.h5 or a tf_keras model. Grouped convolutions in it are
-            TensorFlow's native ones, not XLA's.
+        source: a run's folder (its float model), a name of the zoo, float.h5, qat.h5 or a tf_keras model. Grouped
+            convolutions in it are TensorFlow's native ones, not XLA's.
         folder: new; written aside and renamed.
 
     Returns:

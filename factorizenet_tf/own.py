@@ -34,8 +34,9 @@ def load_any(path: str | os.PathLike):
     """The model in a file: an Int8Model (.tflite), one of our weights files rebuilt, or a whole tf_keras model.
 
     Args:
-        path: a name of the zoo where no such file exists; .tflite; float.h5 or qat.h5 of a run; a run's folder (its .tflite); .keras, .h5 or a SavedModel's folder
-            that tf_keras wrote. No Python code in a file is run: a Lambda layer is refused.
+        path: a name of the zoo where no such file exists; .tflite; float.h5 or qat.h5 of a run; a run's folder (its
+            .tflite); .keras, .h5 or a SavedModel's folder that tf_keras wrote. No Python code in a file is run: a Lambda
+            layer is refused.
 
     Raises:
         FileNotFoundError: there is nothing at the path.

@@ -235,10 +235,9 @@ def _zipped(folder: Path) -> bytes:
 def _card(run, precision, files, measured) -> Card:
     metrics, is_int8 = run.metrics, precision == "int8"
     dataset = json.loads((run.folder / "dataset.json").read_text())
-    main = files["int8"][1] if is_int8 else files["float"][0]
+    main = next(file for file in files[precision] if file.role == ("tflite" if is_int8 else "weights"))
     key = "tflite" if is_int8 else "float"
-    int8 = Int8Model(run.folder / "model.tflite")
-    scale, zero_point = int8.input_quantization
+    scale, zero_point = run.int8_model().input_quantization
     unmeasured = dict.fromkeys(measured)
     return Card(
         name=f"{run.spec.name}-{precision}",
