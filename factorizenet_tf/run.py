@@ -17,7 +17,7 @@ from .int8 import Int8Model
 from .recipe import Recipe, recipe_from_json
 from .spec import ModelSpec, spec_from_json
 
-__all__ = ["IN_MEMORY", "Run", "claim", "claim_folder", "dataset_identity", "load_run"]
+__all__ = ["IN_MEMORY", "Run", "check_folder", "claim", "claim_folder", "dataset_identity", "load_run"]
 
 IN_MEMORY = "a model in memory"  # metrics.json's `initial` where a training started from no file
 
@@ -117,6 +117,8 @@ def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initia
 def claim_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
     """Write the JSON files that say what a folder is of, or find that they are there and say the same.
 
+    Of several processes that share a folder one claims it, the others `check_folder`.
+
     Args:
         folder: made where it is not there.
         texts: content by file name.
@@ -131,10 +133,24 @@ def claim_folder(folder: Path, texts: dict[str, str], what: str, differences: Se
     present = {name for name in texts if (folder / name).exists()}
     if not present and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
+    check_folder(folder, {name: text for name, text in texts.items() if name in present}, what, differences)
+    for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
+        if name not in present:
+            write_text(folder / name, texts[name])
+
+
+def check_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
+    """Find that the JSON files in a folder say what `claim_folder` would write. The arguments are as there.
+
+    Raises:
+        ValueError: it is of another one (every difference is named), or a file is damaged or missing.
+    """
     differences = list(differences)
-    for name in sorted(present):
+    for name in sorted(texts):
         try:
             there, now = json.loads((folder / name).read_text()), json.loads(texts[name])
+        except FileNotFoundError:
+            raise ValueError(f"{folder} holds no {what}: {name} is missing; give the {what}'s own folder") from None
         except ValueError:
             raise ValueError(f"{folder / name} is damaged; restore it, or choose a new folder") from None
         keys = sorted({*there, *now})
@@ -147,9 +163,6 @@ def claim_folder(folder: Path, texts: dict[str, str], what: str, differences: Se
         raise ValueError(
             f"the folder {folder} holds another {what} ({'; '.join(differences)}); choose a new one or give the same arguments"
         )
-    for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
-        if name not in present:
-            write_text(folder / name, texts[name])
 
 
 def dataset_identity(dataset: Dataset) -> str:

@@ -21,7 +21,7 @@ from .phase import NanLossError
 from .pruning import GivenUp, Watch, float_curve
 from .recipe import Recipe, recipe_for
 from .requirement import Requirement
-from .run import Run, claim_folder, dataset_identity, load_run
+from .run import Run, check_folder, claim_folder, dataset_identity, load_run
 from .spec import ModelSpec
 from .training import check_data, train
 from .trial import PARENT, THRESHOLD, metrics_of, spec_of
@@ -63,7 +63,7 @@ class FactorizationTuner(keras_tuner.Tuner):
 
     Raises:
         ValueError: data, recipe, objective and space do not fit, the folder holds another search (the difference is
-            named), or one of its files is damaged.
+            named), or one of its files is damaged. A worker says so in `search`, once its chief answers.
         OSError: the folder cannot be written.
     """
 
@@ -96,10 +96,11 @@ class FactorizationTuner(keras_tuner.Tuner):
         walked = isinstance(oracle, FactorizationOracle)
         if walked:
             oracle.costs.labels = dataset.class_names
-        claim_folder(folder, self._identity(oracle), "search")
         if self._is_worker():
             self.oracle = chief.patient_client(self.oracle)
-        elif (folder / ORACLE_FILE).exists():
+            return
+        claim_folder(folder, self._identity(oracle), "search")
+        if (folder / ORACLE_FILE).exists():
             oracle.reload()
         else:
             oracle.save()
@@ -118,7 +119,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         """Run trials until the oracle has no more; as chief, answer the workers until then.
 
         Raises:
-            ValueError: no net fits the requirement.
+            ValueError: no net fits the requirement, or the chief's search is another than this worker's.
             RuntimeError: three trials failed in a row, or one crashed on a worker.
             ConnectionError: the chief stays away.
             OSError: the disk is full.
@@ -127,6 +128,9 @@ class FactorizationTuner(keras_tuner.Tuner):
         if chief.is_chief():
             chief.serve(self._own_oracle)
         else:
+            if self._is_worker():
+                self.oracle.get_space()  # once the chief answers it has claimed the folder
+                check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
             self._work()
         failure = getattr(self._own_oracle, "failure", None)
         if failure is not None:
