@@ -37,7 +37,8 @@ class Card:
     """A published model: what it is, costs and scores. Accuracies are 0..1.
 
     Args:
-        name: what `zoo.load` takes.
+        name: what `zoo.load` takes for the newest version.
+        version: from 1; a version is never overwritten, and `zoo.load(reference)` pins it.
         spec: the net.
         precision: "float" or "int8".
         dataset: what it was trained and measured on, named as it is.
@@ -70,6 +71,7 @@ class Card:
     """
 
     name: str
+    version: int
     spec: ModelSpec | ResNet8
     precision: str
     dataset: str
@@ -102,6 +104,11 @@ class Card:
     files: tuple[PublishedFile, ...]
 
     @property
+    def reference(self) -> str:
+        """The name with its version: fnet-l2-int8@1."""
+        return f"{self.name}@{self.version}"
+
+    @property
     def level(self) -> int | tuple[int, ...] | None:
         """Level of depth factorization; None for a baseline."""
         return getattr(self.spec, "level", None)
@@ -119,6 +126,7 @@ class Card:
         """The numbers that tables show."""
         names = [
             "name",
+            "version",
             "precision",
             "dataset",
             "macs",
@@ -130,7 +138,7 @@ class Card:
         ]
         row = {key: getattr(self, key) for key in (*names, "validation_accuracy", "accuracy")}
         level = ".".join(map(str, self.level)) if isinstance(self.level, tuple) else self.level
-        return {"name": row.pop("name"), "level": level, "width": self.width} | row
+        return {"name": row.pop("name"), "version": row.pop("version"), "level": level, "width": self.width} | row
 
     def __repr__(self) -> str:
         return (
@@ -142,10 +150,15 @@ class Cards(tuple):
     """A tuple of cards that prints as a table."""
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row a card: the numbers of `Card.row`."""
+        """A row for each card: the numbers of `Card.row`."""
         import pandas
 
         return pandas.DataFrame([card.row() for card in self])
+
+    def newest(self) -> Cards:
+        """Of each name the newest version, in the order of these."""
+        last = {card.name: card.version for card in sorted(self, key=lambda card: card.version)}
+        return Cards(card for card in self if last[card.name] == card.version)
 
     def __repr__(self) -> str:
         if not self:
@@ -156,15 +169,20 @@ class Cards(tuple):
 
 
 def find(cards: Cards, name: str) -> Card:
-    """The card of a name.
+    """The card of a name, the newest, or of a name and version, fnet-l2-int8@1.
 
     Raises:
-        ValueError: there is none; near names are offered.
+        ValueError: there is none; near names, or the versions that there are, are offered.
     """
-    for card in cards:
-        if card.name == name:
+    base, _, pin = str(name).partition("@")
+    versions = sorted((card for card in cards if card.name == base), key=lambda card: card.version)
+    for card in reversed(versions):
+        if name in (card.name, card.reference):
             return card
-    names = [card.name for card in cards]
+    if versions:
+        have = ", ".join(card.reference for card in versions)
+        raise ValueError(f"{base} has no version {pin!r}; there are {have}")
+    names = [card.name for card in cards.newest()]
     if not names:
         raise ValueError(f"no model {name!r}: this zoo is empty; `factorizenet publish` adds a trained run")
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)

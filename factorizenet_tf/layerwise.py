@@ -38,7 +38,7 @@ def analyze(
     activation_bits: int = 8,
     sensitivity: bool = False,
     dataset: Dataset | None = None,
-    zoo: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
     verbose: bool = False,
 ) -> Analysis:
     """Measure every layer's distributions, float and quantized, and what their quantization costs.
@@ -58,7 +58,7 @@ def analyze(
         weight_bits, activation_bits: 2 to 8.
         sensitivity: also quantize weights only, activations only, one layer only, all but one (minutes).
         dataset: stands for the data of a name or a run, to load it once for several.
-        zoo: where names are looked up, as for `zoo.load`.
+        zoo_dir: where names are looked up, as for `zoo.load`.
         verbose: say how far it is.
 
     Raises:
@@ -67,7 +67,7 @@ def analyze(
         FileNotFoundError: no such name or file.
     """
     asked = scheme_of(scheme, weight_bits, activation_bits)
-    subject = subject_of(model_or_name, dataset=dataset, zoo=zoo, needs_data=calibration is None)
+    subject = subject_of(model_or_name, dataset=dataset, zoo_dir=zoo_dir, needs_data=calibration is None)
     calibration = _calibration(subject, calibration)
     split = _evaluation(subject, evaluation)
     graphs = {source: graph_of(model) for source, model in subject.models.items()}
@@ -96,7 +96,7 @@ def compare_levels(
     activation_bits: int = 8,
     sensitivity: bool = False,
     dataset: Dataset | None = None,
-    zoo: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
     verbose: bool = False,
 ) -> Analysis:
     """Analyses of several nets in one, lined up by `block` and `depth`.
@@ -122,7 +122,7 @@ def compare_levels(
             activation_bits=activation_bits,
             sensitivity=sensitivity,
             dataset=dataset,
-            zoo=zoo,
+            zoo_dir=zoo_dir,
             verbose=verbose,
         )
         for subject in subjects
@@ -145,7 +145,7 @@ def analyze_all(
     weight_bits: int = 8,
     activation_bits: int = 8,
     sensitivity: bool = False,
-    zoo: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
     verbose: bool = False,
 ) -> Analysis:
     """Nets by name, each with its own data, which is loaded once where it is the same.
@@ -156,7 +156,7 @@ def analyze_all(
         data_dir: where TFDS keeps its data.
         calibration_images: the first so many training images.
         evaluation_images: the first so many validation images; None: all.
-        scheme, weight_bits, activation_bits, sensitivity, zoo, verbose: as for `analyze`.
+        scheme, weight_bits, activation_bits, sensitivity, zoo_dir, verbose: as for `analyze`.
 
     Raises:
         ValueError: a number of images below 1, a file without data; else as `analyze`.
@@ -167,7 +167,7 @@ def analyze_all(
     scheme_of(scheme, weight_bits, activation_bits)  # an error here costs no waiting
     loaded, found = {}, []
     for name in names:
-        subject = subject_of(name, zoo=zoo, needs_data=False)
+        subject = subject_of(name, zoo_dir=zoo_dir, needs_data=False)
         source = dataset or subject.dataset_name
         if source is None:
             raise ValueError(f"{name} is not known to go with any data; give --dataset")

@@ -22,8 +22,9 @@ NAMES = {
 
 def write_pages(zoo: Path, cards: Cards) -> None:
     """Write README.md, cards/*.md and, where matplotlib is installed, frontier.svg."""
-    write_text(zoo / "README.md", table_page(cards))
-    pages = {f"{card.name}.md": card_page(card) for card in cards}
+    newest = cards.newest()
+    write_text(zoo / "README.md", table_page(newest))
+    pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
     (zoo / "cards").mkdir(exist_ok=True)
     for stale in (zoo / "cards").glob("*.md"):
         if stale.name not in pages:
@@ -31,7 +32,7 @@ def write_pages(zoo: Path, cards: Cards) -> None:
     for name, text in pages.items():
         write_text(zoo / "cards" / name, text)
     with contextlib.suppress(ModuleNotFoundError):
-        frontier(cards, zoo / "frontier.svg")
+        frontier(newest, zoo / "frontier.svg")
 
 
 def table_page(cards: Cards) -> str:
@@ -199,7 +200,7 @@ def card_page(card: Card) -> str:
         ]
     lines += [
         "",
-        f"Licence of the weights: {card.licence}. Published {card.published}, made with "
+        f'Version {card.version}: `load("{card.reference}")` pins it. Licence of the weights: {card.licence}. Published {card.published}, made with '
         + ", ".join(f"{name} {number}" for name, number in card.versions.items())
         + ".",
         "",

@@ -18,6 +18,7 @@ import numpy as np
 from .baselines import ResNet8
 from .cards import Card, Cards, PublishedFile
 from .files import write_csv, write_text
+from .gates import refusals
 from .int8 import Int8Model
 from .machine import machine
 from .micro import arena_bytes
@@ -27,43 +28,39 @@ from .recipe import recipe_for
 from .run import IN_MEMORY, Run, load_run
 from .spec import DEFAULT_STAGES
 from .store import INDEX_FILE, FolderStore
-from .zoo_index import index_to_json
+from .zoo_index import check_name, index_to_json
 
 __all__ = ["measure_latencies", "publish_run", "training_command"]
 
 LICENCE = "Apache-2.0"
 LATENCY_ROUNDS = 9
+LOCK_SECONDS = 600  # for several publishers before this one
 
 
-def publish_run(run: Run | str | os.PathLike, zoo: Path, *, replace: bool, verbose: bool) -> Cards:
+def publish_run(run: Run | str | os.PathLike, zoo: Path, *, name: str | None, verbose: bool) -> Cards:
     """Add a run to a zoo folder; `zoo.publish` has the arguments."""
     run = run if isinstance(run, Run) else load_run(run)
-    if "qat" not in run.metrics["accuracy"]["test"]:
-        raise ValueError(f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1")
-    if not {"machine", "versions"} <= run.metrics.keys():
-        raise ValueError(f"the run in {run.folder} does not say its machine and versions; train it with this version")
-    names = [f"{run.spec.name}-{precision}" for precision in ("float", "int8")]
+    name = run.spec.name if name is None else name
+    check_name(name)
+    reasons = refusals(run)
+    if reasons:
+        raise ValueError(f"{run.spec.name} is not published: {'; '.join(reasons)}")
     _make_writable(zoo)
-    before = FolderStore(zoo).cards() if (zoo / INDEX_FILE).exists() else Cards()
-    taken = [card.name for card in before if card.name in names]
-    if taken and not replace:
-        raise FileExistsError(
-            f"{zoo} has {', '.join(taken)} already; publish with replace to put this run in their place"
-        )
+    content = (run.folder / "model.tflite").read_bytes()
+    _check_new(_cards(zoo), name, content)
     with Progress(verbose) as progress:
-        progress.say(f"{run.spec.name}: measuring RAM and latency")
-        content = (run.folder / "model.tflite").read_bytes()
+        progress.say(f"{name}: measuring RAM and latency")
         measured = {"ram_bytes": arena_bytes(content)} | _latencies([content], run.spec)[0]
-        progress.say(f"{run.spec.name}: writing weights and SavedModels")
-        files = _write_files(run, zoo, content)
-        new = [_card(run, precision, files, measured) for precision in ("float", "int8")]
-        kept = [card for card in before if card.name not in names]
-        _write_index(zoo, Cards(sorted([*kept, *new], key=_order)))
-        used = {Path(file.path).parent for card in [*kept, *new] for file in card.files}
-        for card in before:
-            for old in {Path(file.path).parent for file in card.files} - used:
-                shutil.rmtree(zoo / old, ignore_errors=True)
-        progress.say(f"{run.spec.name}: published as {' and '.join(names)} in {zoo}")
+        progress.say(f"{name}: writing weights and SavedModels")
+        with _locked(zoo):
+            before = _cards(zoo)
+            _check_new(before, name, content)
+            _remove_unlisted(zoo, before)
+            files = _write_files(run, name, zoo, content)
+            version = 1 + max((card.version for card in before if card.name == f"{name}-int8"), default=0)
+            new = [_card(run, name, version, precision, files, measured) for precision in ("float", "int8")]
+            _write_index(zoo, Cards(sorted([*before, *new], key=_order)))
+        progress.say(f"published as {' and '.join(card.reference for card in new)} in {zoo}")
     return Cards(new)
 
 
@@ -87,9 +84,10 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
             progress.say(f"measuring the latency of {len(alike)} models of {alike[0].spec.input_shape}")
             contents = [store.path(card.file("tflite")).read_bytes() for card in alike]
             for card, latency in zip(alike, _latencies(contents, alike[0].spec)):
-                new[card.name] = dataclasses.replace(card, **latency)
-    cards = Cards(new.get(card.name, card) for card in cards)
-    _write_index(zoo, cards)
+                new[card.reference] = latency
+    with _locked(zoo):
+        cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
+        _write_index(zoo, cards)
     return cards
 
 
@@ -175,7 +173,7 @@ def _reference(input_shape, num_classes) -> bytes:
     )
 
 
-def _write_files(run, zoo, content) -> dict:
+def _write_files(run, name, zoo, content) -> dict:
     """The run's files in a folder of the zoo named by their content; gives precision -> PublishedFiles."""
     from .export import export_saved_model
 
@@ -183,8 +181,8 @@ def _write_files(run, zoo, content) -> dict:
     models.mkdir(exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=models, prefix=".aside-"))
     try:
-        for name in ("float.h5", "qat.h5"):
-            shutil.copyfile(run.folder / name, aside / name)
+        for file in ("float.h5", "qat.h5"):
+            shutil.copyfile(run.folder / file, aside / file)
         (aside / "model.tflite").write_bytes(content)
         write_csv(aside / "history.csv", run.history())
         for precision, weights in (("float", "float.h5"), ("int8", "qat.h5")):
@@ -194,8 +192,7 @@ def _write_files(run, zoo, content) -> dict:
         digest = hashlib.sha256()
         for file in sorted(aside.iterdir()):
             digest.update(file.read_bytes())
-        folder = models / f"{run.spec.name}-{digest.hexdigest()[:8]}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a publication that was killed, or the same one again
+        folder = models / f"{name}-{digest.hexdigest()[:8]}"
         os.chmod(aside, 0o755)
         os.replace(aside, folder)
     finally:
@@ -232,7 +229,7 @@ def _zipped(folder: Path) -> bytes:
     return archive.getvalue()
 
 
-def _card(run, precision, files, measured) -> Card:
+def _card(run, name, version, precision, files, measured) -> Card:
     metrics, is_int8 = run.metrics, precision == "int8"
     dataset = json.loads((run.folder / "dataset.json").read_text())
     main = next(file for file in files[precision] if file.role == ("tflite" if is_int8 else "weights"))
@@ -240,7 +237,8 @@ def _card(run, precision, files, measured) -> Card:
     scale, zero_point = run.int8_model().input_quantization
     unmeasured = dict.fromkeys(measured)
     return Card(
-        name=f"{run.spec.name}-{precision}",
+        name=f"{name}-{precision}",
+        version=version,
         spec=run.spec,
         precision=precision,
         dataset=dataset["title"],
@@ -272,7 +270,33 @@ def _card(run, precision, files, measured) -> Card:
 def _order(card):
     """The family by width and level, then baselines; float before int8."""
     levels = card.level if isinstance(card.level, tuple) else (card.level,)
-    return card.level is None, card.width or 0, isinstance(card.level, tuple), levels, card.name
+    return card.level is None, card.width or 0, isinstance(card.level, tuple), levels, card.name, card.version
+
+
+def _cards(zoo):
+    return FolderStore(zoo).cards() if (zoo / INDEX_FILE).exists() else Cards()
+
+
+def _check_new(cards, name, content):
+    digest = hashlib.sha256(content).hexdigest()
+    for card in cards:
+        if card.name == f"{name}-int8" and card.file("tflite").sha256 == digest:
+            raise FileExistsError(f"this run is published already, as {card.reference}")
+
+
+def _remove_unlisted(zoo, cards):
+    """Remove what a publication left that was killed."""
+    listed = {Path(file.path).parent.name for card in cards for file in card.files}
+    for folder in (zoo / "models").glob("*"):
+        if folder.name not in listed:
+            shutil.rmtree(folder)
+
+
+def _locked(zoo):
+    """Held while index and models change, by one process at a time."""
+    from filelock import FileLock
+
+    return FileLock(zoo / ".lock", timeout=LOCK_SECONDS)
 
 
 def _write_index(zoo, cards):

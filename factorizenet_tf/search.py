@@ -219,10 +219,9 @@ def _publish(found, folder, progress, verbose):
     if found.best is not None and found.best.name not in names:
         names.append(found.best.name)
     folder = Path(folder).expanduser()
-    there = zoo.names(zoo=folder) if (folder / "index.json").exists() else ()
     for name in names:
-        if f"{name}-int8" in there:
-            progress.say(f"{name} is in {folder} already, and stays")
-            continue
-        zoo.publish(found.run_folder(name), zoo=folder, verbose=False)
-        progress.say(f"{name}: published in {folder}")
+        try:
+            cards = zoo.publish(found.run_folder(name), zoo_dir=folder, verbose=False)
+            progress.say(f"published in {folder}: {', '.join(card.reference for card in cards)}")
+        except FileExistsError as error:
+            progress.say(f"{name}: {error}")

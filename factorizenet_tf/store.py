@@ -16,9 +16,10 @@ from .cards import Cards, PublishedFile
 from .files import write_bytes
 from .zoo_index import index_from_json
 
-__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "open_store", "unpacked"]
+__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "open_stores", "unpacked"]
 
 INDEX_FILE = "index.json"
+ZOO_VARIABLE = "FACTORIZENET_ZOO"
 TIMEOUT_SECONDS = 30
 
 
@@ -121,13 +122,24 @@ class UrlStore:
         return content
 
 
-def open_store(zoo: str | os.PathLike | None = None) -> FolderStore | UrlStore:
-    """The zoo of a folder or an http(s) address; None: the one that comes with the package."""
-    if zoo is None:
-        return FolderStore(_own_folder())
-    if str(zoo).startswith(("http://", "https://")):
-        return UrlStore(str(zoo))
-    return FolderStore(Path(zoo).expanduser())
+def open_stores(zoo_dir: str | os.PathLike | None = None) -> tuple[FolderStore | UrlStore, ...]:
+    """Where names are looked up, in this order.
+
+    Args:
+        zoo_dir: a folder or an http(s) address: that alone. None: the zoo that comes with the package, then that of the
+            environment variable FACTORIZENET_ZOO, where it is set.
+    """
+    if zoo_dir is not None:
+        return (_open(zoo_dir),)
+    second = os.environ.get(ZOO_VARIABLE)
+    own = FolderStore(_own_folder())
+    return (own, _open(second)) if second else (own,)
+
+
+def _open(zoo_dir):
+    if str(zoo_dir).startswith(("http://", "https://")):
+        return UrlStore(str(zoo_dir))
+    return FolderStore(Path(zoo_dir).expanduser())
 
 
 def unpacked(archive: Path, sha256: str) -> Path:

@@ -75,7 +75,7 @@ def study(
     out: str | os.PathLike,
     recipe: Recipe | None = None,
     requirements: Mapping[str, float] | None = None,
-    zoo: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
     sensitivity: bool = False,
     verbose: bool = True,
 ) -> Study:
@@ -90,7 +90,7 @@ def study(
         recipe: of all trainings; None: the data set's own. It must have a QAT phase.
         requirements: `max_macs`, `max_size_bytes`, `max_latency_ms`, `max_ram_bytes` (each: the highest int8 validation
             accuracy that fits) and `min_accuracy` (0..1: the fewest MACs whose int8 validation accuracy reaches it).
-        zoo: take nets from this zoo where it has the same net, recipe and data; None: train all.
+        zoo_dir: take nets from this zoo where it has the same net, recipe and data; None: train all.
         sensitivity: measure it, too.
         verbose: say how far it is.
 
@@ -107,13 +107,15 @@ def study(
     with Progress(verbose) as progress:
         for spec in specs:
             progress.say(f"{spec.name}: level {spec.level}")
-            published = _published(spec, dataset, recipe, zoo)
+            published = _published(spec, dataset, recipe, zoo_dir)
             if published is None:
                 run = train(spec, dataset, out=folder / "runs" / spec.name, recipe=recipe, verbose=verbose)
                 source, row = run, _trained_row(run)
             else:
                 source, row = published.name, _published_row(published)
-            analysis = _analysed(folder / "analyses" / spec.name, spec.name, source, dataset, zoo, sensitivity, verbose)
+            analysis = _analysed(
+                folder / "analyses" / spec.name, spec.name, source, dataset, zoo_dir, sensitivity, verbose
+            )
             analyses.append(analysis)
             rows.append(row | _figures_of(analysis))
             write_csv(folder / "study.csv", rows)
@@ -208,23 +210,23 @@ def _claim(folder, dataset, specs, recipe, sensitivity):
         )
 
 
-def _published(spec, dataset, recipe, zoo):
+def _published(spec, dataset, recipe, zoo_dir):
     """The card of the same net, data and recipe, or None."""
-    if zoo is None:
+    if zoo_dir is None:
         return None
     wanted = json.loads(recipe.to_json())
-    for card in zoo_module.list(precision="int8", zoo=zoo):
+    for card in zoo_module.list(precision="int8", zoo_dir=zoo_dir):
         if card.spec == spec and card.dataset == dataset.title and card.recipe == wanted:
             return card
     return None
 
 
-def _analysed(folder, name, source, dataset, zoo, sensitivity, verbose):
+def _analysed(folder, name, source, dataset, zoo_dir, sensitivity, verbose):
     if (folder / "analysis.json").is_file():
         return load_analysis(folder)
     if folder.exists():  # a kill left it half written
         shutil.rmtree(folder)
-    analysis = analyze(source, dataset=dataset, zoo=zoo, sensitivity=sensitivity, verbose=verbose)
+    analysis = analyze(source, dataset=dataset, zoo_dir=zoo_dir, sensitivity=sensitivity, verbose=verbose)
     analysis = _renamed(analysis, name)
     analysis.save(folder)
     return analysis

@@ -76,7 +76,7 @@ def analyze(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         sensitivity=sensitivity,
-        zoo=zoo_,
+        zoo_dir=zoo_,
         verbose=not quiet,
     )
     if save is not None:
@@ -153,7 +153,7 @@ def study(
         out=out,
         recipe=recipe,
         requirements=requirements,
-        zoo=zoo_,
+        zoo_dir=zoo_,
         sensitivity=sensitivity,
         verbose=not quiet,
     )

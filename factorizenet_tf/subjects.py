@@ -39,13 +39,13 @@ class Subject:
     dataset_name: str | None = None
 
 
-def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo=None, needs_data: bool = True) -> Subject:
+def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo_dir=None, needs_data: bool = True) -> Subject:
     """The net that a caller named.
 
     Args:
         model_or_name: as for `analyze`.
         dataset: its data where the caller has it loaded; else it is loaded where `needs_data`.
-        zoo: where names are looked up.
+        zoo_dir: where names are looked up.
         needs_data: whether data is wanted that was not given.
 
     Raises:
@@ -68,7 +68,7 @@ def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo=None, needs
         return Subject(path.stem, {_source(model): model}, None, dataset)
     if path.suffix in FILES or len(path.parts) > 1:
         raise FileNotFoundError(f"no model at {path}; give a name of the zoo, a run's folder, a .h5 or a .keras file")
-    return _published(str(model_or_name), dataset, zoo, needs_data)
+    return _published(str(model_or_name), dataset, zoo_dir, needs_data)
 
 
 def _run(run, dataset, needs_data):
@@ -83,16 +83,16 @@ def _run(run, dataset, needs_data):
     return Subject(run.spec.name, models, run.spec, dataset, None if name == "arrays" else name)
 
 
-def _published(name, dataset, zoo, needs_data):
-    card = zoo_module.card(name, zoo=zoo)
+def _published(name, dataset, zoo_dir, needs_data):
+    card = zoo_module.card(name, zoo_dir=zoo_dir)
     models = {}
     sibling = name.removesuffix("-int8") + "-float"
     if card.precision == "int8":
-        if sibling in zoo_module.names(zoo=zoo):
-            models["float"] = zoo_module.load(sibling, zoo=zoo)
-        models["qat"] = zoo_module.load(name, zoo=zoo)
+        if sibling in zoo_module.names(zoo_dir=zoo_dir):
+            models["float"] = zoo_module.load(sibling, zoo_dir=zoo_dir)
+        models["qat"] = zoo_module.load(name, zoo_dir=zoo_dir)
     else:
-        models["float"] = zoo_module.load(name, zoo=zoo)
+        models["float"] = zoo_module.load(name, zoo_dir=zoo_dir)
     if dataset is None and needs_data:
         dataset = load_dataset(card.dataset_name, input_shape=card.spec.input_shape)
     return Subject(name, models, card.spec, dataset, card.dataset_name)

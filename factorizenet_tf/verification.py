@@ -117,7 +117,7 @@ def verify_card(card: Card, load_file, build_model, dataset: Dataset | None, rea
     return Verification(card.name, tuple(checks))
 
 
-def verify_all(names, *, zoo=None, data_dir=None, verbose=True) -> list[Verification]:
+def verify_all(names, *, zoo_dir=None, data_dir=None, verbose=True) -> list[Verification]:
     """`zoo.verify` of several names, each data set loaded once, with progress."""
     from . import zoo as models
     from .data import load_dataset
@@ -127,12 +127,12 @@ def verify_all(names, *, zoo=None, data_dir=None, verbose=True) -> list[Verifica
     with Progress(verbose) as progress:
         bar = progress.bar("verifying", len(names))
         for name in names:
-            card = models.card(name, zoo=zoo)
+            card = models.card(name, zoo_dir=zoo_dir)
             key = card.dataset_name, card.spec.input_shape
             if key not in datasets:
                 with contextlib.suppress(OSError, ValueError):  # `verify` says why
                     datasets[key] = load_dataset(key[0], input_shape=key[1], data_dir=data_dir, download=False)
-            results.append(models.verify(name, dataset=datasets.get(key), data_dir=data_dir, zoo=zoo))
+            results.append(models.verify(name, dataset=datasets.get(key), data_dir=data_dir, zoo_dir=zoo_dir))
             progress.say(f"{name}: {'passed' if results[-1].passed else 'FAILED'}")
             bar.advance()
     return results

@@ -1,7 +1,9 @@
 """Pretrained models by name: list, choose, load, measure again, publish.
 
-`zoo` is everywhere None for the models that come with the package, a folder that `publish` wrote, or the http(s) address
-of such a folder. TensorFlow is imported by `load(format="keras")`, `publish`, `verify`, and by the loading of a TFDS set.
+`zoo_dir` is everywhere a folder that `publish` wrote or the http(s) address of one, and then names are looked up there
+alone; None for the models that come with the package, then those of the zoo that the environment variable
+FACTORIZENET_ZOO names. A name is that of its newest version; "fnet-l2-int8@1" pins one, and no version is overwritten.
+TensorFlow is imported by `load(format="keras")`, `publish`, `verify`, and by the loading of a TFDS set.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 from pathlib import Path
 
 from .cards import Card, Cards, PublishedFile, find
-from .store import open_store, unpacked
+from .store import open_stores, unpacked
 
 __all__ = [
     "Card",
@@ -31,9 +33,9 @@ __all__ = [
 FORMATS = ("keras", "tflite", "saved_model", "path")
 
 
-def names(*, zoo: str | os.PathLike | None = None) -> tuple[str, ...]:
+def names(*, zoo_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
     """The names that `load` takes. Errors as for `list`."""
-    return tuple(card.name for card in open_store(zoo).cards())
+    return tuple(card.name for card in _cards(zoo_dir).newest())
 
 
 def list(
@@ -44,7 +46,8 @@ def list(
     max_latency_ms: float | None = None,
     precision: str | None = None,
     dataset: str | None = None,
-    zoo: str | os.PathLike | None = None,
+    all_versions: bool = False,
+    zoo_dir: str | os.PathLike | None = None,
 ) -> Cards:
     """The published models within the limits, as a tuple of cards that prints as a table.
 
@@ -57,6 +60,7 @@ def list(
         max_latency_ms: on the card's machine.
         precision: "float" or "int8".
         dataset: as on the card, "CIFAR-10 (JPEG)", or as `load_dataset` takes it, "cifar10".
+        all_versions: not only the newest of each name.
 
     Raises:
         FileNotFoundError: there is no zoo there.
@@ -81,21 +85,22 @@ def list(
             and dataset in (None, card.dataset, card.dataset_name)
         )
 
-    return Cards(card for card in open_store(zoo).cards() if fits(card))
+    cards = _cards(zoo_dir)
+    return Cards(card for card in (cards if all_versions else cards.newest()) if fits(card))
 
 
-def card(name: str, *, zoo: str | os.PathLike | None = None) -> Card:
+def card(name: str, *, zoo_dir: str | os.PathLike | None = None) -> Card:
     """What is known of a model.
 
     Raises:
         ValueError: there is no such name (near ones are offered); others as for `list`.
     """
-    return find(open_store(zoo).cards(), name)
+    return _found(name, zoo_dir)[1]
 
 
 def is_published(source: str | os.PathLike) -> bool:
-    """Whether it is a name of the package's own zoo, and no file or folder."""
-    return not Path(source).exists() and str(source) in names()
+    """Whether it is a name, with or without a version, that `load` knows by itself, and no file or folder."""
+    return not Path(source).exists() and str(source).partition("@")[0] in names()
 
 
 def best(
@@ -106,7 +111,7 @@ def best(
     max_latency_ms: float | None = None,
     precision: str = "int8",
     dataset: str | None = None,
-    zoo: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
 ) -> Card:
     """The model with the highest validation accuracy within the limits; fewer MACs where two are equal.
 
@@ -121,9 +126,9 @@ def best(
         "max_ram_bytes": max_ram_bytes,
         "max_latency_ms": max_latency_ms,
     }
-    within = list(precision=precision, dataset=dataset, zoo=zoo, **limits)
+    within = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir, **limits)
     if not within:
-        candidates = list(precision=precision, dataset=dataset, zoo=zoo)
+        candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
         given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
         if not candidates:
             raise ValueError(f"the zoo has no {precision} model" + (f" of {dataset!r}" if dataset else ""))
@@ -138,7 +143,7 @@ def best(
     return max(within, key=lambda card: (card.validation_accuracy, -card.macs))
 
 
-def load(name: str, format: str = "keras", *, threads: int = 1, zoo: str | os.PathLike | None = None):
+def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):
     """A published model, its files' hashes checked.
 
     Args:
@@ -156,8 +161,7 @@ def load(name: str, format: str = "keras", *, threads: int = 1, zoo: str | os.Pa
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    store = open_store(zoo)
-    found = find(store.cards(), name)
+    store, found = _found(name, zoo_dir)
     return _load(store, found, format, threads)
 
 
@@ -167,7 +171,7 @@ def evaluate(
     split: str = "test",
     dataset=None,
     data_dir: str | os.PathLike | None = None,
-    zoo: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
 ) -> dict:
     """Measure a published accuracy again.
 
@@ -188,9 +192,9 @@ def evaluate(
 
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    found = card(name, zoo=zoo)
+    found = card(name, zoo_dir=zoo_dir)
     data = dataset or _dataset(found, data_dir)
-    model = load(name, "tflite" if found.precision == "int8" else "keras", threads=os.cpu_count() or 1, zoo=zoo)
+    model = load(name, "tflite" if found.precision == "int8" else "keras", threads=os.cpu_count() or 1, zoo_dir=zoo_dir)
     images = getattr(data, split)
     published = found.accuracies.get(split, {}).get("tflite" if found.precision == "int8" else "float")
     return {
@@ -203,7 +207,9 @@ def evaluate(
     }
 
 
-def verify(name: str, *, dataset=None, data_dir: str | os.PathLike | None = None, zoo: str | os.PathLike | None = None):
+def verify(
+    name: str, *, dataset=None, data_dir: str | os.PathLike | None = None, zoo_dir: str | os.PathLike | None = None
+):
     """Check a published model against its card.
 
     Hash and size of its files, MACs and parameters counted again, operators, input quantization, RAM, agreement of the
@@ -222,8 +228,7 @@ def verify(name: str, *, dataset=None, data_dir: str | os.PathLike | None = None
     """
     from .verification import verify_card
 
-    store = open_store(zoo)
-    found = find(store.cards(), name)
+    store, found = _found(name, zoo_dir)
     reason = ""
     if dataset is None:
         try:
@@ -236,32 +241,54 @@ def verify(name: str, *, dataset=None, data_dir: str | os.PathLike | None = None
     return verify_card(found, store.path, lambda: _load(store, found, "keras", 1), dataset, reason)
 
 
-def publish(run, *, zoo: str | os.PathLike, replace: bool = False, verbose: bool = True) -> Cards:
+def publish(run, *, zoo_dir: str | os.PathLike, name: str | None = None, verbose: bool = True) -> Cards:
     """Add a finished training to a zoo folder as two models, -float and -int8.
 
     Measures RAM (extra `micro`) and latency against ResNet-8's, copies weights, .tflite, SavedModels and history, and
-    writes index and pages last, so that a failure or a kill leaves the zoo as it was.
+    writes index and pages last, so that a failure or a kill leaves the zoo as it was. Several processes may publish into
+    one folder. Where the names are there already, these become their next version.
 
     Args:
         run: a `Run` or its folder.
-        zoo: the folder; made where it is not there.
-        replace: of models of the same name.
+        zoo_dir: the folder; made where it is not there.
+        name: without the precision; None: the spec's, as fnet-l2.
         verbose: say what is being done.
 
     Returns:
         The two cards.
 
     Raises:
-        FileExistsError: the names are taken and `replace` is False.
+        FileExistsError: this run is published there under this name.
         FileNotFoundError: the run is not finished.
-        ValueError: it has no QAT phase, or was trained on a data set with a name that cannot be loaded again.
+        ValueError: the run does not pass a gate (`gates`): no QAT phase, int8 too far from Keras or from float, operators
+            that a small device does not run; or the name could not be one.
         OSError: the folder cannot be written.
     """
-    if str(zoo).startswith(("http://", "https://")):
-        raise ValueError(f"zoo is {zoo}; publish into a folder, and serve that")
+    if str(zoo_dir).startswith(("http://", "https://")):
+        raise ValueError(f"zoo_dir is {zoo_dir}; publish into a folder, and serve that")
     from .publishing import publish_run
 
-    return publish_run(run, Path(zoo).expanduser(), replace=replace, verbose=verbose)
+    return publish_run(run, Path(zoo_dir).expanduser(), name=name, verbose=verbose)
+
+
+def _cards(zoo_dir):
+    """Of all stores; a name that two have is the first one's."""
+    cards = Cards()
+    for store in open_stores(zoo_dir):
+        taken = {card.name for card in cards}
+        cards = Cards([*cards, *(card for card in store.cards() if card.name not in taken)])
+    return cards
+
+
+def _found(name, zoo_dir):
+    """The store that has a name, and its card."""
+    stores = open_stores(zoo_dir)
+    base = str(name).partition("@")[0]
+    for store in stores:
+        cards = store.cards()
+        if any(card.name == base for card in cards):
+            return store, find(cards, name)
+    return stores[0], find(_cards(zoo_dir), name)  # raises
 
 
 def _load(store, found, format, threads):

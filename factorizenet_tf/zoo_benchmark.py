@@ -16,10 +16,10 @@ from factorizenet_tf import zoo
 times = []
 for call in (zoo.names, zoo.list):
     start = time.perf_counter()
-    call(zoo=sys.argv[1] or None)
+    call(zoo_dir=sys.argv[1] or None)
     times.append(time.perf_counter() - start)
 start = time.perf_counter()
-net = zoo.load(sys.argv[2], "tflite", zoo=sys.argv[1] or None)
+net = zoo.load(sys.argv[2], "tflite", zoo_dir=sys.argv[1] or None)
 times.append(time.perf_counter() - start)
 print(json.dumps([times, "tensorflow" in sys.modules]))
 """
@@ -29,16 +29,16 @@ from factorizenet_tf._keras import tf
 from factorizenet_tf import zoo
 import tensorflow_model_optimization
 start = time.perf_counter()
-zoo.load(sys.argv[2], zoo=sys.argv[1] or None)
+zoo.load(sys.argv[2], zoo_dir=sys.argv[1] or None)
 print(json.dumps(time.perf_counter() - start))
 """
 
 
-def measure_zoo(*, zoo=None, data_dir=None, verbose: bool = True) -> list[dict]:
+def measure_zoo(*, zoo_dir=None, data_dir=None, verbose: bool = True) -> list[dict]:
     """Time the first call of each in fresh processes, then the verification of all int8 models.
 
     Args:
-        zoo: None, a folder or an address, as for `zoo.load`.
+        zoo_dir: None, a folder or an address, as for `zoo.load`.
         data_dir: where TFDS keeps its data; verification measures accuracy where it is there.
         verbose: say what is measured.
 
@@ -48,26 +48,28 @@ def measure_zoo(*, zoo=None, data_dir=None, verbose: bool = True) -> list[dict]:
     from . import zoo as models
     from .verification import verify_all
 
-    names = [card.name for card in models.list(precision="int8", zoo=zoo)]
+    names = [card.name for card in models.list(precision="int8", zoo_dir=zoo_dir)]
     if not names:
         return []
-    (listed, listed_all, loaded), with_tensorflow = _timed(LISTING, zoo, names[0])
+    (listed, listed_all, loaded), with_tensorflow = _timed(LISTING, zoo_dir, names[0])
     rows = [
         _row("zoo.names(), first call, s", listed, 0.05),
         _row("zoo.list(), second call, s", listed_all, 0.05),
         _row("zoo.load(format='tflite'), first call, s", loaded, 0.3),
         _row("TensorFlow imported by these", float(with_tensorflow), 0),
-        _row("zoo.load(format='keras') of an int8 model, TensorFlow imported, s", _timed(BUILDING, zoo, names[0]), 6),
+        _row(
+            "zoo.load(format='keras') of an int8 model, TensorFlow imported, s", _timed(BUILDING, zoo_dir, names[0]), 6
+        ),
     ]
     start = time.perf_counter()
-    results = verify_all(names, zoo=zoo, data_dir=data_dir, verbose=verbose)
+    results = verify_all(names, zoo_dir=zoo_dir, data_dir=data_dir, verbose=verbose)
     images = sum("test accuracy" in check.what for result in results for check in result.checks)
     what = f"verification of {len(names)} int8 models, {images} of them on their whole test split, s"
     return [*rows, _row(what, time.perf_counter() - start, 120)]
 
 
-def _timed(code, zoo, name):
-    command = [sys.executable, "-c", code, "" if zoo is None else str(zoo), name]
+def _timed(code, zoo_dir, name):
+    command = [sys.executable, "-c", code, "" if zoo_dir is None else str(zoo_dir), name]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"the measurement failed: {result.stderr.strip().splitlines()[-1:]}")

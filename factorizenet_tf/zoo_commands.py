@@ -22,6 +22,7 @@ def list_models(
     max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
     precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
     dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Not only the newest of each name.")] = False,
     best: Annotated[
         bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
     ] = False,
@@ -36,9 +37,9 @@ def list_models(
         "max_latency_ms": max_latency_ms,
     }
     if best:
-        cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo=zoo_, **limits)])
+        cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo_dir=zoo_, **limits)])
     else:
-        cards = zoo.list(precision=precision, dataset=dataset, zoo=zoo_, **limits)
+        cards = zoo.list(precision=precision, dataset=dataset, all_versions=all_versions, zoo_dir=zoo_, **limits)
     if as_json:
         print_json([card.row() for card in cards])
     else:
@@ -50,7 +51,7 @@ def show_card(name: Name, zoo_: ZooOption = None, as_json: Json = False):
     from .pages import card_page
     from .zoo_index import index_to_json
 
-    card = zoo.card(name, zoo=zoo_)
+    card = zoo.card(name, zoo_dir=zoo_)
     if as_json:
         print(json.dumps(json.loads(index_to_json(zoo.Cards([card])))["models"][0], indent=2))
     else:
@@ -75,10 +76,10 @@ def verify(
         raise ValueError("give names of models, or --all")
     import_tensorflow()
     if every:
-        names = [card.name for card in zoo.list(precision=precision, zoo=zoo_)]
+        names = [card.name for card in zoo.list(precision=precision, zoo_dir=zoo_)]
     from .verification import verify_all
 
-    results = verify_all(names, zoo=zoo_, data_dir=data_dir, verbose=not quiet)
+    results = verify_all(names, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet)
     rows = [row for result in results for row in result.rows()]
     if as_json:
         print_json(rows)
@@ -96,9 +97,9 @@ def verify(
 def publish(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
     zoo_: Annotated[Path | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Put them in the place of models of the same name.")
-    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of a single run, without the precision; else the net's own.")
+    ] = None,
     latencies: Annotated[
         bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
     ] = False,
@@ -108,8 +109,10 @@ def publish(
     """Add trainings to a zoo folder, each as -float and -int8."""
     if zoo_ is None or not (runs or latencies):
         raise ValueError("give the runs' folders and --zoo FOLDER, or --latencies --zoo FOLDER")
+    if name is not None and len(runs or ()) != 1:
+        raise ValueError(f"--name {name} is for one run, not {len(runs or ())}; publish each with its own")
     import_tensorflow()
-    cards = [card for run in runs or () for card in zoo.publish(run, zoo=zoo_, replace=replace, verbose=not quiet)]
+    cards = [card for run in runs or () for card in zoo.publish(run, zoo_dir=zoo_, name=name, verbose=not quiet)]
     if latencies:
         from .publishing import measure_latencies
 

@@ -12,7 +12,7 @@ from .cards import Card, Cards, PublishedFile
 from .recipe import Recipe
 from .spec import spec_from_json
 
-__all__ = ["index_from_json", "index_to_json"]
+__all__ = ["check_name", "index_from_json", "index_to_json"]
 
 FORMAT = 1
 MEASURED = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
@@ -59,7 +59,7 @@ def index_from_json(text: str, source: str) -> Cards:
             name = entry.get("name", number) if isinstance(entry, dict) else number
             reason = f"the field {error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"{source}: the entry {name!r} is damaged: {reason}") from None
-    names = [card.name for card in cards]
+    names = [card.reference for card in cards]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{source} has {', '.join(twice)} more than once; keep one")
@@ -69,7 +69,7 @@ def index_from_json(text: str, source: str) -> Cards:
 _KINDS = {
     "str": "name precision dataset dataset_name command training_machine published licence",
     "str?": "latency_machine",
-    "int": "macs params size_bytes",
+    "int": "version macs params size_bytes",
     "int?": "ram_bytes",
     "number": "training_seconds",
     "number?": "latency_ms latency_ratio latency_2_threads_ms latency_2_threads_ratio input_scale",
@@ -84,8 +84,9 @@ def _card(entry) -> Card:
     if not isinstance(entry, dict):
         raise TypeError(f"it is {entry!r}, not an object")
     fields = {name: _checked(name, entry[name], kind) for kind, names in _KINDS.items() for name in names.split()}
-    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", fields["name"]):
-        raise ValueError(f"the name {fields['name']!r} must be of a-z, 0-9, single dots and hyphens")
+    check_name(fields["name"])
+    if fields["version"] < 1:
+        raise ValueError(f"version is {fields['version']}; it must be at least 1")
     if fields["precision"] not in ("float", "int8"):
         raise ValueError(f"precision is {fields['precision']!r}; it must be float or int8")
     is_int8 = fields["precision"] == "int8"
@@ -115,6 +116,12 @@ def _card(entry) -> Card:
     if missing:
         raise ValueError(f"it has no file of the role {', '.join(sorted(missing))}")
     return Card(**fields, input_zero_point=zero_point, spec=spec, files=files)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where a model could not have this name."""
+    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
+        raise ValueError(f"the name {name!r} must be of a-z, 0-9, single dots and hyphens")
 
 
 def _file(entry) -> PublishedFile:

@@ -41,7 +41,7 @@ def models(run):
 def zoo(run, tmp_path_factory):
     """A zoo folder with the run published in it; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("zoos") / "zoo"
-    fnet.zoo.publish(run, zoo=folder, verbose=False)
+    fnet.zoo.publish(run, zoo_dir=folder, verbose=False)
     return folder
 
 

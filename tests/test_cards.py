@@ -8,7 +8,7 @@ from factorizenet_tf.cards import Cards, find
 
 @pytest.fixture(scope="module")
 def cards(zoo):
-    return fnet.zoo.list(zoo=zoo)
+    return fnet.zoo.list(zoo_dir=zoo)
 
 
 def test_a_card_knows_level_and_width_from_its_spec_and_a_baseline_has_none(cards):

@@ -680,7 +680,7 @@ def test_verify_exits_1_where_a_model_is_not_what_its_card_says(succeeds, capsys
     name = "fnet-l1-x0.5-int8"
     assert "1 models, " in succeeds("verify", name, "--zoo", zoo, "--quiet")
     copy = shutil.copytree(zoo, tmp_path / "zoo")
-    path = copy / fnet.zoo.card(name, zoo=copy).file("tflite").path
+    path = copy / fnet.zoo.card(name, zoo_dir=copy).file("tflite").path
     path.write_bytes(path.read_bytes() + b"more")
     assert main(["verify", "--all", "--zoo", str(copy), "--quiet"]) == 1
     out, err = capsys.readouterr()

@@ -77,7 +77,7 @@ def test_the_three_commands_serve_a_training_of_ones_own(run, picture, digits):
 
 @pytest.mark.slow
 def test_the_three_commands_go_from_a_zoo_to_a_server(run, picture, digits, tmp_path):
-    fnet.zoo.publish(run, zoo=tmp_path / "zoo", verbose=False)
+    fnet.zoo.publish(run, zoo_dir=tmp_path / "zoo", verbose=False)
     lines = block("From zoo to server in three commands").strip().splitlines()
     name = f"{run.spec.name}-int8"
     listed, asked, _ = walk(lines, name, name, tmp_path, tmp_path / "zoo")

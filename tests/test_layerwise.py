@@ -221,13 +221,13 @@ def test_a_file_of_weights_and_percentiles_work(run, digits):
 
 
 def test_a_published_name_brings_its_float_sibling_and_its_data(run, tmp_path):
-    fnet.zoo.publish(run, zoo=tmp_path, verbose=False)
-    name = next(n for n in fnet.zoo.names(zoo=tmp_path) if n.endswith("-int8"))
-    found = fnet.analyze(name, zoo=tmp_path)
+    fnet.zoo.publish(run, zoo_dir=tmp_path, verbose=False)
+    name = next(n for n in fnet.zoo.names(zoo_dir=tmp_path) if n.endswith("-int8"))
+    found = fnet.analyze(name, zoo_dir=tmp_path)
     assert found.names == (name,)
     assert found.nets["source"].tolist() == ["float+qat"]
     assert found.nets["dataset"].tolist() == ["digits"]
-    published = fnet.zoo.card(name, zoo=tmp_path).accuracies["validation"]
+    published = fnet.zoo.card(name, zoo_dir=tmp_path).accuracies["validation"]
     measured = found.output.set_index("scheme")["accuracy"]
     assert measured["float"] == pytest.approx(published["float"])
     assert measured["qat"] == pytest.approx(published["qat"], abs=0.01)

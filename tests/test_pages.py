@@ -6,30 +6,30 @@ from factorizenet_tf.pages import card_page, table_page, write_pages
 
 
 def test_the_pages_are_what_the_index_gives(zoo):
-    cards = fnet.zoo.list(zoo=zoo)
+    cards = fnet.zoo.list(zoo_dir=zoo)
     assert (zoo / "README.md").read_text() == table_page(cards)
     assert {path.stem: path.read_text() for path in (zoo / "cards").iterdir()} == {c.name: card_page(c) for c in cards}
     assert (zoo / "frontier.svg").read_text().startswith("<?xml")
 
 
 def test_the_page_of_a_baseline_names_it_and_no_level(zoo):
-    card = dataclasses.replace(fnet.zoo.list(zoo=zoo)[1], spec=fnet.baselines.ResNet8())
+    card = dataclasses.replace(fnet.zoo.list(zoo_dir=zoo)[1], spec=fnet.baselines.ResNet8())
     page = card_page(card)
     assert "MLPerf Tiny's ResNet-8" in page
     assert "of depth factorization" not in page
 
 
 def test_lossy_data_is_said_to_be_lossy(zoo):
-    card = fnet.zoo.list(zoo=zoo)[1]
+    card = fnet.zoo.list(zoo_dir=zoo)[1]
     assert "JPEG" not in card_page(card)
     assert "compares only" in card_page(dataclasses.replace(card, dataset="CIFAR-10 (JPEG)"))
 
 
 def test_pages_of_models_that_left_are_removed_and_an_empty_zoo_says_so(zoo, tmp_path):
-    cards = fnet.zoo.list(zoo=zoo)
+    cards = fnet.zoo.list(zoo_dir=zoo)
     write_pages(tmp_path, cards)
     first = (tmp_path / "frontier.svg").read_bytes()
-    write_pages(tmp_path, cards[1:])
+    write_pages(tmp_path, Cards(cards[1:]))
     assert [path.stem for path in (tmp_path / "cards").iterdir()] == ["fnet-l1-x0.5-int8"]
     assert (tmp_path / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
     assert "None is published yet" in table_page(Cards())

@@ -138,7 +138,7 @@ def test_the_script_searches_publishes_loads_back_and_predicts(tmp_path):
     command += ["--out", tmp_path / "search", "--publish", tmp_path / "zoo"]
     for _ in range(2):
         result = subprocess.run(command, check=True, capture_output=True, text=True)
-    names = fnet.zoo.names(zoo=tmp_path / "zoo")
+    names = fnet.zoo.names(zoo_dir=tmp_path / "zoo")
     assert {name.rpartition("-")[2] for name in names} == {"float", "int8"}
     assert "already, and stays" in result.stderr
     assert "the answer is fnet-" in result.stdout

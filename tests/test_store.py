@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import factorizenet_tf as fnet
-from factorizenet_tf.store import FolderStore, UrlStore, open_store, unpacked
+from factorizenet_tf.store import FolderStore, UrlStore, open_stores, unpacked
 
 NAME = "fnet-l1-x0.5-int8"
 
@@ -31,7 +31,7 @@ def copy(zoo, tmp_path):
 
 
 def tflite_of(folder):
-    return folder / fnet.zoo.card(NAME, zoo=folder).file("tflite").path
+    return folder / fnet.zoo.card(NAME, zoo_dir=folder).file("tflite").path
 
 
 @contextlib.contextmanager
@@ -57,14 +57,16 @@ def served(folder, cut=None):
 
 
 def test_the_packages_own_zoo_is_found():
-    assert isinstance(open_store(None), FolderStore)
-    assert (open_store(None).folder / "index.json").is_file()
-    assert isinstance(open_store("https://example.com/zoo"), UrlStore)
+    (own,) = open_stores(None)
+    assert isinstance(own, FolderStore)
+    assert (own.folder / "index.json").is_file()
+    (there,) = open_stores("https://example.com/zoo")
+    assert isinstance(there, UrlStore)
 
 
 def test_a_folder_without_an_index_is_no_zoo(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no zoo in .* it has no index\.json"):
-        fnet.zoo.names(zoo=tmp_path)
+        fnet.zoo.names(zoo_dir=tmp_path)
 
 
 def test_a_damaged_file_is_told_with_both_hashes(copy):
@@ -73,12 +75,12 @@ def test_a_damaged_file_is_told_with_both_hashes(copy):
     content[1000] ^= 1
     path.write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
-    expected = fnet.zoo.card(NAME, zoo=copy).file("tflite").sha256
+    expected = fnet.zoo.card(NAME, zoo_dir=copy).file("tflite").sha256
     with pytest.raises(ValueError, match=f"expected SHA-256 {expected}.*found {found}.*publish the model again"):
-        fnet.zoo.load(NAME, "tflite", zoo=copy)
+        fnet.zoo.load(NAME, "tflite", zoo_dir=copy)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="is missing; install the package again"):
-        fnet.zoo.load(NAME, "path", zoo=copy)
+        fnet.zoo.load(NAME, "path", zoo_dir=copy)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,7 +90,7 @@ def test_a_damaged_file_is_told_with_both_hashes(copy):
     noise=st.binary(max_size=3),
 )
 def test_no_byte_of_a_file_can_change_unseen(zoo, tmp_path, role, at, noise):
-    file = fnet.zoo.card(NAME, zoo=zoo).file(role)
+    file = fnet.zoo.card(NAME, zoo_dir=zoo).file(role)
     content = (zoo / file.path).read_bytes()
     start = int(at * len(content))
     changed = content[:start] + noise + content[start + len(noise) :] if noise else content[:start]
@@ -107,51 +109,51 @@ def test_a_link_out_of_the_folder_is_refused(copy, tmp_path):
     shutil.move(path, tmp_path / "elsewhere.tflite")
     os.symlink(tmp_path / "elsewhere.tflite", path)
     with pytest.raises(ValueError, match="a link out of the zoo's folder"):
-        fnet.zoo.load(NAME, "path", zoo=copy)
+        fnet.zoo.load(NAME, "path", zoo_dir=copy)
 
 
 def test_a_changed_index_is_read_again(copy):
-    assert NAME in fnet.zoo.names(zoo=copy)
+    assert NAME in fnet.zoo.names(zoo_dir=copy)
     index = json.loads((copy / "index.json").read_text())
     index["models"] = index["models"][:1]
     (copy / "index.json").write_text(json.dumps(index))
-    assert NAME not in fnet.zoo.names(zoo=copy)
+    assert NAME not in fnet.zoo.names(zoo_dir=copy)
 
 
 def test_a_zoo_is_loaded_over_http_kept_and_used_without_the_server(copy, noise):
     with served(copy) as url:
-        net = fnet.zoo.load(NAME, "tflite", zoo=url)
-    assert (net.predict(noise(4)) == fnet.zoo.load(NAME, "tflite", zoo=copy).predict(noise(4))).all()
+        net = fnet.zoo.load(NAME, "tflite", zoo_dir=url)
+    assert (net.predict(noise(4)) == fnet.zoo.load(NAME, "tflite", zoo_dir=copy).predict(noise(4))).all()
     with pytest.warns(RuntimeWarning, match="the index fetched last is used"):
-        again = fnet.zoo.load(NAME, "path", zoo=url)
+        again = fnet.zoo.load(NAME, "path", zoo_dir=url)
     assert again.read_bytes() == tflite_of(copy).read_bytes()
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(copy):
     with served(copy) as url:
-        path = fnet.zoo.load(NAME, "path", zoo=url)
+        path = fnet.zoo.load(NAME, "path", zoo_dir=url)
         path.write_bytes(b"half")
-        assert fnet.zoo.load(NAME, "path", zoo=url).read_bytes() == tflite_of(copy).read_bytes()
+        assert fnet.zoo.load(NAME, "path", zoo_dir=url).read_bytes() == tflite_of(copy).read_bytes()
 
 
 def test_half_a_file_is_an_error_and_leaves_nothing(copy, cache):
     with served(copy, cut=1000) as url, pytest.raises(ConnectionError, match=r"could not be fetched|ended after"):
-        fnet.zoo.load(NAME, "path", zoo=url)
+        fnet.zoo.load(NAME, "path", zoo_dir=url)
     assert not (cache / "files").exists()
 
 
 def test_another_files_content_is_an_error_and_leaves_nothing(copy, cache):
     tflite_of(copy).write_bytes(b"x" * 100_000)
     with served(copy) as url, pytest.raises(ValueError, match="is damaged: expected SHA-256"):
-        fnet.zoo.load(NAME, "path", zoo=url)
+        fnet.zoo.load(NAME, "path", zoo_dir=url)
     assert not (cache / "files").exists()
 
 
 def test_no_server_and_no_index_say_what_to_do(copy):
     with pytest.raises(ConnectionError, match="check the address and the network"):
-        fnet.zoo.names(zoo="http://127.0.0.1:9")
+        fnet.zoo.names(zoo_dir="http://127.0.0.1:9")
     with served(copy.parent) as url, pytest.raises(ConnectionError, match="404"):
-        fnet.zoo.names(zoo=url)
+        fnet.zoo.names(zoo_dir=url)
 
 
 def test_an_archive_is_unpacked_once_and_never_outside(tmp_path, cache):

@@ -141,9 +141,9 @@ def test_bad_arguments_are_refused_before_anything_is_written(small, tmp_path):
 @pytest.mark.slow
 def test_nets_of_a_zoo_are_taken_and_not_trained(done, small, tmp_path, monkeypatch):
     digits, specs, recipe = small
-    fnet.zoo.publish(done.folder / "runs" / specs[0].name, zoo=tmp_path / "zoo", verbose=False)
+    fnet.zoo.publish(done.folder / "runs" / specs[0].name, zoo_dir=tmp_path / "zoo", verbose=False)
     monkeypatch.setattr(module, "train", None)
-    found = study(digits, specs[:1], out=tmp_path / "study", recipe=recipe, zoo=tmp_path / "zoo", verbose=False)
+    found = study(digits, specs[:1], out=tmp_path / "study", recipe=recipe, zoo_dir=tmp_path / "zoo", verbose=False)
     assert found.rows[0]["origin"] == "zoo"
     assert found.rows[0]["test_tflite"] == done.rows[0]["test_tflite"]
     assert found.analysis.names == (specs[0].name,)

@@ -31,7 +31,7 @@ def parsed(text):
 
 
 def test_cards_survive_the_index(zoo):
-    cards = fnet.zoo.list(zoo=zoo)
+    cards = fnet.zoo.list(zoo_dir=zoo)
     assert index_from_json(index_to_json(cards), "here") == cards
 
 
@@ -62,6 +62,7 @@ def test_what_is_no_index_is_named(text, message):
         ("name", 3, "name is 3; it must be of type str"),
         ("precision", "int4", "must be float or int8"),
         ("macs", -1, "macs is -1"),
+        ("version", 0, "version is 0; it must be at least 1"),
         ("macs", 1.5, "macs is 1.5"),
         ("macs", True, "macs is True"),
         ("accuracy", 80.5, "must be from 0 to 1"),

@@ -42,7 +42,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             analyze_all(
                 [net],
-                zoo=arguments.zoo,
+                zoo_dir=arguments.zoo,
                 data_dir=arguments.data_dir,
                 evaluation_images=arguments.evaluation_images,
                 sensitivity=arguments.sensitivity,

@@ -56,8 +56,8 @@ def main() -> None:
     print(found.summary)
     if found.best is None or arguments.publish is None:
         return
-    print(fnet.zoo.list(precision="int8", zoo=arguments.publish))
-    net = fnet.zoo.load(f"{found.best.name}-int8", "tflite", zoo=arguments.publish)
+    print(fnet.zoo.list(precision="int8", zoo_dir=arguments.publish))
+    net = fnet.zoo.load(f"{found.best.name}-int8", "tflite", zoo_dir=arguments.publish)
     images, labels = data.test.images[:8], data.test.labels[:8]
     classes = net.predict(images).argmax(1)
     rows = [
