@@ -19,8 +19,8 @@ CALIBRATION_BATCH = 128
 def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None) -> keras.Model:
     """A copy of a float model that trains and predicts as its 8-bit quantized self (QAT).
 
-    TFMOT's `quantize_model`: per-channel weights, per-tensor activations. Its ranges start at -6..6 and take about
-    a thousand steps to settle; here weight ranges start at the weights' own, the input's is fixed to 0..1 (scale
+    TFMOT's `quantize_model`: per-channel weights (a depthwise kernel's per tensor: TFMOT has no other scheme for it),
+    per-tensor activations. Its ranges start at -6..6 and take about a thousand steps to settle; here weight ranges start at the weights' own, the input's is fixed to 0..1 (scale
     1/255, zero point -128), and activation ranges start at the mean batch minimum and maximum of the calibration
     images where they are given.
 
