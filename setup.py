@@ -72,6 +72,7 @@ setup(
         "tensorflow-datasets>=4.9.4",
         "tensorflow-model-optimization>=0.8.0",
         "tf_keras>=2.18",
+        "tqdm>=4.60",  # the bar of a download
         "typer>=0.12",
         "urllib3>=2.1",
     ],

@@ -7,7 +7,9 @@ import hashlib
 import io
 import os
 import shutil
+import sys
 import tempfile
+import time
 import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -21,6 +23,7 @@ __all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "open_stores", "unpacked"]
 INDEX_FILE = "index.json"
 ZOO_VARIABLE = "FACTORIZENET_ZOO"
 TIMEOUT_SECONDS = 30
+RETRY_SECONDS = (0.5, 2.0)  # the pauses between attempts
 
 
 class FolderStore:
@@ -103,23 +106,39 @@ class UrlStore:
         return path
 
     def _fetch(self, url: str, file: PublishedFile | None) -> bytes:
-        import pooch
-        import requests
-
-        downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS)
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "fetched"
+        for wait in (*RETRY_SECONDS, None):
             try:
-                downloader(url, str(target), None)
-                content = target.read_bytes()
-            except (requests.RequestException, OSError) as error:
-                reason = str(error).strip().partition("\n")[0][:200]
-                raise ConnectionError(
-                    f"{url} could not be fetched ({reason}); check the address and the network, or use a zoo folder"
-                ) from None
-        if file is not None and len(content) < file.size_bytes:
-            raise ConnectionError(f"{url} ended after {len(content):,} of {file.size_bytes:,} bytes; try again")
-        return content
+                return _download(url, file)
+            except _PassingError as error:
+                if wait is None:
+                    raise ConnectionError(f"{error}; try again, or use a zoo folder") from None
+                time.sleep(wait)
+
+
+class _PassingError(Exception):
+    """What may be otherwise a moment later: no answer, half an answer, a server's own error."""
+
+
+def _download(url, file) -> bytes:
+    import pooch
+    import requests
+
+    shown = file is not None and sys.stderr.isatty()
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=shown)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "fetched"
+        try:
+            downloader(url, str(target), None)
+            content = target.read_bytes()
+        except (requests.RequestException, OSError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            answer = getattr(error, "response", None)
+            if answer is not None and answer.status_code < 500:
+                raise ConnectionError(f"{url} could not be fetched ({reason}); check the address") from None
+            raise _PassingError(f"{url} could not be fetched ({reason}); check the address and the network") from None
+    if file is not None and len(content) < file.size_bytes:
+        raise _PassingError(f"{url} ended after {len(content):,} of {file.size_bytes:,} bytes")
+    return content
 
 
 def open_stores(zoo_dir: str | os.PathLike | None = None) -> tuple[FolderStore | UrlStore, ...]:

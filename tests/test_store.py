@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import factorizenet_tf as fnet
+from factorizenet_tf import store
 from factorizenet_tf.store import FolderStore, UrlStore, open_stores, unpacked
 
 NAME = "fnet-l1-x0.5-int8"
@@ -35,16 +36,30 @@ def tflite_of(folder):
 
 
 @contextlib.contextmanager
-def served(folder, cut=None):
-    """The address of a server of a folder; with `cut`, of one that ends each file but the index after so many bytes."""
+def served(folder, cut=None, failures=()):
+    """The address of a server of a folder.
+
+    Args:
+        cut: end each file but the index after so many bytes.
+        failures: what the first requests get in place of an answer: a status code, or "half" of the file.
+    """
+    left = list(failures)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
+        def do_GET(self):
+            failure = left.pop(0) if left else None
+            if isinstance(failure, int):
+                self.send_error(failure)
+            else:
+                self.end = 1000 if failure == "half" else cut
+                super().do_GET()
+
         def copyfile(self, source, outputfile):
             content = source.read()
-            outputfile.write(content if cut is None or self.path.endswith("index.json") else content[:cut])
+            outputfile.write(content if self.end is None or self.path.endswith("index.json") else content[: self.end])
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -140,6 +155,24 @@ def test_half_a_file_is_an_error_and_leaves_nothing(copy, cache):
     with served(copy, cut=1000) as url, pytest.raises(ConnectionError, match=r"could not be fetched|ended after"):
         fnet.zoo.load(NAME, "path", zoo_dir=url)
     assert not (cache / "files").exists()
+
+
+def test_what_fails_for_a_moment_is_fetched_again(copy, monkeypatch):
+    slept = []
+    monkeypatch.setattr(store.time, "sleep", slept.append)
+    with served(copy, failures=[503, 500]) as url:
+        assert NAME in fnet.zoo.names(zoo_dir=url)
+    assert slept == [0.5, 2]
+    with served(copy, failures=["half", 503]) as url:
+        card = fnet.zoo.card(NAME, zoo_dir=copy)
+        path = UrlStore(url).path(card.file("tflite"))
+    assert path.read_bytes() == tflite_of(copy).read_bytes()
+    with served(copy, failures=[503] * 3) as url, pytest.raises(ConnectionError, match=r"503.*try again"):
+        fnet.zoo.names(zoo_dir=url)
+    slept.clear()
+    with served(copy, failures=[404]) as url, pytest.raises(ConnectionError, match="404"):
+        fnet.zoo.names(zoo_dir=url)
+    assert slept == []
 
 
 def test_another_files_content_is_an_error_and_leaves_nothing(copy, cache):
