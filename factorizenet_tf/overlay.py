@@ -39,7 +39,8 @@ def node_data(analysis, net: str, *, metric: str = "accumulated_sqnr_db", tflite
     first = errors.iloc[-1] if (errors["source"] == "qat").any() else errors.iloc[0]
     keys = ["source", "scheme", "weight_bits", "activation_bits"]
     chosen = errors[(errors[keys] == first[keys]).all(axis=1) & (errors["kind"] != "input")]
-    names = {row.layer: row.tensor if isinstance(row.tensor, str) else row.layer for row in chosen.itertuples()}
+    made = chosen.get("tensor", chosen["layer"])
+    names = {layer: tensor if isinstance(tensor, str) else layer for layer, tensor in zip(chosen["layer"], made)}
     if tflite is not None:
         names = tensor_names(tflite, list(names))
     values = {row.layer: float(getattr(row, metric)) for row in chosen.itertuples()}
