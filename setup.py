@@ -52,7 +52,7 @@ setup(
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
         "factorizenet_tf": ["py.typed", "report_page.html"],
-        "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "models/*/*"],
+        "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "findings/*", "models/*/*"],
     },
     install_requires=[
         "ai-edge-litert>=1.2",

@@ -1,15 +1,16 @@
-"""What a family of nets shows about factorization and quantization: one row a net, and verdicts that say no more."""
+"""What a family of nets shows about factorization and quantization: one row a net, and a page of tables and verdicts."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from .analysis import Analysis
+from .verdicts import sections
 
-__all__ = ["finding_rows", "findings_page", "trend"]
+__all__ = ["finding_rows", "findings_page"]
 
 SPATIAL = ("conv", "grouped", "depthwise")
 PRECISIONS = {
@@ -19,9 +20,43 @@ PRECISIONS = {
     "per_channel W4A8": "w4a8",
     "qat W8A8": "qat",
 }
-SMALL_POINTS = 2.0  # standard errors: differences within are not told apart
-FLAT_DB = 1.0
-FLAT_PRECISION = 0.02
+TITLES = {
+    "float": "float",
+    "per_tensor": "PTQ per tensor",
+    "per_channel": "PTQ per channel",
+    "w4a8": "W4A8",
+    "qat": "QAT",
+}
+FIGURES = {
+    "accuracy": "accuracy against MACs, a line for each precision",
+    "channel_precision": "average channel precision along the depth, a line for each net",
+    "accumulation": "signal-to-noise ratio of outputs along the depth, alone and accumulated",
+    "sqnr": "signal-to-noise ratio of weights along the depth, per channel and per tensor",
+    "sensitivity": "KL divergence with one layer quantized, and with all but one",
+    "ranges": "ranges of weights and outputs along the depth",
+}
+COLUMNS = {
+    "Does channel precision fall with the level?": {
+        "spatial_precision": "3x3 kernels",
+        "normal_precision": "normal numbers of their shape",
+        "pointwise_precision": "pointwise kernels",
+        "activation_precision": "3x3 outputs",
+    },
+    "Where does the error accumulate?": {
+        "first_db": "behind the first layer, dB",
+        "lowest_db": "lowest, dB",
+        "lowest_layer": "where",
+        "logits_channel_db": "logits, dB",
+        "step_db": "largest step down, dB",
+        "step_layer": "at",
+    },
+    "Per-tensor against per-channel weights": {
+        "spatial_tensor_db": "3x3 weights per tensor, dB",
+        "spatial_channel_db": "3x3 weights per channel, dB",
+        "logits_tensor_db": "logits per tensor, dB",
+        "logits_channel_db": "logits per channel, dB",
+    },
+}
 
 
 def finding_rows(analysis: Analysis) -> list[dict]:
@@ -33,55 +68,44 @@ def finding_rows(analysis: Analysis) -> list[dict]:
     return [_row(analysis, net) for net in analysis.names]
 
 
-def trend(values: Sequence[float], flat: float) -> str:
-    """How numbers go, coarse level to fine: "rises", "falls", "hardly changes" or "goes up and down".
+def findings_page(analysis: Analysis, costs: Mapping[str, Mapping] | None = None, *, figures: str = "figures") -> str:
+    """Markdown: a section a question, tables, figures and verdicts; where an expected effect is absent the words say so.
 
-    A step within `flat` counts as neither; the whole change must exceed it.
+    Args:
+        analysis: of a family, coarse to fine.
+        costs: by net: "macs", "size_bytes", "ram_bytes", "latency_ms" (None where unknown), "accuracy" (0..1, int8 on
+            validation) and "images" (of it). None: the section on requirements is left out.
+        figures: where `write_figures` put them, as seen from the page.
     """
-    values = np.asarray(values, float)
-    if np.isnan(values).any() or len(values) < 2:
-        return "is not known"
-    steps = np.diff(values)
-    if np.ptp(values) <= flat:
-        return "hardly changes"
-    if (steps <= flat).all() and values[-1] < values[0] - flat:
-        return "falls"
-    if (steps >= -flat).all() and values[-1] > values[0] + flat:
-        return "rises"
-    return "goes up and down"
-
-
-def findings_page(analysis: Analysis) -> str:
-    """Markdown: tables, and a sentence a question; where an expected effect is absent the sentence says so."""
     rows = finding_rows(analysis)
-    names = ", ".join(row["net"] for row in rows)
+    parts = [
+        "# What depth factorization does to a net under quantization",
+        _about(analysis, rows),
+        "## Accuracy in each precision",
+        _table(rows, {"macs": "MACs", **{key: TITLES[key] for key in _measured(rows)}}),
+        _figure(figures, "accuracy"),
+    ]
+    for title, figure, texts in sections(analysis, rows, costs):
+        table = [_table(rows, COLUMNS[title])] if title in COLUMNS else []
+        drawn = [_figure(figures, figure)] if figure else []
+        parts += [f"## {title}", *table, *texts, *drawn]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(analysis, rows):
     images = int(analysis.output["images"].max())
-    return "\n".join(
-        [
-            f"# What quantization does to {names}",
-            "",
-            f"{_data(analysis)}; accuracy on {images:,} images, one of which is {100 / images:.2f} points.",
-            "",
-            *_table(rows, {"macs": "MACs", **{key: key.replace("_", " ") for key in _measured(rows)}}),
-            "",
-            *_table(
-                rows,
-                {
-                    "spatial_precision": "3x3 channel precision",
-                    "pointwise_precision": "pointwise channel precision",
-                    "activation_precision": "3x3 outputs' channel precision",
-                    "spatial_tensor_db": "3x3 weights per tensor, dB",
-                    "spatial_channel_db": "3x3 weights per channel, dB",
-                    "logits_tensor_db": "logits per tensor, dB",
-                    "logits_channel_db": "logits per channel, dB",
-                    "logits_qat_db": "logits QAT, dB",
-                },
-            ),
-            "",
-            *(f"- {sentence}" for sentence in _verdicts(analysis, rows, images)),
-            "",
-        ]
+    what = "accuracy" if analysis.output["accuracy"].notna().any() else "images of the float net's class"
+    names = sorted({name for name in analysis.nets["dataset"] if isinstance(name, str)})
+    return (
+        f"{', '.join(row['net'] for row in rows)}, coarse to fine. {', '.join(names) or 'The data of the caller'}; distributions "
+        f"and errors on {int(analysis.nets['calibration_images'].max()):,} training images; {what} on {images:,} "
+        f"validation images, one of which is {100 / images:.2f} points. Quantized nets are simulated as TensorFlow Lite "
+        "computes them. Each level was trained once: what differs between levels is in part the luck of a training."
     )
+
+
+def _figure(folder, name):
+    return f"![{FIGURES[name]}]({folder}/{name}.png)"
 
 
 def _row(analysis, net):
@@ -90,6 +114,8 @@ def _row(analysis, net):
     key = "accuracy" if output["accuracy"].notna().any() else "top1_agreement"
     for precision, name in PRECISIONS.items():
         row[name] = float(output.loc[precision, key]) if precision in output.index else np.nan
+        found = float(output.loc[precision, "top1_agreement"]) if precision in output.index else np.nan
+        row[f"{name}_agreement"] = found
     weights = analysis.weights[(analysis.weights["net"] == net) & (analysis.weights["tensor"] == "folded")]
     weights = weights[weights["source"] == weights["source"].iloc[0]]
     acts = analysis.activations[analysis.activations["net"] == net]
@@ -97,6 +123,8 @@ def _row(analysis, net):
     inner = weights["block"] != weights["layer"]
     is_spatial = inner & weights["kind"].isin(SPATIAL)
     row["spatial_precision"] = weights.loc[is_spatial, "average_channel_precision"].mean()
+    row["normal_precision"] = _normal_precision(weights[is_spatial])
+    row["range_step"] = float(np.abs(np.diff(np.log2(weights.sort_values("depth")["range"]))).mean())
     row["pointwise_precision"] = weights.loc[weights["kind"] == "pointwise", "average_channel_precision"].mean()
     spatial = set(weights.loc[is_spatial, "layer"])
     row["activation_precision"] = acts.loc[acts["layer"].isin(spatial), "average_channel_precision"].mean()
@@ -109,7 +137,36 @@ def _row(analysis, net):
         row[f"sums_{short}_db"] = chosen.loc[sums, "sqnr_db"].mean()
         others = ~sums & chosen["weight_mse"].notna()
         row[f"others_{short}_db"] = chosen.loc[others, "sqnr_db"].mean()
-    return row
+    return row | _accumulated(errors[(errors["scheme"] == "per_channel") & (errors["activation_bits"] == 8)])
+
+
+def _normal_precision(kernels):
+    """Average channel precision of normal random numbers in kernels of these shapes: what the shape alone makes."""
+    random, found = np.random.default_rng(0), []
+    for numbers, channels in zip(kernels["numbers"], kernels["channels"]):
+        values = random.standard_normal((64, int(numbers // channels), int(channels)))
+        found.append(float(np.mean(np.ptp(values, axis=1) / np.ptp(values, axis=(1, 2))[:, None])))
+    return float(np.mean(found)) if found else np.nan
+
+
+def _accumulated(errors):
+    """Along the layers with weights, everything before quantized, too: where the signal-to-noise ratio goes."""
+    rows = errors[errors["weight_mse"].notna()].replace(np.inf, np.nan)
+    values = rows["accumulated_sqnr_db"].to_numpy(float)
+    if len(values) < 2 or np.isnan(values).any():
+        return dict.fromkeys(("first_db", "lowest_db", "alone_db", "step_db"), np.nan) | {
+            "lowest_layer": "",
+            "step_layer": "",
+        }
+    steps, lowest = -np.diff(values), int(values.argmin())
+    return {
+        "first_db": values[0],
+        "lowest_db": values[lowest],
+        "lowest_layer": rows["layer"].iloc[lowest],
+        "alone_db": rows["sqnr_db"].min(),
+        "step_db": steps.max(),
+        "step_layer": rows["layer"].iloc[int(steps.argmax()) + 1],
+    }
 
 
 def _before_sums(layers):
@@ -122,13 +179,20 @@ def _measured(rows):
 
 
 def _table(rows, columns):
+    columns = {key: title for key, title in columns.items() if not all(_is_unknown(row[key]) for row in rows)}
     lines = [f"| net | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
     for row in rows:
         lines.append(f"| {row['net']} | {' | '.join(_cell(key, row[key]) for key in columns)} |")
-    return lines
+    return "\n".join(lines)
+
+
+def _is_unknown(value):
+    return isinstance(value, float) and np.isnan(value)
 
 
 def _cell(key, value):
+    if isinstance(value, str):
+        return value
     if key == "macs":
         return f"{value:,}"
     if np.isnan(value):
@@ -136,95 +200,3 @@ def _cell(key, value):
     if key in PRECISIONS.values():
         return f"{100 * value:.2f} %"
     return f"{value:.1f}" if key.endswith("_db") else f"{value:.2f}"
-
-
-def _data(analysis):
-    names = sorted({name for name in analysis.nets["dataset"] if isinstance(name, str)})
-    return ", ".join(names) or "The caller's data"
-
-
-def _verdicts(analysis, rows, images):
-    yield _channel_precision(rows)
-    yield _schemes(rows)
-    yield _sums(rows)
-    yield from _accuracies(rows, images)
-    yield _accumulation(rows)
-    if len(analysis.sensitivity):
-        yield _sensitivity(analysis)
-
-
-def _channel_precision(rows):
-    values = [row["spatial_precision"] for row in rows]
-    return (
-        f"Average channel precision of the folded 3x3 kernels {trend(values, FLAT_PRECISION)} from coarse to fine "
-        f"({values[0]:.2f} to {values[-1]:.2f}); that of their outputs "
-        f"{trend([row['activation_precision'] for row in rows], FLAT_PRECISION)}. A finer kernel has fewer numbers a "
-        "channel, which by itself narrows a channel's range."
-    )
-
-
-def _schemes(rows):
-    lost = [row["spatial_channel_db"] - row["spatial_tensor_db"] for row in rows]
-    return (
-        f"One scale a tensor instead of one a channel costs the 3x3 weights {lost[0]:.1f} dB in {rows[0]['net']} and "
-        f"{lost[-1]:.1f} dB in {rows[-1]['net']}; over the levels the loss {trend(lost, FLAT_DB)}."
-    )
-
-
-def _sums(rows):
-    gaps = [row["others_channel_db"] - row["sums_channel_db"] for row in rows]
-    if np.isnan(gaps).all():
-        return "There are no residual sums."
-    if np.nanmin(gaps) <= FLAT_DB:
-        return (
-            f"Convolutions before a residual sum lie {np.nanmin(gaps):.1f} to {np.nanmax(gaps):.1f} dB below the others in "
-            "signal-to-noise ratio (per channel, this layer alone): no effect of the sums in every net."
-        )
-    return (
-        f"Convolutions before a residual sum have a signal-to-noise ratio {np.nanmin(gaps):.1f} to {np.nanmax(gaps):.1f} dB "
-        "below the others' (per channel, this layer alone); the converter gives them the sum's range, too."
-    )
-
-
-def _accuracies(rows, images):
-    """A sentence for each pair of precisions, with what sampling alone makes of a difference of this size."""
-    pairs = (
-        ("per_channel", "float", "Per-channel PTQ against float"),
-        ("per_tensor", "per_channel", "Per-tensor against per-channel PTQ"),
-        ("qat", "per_channel", "QAT against per-channel PTQ"),
-        ("w4a8", "per_channel", "W4A8 against W8A8, both per-channel PTQ"),
-    )
-    for name, other, title in pairs:
-        changes = {row["net"]: 100 * (row[name] - row[other]) for row in rows if not np.isnan(row[name] - row[other])}
-        if not changes:
-            continue
-        rate = float(np.mean([row[other] for row in rows if not np.isnan(row[other])]))
-        error = 100 * np.sqrt(2 * max(rate * (1 - rate), 0.25 / images) / images)
-        low, high = min(changes, key=changes.get), max(changes, key=changes.get)
-        text = f"{title}: from {changes[low]:+.2f} points ({low}) to {changes[high]:+.2f} ({high})"
-        if changes[low] == changes[high]:
-            text = f"{title}: {changes[low]:+.2f} points in each net"
-        if max(map(abs, changes.values())) <= SMALL_POINTS * error:
-            text += f"; none is beyond {SMALL_POINTS * error:.2f} points, two standard errors of {images:,} images"
-        yield text + "."
-
-
-def _accumulation(rows):
-    parts = [f"{row['net']} {row['logits_tensor_db']:.1f} and {row['logits_channel_db']:.1f}" for row in rows]
-    values = [row["logits_channel_db"] for row in rows]
-    return (
-        f"With everything quantized the logits' signal-to-noise ratio, per tensor and per channel, is {'; '.join(parts)} dB: "
-        f"per channel it {trend(values, FLAT_DB)} from coarse to fine."
-    )
-
-
-def _sensitivity(analysis):
-    table = analysis.sensitivity[analysis.sensitivity["part"] == "only"]
-    parts = []
-    for net, rows in table.groupby("net", sort=False):
-        rows = rows[rows["source"] == rows["source"].iloc[0]]
-        worst = rows.sort_values("kl", ascending=False).iloc[0]
-        parts.append(
-            f"{net}: {worst['layer']} ({100 * worst['kl'] / rows['kl'].sum():.0f} % of all layers' KL together)"
-        )
-    return f"The layer that costs most when it alone is quantized: {'; '.join(parts)}."

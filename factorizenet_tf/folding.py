@@ -48,6 +48,7 @@ class Operation:
         compute: (values by tensor id, kernel, bias) -> the output, float32 (batch, ..., channels).
         output: tensor id.
         used: tensor ids it reads.
+        is_mean: whether TFLite rounds it to its source's grid, even where it has one of its own: average pooling.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Operation:
     compute: Callable
     output: str
     used: tuple[str, ...]
+    is_mean: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +192,7 @@ class _Builder:
             fixed = FIXED["softmax"]
         elif weights is None and type(bare).__name__ == "Activation":
             fixed = FIXED.get(activation_name(bare), fixed)
-        stays = type(bare).__name__ in SAME_SCALE
+        stays = type(bare).__name__ in SAME_SCALE and fixed is None
         steps = tuple(node for node in chain[1:] if not _is_a(node, "BatchNormalization"))
         compute = _Compute(first, bare, weights is not None, own in FUSED, steps)
         groups = getattr(bare, "groups", 1) if kind in ("conv", "grouped", "pointwise") else 1
@@ -227,8 +229,9 @@ class _Builder:
         output = last.flat_output_ids[0]
         used = () if kind == "input" else tuple(compute.node.flat_input_ids)
         folded = (None,) * 4 if weights is None else (weights.kernel, weights.folded, weights.bias, weights.limits)
+        is_mean = type(bare_layer(last.layer)).__name__ == "AveragePooling2D"
         self.operations.append(
-            Operation(name, kind, groups, source, is_quantized, fixed, *folded, compute, output, used)
+            Operation(name, kind, groups, source, is_quantized, fixed, *folded, compute, output, used, is_mean)
         )
         self.sources[output] = name
 

@@ -165,7 +165,8 @@ def learned_range(layer):
         if layer._output_quantizers:
             variables = layer._output_quantizer_vars
         for activation in layer._quantize_activations:
-            variables = getattr(activation, "_post_activation_vars", variables)
+            before = getattr(activation, "_pre_activation_vars", variables)  # a softmax has its input's only
+            variables = getattr(activation, "_post_activation_vars", before)
     if not variables:
         return None
     return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())

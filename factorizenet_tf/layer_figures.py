@@ -49,23 +49,35 @@ def write_figures(analysis: Analysis, folder: str | os.PathLike) -> tuple[Path, 
 
 
 def _accuracy(analysis, figure, locator):
-    axes = figure.subplots()
-    macs = dict(zip(analysis.nets["net"], analysis.nets["macs"] / 1e6))
+    """All precisions, and beside them those of 8 bits and more, which fewer bits press together."""
+    output = analysis.output
     key, label = "accuracy", "accuracy, %"
-    if analysis.output["accuracy"].isna().all():
+    if output["accuracy"].isna().all():
         key, label = "top1_agreement", "images of the float net's class, %"
-    for number, (precision, rows) in enumerate(analysis.output.groupby("precision", sort=False)):
+    wide = output[output["weight_bits"] >= 8]
+    panels = figure.subplots(1, 2) if len(wide) < len(output) else [figure.subplots()]
+    numbers = {precision: number for number, precision in enumerate(output["precision"].unique())}
+    for axes, rows, title in zip(panels, (output, wide), ("all precisions", "8 bits and float")):
+        _accuracy_lines(axes, analysis, rows, key, numbers)
+        axes.xaxis.set_major_locator(locator(subs=(1, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        if len(panels) > 1:
+            axes.set_title(title, fontsize=10)
+        _finish(axes, "M MACs", label if axes is panels[0] else "")
+
+
+def _accuracy_lines(axes, analysis, output, key, numbers):
+    macs = dict(zip(analysis.nets["net"], analysis.nets["macs"] / 1e6))
+    for precision, rows in output.groupby("precision", sort=False):
         rows = rows.assign(macs=rows["net"].map(macs)).sort_values("macs")
-        axes.plot(rows["macs"], 100 * rows[key], f"{MARKS[number % 9]}-", color=f"C{number}", label=_title(precision))
+        style = {"color": f"C{numbers[precision]}", "label": _title(precision)}
+        axes.plot(rows["macs"], 100 * rows[key], f"{MARKS[numbers[precision] % 9]}-", markersize=5, **style)
     for net, place in macs.items():
-        top = 100 * analysis.output.loc[analysis.output["net"] == net, key].max()
+        top = 100 * output.loc[output["net"] == net, key].max()
         axes.annotate(_short(net), (place, top), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(locator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
     axes.margins(y=0.12)
-    _finish(axes, "M MACs", label)
 
 
 def _channel_precision(analysis, figure, _):

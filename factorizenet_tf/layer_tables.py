@@ -106,8 +106,13 @@ def sqnr_db(signal: float, noise: float) -> float:
     return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")
 
 
-def error_rows(graph: Graph, quantization: Quantization, errors: dict[str, Errors], keys: dict) -> list[dict]:
-    """A row for each quantized operation: its kernel's error, its output's alone and accumulated."""
+def error_rows(
+    graph: Graph, quantization: Quantization, errors: dict[str, Errors], keys: dict, tensors: dict[str, str]
+) -> list[dict]:
+    """A row for each quantized operation: its kernel's error, its output's alone and accumulated.
+
+    `tensors` names the output in the net's .tflite, where there is one.
+    """
     scheme, place = quantization.scheme, places(graph)
     rows = []
     for op in graph.quantized:
@@ -124,6 +129,7 @@ def error_rows(graph: Graph, quantization: Quantization, errors: dict[str, Error
             | {"scheme": scheme.name, "weight_bits": scheme.weight_bits, "activation_bits": scheme.activation_bits}
             | {"layer": op.name, **place[op.name], "kind": op.kind, "groups": op.groups}
             | {
+                "tensor": tensors.get(op.name),
                 "weight_mse": mse,
                 "weight_sqnr_db": sqnr_db(signal, noise),
                 "output_low": low,

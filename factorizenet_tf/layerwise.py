@@ -16,6 +16,7 @@ from .folding import Graph, graph_of
 from .keras_layers import by_channel
 from .layer_tables import channel_table, distribution_row, error_rows, histogram_table, notes_of, output_row, places
 from .measuring import BATCH, activations, layer_errors, output_ranges, outputs
+from .overlay import tensor_names
 from .progress import Progress
 from .simulation import Quantization, Scheme, quantization_of, scheme_of
 from .subjects import Subject, subject_of
@@ -82,7 +83,8 @@ def analyze(
     with Progress(verbose) as progress:
         for source, graph in graphs.items():
             keys = {"net": subject.name, "source": source}
-            _measure(graph, reference, keys, calibration, split, asked, sensitivity, tables, progress)
+            made = _tensors(subject, graph)
+            _measure(graph, reference, keys, made, calibration, split, asked, sensitivity, tables, progress)
     return analysis_of(tables)
 
 
@@ -242,8 +244,18 @@ def _schemes(graph: Graph, asked: Scheme) -> list[Scheme]:
     return [asked, *(scheme for scheme in compared if scheme != asked)]
 
 
-def _measure(graph, reference, keys, calibration, split, asked, sensitivity, tables, progress):
-    """Add one net's rows to the tables."""
+def _tensors(subject, graph) -> dict[str, str]:
+    """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
+    if subject.tflite is None:
+        return {}
+    try:
+        return tensor_names(subject.tflite, [op.name for op in graph.quantized if op.kind != "input"])
+    except ValueError:
+        return {}
+
+
+def _measure(graph, reference, keys, made, calibration, split, asked, sensitivity, tables, progress):
+    """Add one net's rows to the tables; `made` are the output tensors of its .tflite by layer."""
     place = places(graph)
     progress.say(f"{keys['net']} ({keys['source']}): {len(graph.operations)} operations, {len(calibration)} images")
     batches = -(-len(calibration) // BATCH)
@@ -266,7 +278,7 @@ def _measure(graph, reference, keys, calibration, split, asked, sensitivity, tab
         quantization_of(graph, scheme, output_ranges(found, scheme.percentile)) for scheme in _schemes(graph, asked)
     ]
     for quantization, errors in zip(quantizations, layer_errors(graph, calibration, quantizations, bar.advance)):
-        tables["errors"] += error_rows(graph, quantization, errors, keys)
+        tables["errors"] += error_rows(graph, quantization, errors, keys, made)
     images = calibration if split is None else split.images
     before = outputs(reference, images)
     if graph is reference:

@@ -31,6 +31,7 @@ __all__ = [
 
 BITS = range(2, 9)
 PERCENTILE = 99.99  # our choice
+TIE = 2e-4  # above float32's error of a mean, below 1 / (2 n) for windows of up to 2,500 numbers
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,18 @@ class Quantization:
             return values * 0.0 if high == low else values
         return tf.quantization.fake_quant_with_min_max_vars(values, low, high, num_bits=self.scheme.activation_bits)
 
+    def pooled(self, source: str, values):
+        """Means of an operation's quantized output, on the same grid: TFLite's kernel adds integers and rounds half away from 0.
+
+        Its 0 is that of the int8 numbers, not the zero point.
+        """
+        scale, zero_point = activation_scale(*self.ranges[source], self.scheme.activation_bits)
+        if not scale > 0:
+            return self.tensor(source, values)
+        numbers = values / scale + zero_point
+        rounded = tf.sign(numbers) * tf.floor(tf.abs(numbers) + (0.5 + TIE))
+        return (rounded - zero_point) * scale
+
 
 def converter_ranges(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """Minima and maxima as TFLite's converter records them.
@@ -220,10 +233,10 @@ def forward(
             if activations is None or op.source in activations:  # without an input scale the bias has no grid
                 bias = quantization.biases[op.name]
         result = tf.convert_to_tensor(images, tf.float32) if op.kind == "input" else op.compute(values, kernel, bias)
+        if quantization is not None and op.is_mean and (activations is None or op.source in activations):
+            result = quantization.pooled(op.source, result)
         if quantization is not None and op.is_quantized and (activations is None or op.name in activations):
             result = quantization.tensor(op.name, result)
-        elif quantization is not None and op.kind == "pool" and (activations is None or op.source in activations):
-            result = quantization.tensor(op.source, result)  # means are rounded to the input's grid
         values[op.output] = result
         yield op, result
         for key in op.used:

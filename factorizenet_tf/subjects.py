@@ -10,6 +10,7 @@ from pathlib import Path
 from . import zoo as zoo_module
 from ._keras import functional_model, keras
 from .data import Dataset, load_dataset
+from .int8 import Int8Model
 from .own import load_any
 from .quantize import is_quantize_aware
 from .run import Run, load_run
@@ -30,6 +31,7 @@ class Subject:
         spec: of ours, else None.
         dataset: what it was trained on; None where that is not known.
         dataset_name: what `load_dataset` takes for it; None where that is not known.
+        tflite: the int8 file that goes with it; None where there is none.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Subject:
     spec: ModelSpec | None
     dataset: Dataset | None
     dataset_name: str | None = None
+    tflite: Int8Model | None = None
 
 
 def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo_dir=None, needs_data: bool = True) -> Subject:
@@ -80,22 +83,24 @@ def _run(run, dataset, needs_data):
         if name == "arrays":
             raise ValueError(f"{run.folder} was trained on arrays; give calibration and evaluation, or dataset")
         dataset = load_dataset(name, input_shape=run.spec.input_shape)
-    return Subject(run.spec.name, models, run.spec, dataset, None if name == "arrays" else name)
+    tflite = run.int8_model() if (run.folder / "model.tflite").is_file() else None
+    return Subject(run.spec.name, models, run.spec, dataset, None if name == "arrays" else name, tflite)
 
 
 def _published(name, dataset, zoo_dir, needs_data):
     card = zoo_module.card(name, zoo_dir=zoo_dir)
-    models = {}
+    models, tflite = {}, None
     sibling = name.removesuffix("-int8") + "-float"
     if card.precision == "int8":
         if sibling in zoo_module.names(zoo_dir=zoo_dir):
             models["float"] = zoo_module.load(sibling, zoo_dir=zoo_dir)
         models["qat"] = zoo_module.load(name, zoo_dir=zoo_dir)
+        tflite = zoo_module.load(name, format="tflite", zoo_dir=zoo_dir)
     else:
         models["float"] = zoo_module.load(name, zoo_dir=zoo_dir)
     if dataset is None and needs_data:
         dataset = load_dataset(card.dataset_name, input_shape=card.spec.input_shape)
-    return Subject(name, models, card.spec, dataset, card.dataset_name)
+    return Subject(name, models, card.spec, dataset, card.dataset_name, tflite)
 
 
 def _source(model) -> str:

@@ -13,6 +13,7 @@ __all__ = ["summary"]
 
 TELLING_DB = 3.0  # a factor of two in noise: less is not worth a sentence
 TELLING_PRECISION = 0.02
+ERRORS = 2.0  # standard errors of a difference on the same images, of which at most those of another class count
 WORDS = {
     "conv": "regular convolutions",
     "grouped": "grouped convolutions",
@@ -28,7 +29,8 @@ def summary(analysis: Analysis) -> tuple[list[str], list[str]]:
     Returns:
         (accuracies and what differs between the nets, what is to be said of each net's layers).
     """
-    of_all = [_accuracy(analysis, net) for net in analysis.names] + [_precision_by_level(analysis)]
+    of_all = [_accuracy(analysis, net) for net in analysis.names]
+    of_all += [_beyond_chance(analysis), _precision_by_level(analysis)]
     of_layers = []
     for net in analysis.names:
         of_layers += [_scales(analysis, net), _accumulation(analysis, net)]
@@ -49,12 +51,22 @@ def _accuracy(analysis, net):
     return f"{net}: {', '.join(parts)}; one image of {images:,} is {100 / images:.2f} points."
 
 
+def _beyond_chance(analysis):
+    """Which changes against float are more than the images of another class explain by chance."""
+    rows = analysis.output[(analysis.output["scheme"] != "float") & analysis.output["decrease_points"].notna()]
+    if not len(rows):
+        return None
+    error = 100 * np.sqrt((1 - rows["top1_agreement"]) / rows["images"])
+    clear = rows[rows["decrease_points"].abs() > ERRORS * error]
+    listed = ", ".join(f"{r['net']} {_words(r)} {_signed(-r['decrease_points'])}" for _, r in clear.iterrows())
+    if not listed:
+        return f"No change against float is beyond {ERRORS:g} standard errors: each may be chance."
+    others = "" if len(clear) == len(rows) else "; each other change may be chance"
+    return f"Changes against float beyond {ERRORS:g} standard errors, points: {listed}{others}."
+
+
 def _signed(points):
     return f"{round(points, 2) + 0.0:+.2f}" if round(points, 2) else "0.00"
-
-
-def _plain(points):
-    return f"{round(points, 2) + 0.0:.2f}"
 
 
 def _words(row):
@@ -147,13 +159,19 @@ def _sensitivity(analysis, net):
         return None
     rows = rows[rows["source"] == rows["source"].iloc[0]]
     by_part = dict(list(rows.groupby("part")))
-    only = by_part["only"].sort_values("decrease_points", ascending=False).iloc[0]
+    only = by_part["only"].sort_values("kl", ascending=False)
     weights, acts = (float(by_part[part]["decrease_points"].iloc[0]) for part in ("weights", "activations"))
-    scheme = _words(rows.iloc[0])
-    text = f"{net}, {scheme}: quantizing weights only costs {_plain(weights)} points, activations only {_plain(acts)}; "
-    if only["decrease_points"] <= 0:
-        return text + "no single layer costs accuracy alone."
-    return text + f"the most sensitive layer is {only['layer']} ({only['decrease_points']:.2f} points alone)."
+    total, worst = only["kl"].sum(), only["decrease_points"].max()
+    text = (
+        f"{net}, {_words(rows.iloc[0])}: with weights only quantized accuracy changes by {_signed(-weights)} points, with "
+        f"activations only by {_signed(-acts)}; "
+    )
+    text += f"no layer alone costs more than {worst:.2f} points" if worst > 0 else "no layer alone costs accuracy"
+    if not total > 0:
+        return f"{text}."
+    first = only.iloc[0]
+    share = 100 * first["kl"] / total
+    return f"{text}. By KL divergence {first['layer']} costs most alone, {share:.0f} % of the sum over the layers."
 
 
 def _notes(analysis, net):

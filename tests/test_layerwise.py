@@ -130,18 +130,56 @@ def test_it_is_saved_and_loaded_whole(analysis, tmp_path, spec):
 
 
 def test_the_overlay_has_a_value_for_each_operation(analysis, models, spec):
-    by_layer = node_data(analysis, spec.name)
-    assert by_layer["results"]["logits"]["value"] == pytest.approx(
+    overlay = node_data(analysis, spec.name)
+    plain = models.int8._plain()
+    names = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
+    assert list(overlay["results"]) == [names[op["outputs"][0]] for op in plain._get_ops_details()]
+    assert overlay["results"][list(overlay["results"])[-1]]["value"] == pytest.approx(
         analysis.errors.query("source == 'qat' and layer == 'logits'")["accumulated_sqnr_db"].iloc[0], abs=1e-3
     )
-    by_tensor = node_data(analysis, spec.name, tflite=models.int8)
-    names = {tensor["name"] for tensor in models.int8._plain().get_tensor_details()}
-    assert set(by_tensor["results"]) <= names
-    assert len(by_tensor["results"]) == len(models.int8.operators)
+    assert node_data(analysis, spec.name, tflite=models.int8) == overlay
     with pytest.raises(ValueError, match="no net 'other'"):
         node_data(analysis, "other")
     with pytest.raises(ValueError, match="metric is 'layer'"):
         node_data(analysis, spec.name, metric="layer")
+
+
+def test_the_overlay_of_a_model_without_a_file_is_by_layer_or_by_a_given_file(tiny, noise, models):
+    images = noise(4, (8, 8, 1))
+    model = tiny()
+    found = fnet.analyze(model, calibration=images)
+    assert list(node_data(found, "tiny")["results"]) == ["first", "mean", "last"]
+    given = node_data(found, "tiny", tflite=fnet.Int8Model(fnet.to_tflite(model, calibration=images)))
+    assert len(given["results"]) == 3
+    assert all("tiny/" in name or "StatefulPartitionedCall" in name for name in given["results"])
+    with pytest.raises(ValueError, match="quantizing operations, the analysis 3 layers; give the net's own"):
+        node_data(found, "tiny", tflite=models.int8)
+
+
+def test_model_explorer_reads_the_overlay_and_knows_its_keys(analysis, models, spec, tmp_path):
+    builder = pytest.importorskip(
+        "model_explorer.node_data_builder", reason="Model Explorer is not here: pip install ai-edge-model-explorer"
+    )
+    from model_explorer.builtin_tflite_flatbuffer_adapter import BuiltinTfliteFlatbufferAdapter
+
+    analysis.save(tmp_path / "saved")
+    overlay = json.loads((tmp_path / "saved" / f"overlay-{spec.name}.json").read_text())
+    results = {key: builder.NodeDataResult(**value) for key, value in overlay["results"].items()}
+    colours = [builder.GradientItem(**item) for item in overlay["gradient"]]
+    theirs = json.loads(builder.GraphNodeData(results=results, gradient=colours).to_json_string())
+    assert {key: theirs[key] for key in overlay} == overlay
+    (tmp_path / "model.tflite").write_bytes(models.int8._content)
+    (found,) = BuiltinTfliteFlatbufferAdapter().convert(str(tmp_path / "model.tflite"), {})["graphCollections"]
+    (graph,) = found.graphs
+    given = {
+        attribute["value"]: node["label"]
+        for node in graph["nodes"]
+        for output in node["outputsMetadata"]
+        for attribute in output["attrs"]
+        if attribute["key"] == "tensor_name" and node["label"] not in ("pseudo_const", "GraphInputs")
+    }
+    assert set(given) == set(overlay["results"])  # every operation's node has a value
+    assert list(map(str.upper, given.values())) == list(models.int8.operators)
 
 
 def test_levels_line_up_by_block_and_depth(tiny, noise):

@@ -101,6 +101,26 @@ def test_the_summarys_numbers_are_the_tables(analysis, spec):
     assert 0 <= found <= most + 0.05
 
 
+def test_a_change_is_named_only_beyond_what_chance_makes(analysis):
+    def said(points, agreement):
+        output = analysis.output.assign(decrease_points=0.0, top1_agreement=1.0)
+        chosen = output["precision"] == "per_tensor W8A8"
+        output.loc[chosen, ["decrease_points", "top1_agreement"]] = points, agreement
+        return summary(dataclasses.replace(analysis, output=output))[0][1]
+
+    # 9 of 60 images of another class: a standard error of sqrt(9) / 60 = 5 points
+    assert said(9.0, 51 / 60) == "No change against float is beyond 2 standard errors: each may be chance."
+    assert "per tensor int8 -11.00; each other change may be chance." in said(11.0, 51 / 60)
+    assert "per tensor int8 +11.00" in said(-11.0, 51 / 60)
+
+
+def test_sensitivity_names_the_layer_of_most_divergence(analysis):
+    only = analysis.sensitivity.query("part == 'only' and source == 'float'").sort_values("kl")
+    text = next(sentence for sentence in summary(analysis)[1] if "with weights only quantized" in sentence)
+    share = 100 * only["kl"].iloc[-1] / only["kl"].sum()
+    assert f"{only['layer'].iloc[-1]} costs most alone, {share:.0f} % of the sum" in text
+
+
 def test_precision_by_level_is_said_as_it_is(analysis):
     def spread(values):
         tables = {name: [] for name in ("nets", "weights")}
@@ -148,6 +168,11 @@ addEventListener("load", () => setTimeout(() => {
   const change = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
   found.plots = [...document.querySelectorAll(".plot")].map(p => [p.id, p.querySelectorAll(".trace, .bars, .hm").length]);
   found.rows = $("table-body").rows.length;
+  const lowest = () => $("accuracy-plot")._fullLayout.yaxis.range[0];
+  const all = lowest(), lines = $("accuracy-plot").data.length;
+  change("accuracy-shown", "wide");
+  found.enlarged = [all < lowest(), lines - $("accuracy-plot").data.length];
+  change("accuracy-shown", "all");
   const cells = index => [...$("table-body").rows].map(r => r.cells[index].textContent);
   const button = document.querySelector('[data-id="precision"]');
   button.focus();
@@ -228,6 +253,7 @@ def test_it_works_in_chromium(page, analysis, spec, tmp_path, width, dark):
     assert found["descending"][-1] == "-"  # what has no number stays last
     assert (found["sorted"], found["focus"]) == ("descending", "precision")
     assert found["redrawn"]
+    assert found["enlarged"][1] == 1  # W4A8's line is left out
     assert found["schemeShown"]
     row = analysis.weights.query(
         "source == 'float' and tensor == 'folded' and layer == 'stage1_block1_pointwise'"

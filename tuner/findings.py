@@ -1,11 +1,12 @@
 """The numbers and figures behind zoo/FINDINGS.md: what each level of depth factorization does under quantization.
 
-    python tuner/findings.py runs/levels/fnet-l0 runs/levels/fnet-l2 ... --out findings
+    python tuner/findings.py fnet-l0-int8 fnet-l1-int8 ... fnet-l6-int8 --sensitivity --out runs/findings --publish zoo
 
-Takes names of the zoo or runs' folders, coarse to fine, and analyses them on the data they were trained on (about a
-minute a net on 2 cores, `--sensitivity` some more). Writes findings.md (tables and the verdicts that they support),
-findings.csv, tables/ (as `Analysis.save`), figures/ and report.html; killed, the same command goes on with the nets that
-are missing. Expected: one line a net on stdout, then the path.
+Takes names of the zoo or runs' folders, coarse to fine, and analyses them on the data they were trained on (one to three
+minutes a net on 2 cores, as much again with `--sensitivity`). Writes findings.md (tables, figures and the verdicts that
+they support), findings.csv, tables/ (as `Analysis.save`), figures/ and report.html; killed, the same command goes on
+with the nets that are missing. `--publish` copies the page to FOLDER/FINDINGS.md, figures and tables (.csv, without the
+channels) to FOLDER/findings/. Expected: one line a net on stdout, then the path.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data")
     parser.add_argument("--evaluation-images", type=int, help="validation images (default: all)")
     parser.add_argument("--sensitivity", action="store_true", help="measure it, too")
+    parser.add_argument("--publish", type=Path, help="zoo folder that gets FINDINGS.md and findings/, too")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     arguments = parser.parse_args()
 
@@ -54,10 +56,36 @@ def main() -> None:
     shutil.rmtree(arguments.out / "tables", ignore_errors=True)
     analysis.save(arguments.out / "tables")
     write_csv(arguments.out / "findings.csv", finding_rows(analysis))
-    write_text(arguments.out / "findings.md", findings_page(analysis))
+    costs = {name: _costs(net, arguments.zoo) for name, net in zip(analysis.names, arguments.nets)}
+    write_text(arguments.out / "findings.md", findings_page(analysis, costs))
     write_figures(analysis, arguments.out / "figures")
     write_text(arguments.out / "report.html", report_html(analysis))
+    if arguments.publish is not None:
+        _publish(arguments.out, arguments.publish, findings_page(analysis, costs, figures="findings"))
     print(arguments.out / "findings.md")
+
+
+def _costs(net: str, zoo: str | None) -> dict:
+    """What a net costs and its int8 validation accuracy, from its card or its run."""
+    if (Path(net) / "metrics.json").is_file():
+        run = fnet.load_run(net)
+        found = {key: run.metrics[key] for key in ("macs", "size_bytes")} | {"ram_bytes": None, "latency_ms": None}
+        images = run.metrics["images"]["validation"]
+        return found | {"accuracy": run.metrics["accuracy"]["validation"]["tflite"], "images": images}
+    card = fnet.zoo.card(net, zoo_dir=zoo)
+    found = {key: getattr(card, key) for key in ("macs", "size_bytes", "ram_bytes", "latency_ms")}
+    return found | {"accuracy": card.validation_accuracy, "images": card.images["validation"]}
+
+
+def _publish(out: Path, zoo: Path, page: str) -> None:
+    """FINDINGS.md of a zoo, and its figures and tables in a folder beside it."""
+    folder = zoo / "findings"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tables = [path for path in (out / "tables").glob("*.csv") if path.stem != "channels"]
+    for path in (out / "findings.csv", *tables, *(out / "figures").glob("*.png")):
+        shutil.copy(path, folder / path.name)
+    write_text(zoo / "FINDINGS.md", page)
 
 
 if __name__ == "__main__":
