@@ -17,7 +17,7 @@ from .measured_costs import MeasuredCosts
 from .requirement import COSTS, Requirement
 from .spec import ModelSpec
 from .trial import PARENT, REASON, ROUND, THRESHOLD, result_of, search_space, spec_of, values_of
-from .walk import Proposal, Result, Space, Walk, check_budget, macs, walk
+from .walk import Proposal, Result, Space, Walk, check_budget, macs, ranking, walk
 
 __all__ = ["FactorizationOracle"]
 
@@ -227,6 +227,12 @@ class FactorizationOracle(keras_tuner.Oracle):
         for tuner_id in [t for t, ongoing in self.ongoing_trials.items() if ongoing.trial_id == trial_id]:
             del self.ongoing_trials[tuner_id]
 
+    @keras_tuner.synchronized
+    def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
+        """Trials as the walk ranks their nets, its answer first: with a floor not the most accurate; none given up."""
+        trials = {self._spec(trial): trial for trial in self.trials.values()}
+        return [trials[spec] for spec in ranking(self.requirement, self.results(), self.seed)[:num_trials]]
+
     def score_trial(self, trial: Trial) -> None:
         """The objective; a net that was given up ranks behind every finished one."""
         result = result_of(trial, self.objective.name)
@@ -337,5 +343,9 @@ class FactorizationOracle(keras_tuner.Oracle):
 
 
 def _nothing_fits(state: Walk, requirement: Requirement) -> str:
-    reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in list(state.rejected.items())[-2:])
-    return f"no uniform level fits ({reasons}); raise {', '.join('max_' + cost for cost in requirement.limits)}"
+    uniform = [(spec, why) for spec, why in state.rejected.items() if isinstance(spec.level, int)]
+    reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in uniform[-2:])
+    return (
+        f"no uniform level fits ({reasons}), nor does any of the {len(state.rejected) - len(uniform)} others looked at; "
+        f"raise {', '.join('max_' + cost for cost in requirement.limits)}"
+    )

@@ -259,6 +259,16 @@ def test_the_state_is_whole_and_readable(tmp_path):
     assert json.loads(json.dumps(again.get_state())) == state
 
 
+def test_with_a_floor_the_best_trial_is_the_answer_and_not_the_most_accurate_one(tmp_path):
+    walked = FactorizationOracle(SPEC, min_accuracy=0.86)
+    walked._set_project_dir(str(tmp_path), "project")
+    run_to_the_end(walked)
+    first, *others = walked.get_best_trials(1_000)
+    assert walked._spec(first) == walked.walk().best
+    assert max(trial.score for trial in others) > first.score
+    assert [walked._spec(t) for t in (first, *others)] == walked.walk().ranked
+
+
 def test_max_trials_is_kept(tmp_path):
     assert len(run_to_the_end(make(tmp_path, max_trials=4))) == 4
 
