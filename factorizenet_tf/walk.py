@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .cost import count_macs
+from .cost import cost_rows, count_macs
 from .moves import Move, cheaper, mixed, near, trades
 from .requirement import Requirement
 from .spec import ModelSpec, max_level
@@ -82,6 +82,11 @@ def check_budget(space: Space, requirement: Requirement) -> None:
     if macs(smallest) > limits.get("macs", math.inf):
         raise ValueError(
             f"max_macs is {limits['macs']:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs"
+        )
+    weight_bytes = sum(row.weight_bytes for row in cost_rows(smallest))  # the file holds them all, and more
+    if weight_bytes > limits.get("size_bytes", math.inf):
+        raise ValueError(
+            f"max_size_bytes is {limits['size_bytes']:,}; the weights of the smallest net, {smallest.name}, alone have {weight_bytes:,}"
         )
     height, width, channels = space.spec.input_shape
     stem_bytes = height * width * (channels + min(space.widths))  # the stem's input and output are held at once
