@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,6 +35,7 @@ __all__ = ["FactorizationTuner"]
 SEARCH_FILE = "search.json"
 DATASET_FILE = "dataset.json"
 ORACLE_FILE = "oracle.json"
+LOCK_FILE = ".lock"
 EPOCHS, CONTINUED = (
     "tuner/epochs",
     "tuner/trial_id",
@@ -135,22 +137,24 @@ class FactorizationTuner(keras_tuner.Tuner):
 
         Raises:
             ValueError: no net fits the requirement, or the chief's search is another than this worker's.
-            RuntimeError: three trials failed in a row, or one crashed on a worker.
+            RuntimeError: three trials failed in a row, one crashed on a worker, or another process searches in the folder.
             ConnectionError: the chief stays away.
             OSError: the disk is full.
             Exception: what user code raised, as it was; the trial is done again by the next search.
         """
-        if chief.is_chief():
-            if isinstance(self._own_oracle, FactorizationOracle):
-                chief.serve(self._own_oracle)
-            else:
-                chief.serve_stock(self._own_oracle)
-        else:
-            if self._is_worker():
-                self.oracle.get_space()  # once the chief answers it has claimed the folder
-                check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
-                self.costs.open(Path(self.project_dir))
+        if self._is_worker():
+            self.oracle.get_space()  # once the chief answers it has claimed the folder
+            check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
+            self.costs.open(Path(self.project_dir))
             self._work()
+        else:
+            with _alone(Path(self.project_dir)):
+                if not chief.is_chief():
+                    self._work()
+                elif isinstance(self._own_oracle, FactorizationOracle):
+                    chief.serve(self._own_oracle)
+                else:
+                    chief.serve_stock(self._own_oracle)
         failure = getattr(self._own_oracle, "failure", None)
         if failure is not None:
             raise failure
@@ -273,6 +277,22 @@ class FactorizationTuner(keras_tuner.Tuner):
         """Write the oracle's state; the tuner has none of its own."""
         if not self._is_worker():
             self.oracle.save()
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Held by the one process that searches in a folder, or is its chief; freed when that ends, killed or not."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(f"another process searches in {folder}; wait for its end, or give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _space(oracle, spec):

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras_tuner
 import pytest
 import tensorflow as tf
+from filelock import FileLock
 
 import factorizenet_tf as fnet
 from factorizenet_tf import measured_costs, search_tuner
@@ -277,6 +278,16 @@ def test_a_trial_held_after_its_epochs_is_gone_on_with_by_the_next_round(digits,
     assert len(rows[1]) == 3
 
 
+def test_two_processes_do_not_search_in_one_folder(digits, tmp_path, monkeypatch):
+    tuner = make(tmp_path, digits, max_trials=1)
+    monkeypatch.setattr(search_tuner, "train", Fake())
+    held = FileLock(tmp_path / "search" / ".lock")
+    with held, pytest.raises(RuntimeError, match=r"another process searches in .*search; wait for its end"):
+        tuner.search()
+    tuner.search()
+    assert statuses(tuner) == ["COMPLETED"]
+
+
 def test_metrics_without_the_objective_are_a_bug_that_is_named(digits, tmp_path, monkeypatch):
     tuner = make(tmp_path, digits)
     monkeypatch.setattr(tuner, "run_trial", lambda trial: {"loss": 1.0})
@@ -337,9 +348,8 @@ def kill_in(phases, folder, digits):
     tuner = make(folder, digits, max_trials=2, recipe=recipe)
     assert statuses(tuner) == ["COMPLETED"] * 2
     assert tuner.oracle.end_order == ["0", "1"]
-    assert sorted(os.listdir(folder / "search")) == sorted(
-        ["dataset.json", "oracle.json", "search.json", "trial_0", "trial_1"]
-    )
+    left = sorted(set(os.listdir(folder / "search")) - {".lock"})
+    assert left == ["dataset.json", "oracle.json", "search.json", "trial_0", "trial_1"]
     for ended in tuner.oracle.trials.values():
         rows = [(row["phase"], row["epoch"]) for row in tuner.load_run(ended).history()]
         assert rows == [("float", 1), ("float", 2), ("qat", 1), ("qat", 2)]
