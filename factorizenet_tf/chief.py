@@ -13,7 +13,7 @@ from concurrent import futures
 
 from ._keras_tuner import keras_tuner  # noqa: F401 (before its parts)
 
-__all__ = ["POLL_SECONDS", "heartbeat", "is_chief", "is_worker", "patient_client", "serve"]
+__all__ = ["POLL_SECONDS", "heartbeat", "is_chief", "is_worker", "patient_client", "serve", "serve_stock"]
 
 POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
@@ -42,6 +42,8 @@ def address() -> str:
 def serve(oracle) -> None:
     """Answer the workers until the search has ended and each living one was told.
 
+    Costs are measured here, between the answers: a worker that asks meanwhile is told to wait, and its heartbeat heard.
+
     Raises:
         OSError: the address cannot be listened on.
     """
@@ -60,13 +62,24 @@ def serve(oracle) -> None:
         raise OSError(
             f"cannot listen on {address()}; set KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT to a free one"
         )
+    oracle.defers = True
     server.start()
     try:
         while not (servicer.stop_triggered and oracle.is_done()):
             oracle.release_dead()
+            oracle.measure_wanted()
             time.sleep(POLL_SECONDS)
     finally:
+        oracle.defers = False
         server.stop(grace=POLL_SECONDS).wait()
+
+
+def serve_stock(oracle) -> None:
+    """Answer the workers of a stock oracle by KerasTuner's own loop, which waits for ever for one that was killed."""
+    from keras_tuner.src.distribute import oracle_chief
+
+    oracle.save()
+    oracle_chief.start_server(oracle)
 
 
 class _Patient:

@@ -337,7 +337,7 @@ def benchmark(
     width: Width = 16,
     seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
     run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
-    part: Annotated[str, typer.Option(help="all, training or zoo.")] = "all",
+    part: Annotated[str, typer.Option(help="all, training, search or zoo.")] = "all",
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -345,16 +345,20 @@ def benchmark(
     """Measure speed and memory as ratios in one run.
 
     Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
-    memory; with --run the .tflite against QAT Keras. Then how fast the zoo lists, loads and verifies.
+    memory; with --run the .tflite against QAT Keras. A search's start and proposals; how fast the zoo lists, loads, verifies.
     """
-    if part not in ("all", "training", "zoo"):
-        raise ValueError(f"part is {part!r}; it must be all, training or zoo")
+    if part not in ("all", "training", "search", "zoo"):
+        raise ValueError(f"part is {part!r}; it must be all, training, search or zoo")
     import_tensorflow()
     rows = []
     if part in ("all", "training"):
         from .benchmark import measure
 
         rows += measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
+    if part in ("all", "search"):
+        from .search_benchmark import measure_search
+
+        rows += measure_search(verbose=not quiet)
     if part in ("all", "zoo"):
         from .zoo_benchmark import measure_zoo
 

@@ -37,11 +37,18 @@ class MeasuredCosts:
             ValueError: the file there is damaged.
         """
         self._path = folder / COSTS_FILE
-        if self._path.exists():
+        self._read()
+
+    def _read(self):
+        if self._path is not None and self._path.exists():
             try:
                 self._costs |= json.loads(self._path.read_text())
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{self._path} is damaged ({error}); delete it to have costs measured again") from None
+
+    def has(self, spec: ModelSpec) -> bool:
+        """Whether `of` has nothing to measure."""
+        return all(cost in self._costs.get(spec.name, {}) for cost in self._wanted)
 
     def of(self, spec: ModelSpec) -> dict[str, float]:
         """The wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
@@ -50,10 +57,13 @@ class MeasuredCosts:
             ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
             OSError: the folder cannot be written.
         """
+        if not self.has(spec):
+            self._read()  # another worker may have measured it
         known = self._costs.get(spec.name, {})
         missing = [cost for cost in self._wanted if cost not in known]
         if missing:
             known = known | measure(spec, missing, self.labels)
+            self._read()
             self._costs[spec.name] = known
             if self._path is not None:
                 write_text(self._path, json.dumps(self._costs, indent=1, sort_keys=True) + "\n")

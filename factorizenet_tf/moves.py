@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .spec import ModelSpec
 
-__all__ = ["Move", "cheaper", "near", "trades"]
+__all__ = ["Move", "cheaper", "mixed", "near", "trades"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,18 @@ def cheaper(space, origin: ModelSpec, fits: Callable, macs: Callable) -> list[Mo
     for spec, width in _other_widths(space, origin, allowed):
         _add(found, origin, spec, f"width {width}")
     return list(found.values())
+
+
+def mixed(space) -> list[ModelSpec]:
+    """Every net once that one stage alone keeps from being of a uniform level."""
+    uniform = [spec for width in space.widths for spec in space.uniform(width)]
+    found = {
+        _changed(space, origin, {stage: level}): None
+        for origin in uniform
+        for stage, _, last in _stages(space, origin)
+        for level in range(last + 1)
+    }
+    return [spec for spec in found if spec not in uniform]
 
 
 def _add(found, origin, spec, what):

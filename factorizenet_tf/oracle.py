@@ -17,12 +17,16 @@ from .measured_costs import MeasuredCosts
 from .requirement import COSTS, Requirement
 from .spec import ModelSpec
 from .trial import PARENT, REASON, ROUND, THRESHOLD, result_of, search_space, spec_of, values_of
-from .walk import Proposal, Result, Space, Walk, check_budget, macs, walk
+from .walk import Proposal, Result, Space, Walk, check_budget, macs, ranking, walk
 
-__all__ = ["FactorizationOracle"]
+__all__ = ["FactorizationOracle", "identity_of"]
 
 ORACLE_FILE = "oracle.json"
 DEAD_SECONDS = 60.0  # a worker that is silent for so long is taken for dead
+
+
+class _Unmeasured(Exception):  # noqa: N818 (no error: what is to be done first)
+    """A proposal waits for a measurement."""
 
 
 class FactorizationOracle(keras_tuner.Oracle):
@@ -99,6 +103,8 @@ class FactorizationOracle(keras_tuner.Oracle):
         self._seen: dict[str, float] = {}  # trial id or tuner id -> when it was last heard of
         self._memory: dict = {}
         self._reasons: dict[ModelSpec, str | None] = {}
+        self.defers = False  # whether `measure_wanted` is called, rather than measuring within a proposal
+        self._wanted: ModelSpec | None = None
 
     # The walk
 
@@ -126,11 +132,25 @@ class FactorizationOracle(keras_tuner.Oracle):
     def _excess(self, spec):
         if spec not in self._reasons:
             reason = self.requirement.excess({"macs": macs(spec)})
-            self._reasons[spec] = self.requirement.excess(self.costs.of(spec)) if reason is None else reason
+            if reason is None:
+                if self.defers and not self.costs.has(spec):
+                    self._wanted = spec
+                    raise _Unmeasured
+                reason = self.requirement.excess(self.costs.of(spec))
+            self._reasons[spec] = reason
         return self._reasons[spec]
 
+    def measure_wanted(self) -> None:
+        """Measure the net that a proposal waits for, if one does. Holds no lock: it takes seconds, and workers call."""
+        spec, self._wanted = self._wanted, None
+        if spec is not None and self.failure is None:
+            try:
+                self.costs.of(spec)
+            except Exception as error:
+                self.failure = error
+
     def populate_space(self, trial_id: str) -> dict:
-        """The next net of the walk; IDLE while the others of its round are being trained, STOPPED at the end."""
+        """The next net of the walk; IDLE while its round is being trained or costs measured, STOPPED at the end."""
         try:
             state = self.walk()
             taken = {self._spec(trial) for trial in self.trials.values()}
@@ -141,6 +161,8 @@ class FactorizationOracle(keras_tuner.Oracle):
                 return {"status": TrialStatus.IDLE}
             if not state.proposals:
                 self.failure = ValueError(_nothing_fits(state, self.requirement))
+        except _Unmeasured:
+            return {"status": TrialStatus.IDLE}
         except Exception as error:
             self.failure = error
         return {"status": TrialStatus.STOPPED}
@@ -176,9 +198,15 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     @keras_tuner.synchronized
     def get_trial(self, trial_id: str) -> Trial:
-        """A trial by its id; asking says that its worker is alive."""
+        """A trial by its id; asking says that its worker is alive. One that is not known is STOPPED."""
+        if trial_id not in self.trials:
+            return self._unknown(trial_id)
         self._seen[trial_id] = time.monotonic()
         return super().get_trial(trial_id)
+
+    def _unknown(self, trial_id):
+        """For a worker that is left over from another search: an exception would leave the lock held."""
+        return Trial(self.get_space(), trial_id=trial_id, status=TrialStatus.STOPPED)
 
     @keras_tuner.synchronized
     def release_dead(self) -> None:
@@ -201,8 +229,11 @@ class FactorizationOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict, step: int = 0) -> Trial:
         """Take the metrics of a trial, in the place of any from before a kill."""
-        trial = self.trials[trial_id]
+        trial = self.trials.get(trial_id) or self._unknown(trial_id)
         if trial.status != TrialStatus.RUNNING:
+            return trial
+        if self.objective.name not in metrics:
+            self.failure = ValueError(f"trial {trial_id} gave no {self.objective.name}, but {', '.join(metrics)}")
             return trial
         trial.metrics = type(trial.metrics)()
         return super().update_trial(trial_id, dict(metrics), step)
@@ -210,6 +241,11 @@ class FactorizationOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def end_trial(self, trial: Trial) -> None:
         """End a trial once; one that crashed (INVALID) stays to be done and ends the search."""
+        known = self.trials.get(trial.trial_id)
+        if known is None:
+            return
+        if trial.status == TrialStatus.COMPLETED and not known.metrics.exists(self.objective.name):
+            trial.status = TrialStatus.INVALID
         if trial.trial_id in self.end_order:
             self._pop_ongoing(trial.trial_id)  # its worker had been taken for dead, and another did it
             return
@@ -226,6 +262,12 @@ class FactorizationOracle(keras_tuner.Oracle):
     def _pop_ongoing(self, trial_id):
         for tuner_id in [t for t, ongoing in self.ongoing_trials.items() if ongoing.trial_id == trial_id]:
             del self.ongoing_trials[tuner_id]
+
+    @keras_tuner.synchronized
+    def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
+        """Trials as the walk ranks their nets, its answer first: with a floor not the most accurate; none given up."""
+        trials = {self._spec(trial): trial for trial in self.trials.values()}
+        return [trials[spec] for spec in ranking(self.requirement, self.results(), self.seed)[:num_trials]]
 
     def score_trial(self, trial: Trial) -> None:
         """The objective; a net that was given up ranks behind every finished one."""
@@ -265,18 +307,8 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def identity(self) -> dict:
         """What makes a search the same one: space, requirement, objective, seed, patience."""
-        spec = json.loads(self.space.spec.to_json())
-        return {
-            "input_shape": spec["input_shape"],
-            "num_classes": spec["num_classes"],
-            "stages": spec["stages"],
-            "widths": list(self.space.widths),
-            **{f"max_{cost}": self.requirement.limits.get(cost) for cost in COSTS},
-            "min_accuracy": self.requirement.min_accuracy,
-            "objective": self.objective.name,
-            "seed": self.seed,
-            "patience": self.patience,
-        }
+        what = identity_of(self.space, self.requirement, self.objective.name)
+        return what | {"seed": self.seed, "patience": self.patience}
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
@@ -294,15 +326,17 @@ class FactorizationOracle(keras_tuner.Oracle):
     def reload(self) -> None:
         """Go on from the project's folder: what had not ended is done again, nothing else is.
 
+        Where oracle.json is lost the trials' own files say all that the walk needs.
+
         Raises:
             ValueError: a file is damaged, or the folder holds another search.
         """
         path = Path(self._get_oracle_fname())
         try:
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text()) if path.exists() else self.get_state()
             values = state["values"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); restore it, or give another folder") from None
+            raise ValueError(f"{path} is damaged ({error!r}); delete it, the trials' files have the same") from None
         for file in sorted(path.parent.glob("trial_*/trial.json")):
             remove_asides(file.parent)
             trial_id = file.parent.name.removeprefix("trial_")
@@ -336,6 +370,24 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.costs.open(Path(self._project_dir))
 
 
+def identity_of(space: Space, requirement: Requirement | None, objective: str) -> dict:
+    """What any search, a stock oracle's too, must have in common with the one whose folder it goes on in."""
+    spec = json.loads(space.spec.to_json())
+    return {
+        "input_shape": spec["input_shape"],
+        "num_classes": spec["num_classes"],
+        "stages": spec["stages"],
+        "widths": list(space.widths),
+        **{f"max_{cost}": None if requirement is None else requirement.limits.get(cost) for cost in COSTS},
+        "min_accuracy": None if requirement is None else requirement.min_accuracy,
+        "objective": objective,
+    }
+
+
 def _nothing_fits(state: Walk, requirement: Requirement) -> str:
-    reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in list(state.rejected.items())[-2:])
-    return f"no uniform level fits ({reasons}); raise {', '.join('max_' + cost for cost in requirement.limits)}"
+    uniform = [(spec, why) for spec, why in state.rejected.items() if isinstance(spec.level, int)]
+    reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in uniform[-2:])
+    return (
+        f"no uniform level fits ({reasons}), nor does any of the {len(state.rejected) - len(uniform)} others looked at; "
+        f"raise {', '.join('max_' + cost for cost in requirement.limits)}"
+    )

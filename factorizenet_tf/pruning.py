@@ -13,27 +13,31 @@ __all__ = ["GivenUp", "Watch", "float_curve"]
 
 
 class GivenUp(Exception):  # noqa: N818 (no error: an outcome)
-    """The float training was given up; its checkpoint stays."""
+    """The float training was given up, or has the epochs that were asked for; its checkpoint stays."""
 
 
 class Watch(keras.callbacks.Callback):
-    """Raises `GivenUp` after the first float epoch at which the best accuracy so far is below the threshold.
+    """Raises `GivenUp` after the first float epoch at which the best accuracy so far is below the threshold, or the last that is wanted.
 
     Args:
         folder: of the run; a run that goes on is judged by the epochs it has, too.
         threshold: validation accuracy (0..1) by epoch; empty: never.
         tell: called with (phase, epoch, validation accuracy) after each epoch, or None.
+        until: float epochs that are wanted; None: all.
     """
 
-    def __init__(self, folder: Path, threshold: Sequence[float], tell=None):
+    def __init__(self, folder: Path, threshold: Sequence[float], tell=None, until: int | None = None):
         super().__init__()
+        self.until = until
         self.threshold = tuple(threshold)
         self.curve = float_curve(folder)
         self._tell = tell
 
     def check(self) -> None:
-        """Raises GivenUp where the epochs so far are hopeless."""
+        """Raises GivenUp where the epochs so far are hopeless or enough."""
         epoch = len(self.curve)
+        if self.until is not None and epoch >= self.until:
+            raise GivenUp
         if 0 < epoch < len(self.threshold) and max(self.curve) < self.threshold[epoch - 1]:
             raise GivenUp
 

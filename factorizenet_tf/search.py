@@ -11,9 +11,11 @@ from . import chief, zoo
 from ._keras_tuner import TrialStatus
 from .data import Dataset
 from .files import write_csv, write_text
+from .gates import refusals
 from .oracle import FactorizationOracle
 from .recipe import Recipe
 from .requirement import Requirement
+from .run import load_run
 from .search_progress import SearchProgress
 from .search_tuner import OBJECTIVES, FactorizationTuner
 from .spec import ModelSpec
@@ -81,7 +83,7 @@ def search(
 
     Raises:
         ValueError: a budget is below the smallest net, arguments do not fit, or the folder holds another search.
-        RuntimeError: three trials failed in a row.
+        RuntimeError: three trials failed in a row, or the net found may not be published; the others then are.
         OSError: a folder cannot be written or the disk is full.
     """
     out = Path(out).expanduser().resolve()
@@ -220,8 +222,18 @@ def _publish(found, folder, progress, verbose):
         names.append(found.best.name)
     folder = Path(folder).expanduser()
     for name in names:
+        reasons = refusals(load_run(found.run_folder(name)))
+        if reasons:
+            progress.say(f"{name} is not published: {'; '.join(reasons)}")
+            continue
         try:
             cards = zoo.publish(found.run_folder(name), zoo_dir=folder, verbose=False)
             progress.say(f"published in {folder}: {', '.join(card.reference for card in cards)}")
         except FileExistsError as error:
             progress.say(f"{name}: {error}")
+    if found.best is not None:
+        reasons = refusals(load_run(found.run_folder(found.best.name)))
+        if reasons:
+            raise RuntimeError(
+                f"the answer, {found.best.name}, is not published: {'; '.join(reasons)}; it is in {found.folder}"
+            )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ from ._keras_tuner import Trial, TrialStatus, errors, keras_tuner
 from .cost import count_macs
 from .data import Dataset
 from .inheritance import inherit
-from .oracle import FactorizationOracle
+from .measured_costs import MeasuredCosts
+from .oracle import FactorizationOracle, identity_of
 from .phase import NanLossError
 from .pruning import GivenUp, Watch, float_curve
 from .recipe import Recipe, recipe_for
@@ -32,6 +35,12 @@ __all__ = ["FactorizationTuner"]
 SEARCH_FILE = "search.json"
 DATASET_FILE = "dataset.json"
 ORACLE_FILE = "oracle.json"
+LOCK_FILE = ".lock"
+EPOCHS, CONTINUED = (
+    "tuner/epochs",
+    "tuner/trial_id",
+)  # what Hyperband tells a trial: its epochs, the one it goes on from
+MOST_TRIALS = 1_000_000
 OBJECTIVES = {
     "val_float_accuracy": "float",
     "val_ptq_per_tensor_accuracy": "ptq_per_tensor",
@@ -44,7 +53,8 @@ OBJECTIVES = {
 class FactorizationTuner(keras_tuner.Tuner):
     """Trains what an oracle proposes, each net in its trial's folder, where a killed training goes on.
 
-    With a `FactorizationOracle`, or a stock one over `search_space(spec)`. Under KerasTuner's environment variables
+    With a `FactorizationOracle`, or a stock one over `search_space(spec)`; Hyperband's trials go on where the one that
+    they continue was held after its epochs, and count by float accuracy until they are trained to the end. Under KerasTuner's environment variables
     KERASTUNER_TUNER_ID (chief, worker0, ...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT it is a chief or one of
     several workers, which share `directory`.
 
@@ -52,7 +62,8 @@ class FactorizationTuner(keras_tuner.Tuner):
         oracle: what proposes.
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`; nets are compared on its validation split.
         spec: with a stock oracle, the spec whose stages it searches.
-        requirement: with a stock oracle, budgets: a net over them counts as of accuracy 0 and is not trained.
+        requirement: with a stock oracle, budgets: a net over them counts as of accuracy 0 and is not trained. Bytes,
+            RAM and latency are measured as by a `FactorizationOracle`.
         recipe: of each trial; None for the data set's own. Needs QAT.
         inherit: start a net from the trained weights of the one it was made from.
         prune: give up trainings that the oracle's threshold calls hopeless.
@@ -89,26 +100,32 @@ class FactorizationTuner(keras_tuner.Tuner):
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
         self.callbacks, self.progress = tuple(callbacks), progress
-        _check(oracle, self.space.spec, dataset, self.recipe)
+        _check(oracle, self.space.spec, dataset, self.recipe, requirement)
+        self.costs = MeasuredCosts(() if requirement is None else requirement.limits)
         self._own_oracle = oracle
         super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
         folder = Path(self.project_dir)
         walked = isinstance(oracle, FactorizationOracle)
-        if walked:
-            oracle.costs.labels = dataset.class_names
+        costs = oracle.costs if walked else self.costs
+        costs.labels = dataset.class_names
         if self._is_worker():
             self.oracle = chief.patient_client(self.oracle)
             return
         claim_folder(folder, self._identity(oracle), "search")
-        if (folder / ORACLE_FILE).exists():
+        self.costs.open(folder)
+        if (folder / ORACLE_FILE).exists() or (walked and any(folder.glob("trial_*/trial.json"))):
             oracle.reload()
         else:
             oracle.save()
 
     def _identity(self, oracle):
+        if isinstance(oracle, FactorizationOracle):
+            what = oracle.identity()
+        else:
+            what = identity_of(self.space, self.requirement, oracle.objective.name)
         fields = {
             "oracle": type(oracle).__name__,
-            **(oracle.identity() if isinstance(oracle, FactorizationOracle) else {}),
+            **what,
             "inherit": self.inherit,
             "prune": self.prune,
             **{f"recipe_{name}": value for name, value in dataclasses.asdict(self.recipe).items()},
@@ -120,18 +137,24 @@ class FactorizationTuner(keras_tuner.Tuner):
 
         Raises:
             ValueError: no net fits the requirement, or the chief's search is another than this worker's.
-            RuntimeError: three trials failed in a row, or one crashed on a worker.
+            RuntimeError: three trials failed in a row, one crashed on a worker, or another process searches in the folder.
             ConnectionError: the chief stays away.
             OSError: the disk is full.
             Exception: what user code raised, as it was; the trial is done again by the next search.
         """
-        if chief.is_chief():
-            chief.serve(self._own_oracle)
-        else:
-            if self._is_worker():
-                self.oracle.get_space()  # once the chief answers it has claimed the folder
-                check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
+        if self._is_worker():
+            self.oracle.get_space()  # once the chief answers it has claimed the folder
+            check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
+            self.costs.open(Path(self.project_dir))
             self._work()
+        else:
+            with _alone(Path(self.project_dir)):
+                if not chief.is_chief():
+                    self._work()
+                elif isinstance(self._own_oracle, FactorizationOracle):
+                    chief.serve(self._own_oracle)
+                else:
+                    chief.serve_stock(self._own_oracle)
         failure = getattr(self._own_oracle, "failure", None)
         if failure is not None:
             raise failure
@@ -157,6 +180,8 @@ class FactorizationTuner(keras_tuner.Tuner):
                     metrics = self.run_trial(trial)
             else:
                 metrics = self.run_trial(trial)
+            if self._own_oracle.objective.name not in metrics:
+                raise ValueError(f"run_trial gave no {self._own_oracle.objective.name}, but {', '.join(metrics)}")
             self.oracle.update_trial(trial.trial_id, metrics)
             trial.status = TrialStatus.COMPLETED
         except errors.FailedTrialError:
@@ -177,11 +202,15 @@ class FactorizationTuner(keras_tuner.Tuner):
         spec = spec_of(self.space, values)
         objective = self._own_oracle.objective.name
         macs = count_macs(spec)
-        if self.requirement is not None and self.requirement.excess({"macs": macs}) is not None:
+        if self.requirement is not None and self._is_over(spec, macs):
             return metrics_of(objective, 0.0, [], pruned=True) | {"macs": macs}
         folder = self.run_folder(trial.trial_id)
+        if values.get(CONTINUED) and not folder.exists():
+            _copy_run(self.run_folder(values[CONTINUED]), folder)
+        until = values.get(EPOCHS, self.recipe.epochs)
         threshold = tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else ()
-        watch = Watch(folder, threshold, self.progress and self.progress.epoch)
+        tell = self.progress and self.progress.epoch
+        watch = Watch(folder, threshold, tell, until if until < self.recipe.epochs else None)
         if self.progress is not None:
             self.progress.begin(trial.trial_id, spec, self.recipe, values, len(watch.curve))
         try:
@@ -210,6 +239,12 @@ class FactorizationTuner(keras_tuner.Tuner):
             self.progress.end(spec, metrics[objective], bool(metrics["pruned"]))
         return metrics
 
+    def _is_over(self, spec, macs):
+        costs = {"macs": macs}
+        if self.requirement.excess(costs) is None:
+            costs |= self.costs.of(spec)
+        return self.requirement.excess(costs) is not None
+
     def _inherited(self, parent_id, spec):
         """The model to start from, or None: the same at each call for a trial."""
         if not self.inherit or not parent_id:
@@ -232,10 +267,32 @@ class FactorizationTuner(keras_tuner.Tuner):
         """The quantization-aware tf_keras model of a finished trial; `load_run(trial).int8_model()` is the .tflite."""
         return self.load_run(trial).qat_model()
 
+    def get_best_models(self, num_models: int = 1) -> list[keras.Model]:
+        """The best nets, best first, of the trials that were trained to their end, as `load_model` gives them."""
+        trials = self.oracle.get_best_trials(MOST_TRIALS)
+        ended = [trial for trial in trials if (self.run_folder(trial.trial_id) / "metrics.json").is_file()]
+        return [self.load_model(trial) for trial in ended[:num_models]]
+
     def save(self):
         """Write the oracle's state; the tuner has none of its own."""
         if not self._is_worker():
             self.oracle.save()
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Held by the one process that searches in a folder, or is its chief; freed when that ends, killed or not."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(f"another process searches in {folder}; wait for its end, or give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _space(oracle, spec):
@@ -249,7 +306,27 @@ def _space(oracle, spec):
     return Space(spec, widths)
 
 
-def _check(oracle, spec, dataset, recipe):
+def _copy_run(source, folder):
+    """Copy a run that another trial goes on with, whole or not at all."""
+    if source.exists():
+        aside = folder.with_name(f"{folder.name}.aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        aside.replace(folder)
+
+
+def _check(oracle, spec, dataset, recipe, requirement):
+    kind = type(oracle).__name__
+    if requirement is not None and isinstance(oracle, FactorizationOracle):
+        raise ValueError(f"a {kind} has its own requirement; leave {requirement} out")
+    if requirement is not None and requirement.min_accuracy is not None:
+        raise ValueError(
+            f"min_accuracy is {requirement.min_accuracy}; a {kind} looks for the highest accuracy: leave it out, or use a FactorizationOracle"
+        )
+    if getattr(oracle, "max_epochs", recipe.epochs) != recipe.epochs:
+        raise ValueError(
+            f"the {kind}'s max_epochs is {oracle.max_epochs}, the recipe's epochs {recipe.epochs}; make them equal"
+        )
     if oracle.objective.name not in OBJECTIVES:
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
     if not recipe.qat_epochs:

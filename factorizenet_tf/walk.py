@@ -18,13 +18,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .cost import count_macs
-from .moves import Move, cheaper, near, trades
+from .cost import cost_rows, count_macs
+from .moves import Move, cheaper, mixed, near, trades
 from .requirement import Requirement
 from .spec import ModelSpec, max_level
 
-__all__ = ["Proposal", "Result", "Space", "Walk", "check_budget", "macs", "walk"]
+__all__ = ["Proposal", "Result", "Space", "Walk", "check_budget", "macs", "ranking", "walk"]
 
+PROBES = 24  # nets whose costs are looked at where no uniform level fits; each may be a measurement of seconds
 CLIMB = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
 
 
@@ -82,6 +83,11 @@ def check_budget(space: Space, requirement: Requirement) -> None:
         raise ValueError(
             f"max_macs is {limits['macs']:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs"
         )
+    weight_bytes = sum(row.weight_bytes for row in cost_rows(smallest))  # the file holds them all, and more
+    if weight_bytes > limits.get("size_bytes", math.inf):
+        raise ValueError(
+            f"max_size_bytes is {limits['size_bytes']:,}; the weights of the smallest net, {smallest.name}, alone have {weight_bytes:,}"
+        )
     height, width, channels = space.spec.input_shape
     stem_bytes = height * width * (channels + min(space.widths))  # the stem's input and output are held at once
     if stem_bytes > limits.get("ram_bytes", math.inf):
@@ -132,6 +138,7 @@ class Walk:
         proposals: every net proposed so far, by round.
         pending: those of the last round that have no result yet.
         best: the best net so far, or None.
+        ranked: every net with a final accuracy, best first.
         steps: a line for each finished round: what it was for and what came of it.
         rejected: nets that were looked at and not proposed, with the reason.
         finished: nothing is left to propose.
@@ -140,6 +147,7 @@ class Walk:
     proposals: list[Proposal] = field(default_factory=list)
     pending: list[Proposal] = field(default_factory=list)
     best: ModelSpec | None = None
+    ranked: list[ModelSpec] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     rejected: dict[ModelSpec, str] = field(default_factory=dict)
     finished: bool = False
@@ -185,6 +193,27 @@ def walk(
     return state.walk
 
 
+def ranking(requirement: Requirement, results: Mapping[ModelSpec, Result], seed: int = 0) -> list[ModelSpec]:
+    """The nets with a final accuracy, best first: those that reach the floor by few MACs, else by accuracy."""
+
+    def key(spec):
+        accuracy, chance = results[spec].accuracy, _chance(spec, seed)
+        if _reaches(requirement, results[spec]):
+            return True, -macs(spec), accuracy, chance
+        return False, accuracy, -macs(spec), chance
+
+    final = [spec for spec, result in results.items() if result.accuracy is not None and not result.pruned]
+    return sorted(final, key=key, reverse=True)
+
+
+def _reaches(requirement, result):
+    return requirement.min_accuracy is not None and result.accuracy >= requirement.min_accuracy
+
+
+def _chance(spec, seed):
+    return zlib.crc32(f"{seed} {spec.levels} {spec.width}".encode())
+
+
 @dataclass
 class _State:
     walk: Walk
@@ -198,33 +227,23 @@ class _State:
     proposed: set = field(default_factory=set)
     round: int = 0
 
-    def key(self, spec):
-        """Larger is better; None where the net has no final accuracy."""
-        result = self.results.get(spec)
-        if result is None or result.accuracy is None or result.pruned:
-            return None
-        reached = self.reaches(spec)
-        chance = self.chance(spec)
-        return (
-            (True, -macs(spec), result.accuracy, chance) if reached else (False, result.accuracy, -macs(spec), chance)
-        )
-
     def chance(self, spec) -> int:
         """A number that stands for chance: another order for another seed."""
-        return zlib.crc32(f"{self.seed} {spec.levels} {spec.width}".encode())
+        return _chance(spec, self.seed)
 
     def reaches(self, spec) -> bool:
         """Whether there is a floor, and the net reaches it."""
-        floor = self.requirement.min_accuracy
-        return floor is not None and self.results[spec].accuracy >= floor
+        return _reaches(self.requirement, self.results[spec])
 
-    def ranked(self):
-        """Nets with a final accuracy, best first."""
-        keys = {p.spec: self.key(p.spec) for p in self.walk.proposals}
-        return sorted((s for s in keys if keys[s] is not None), key=keys.get, reverse=True)
+    def ceiling(self) -> float:
+        """MACs that a net must stay below to be worth a training: those of the best where that reaches the floor."""
+        best = self.walk.best
+        return macs(best) if best is not None and self.reaches(best) else math.inf
 
     def fits(self, spec) -> bool:
         """Whether a net is in budget; keeps the reason where not."""
+        if macs(spec) >= self.ceiling():
+            return False
         reason = self.excess(spec)
         if reason is not None:
             self.walk.rejected.setdefault(spec, reason)
@@ -233,15 +252,16 @@ class _State:
     def moves(self, origin, far) -> list[Move]:
         """Where a net leads: to fewer MACs where it reaches the floor, else by trades (far) or to what is near."""
         kind = "cheaper" if self.reaches(origin) else "trades" if far else "near"
-        if (origin, kind) not in self.memory:
+        key = origin, kind, self.ceiling()
+        if key not in self.memory:
             before = set(self.walk.rejected)
             if kind == "near":
                 found = near(self.space, origin, self.fits)
             else:
                 found = (cheaper if kind == "cheaper" else trades)(self.space, origin, self.fits, macs)
             rejected = {spec: self.walk.rejected[spec] for spec in self.walk.rejected.keys() - before}
-            self.memory[origin, kind] = found, rejected
-        found, rejected = self.memory[origin, kind]
+            self.memory[key] = found, rejected
+        found, rejected = self.memory[key]
         for spec, reason in rejected.items():
             self.walk.rejected.setdefault(spec, reason)
         return found
@@ -268,11 +288,13 @@ class _State:
     def close(self, why, batch):
         """Take a finished round's results in."""
         before = self.walk.best
-        ranked = self.ranked()
-        self.walk.best = ranked[0] if ranked else None
+        proposed = {p.spec: self.results[p.spec] for p in self.walk.proposals}
+        ranked = self.walk.ranked = ranking(self.requirement, proposed, self.seed)
+        best = self.walk.best = ranked[0] if ranked else None
         trained = ", ".join(f"{p.spec.name} {self.told(p.spec)}" for p in batch)
-        best = self.walk.best
-        outcome = "nothing finished" if best is None else f"best is {best.name}" if best != before else "none is better"
+        outcome = "nothing finished" if best is None else "none is better"
+        if best != before:
+            outcome = f"best is {best.name} ({next(p.reason for p in batch if p.spec == best)})"
         self.walk.steps.append(f"round {batch[0].round}, {why}: {trained}; {outcome}")
 
     def told(self, spec) -> str:
@@ -312,14 +334,17 @@ def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
 
 def _origins(state: _State) -> Iterator[tuple[ModelSpec, bool]]:
     """Where to go from, best first: from a net by trades, then to what is near it, then from the next best."""
-    for spec in state.ranked():
+    for spec in state.walk.ranked:
         yield spec, True
         yield spec, False
 
 
 def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
-    """Uniform levels, coarse to fine, the two coarsest of each width that fit first."""
+    """Uniform levels, coarse to fine, the two coarsest of each width that fit first; where none fits another start."""
     levels = {width: [s for s in state.space.uniform(width) if state.fits(s)] for width in state.space.widths}
+    if not any(levels.values()):
+        yield from _mixed_start(state)
+        return
     done = dict.fromkeys(levels, 0)
     while True:
         batch = []
@@ -331,7 +356,7 @@ def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
             for spec in specs[done[width] : done[width] + count]:
                 index = specs.index(spec)
                 parent = tried[-1] if tried else None
-                parent = parent if parent is not None and state.key(parent) is not None else None
+                parent = parent if parent in state.walk.ranked else None
                 why = "the coarsest uniform level that fits" if index == 0 else "the next finer uniform level"
                 batch.append(Move(spec, why, parent))
             done[width] += count
@@ -341,3 +366,14 @@ def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
     for width, specs in levels.items():
         for spec in specs[done[width] :]:
             state.walk.rejected.setdefault(spec, f"not trained: {CLIMB} levels before it were worse than the best")
+
+
+def _mixed_start(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
+    """The coarsest net that fits of those with one stage at another level: budgets of two kinds can leave no other."""
+    budget = state.requirement.limits.get("macs", math.inf)
+    specs = sorted((s for s in mixed(state.space) if macs(s) <= budget), key=lambda s: (-macs(s), state.chance(s)))
+    for spec in specs[:: math.ceil(len(specs) / PROBES) or 1]:
+        if state.fits(spec):
+            why = "no uniform level fits; the coarsest found that does, one stage at another level"
+            yield "where no uniform level fits", state.batch([Move(spec, why, None)])
+            return

@@ -202,6 +202,46 @@ def test_a_worker_does_not_wait_for_ever_for_a_chief(monkeypatch):
         client.create_trial("worker0")
 
 
+def test_a_chief_that_measures_answers_its_workers_meanwhile(monkeypatch, tmp_path):
+    import threading
+
+    from keras_tuner.src.distribute.oracle_client import OracleClient
+
+    from factorizenet_tf import measured_costs
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def measure(spec, wanted, labels=None):
+        begun.set()
+        assert go_on.wait(60)
+        return {"latency_ms": 0.1}
+
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    monkeypatch.setattr(chief, "POLL_SECONDS", 0.05)
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(free_port()))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    oracle = FactorizationOracle(SPACE.spec, max_macs=1_200_000, max_latency_ms=0.5, max_trials=1)
+    oracle._set_project_dir(str(tmp_path), "search")
+    serving = threading.Thread(target=chief.serve, args=[oracle], daemon=True)
+    serving.start()
+    client = chief.patient_client(OracleClient(oracle), seconds=30)
+    assert client.create_trial("worker0").status == "IDLE"
+    assert begun.wait(30)
+    assert client.create_trial("worker0").status == "IDLE"  # it is measuring, and answers
+    assert client.get_trial("0000").status == "STOPPED"
+    go_on.set()
+    while (trial := client.create_trial("worker0")).status == "IDLE":
+        time.sleep(0.05)
+    client.update_trial(trial.trial_id, {"val_int8_accuracy": 0.5})
+    trial.status = "COMPLETED"
+    client.end_trial(trial)
+    assert client.create_trial("worker0").status == "STOPPED"
+    serving.join(30)
+    assert not serving.is_alive()
+    assert not oracle.defers
+
+
 def test_an_address_in_use_is_said_so(monkeypatch, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,6 +1,7 @@
 import json
 import random
 import shutil
+import threading
 
 import keras_tuner
 import pytest
@@ -153,6 +154,10 @@ def test_the_smallest_net_is_named_where_nothing_fits(tmp_path):
         FactorizationOracle(SPEC, max_macs=700_000)
     with pytest.raises(ValueError, match=r"max_ram_bytes is 9,000; the stem of .*fnet-l5-x0\.5, alone needs 11,264"):
         FactorizationOracle(SPEC, max_ram_bytes=9_000)
+    with pytest.raises(
+        ValueError, match=r"max_size_bytes is 5,000; the weights of .*fnet-l5-x0\.5, alone have \d,\d{3}"
+    ):
+        FactorizationOracle(SPEC, max_size_bytes=5_000)
     with pytest.raises(ValueError, match="nothing is required"):
         FactorizationOracle(SPEC)
     with pytest.raises(ValueError, match="direction 'min'; the walk needs max"):
@@ -180,6 +185,44 @@ def test_measured_costs_decide_and_are_taken_once_a_net(tmp_path, monkeypatch):
     assert len(measured) == before
 
 
+def test_a_proposal_that_waits_for_a_measurement_is_idle_and_the_walk_the_same(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(spec, wanted, labels=None):
+        measured.append(spec)
+        return {"latency_ms": 0.1 + 0.1 * (spec.level == 5)}
+
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    expected = make(tmp_path / "expected", max_latency_ms=0.15)
+    specs = run_to_the_end(expected)
+    count, idle = len(measured), 0
+    measured.clear()
+    deferring = make(tmp_path / "deferring", max_latency_ms=0.15)
+    deferring.defers = True
+    found = []
+    while (trial := deferring.create_trial("tuner0")).status != "STOPPED":
+        if trial.status == "RUNNING":
+            found.append(finish(deferring, trial))
+            continue
+        assert len(measured) == idle  # nothing was measured within the proposal
+        deferring.measure_wanted()
+        idle += 1
+    assert found == specs
+    assert idle == len(measured) == count > 5
+    deferring.defers = False
+    assert deferring.walk() == expected.walk()
+
+
+def test_a_measurement_that_fails_ends_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured_costs, "measure", lambda spec, wanted, labels=None: 1 / 0)
+    walked = make(tmp_path, max_latency_ms=0.15)
+    walked.defers = True
+    assert walked.create_trial("tuner0").status == "IDLE"
+    walked.measure_wanted()
+    assert walked.create_trial("tuner0").status == "STOPPED"
+    assert isinstance(walked.failure, ZeroDivisionError)
+
+
 def test_where_no_level_keeps_a_measured_budget_the_search_ends_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(measured_costs, "measure", lambda spec, wanted, labels=None: {"size_bytes": 50_000})
     walked = make(tmp_path, max_size_bytes=40_000)
@@ -194,6 +237,38 @@ def test_a_failure_inside_leaves_no_lock_held(tmp_path, monkeypatch):
     assert walked.create_trial("tuner0").status == "STOPPED"
     assert isinstance(walked.failure, ZeroDivisionError)
     assert walked.create_trial("tuner1").status == "STOPPED"
+
+
+def test_strange_trials_and_metrics_without_the_objective_leave_no_lock_held(tmp_path):
+    walked = make(tmp_path)
+    assert walked.get_trial("9999").status == "STOPPED"
+    strange = walked.update_trial("9999", {"val_int8_accuracy": 0.5})
+    assert strange.status == "STOPPED"
+    walked.end_trial(strange)
+    trial = walked.create_trial("tuner0")
+    walked.update_trial(trial.trial_id, {"loss": 1.0})
+    trial.status = "COMPLETED"
+    walked.end_trial(trial)
+    other = threading.Thread(target=walked.is_done, daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+    assert walked.create_trial("tuner0").status == "STOPPED"
+    assert str(walked.failure) == "trial 0000 gave no val_int8_accuracy, but loss"
+
+
+def test_a_lost_oracle_file_is_made_anew_from_the_trials(tmp_path, expected):
+    first = make(tmp_path)
+    for _ in range(4):
+        finish(first, first.create_trial("tuner0"))
+    ongoing = first.create_trial("tuner0").trial_id
+    (tmp_path / "project" / "oracle.json").unlink()
+    second = make(tmp_path)
+    second.reload()
+    assert second.end_order == ["0000", "0001", "0002", "0003"]
+    assert second.create_trial("tuner0").trial_id == ongoing
+    run_to_the_end(second)
+    assert second.walk() == expected[0]
 
 
 def test_a_full_disk_stops_the_search_and_the_files_stay_whole(tmp_path, monkeypatch):
@@ -257,6 +332,16 @@ def test_the_state_is_whole_and_readable(tmp_path):
     again = make(tmp_path)
     again.reload()
     assert json.loads(json.dumps(again.get_state())) == state
+
+
+def test_with_a_floor_the_best_trial_is_the_answer_and_not_the_most_accurate_one(tmp_path):
+    walked = FactorizationOracle(SPEC, min_accuracy=0.86)
+    walked._set_project_dir(str(tmp_path), "project")
+    run_to_the_end(walked)
+    first, *others = walked.get_best_trials(1_000)
+    assert walked._spec(first) == walked.walk().best
+    assert max(trial.score for trial in others) > first.score
+    assert [walked._spec(t) for t in (first, *others)] == walked.walk().ranked
 
 
 def test_max_trials_is_kept(tmp_path):

@@ -130,8 +130,19 @@ def test_the_scripts_make_a_table_and_a_summary(tmp_path):
         "--out",
         tmp_path / "t.csv",
     ]
-    subprocess.run(command, check=True, capture_output=True)
-    assert len(read_rows(tmp_path / "t.csv")) == 4
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    lines = iter(process.stdout.readline, "")
+    (first,) = [next(line for line in lines if line.startswith("1/4 "))]
+    assert first.endswith(" h left\n")
+    process.kill()  # after its first net
+    process.communicate()
+    kept = read_rows(tmp_path / "t.csv")
+    assert 1 <= len(kept) < 4
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"4 nets, {4 - len(kept)} to train here" in result.stdout
+    rows = read_rows(tmp_path / "t.csv")
+    assert len(rows) == 4
+    assert all(row in rows for row in kept)
     command = [sys.executable, FOLDER / "replay.py", "--table", tmp_path / "t.csv", *shape, "--seeds", "2"]
     command += ["--strategies", "walk", "RandomSearch", "--out", tmp_path, "--max-macs", "90000"]
     result = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -3,11 +3,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_search_tuner import Fake, FakeRun
 
 import factorizenet_tf as fnet
+from factorizenet_tf import search as search_module
 from factorizenet_tf import search_tuner
 from factorizenet_tf.cli import main
 from factorizenet_tf.requirement import Requirement
@@ -82,6 +84,30 @@ def test_the_frontier_has_the_nets_that_none_beats_with_fewer_macs():
     assert frontier_of([*rows, row("f", 0, 0.99, "given up")], "a") == ["b", "d", "a"]
 
 
+@pytest.mark.parametrize("refused", ["0", "1"])
+def test_a_net_that_may_not_be_published_is_named_and_the_others_are_published(tmp_path, monkeypatch, refused):
+    best = SPEC
+    rows = [
+        {"name": name, "trial": trial, "status": "trained", "macs": count, "val_int8_accuracy": count / 10}
+        for trial, name, count in (("0", "fnet-small", 1), ("1", best.name, 2))
+    ]
+    found = search_module.Found(tmp_path, best, rows, [], "", True)
+    published, said = [], []
+    monkeypatch.setattr(search_module, "load_run", str)
+    monkeypatch.setattr(search_module, "refusals", lambda run: ["it is bad"] if f"trial_{refused}" in run else [])
+    monkeypatch.setattr(
+        search_module.zoo, "publish", lambda run, zoo_dir, verbose: published.append(run.parent.name) or []
+    )
+    progress = SimpleNamespace(say=said.append)
+    if refused == "1":
+        with pytest.raises(RuntimeError, match=rf"the answer, {best.name}, is not published: it is bad; it is in"):
+            search_module._publish(found, tmp_path, progress, False)
+    else:
+        search_module._publish(found, tmp_path, progress, False)
+    assert published == [f"trial_{1 - int(refused)}"]
+    assert f"{rows[int(refused)]['name']} is not published: it is bad" in said
+
+
 def test_a_floor_out_of_reach_ends_with_the_best_and_exit_code_1(tmp_path, fake, capsys):
     code = call(*OPTIONS, "--min-accuracy", 0.99, "--out", tmp_path / "out")
     out, err = capsys.readouterr()
@@ -134,7 +160,7 @@ def test_another_search_in_the_folder_is_refused_with_the_difference(tmp_path, f
 def test_the_script_searches_publishes_loads_back_and_predicts(tmp_path):
     script = Path(__file__).parent.parent / "tuner" / "search.py"
     command = [sys.executable, script, "--size", "16", "--channels", "1", "--width", "8", "--max-macs", "250000"]
-    command += ["--epochs", "2", "--qat-epochs", "1", "--max-trials", "2"]
+    command += ["--epochs", "8", "--qat-epochs", "2", "--max-trials", "2"]
     command += ["--out", tmp_path / "search", "--publish", tmp_path / "zoo"]
     for _ in range(2):
         result = subprocess.run(command, check=True, capture_output=True, text=True)

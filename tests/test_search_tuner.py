@@ -10,9 +10,10 @@ from pathlib import Path
 import keras_tuner
 import pytest
 import tensorflow as tf
+from filelock import FileLock
 
 import factorizenet_tf as fnet
-from factorizenet_tf import search_tuner
+from factorizenet_tf import measured_costs, search_tuner
 from factorizenet_tf.run import load_run
 from factorizenet_tf.tuner import FactorizationOracle, FactorizationTuner, Requirement, search_space
 
@@ -199,6 +200,112 @@ def test_a_stock_oracle_searches_the_same_nets_and_trains_none_over_budget(digit
         FactorizationTuner(oracle, digits, recipe=RECIPE, directory=tmp_path / "other")
 
 
+def stock(folder, digits, kind="RandomSearchOracle", requirement=None, recipe=RECIPE, spec=SPEC, **options):
+    options = {"max_trials": 4} | options if kind == "RandomSearchOracle" else options
+    objective = keras_tuner.Objective("val_int8_accuracy", "max")
+    oracle = getattr(keras_tuner.oracles, kind)(
+        objective=objective, seed=1, hyperparameters=search_space(spec), **options
+    )
+    oracle.verbose = 0
+    return FactorizationTuner(
+        oracle, digits, spec=spec, requirement=requirement, recipe=recipe, directory=folder, prune=False
+    )
+
+
+def test_a_stock_search_keeps_to_measured_budgets_and_to_its_folder(digits, tmp_path, monkeypatch):
+    fake, measured = Fake(), []
+
+    def measure(spec, wanted, labels=None):
+        measured.append(spec)
+        return {"latency_ms": 0.1 * spec.levels[0]}
+
+    monkeypatch.setattr(search_tuner, "train", fake)
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    requirement = Requirement(max_macs=120_000, max_latency_ms=0.15)
+    stock(tmp_path, digits, requirement=requirement, max_trials=12).search()
+    assert fake.calls
+    assert all(spec.levels[0] < 2 for spec in fake.calls)
+    assert any(spec.levels[0] >= 2 for spec in measured)
+    assert all(fnet.count_macs(spec) <= 120_000 for spec in measured)
+    with pytest.raises(ValueError, match=r"search\.max_latency_ms is 0\.15 there, 0\.2 now"):
+        stock(tmp_path, digits, requirement=Requirement(max_macs=120_000, max_latency_ms=0.2))
+    other = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
+    with pytest.raises(ValueError, match=r"search\.stages is \[\[1, 2\], \[1, 2\]\] there"):
+        stock(tmp_path, digits, requirement=requirement, spec=other)
+
+
+def test_what_an_oracle_cannot_keep_to_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"min_accuracy is 0\.9; a RandomSearchOracle looks for the highest accuracy"):
+        stock(tmp_path, digits, requirement=Requirement(min_accuracy=0.9))
+    with pytest.raises(ValueError, match=r"a FactorizationOracle has its own requirement; leave .* out"):
+        make(tmp_path, digits, requirement=Requirement(max_macs=BUDGET))
+    with pytest.raises(ValueError, match="the HyperbandOracle's max_epochs is 9, the recipe's epochs 2"):
+        stock(tmp_path, digits, "HyperbandOracle", max_epochs=9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hyperband_searches_and_its_best_models_are_finished_ones(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", Fake())
+    tuner = stock(tmp_path, digits, "HyperbandOracle", max_epochs=2, factor=2)
+    tuner.search()
+    assert set(statuses(tuner)) == {"COMPLETED"}
+    values = [trial.hyperparameters.values for trial in tuner.oracle.trials.values()]
+    assert {v["tuner/epochs"] for v in values} == {1, 2}
+    assert any(v.get("tuner/trial_id") for v in values)
+    monkeypatch.setattr(tuner, "load_model", lambda trial: trial.trial_id)
+    assert tuner.get_best_models() == []
+    last = list(tuner.oracle.trials)[-1]
+    tuner.run_folder(last).mkdir(parents=True)
+    (tuner.run_folder(last) / "metrics.json").touch()
+    assert tuner.get_best_models() == [last]
+
+
+def test_a_trial_held_after_its_epochs_is_gone_on_with_by_the_next_round(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", epochs=4, qat_epochs=1, calibration_images=64)
+    tuner = stock(tmp_path, digits, "HyperbandOracle", recipe=recipe, max_epochs=4, factor=2)
+    first, second = (tuner.oracle.create_trial(name) for name in ("tuner0", "tuner1"))
+    first.hyperparameters.values |= {"tuner/epochs": 1}
+    metrics = tuner.run_trial(first)
+    assert metrics["pruned"] == 1
+    assert metrics["val_int8_accuracy"] == metrics["val_float_accuracy_epoch_1"]
+    second.hyperparameters.values = first.hyperparameters.values | {"tuner/epochs": 2, "tuner/trial_id": first.trial_id}
+    again = tuner.run_trial(second)
+    assert again["val_float_accuracy_epoch_1"] == metrics["val_float_accuracy_epoch_1"]
+    assert "val_float_accuracy_epoch_2" in again
+    assert "val_float_accuracy_epoch_3" not in again
+    rows = [(tuner.run_folder(t.trial_id) / "history.csv").read_text().splitlines() for t in (first, second)]
+    assert rows[0] == rows[1][:2]  # to the seconds: it was not trained twice
+    assert len(rows[1]) == 3
+
+
+def test_two_processes_do_not_search_in_one_folder(digits, tmp_path, monkeypatch):
+    tuner = make(tmp_path, digits, max_trials=1)
+    monkeypatch.setattr(search_tuner, "train", Fake())
+    held = FileLock(tmp_path / "search" / ".lock")
+    with held, pytest.raises(RuntimeError, match=r"another process searches in .*search; wait for its end"):
+        tuner.search()
+    tuner.search()
+    assert statuses(tuner) == ["COMPLETED"]
+
+
+def test_metrics_without_the_objective_are_a_bug_that_is_named(digits, tmp_path, monkeypatch):
+    tuner = make(tmp_path, digits)
+    monkeypatch.setattr(tuner, "run_trial", lambda trial: {"loss": 1.0})
+    with pytest.raises(ValueError, match="run_trial gave no val_int8_accuracy, but loss"):
+        tuner.search()
+
+
+def test_a_search_whose_oracle_file_is_lost_goes_on(digits, tmp_path, monkeypatch):
+    fake = Fake(None, None, ZeroDivisionError)
+    monkeypatch.setattr(search_tuner, "train", fake)
+    with pytest.raises(ZeroDivisionError):
+        make(tmp_path, digits).search()
+    (tmp_path / "search" / "oracle.json").unlink()
+    make(tmp_path, digits).search()
+    assert fake.calls[3] == fake.calls[2]
+    assert len(set(fake.calls)) == len(fake.calls) - 1
+
+
 COMMAND = """
 import sys, factorizenet_tf as fnet
 from factorizenet_tf.recipe import recipe_from_json
@@ -241,9 +348,8 @@ def kill_in(phases, folder, digits):
     tuner = make(folder, digits, max_trials=2, recipe=recipe)
     assert statuses(tuner) == ["COMPLETED"] * 2
     assert tuner.oracle.end_order == ["0", "1"]
-    assert sorted(os.listdir(folder / "search")) == sorted(
-        ["dataset.json", "oracle.json", "search.json", "trial_0", "trial_1"]
-    )
+    left = sorted(set(os.listdir(folder / "search")) - {".lock"})
+    assert left == ["dataset.json", "oracle.json", "search.json", "trial_0", "trial_1"]
     for ended in tuner.oracle.trials.values():
         rows = [(row["phase"], row["epoch"]) for row in tuner.load_run(ended).history()]
         assert rows == [("float", 1), ("float", 2), ("qat", 1), ("qat", 2)]

@@ -76,6 +76,10 @@ def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_sta
     assert any("paid by stage" in p.reason for p in later)
     assert len(state.steps) == max(p.round for p in state.proposals)
     assert state.steps[0].startswith("round 1, up the uniform levels: fnet-l3-x0.5 ")
+    better = [step for step in state.steps if "best is" in step]
+    assert better[0].endswith("best is fnet-l3-x0.5 (the coarsest uniform level that fits)")
+    (reason,) = [p.reason for p in state.proposals if p.spec == state.best]
+    assert better[-1].endswith(f"best is {state.best.name} ({reason})")
 
 
 def test_every_order_of_completion_walks_the_same_way():
@@ -92,6 +96,11 @@ def test_every_order_of_completion_walks_the_same_way():
 def test_a_seed_decides_ties_and_nothing_else_and_zero_is_a_seed():
     flat = [run(BUDGET, accuracy=lambda spec: 0.5, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
     assert flat[0] == flat[1]
+    twins = Space(fnet.ModelSpec(0, width=16, stages=((1, 1), (1, 1))), (16,))  # (1, 2) costs what (2, 1) does
+    requirement = Requirement(max_macs=macs(twins.net((1, 2))))
+    flat = [run(requirement, twins, accuracy=lambda spec: 0.5, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert flat[0] == flat[1]
+    assert len({tuple(p.spec for p in state.proposals) for state in flat}) > 1
     assert run(BUDGET, seed=0)[0].best == run(BUDGET, seed=5)[0].best
 
 
@@ -102,6 +111,52 @@ def test_with_a_floor_it_finds_few_macs_that_reach_it():
         assert formula(state.best) >= floor
         assert macs(state.best) <= 1.1 * macs(least)
         assert len(results) <= 45
+
+
+def test_once_the_floor_is_reached_nothing_with_more_macs_is_trained():
+    state, _ = run(Requirement(min_accuracy=0.86), patience=5)
+    best = []
+    for number in range(1, state.proposals[-1].round + 1):
+        batch = [p.spec for p in state.proposals if p.round == number]
+        assert all(macs(spec) < min(map(macs, best), default=math.inf) for spec in batch)
+        best += [spec for spec in batch if formula(spec) >= 0.86]
+    assert state.best == state.ranked[0] == min(best, key=macs)
+    assert max(state.ranked, key=formula) != state.best
+
+
+def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
+    budget = round(1.2 * macs(SPACE.net((0, 5, 5))))
+
+    def excess(spec):
+        """Deep levels are too slow, coarse ones over the MACs."""
+        if macs(spec) > budget:
+            return "over budget: macs"
+        return "over budget: latency" if spec.levels[0] > 0 else None
+
+    fitting = [net for net in SPACE.nets() if excess(net) is None]
+    assert fitting
+    assert not any(isinstance(net.level, int) for net in fitting)
+    results, asked = {}, []
+
+    def step():
+        asked.clear()
+        return walk(
+            SPACE, Requirement(max_macs=budget), results, excess=lambda spec: asked.append(spec) or excess(spec)
+        )
+
+    state = step()
+    (start,) = state.pending
+    assert "no uniform level fits" in start.reason
+    assert start.spec in fitting
+    while state.pending:
+        results[state.pending[0].spec] = Result(formula(state.pending[0].spec))
+        state = step()
+    assert set(results) <= set(fitting)
+    assert formula(state.best) >= max(map(formula, fitting)) - 0.003
+    nothing = walk(SPACE, Requirement(max_macs=budget), {}, excess=lambda spec: asked.append(spec) or "over")
+    assert nothing.finished
+    assert not nothing.proposals
+    assert 6 < len(nothing.rejected) <= 6 + 24
 
 
 def test_a_floor_out_of_reach_ends_with_the_best_there_is():

@@ -5,7 +5,8 @@
     python tuner/exhaustive.py --seed 1 --every 6        # a part of them again, for the noise
 
 Float trainings on the first 10,000 training images; accuracy on 5,000 validation images after each epoch. Killed, the
-same command goes on with the nets that the table has not yet. `--only` and `--epochs` are for trying it.
+same command goes on with the nets that the table has not yet; two processes with a part each share one table. Each
+line says how long the rest will take. `--only` and `--epochs` are for trying it.
 """
 
 from __future__ import annotations
@@ -65,14 +66,17 @@ def main() -> None:
     print(
         f"{len(nets)} nets, {len(left)} to train here: {data.title}, {len(data.train):,} images, {len(data.validation):,} validation"
     )
+    begun = time.perf_counter()
     for number, net in enumerate(left, 1):
         start = time.perf_counter()
         epochs = list(curve(fresh(net, recipe.seed), data, recipe))
         add_row(arguments.out, net, recipe, epochs)
+        now = time.perf_counter()
         first, *others = (seconds for _, seconds in epochs)
+        rest = (now - begun) / number * (len(left) - number)
         print(
-            f"{number}/{len(left)} {net.name}: {100 * epochs[-1][0]:.2f} %, {time.perf_counter() - start:.0f} s, "
-            f"epochs {first:.1f} s, then {sum(others) / max(1, len(others)):.1f} s",
+            f"{number}/{len(left)} {net.name}: {100 * epochs[-1][0]:.2f} %, {now - start:.0f} s, "
+            f"epochs {first:.1f} s, then {sum(others) / max(1, len(others)):.1f} s; {rest / 3600:.1f} h left",
             flush=True,
         )
 
@@ -80,5 +84,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, fnet.NanLossError) as error:
         sys.exit(f"error: {error}")
