@@ -384,18 +384,18 @@ def test_benchmark_sets_each_ratio_against_its_bound(prints_json, succeeds, monk
     results["analysis"]["sensitivity_seconds"] = 300.0
     monkeypatch.setattr(benchmark, "_levels_in_turn", lambda *arguments: speeds)
     monkeypatch.setattr(benchmark, "_worker", lambda job: results[job["job"]])
-    rows = prints_json("benchmark", "--quiet")
+    rows = prints_json("benchmark", "--quiet", "--part", "training")
     values = [(row["value"], row["holds"]) for row in rows]
     assert values[:4] == [(1.0, True), (0.9, True), (0.8, True), (0.7, False)]  # against level 0: at least 0.8
     assert values[4:8] == [(0.9, True), (0.5, False), (0.9, True), (0.9, True)]  # QAT: at least 0.6
     assert values[8:10] == [(20.0, True), (17.5, True)]  # levels 2 and 3 against unchanged: at least 15
     assert values[10:12] == [(0.2, False), (2.0, True)]  # waiting at most 0.05; at most 3 GB
     assert values[12:] == [(61.0, False), (2.0, True), (300.0, True)]  # analysis: 60 s, 2 GB, 300 s
-    with_run = prints_json("benchmark", "--quiet", "--run", run.folder)[len(rows) :]
+    with_run = prints_json("benchmark", "--quiet", "--part", "training", "--run", run.folder)[len(rows) :]
     assert [row["bound"] for row in with_run] == [">= 0.999", "<= 3", ">= 0.995", "<= 0"]
     assert with_run[0]["value"] == round(run.metrics["agreement"]["within_1_lsb"], 4)
     assert with_run[1]["value"] == run.metrics["agreement"]["largest_lsb"]
-    assert "False" in succeeds("benchmark", "--quiet")
+    assert "False" in succeeds("benchmark", "--quiet", "--part", "training")
 
 
 def test_a_measurement_that_fails_in_its_own_process_exits_1(fails, monkeypatch):
