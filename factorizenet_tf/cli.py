@@ -337,7 +337,7 @@ def benchmark(
     width: Width = 16,
     seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
     run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
-    part: Annotated[str, typer.Option(help="all, training, search or zoo.")] = "all",
+    part: Annotated[str, typer.Option(help="all, training, search, zoo or micro.")] = "all",
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -345,10 +345,11 @@ def benchmark(
     """Measure speed and memory as ratios in one run.
 
     Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
-    memory; with --run the .tflite against QAT Keras. A search's start and proposals; how fast the zoo lists, loads, verifies.
+    memory; with --run the .tflite against QAT Keras. A search's start and proposals; how fast the zoo lists, loads and
+    verifies, and how far TensorFlow Lite Micro's outputs are from LiteRT's on each of its int8 models.
     """
-    if part not in ("all", "training", "search", "zoo"):
-        raise ValueError(f"part is {part!r}; it must be all, training, search or zoo")
+    if part not in ("all", "training", "search", "zoo", "micro"):
+        raise ValueError(f"part is {part!r}; it must be all, training, search, zoo or micro")
     import_tensorflow()
     rows = []
     if part in ("all", "training"):
@@ -363,6 +364,10 @@ def benchmark(
         from .zoo_benchmark import measure_zoo
 
         rows += measure_zoo(data_dir=data_dir, verbose=not quiet)
+    if part in ("all", "micro"):
+        from .micro_benchmark import measure_micro
+
+        rows += measure_micro(data_dir=data_dir, verbose=not quiet)
     if not rows:
         raise ValueError("the zoo is empty, so there is nothing to measure; publish models first")
     show(rows, as_json, "Benchmark")

@@ -83,6 +83,11 @@ const std::int8_t kGoldenOutput[kClasses] = {
 #include "model.h"
 #include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 
+// Its structures have other members without it: such a program links with the library and then reads the wrong ones.
+#ifndef TF_LITE_STATIC_MEMORY
+#error "compile with -DTF_LITE_STATIC_MEMORY, as TensorFlow Lite Micro's library is"
+#endif
+
 namespace factorizenet {
 
 using Resolver = tflite::MicroMutableOpResolver<kOperators>;

@@ -1,6 +1,7 @@
 """The walk-through of docs/deploy.md, run as it stands."""
 
 import io
+import json
 import os
 import re
 import shlex
@@ -8,13 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import app
+from factorizenet_tf.server_nets import read_image
 
+NAME = "fnet-l2-int8"
 TEXT = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
 ZOO_COMMAND = """
 import pathlib, sys
@@ -40,12 +44,19 @@ def command(line, zoo="-"):
     return [sys.executable, "-c", ZOO_COMMAND, str(zoo), *arguments]
 
 
+def shell(script, folder):
+    """Run lines of the page in bash; `factorizenet` and `python` are this environment's."""
+    functions = f"factorizenet() {{ '{sys.executable}' -c '{ZOO_COMMAND}' - \"$@\"; }}\n"
+    functions += f"python() {{ '{sys.executable}' \"$@\"; }}\n"
+    result = subprocess.run(["bash", "-c", "set -e\n" + functions + script], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def walk(lines, name, model, folder, zoo="-"):
-    """Run the three commands on a free port; gives what the first and the third print."""
-    first, second, third = (line.replace("NAME", name) for line in lines)
-    listed = ""
-    if zoo != "-":
-        listed = subprocess.run(command(first, zoo), capture_output=True, text=True, cwd=folder, check=True).stdout
+    """Run the three commands on a free port, with `name` for the page's; gives what the first and the third print."""
+    first, second, third = (line.replace(NAME, name) for line in lines)
+    listed = subprocess.run(command(first, zoo), capture_output=True, text=True, cwd=folder, check=True).stdout
     assert "--port 8501" in second
     start = command(second.replace("8501", "0"), zoo)
     server = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder)
@@ -66,6 +77,20 @@ def walk(lines, name, model, folder, zoo="-"):
 def picture(tmp_path, digits):
     Image.fromarray(digits.test.images[0].squeeze()).resize((64, 64)).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
+
+
+def test_the_three_commands_as_they_stand_serve_a_published_net(tmp_path):
+    y, x = np.mgrid[0:200, 0:300]
+    Image.fromarray(np.stack([x % 256, y, (x + y) // 2], 2).astype(np.uint8)).save(tmp_path / "picture.png")
+    lines = block("From zoo to server in three commands").strip().splitlines()
+    listed, asked, _ = walk(lines, NAME, NAME, tmp_path)
+    assert fnet.zoo.best(max_macs=20_000_000).name in listed
+    image = read_image((tmp_path / "picture.png").read_bytes(), (32, 32, 3))
+    (row,) = json.loads(asked)
+    expected = fnet.zoo.load(NAME, "tflite").predict(image[None])[0]
+    assert row["class"] == fnet.zoo.card(NAME).class_names[expected.argmax()]
+    assert row["probability"] == pytest.approx(1 / np.exp(expected - expected.max()).sum(), abs=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
 
 def test_the_three_commands_serve_a_training_of_ones_own(run, picture, digits):
@@ -96,21 +121,53 @@ def test_the_three_commands_go_from_a_zoo_to_a_server(run, picture, digits, tmp_
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's command")
-def test_curl_and_the_python_lines_get_answers(run, picture, tmp_path, monkeypatch):
+def test_curl_and_the_python_lines_get_answers(picture, tmp_path, monkeypatch):
     from factorizenet_tf.server_load import running_server
 
     title = "From zoo to server in three commands"
-    with running_server([f"NAME={run.folder}"]) as url:
+    with running_server([NAME]) as url:
         script = "set -e\n" + block(title, number=1).replace("http://localhost:8501", url)
         result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         for part in ('"state":"AVAILABLE"', "serving_bytes", '"predictions":'):
             assert part in result.stdout
-        code = block(title, "python").replace("http://localhost:8501", url).replace("(2, 32, 32, 3)", "(2, 16, 16, 1)")
+        code = block(title, "python").replace("http://localhost:8501", url)
         printed = io.StringIO()
         monkeypatch.setattr(sys, "stdout", printed)
         exec(compile(code, "deploy.md", "exec"), {})
         assert len(printed.getvalue().split()) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's commands")
+def test_the_board_and_the_microcontroller_lines_run_as_they_stand(picture, tmp_path):
+    titles = ("A phone or a board with LiteRT", "Lowering for the target", "A microcontroller")
+    (tmp_path / "classify.py").write_text(block(titles[0], "python"))
+    board = block(titles[0]) + block(titles[0], number=1)
+    assert "python classify.py net.tflite image.npy" in board
+    printed = shell(board + block(titles[1]) + block(titles[2]), tmp_path)
+    label = re.search(r"^(\w+) -?\d+\.\d+$", printed, re.MULTILINE)[1]
+    image = read_image(picture.read_bytes(), (32, 32, 3))
+    logits = fnet.zoo.load(NAME, "tflite").predict(image[None])[0]
+    names = fnet.zoo.card(NAME).class_names
+    assert label in [names[number] for number in logits.argsort()[-3:]]  # numpy's image is resized by another filter
+    assert (tmp_path / "table.json").is_file()
+    plain, fast = (fnet.Int8Model(file) for file in (fnet.zoo.load("fnet-l4-int8", "path"), tmp_path / "fast.tflite"))
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(fast.predict_quantized(images), plain.predict_quantized(images))
+    assert f"// {NAME}, an int8" in (tmp_path / "sources" / "model.h").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="a shell's commands")
+def test_the_lines_for_tensorflow_serving_run_as_they_stand_but_for_docker(tmp_path):
+    lines = block("TensorFlow Serving").strip().splitlines(keepends=True)
+    assert [line.split()[0] for line in lines] == ["factorizenet", "docker", *["factorizenet"] * 3]
+    shell("".join(line for line in lines if not line.startswith("docker")), tmp_path)
+    assert [path.name for path in sorted((tmp_path / "models" / NAME).iterdir())] == ["1", "2"]
+    config = (tmp_path / "models" / "models.config").read_text()
+    assert re.search(r'key: "stable"\s+value: 1\b', config)  # rolled back
+    compose = lines[1].split()[lines[1].split().index("-f") + 1]
+    assert (tmp_path / compose).is_file()
 
 
 def test_every_command_and_option_of_the_page_exists():
