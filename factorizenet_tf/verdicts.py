@@ -1,7 +1,4 @@
-"""Sentences that a family's numbers support, a section a question; an expected effect that is absent is called absent.
-
-Source of what is expected: Yun & Wong, arXiv 2104.11849 (its abstract's findings on depthwise-separable nets).
-"""
+"""Sentences that a family's numbers support, a section a question; an expected effect that is absent is called absent."""
 
 from __future__ import annotations
 
@@ -10,14 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from .analysis import Analysis
+from .differences import ERRORS, FLAT_DB, FLAT_PRECISION, changes, trend
+from .published_findings import published_findings
 from .requirements_met import requirement_texts
 
-__all__ = ["sections", "trend"]
-
-ERRORS = 2.0  # standard errors: differences within are not told apart
-FLAT_DB = 1.0
-FLAT_PRECISION = 0.02
-FLAT_RANGE = 0.1  # of the mean binary logarithm of neighbours' ratio
+__all__ = ["sections"]
 
 
 def sections(
@@ -25,10 +19,13 @@ def sections(
 ) -> Iterator[tuple[str, str | None, list[str]]]:
     """(title, name of a figure or None, paragraphs) of each question that the rows of `finding_rows` can answer."""
     images = int(analysis.output["images"].max())
-    yield "Does channel precision fall with the level?", "channel_precision", _channel_precision(rows)
+    if len(rows) > 1 and not np.isnan([row["spatial_precision"] for row in rows]).any():
+        yield "Does channel precision fall with the level?", "channel_precision", _channel_precision(rows)
+    if np.isnan([row["first_db"] + row["logits_channel_db"] + row["logits_tensor_db"] for row in rows]).any():
+        return  # no float weights: nothing was quantized after training
     yield "Where does the error accumulate?", "accumulation", [_accumulation(rows), *_sums(rows)]
     schemes = [
-        _schemes(rows),
+        *_schemes(rows),
         *_changes(rows, images, "per_tensor", "per_channel", "Per-tensor against per-channel PTQ"),
     ]
     yield "Per-tensor against per-channel weights", "sqnr", schemes
@@ -43,27 +40,9 @@ def sections(
         yield "Which layer costs most alone?", "sensitivity", [_sensitivity(analysis)]
     if costs:
         yield "Which level is best under which requirement?", None, requirement_texts(costs)
-    compared = _published_findings(analysis, rows, images)
+    compared = published_findings(analysis, rows, images)
     if compared:
         yield "Beside the findings of arXiv 2104.11849", "ranges", compared
-
-
-def trend(values: Sequence[float], flat: float) -> str:
-    """How numbers go, coarse level to fine: "rises", "falls", "hardly changes" or "goes up and down".
-
-    A step within `flat` counts as neither; the whole change must exceed it.
-    """
-    values = np.asarray(values, float)
-    if np.isnan(values).any() or len(values) < 2:
-        return "is not known"
-    steps = np.diff(values)
-    if np.ptp(values) <= flat:
-        return "hardly changes"
-    if (steps <= flat).all() and values[-1] < values[0] - flat:
-        return "falls"
-    if (steps >= -flat).all() and values[-1] > values[0] + flat:
-        return "rises"
-    return "goes up and down"
 
 
 def _channel_precision(rows):
@@ -118,28 +97,15 @@ def _sums(rows):
 
 def _schemes(rows):
     lost = [row["spatial_channel_db"] - row["spatial_tensor_db"] for row in rows]
+    if np.isnan(lost).any():
+        return []
     ends = [row["logits_channel_db"] - row["logits_tensor_db"] for row in rows]
     widest = rows[int(np.argmax(ends))]["net"]
-    return (
+    return [
         f"One scale a tensor instead of one a channel costs the 3x3 weights {lost[0]:.1f} dB in {rows[0]['net']} and "
         f"{lost[-1]:.1f} dB in {rows[-1]['net']}; from coarse to fine the loss {trend(lost, FLAT_DB)}. At the logits it is "
         f"{min(ends):.1f} to {max(ends):.1f} dB, most in {widest}."
-    )
-
-
-def changes(rows: Sequence[dict], images: int, name: str, other: str) -> dict[str, tuple[float, float]]:
-    """By net: points from precision `other` to `name`, and their standard error.
-
-    Both are measured on the same images, so only those can differ whose class changed; at most as many as changed
-    class from the float net's to either.
-    """
-    found = {}
-    for row in rows:
-        points = 100 * (row[name] - row[other])
-        if not np.isnan(points):
-            changed = 2 - row[f"{name}_agreement"] - row[f"{other}_agreement"]
-            found[row["net"]] = points, 100 * float(np.sqrt(max(changed, 0.0) / images))
-    return found
+    ]
 
 
 def _changes(rows, images, name, other, title):
@@ -177,58 +143,3 @@ def _sensitivity(analysis):
     if not np.isnan(largest):
         text += f" No layer alone costs more than {max(largest, 0.0):.2f} points of accuracy."
     return text
-
-
-def _published_findings(analysis, rows, images):
-    """The four findings of that paper's abstract, each beside the same measure of our regular and depthwise nets."""
-    kinds = {
-        net: set(table.loc[table["layer"].str.endswith("_spatial"), "kind"])
-        for net, table in analysis.weights.groupby("net", sort=False)
-    }
-    regular = next((row for row in rows if kinds[row["net"]] == {"conv"}), None)
-    separable = next((row for row in reversed(rows) if kinds[row["net"]] == {"depthwise"}), None)
-    if regular is None or separable is None:
-        return []
-    first, last = regular["net"], separable["net"]
-    losses = changes([regular, separable], images, "per_tensor", "float")
-    (a, a_error), (b, b_error) = losses[first], losses[last]
-    is_clear = -b > ERRORS * b_error and a - b > ERRORS * np.hypot(a_error, b_error)
-    texts = [
-        f"That paper compares depthwise-separable nets with regular ones; here {last} beside {first}.",
-        f"- Depthwise-separable nets lose much accuracy by post-training quantization: {_agrees(is_clear)} at 8 bits, per tensor "
-        f"({b:+.2f} points against {a:+.2f})." + _at_four_bits(regular, separable, images),
-    ]
-    facts = (
-        (
-            "Ranges go up and down more from layer to layer",
-            "range_step",
-            FLAT_RANGE,
-            1,
-            "mean binary logarithm of the ratio of neighbours' ranges",
-        ),
-        (
-            "Channels match their layer less",
-            "spatial_precision",
-            FLAT_PRECISION,
-            -1,
-            "average channel precision of 3x3 kernels",
-        ),
-        ("More quantization error accumulates", "logits_channel_db", FLAT_DB, -1, "dB at the logits, per channel"),
-    )
-    for claim, key, flat, sign, what in facts:
-        seen = sign * (separable[key] - regular[key]) > flat
-        texts.append(f"- {claim}: {_agrees(seen)} ({what}: {separable[key]:.2f} against {regular[key]:.2f}).")
-    return [texts[0], "\n".join(texts[1:])]
-
-
-def _at_four_bits(regular, separable, images):
-    found = changes([regular, separable], images, "w4a8", "float")
-    if len(found) < 2:
-        return ""
-    (a, a_error), (b, b_error) = found[regular["net"]], found[separable["net"]]
-    is_clear = -b > ERRORS * b_error and a - b > ERRORS * np.hypot(a_error, b_error)
-    return f" With 4-bit weights, per channel: {_agrees(is_clear)} ({b:+.2f} against {a:+.2f})."
-
-
-def _agrees(seen):
-    return "seen here, too" if seen else "not seen here"

@@ -7,9 +7,9 @@ import pandas
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf.differences import changes, trend
 from factorizenet_tf.findings import finding_rows, findings_page
 from factorizenet_tf.requirements_met import frontier_of, requirement_texts
-from factorizenet_tf.verdicts import changes, trend
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,6 +80,18 @@ def test_the_page_says_no_more_than_the_numbers(analysis):
     assert "folded 3x3 kernels falls from coarse to fine, " in fallen
     assert "normal random numbers in the same shapes go from" in fallen
     assert "the fall that one expects is absent." not in fallen
+
+
+def test_a_page_without_float_weights_or_blocks_says_less(analysis):
+    def only(name, chosen):
+        tables = {key: getattr(analysis, key) for key in analysis.__dataclass_fields__}
+        tables[name] = tables[name].query(chosen)
+        return findings_page(fnet.Analysis(**tables))
+
+    page = only("errors", "source == 'qat'")
+    assert "## Accuracy in each precision" in page
+    assert "accumulate" not in page
+    assert "nan" not in page + only("weights", "kind != 'grouped' and kind != 'conv'")
 
 
 def test_each_figure_and_every_question_is_in_the_page(analysis):
