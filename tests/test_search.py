@@ -166,6 +166,6 @@ def test_the_script_searches_publishes_loads_back_and_predicts(tmp_path):
         result = subprocess.run(command, check=True, capture_output=True, text=True)
     names = fnet.zoo.names(zoo_dir=tmp_path / "zoo")
     assert {name.rpartition("-")[2] for name in names} == {"float", "int8"}
-    assert "already, and stays" in result.stderr
+    assert "this run is published already, as fnet-" in result.stderr
     assert "the answer is fnet-" in result.stdout
     assert "predicted" in result.stdout
