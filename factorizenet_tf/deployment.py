@@ -115,7 +115,7 @@ def predict(
 
 
 def loadtest(
-    source: Annotated[Path, typer.Argument(help="A run's folder.")],
+    source: Annotated[str, typer.Argument(help="A name of the zoo, or a run's folder.")],
     seconds: Annotated[float, typer.Option(help="Of each load.")] = 5.0,
     clients: Annotated[int, typer.Option(help="Of the loads with several.")] = 8,
     quiet: Quiet = False,

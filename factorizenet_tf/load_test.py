@@ -27,7 +27,7 @@ def measure_load(
     """Compare an int8 net on LiteRT with its float and fake-quantized SavedModels, bare and served.
 
     Args:
-        source: a run's folder: float and int8 are both made from it.
+        source: a run's folder, from which float and int8 are both made, or a name of the zoo, of either precision.
         seconds: of each load.
         clients: of the loads with several.
         verbose: say what is measured.
@@ -43,25 +43,38 @@ def measure_load(
     from .int8 import Int8Model
     from .serving_export import export
 
-    if not (Path(source) / "float.h5").is_file():
-        raise FileNotFoundError(
-            f"{source} is no run's folder (it has no float.h5); train one with `factorizenet train`"
-        )
+    sources = _sources(source)
     if not seconds > 0 or clients < 1:
         raise ValueError(f"seconds is {seconds} and clients {clients}; both must be above 0")
     with tempfile.TemporaryDirectory() as folder, Progress(verbose) as progress:
         progress.say("exporting")
-        made = {precision: export(source, folder, precision=precision) for precision in ("float", "int8")}
-        stock = _stock_saved_model(source, Path(folder) / "stock") if _is_grouped(source) else None
-        int8 = Int8Model(int8_content(source))
+        made = {precision: export(one, folder, precision=precision) for precision, one in sources.items()}
+        stock = _stock_saved_model(sources["float"], Path(folder) / "stock") if _is_grouped(sources["int8"]) else None
+        int8 = Int8Model(int8_content(sources["int8"]))
         image = np.random.default_rng(0).integers(0, 256, (1, *int8.input_shape), np.uint8)
         progress.say("in this process, in turns")
         rows, bare = _bare(int8, made, stock, image, seconds)
         progress.say("behind the server, on loopback")
-        sources = [f"int8={source}", f"float={made['float'].folder}"]
-        with running_server(sources) as url:
+        with running_server([f"int8={sources['int8']}", f"float={made['float'].folder}"]) as url:
             rows += _served(url, image, seconds, clients, bare, progress)
     return [{"what": "", "value": 0.0, "bound": "", "holds": ""} | row for row in rows]
+
+
+def _sources(source) -> dict[str, str | os.PathLike]:
+    """The same net's float and int8 source."""
+    from . import zoo
+
+    if zoo.is_published(source):
+        card = zoo.card(str(source))
+        found = {one.precision: one.name for one in zoo.list() if (one.spec, one.dataset) == (card.spec, card.dataset)}
+        if set(found) != {"float", "int8"}:
+            raise ValueError(f"the zoo has {source} in one precision alone; give a net that it has in both")
+        return {precision: found[precision] for precision in ("float", "int8")} | {card.precision: str(source)}
+    if not (Path(source) / "float.h5").is_file():
+        raise FileNotFoundError(
+            f"{source} is no run's folder (it has no float.h5) and no name of the zoo; `factorizenet list` shows them"
+        )
+    return {"float": source, "int8": source}
 
 
 def _bare(int8, made, stock, image, seconds) -> tuple[list[dict], dict[str, float]]:

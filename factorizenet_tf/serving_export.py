@@ -60,7 +60,7 @@ def export(
     """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and its configuration.
 
     A version is written aside and renamed, so that a polling server sees all of it or nothing; none is ever written
-    over. Of an int8 net the graph is the fake-quantized one, slower than float's; its true int8 self is model.tflite
+    over. Of an int8 net the graph is the fake-quantized one, no faster than float's; its true int8 self is model.tflite
     beside it, which the server takes with --prefer_tflite_model. `folder` has models.config (every model in it; the
     first version is `stable`, each newer one `canary` until `set_labels` promotes it), batching.config,
     monitoring.config, docker-compose.yml and serve.sh.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ._keras import keras, tf
 from .augmentation import to_float
-from .grouped import use_native_kernels
+from .grouped import in_fewer_groups, use_native_kernels
 
 __all__ = ["serving_module"]
 
@@ -19,16 +19,17 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
     `probabilities` float32 (batch, classes), `class_id` int64 (batch,) and `class_name`, strings (batch,).
 
     Args:
-        model: tf_keras model, images in 0..1 in, logits out. Grouped convolutions run TensorFlow's kernels, not XLA's.
+        model: tf_keras model, images in 0..1 in, logits out. Its weights become constants, so that TensorFlow fuses
+            convolution, BatchNorm and activation; grouped convolutions run TensorFlow's kernels, not XLA's.
         labels: class names by number.
     """
-    use_native_kernels(model)
     height, width, channels = model.input_shape[1:]
+    image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
     module = tf.Module()
-    module.variables_used = model.variables
+    net = _with_constants(use_native_kernels(in_fewer_groups(model)), image)
 
     def classify(image):
-        logits = tf.cast(model(to_float(image), training=False), tf.float32)
+        (logits,) = net(image)
         chosen = tf.argmax(logits, axis=-1)
         return {
             "logits": logits,
@@ -46,8 +47,18 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
         images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8))
         return classify(images)
 
-    image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
     module.classify = tf.function(classify, input_signature=[image])
     strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
     module.classify_bytes = tf.function(classify_bytes, input_signature=[strings])
     return module, {"serving_default": module.classify, "serving_bytes": module.classify_bytes}
+
+
+def _with_constants(model, image):
+    """A function of a batch of uint8 images that gives [logits], the model's weights constants in its graph."""
+    # No public name has it; TensorFlow's own converter takes it from there.
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    def logits(image):
+        return tf.cast(model(to_float(image), training=False), tf.float32)
+
+    return convert_variables_to_constants_v2(tf.function(logits, input_signature=[image]).get_concrete_function())

@@ -88,3 +88,22 @@ def test_the_gradient_is_missed_where_onednn_is_off():
             env={"TF_ENABLE_ONEDNN_OPTS": value},
         )
         assert result.stdout.strip() == expected
+
+
+def test_a_copy_in_fewer_groups_gives_the_same_numbers_and_leaves_the_model_alone(noise):
+    inputs = keras.Input((16, 16, 1))
+    x = keras.layers.Conv2D(64, 3, name="stem")(inputs)
+    x = keras.layers.Conv2D(64, 3, groups=16, name="narrow")(x)
+    x = keras.layers.GroupNormalization(groups=8)(x)
+    x = keras.layers.Conv2D(64, 3, groups=2, use_bias=False, name="wide")(x)
+    model = keras.Model(inputs, keras.layers.Conv2D(24, 1, groups=8, name="last")(x))
+    copy = grouped.in_fewer_groups(model)
+    assert [copy.get_layer(name).groups for name in ("narrow", "wide", "last")] == [4, 2, 4]
+    assert [model.get_layer(name).groups for name in ("narrow", "wide", "last")] == [16, 2, 8]
+    images = noise(3) / np.float32(255)
+    np.testing.assert_allclose(
+        grouped.use_native_kernels(copy)(images), grouped.use_native_kernels(model)(images), atol=1e-5
+    )
+    assert grouped.in_fewer_groups(copy) is copy
+    aware = fnet.quantize_aware(fnet.build(SPEC))
+    assert grouped.in_fewer_groups(aware) is aware

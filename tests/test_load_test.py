@@ -3,6 +3,7 @@ import json
 import pytest
 
 from factorizenet_tf.cli import main
+from factorizenet_tf.load_test import _sources
 from factorizenet_tf.server_load import Load, median_load, running_server
 
 pytest.importorskip("kserve", reason="the extra serve is not installed")
@@ -28,6 +29,11 @@ def test_the_command_sets_int8_against_float_bare_and_served(run, capsys):
             assert found["images/s"] > 0
             assert 0 < found["p50 ms"] <= found["p99 ms"]
             assert rows[f"served {model}, {kind} a request: failures"]["value"] == 0
+
+
+def test_a_name_of_the_zoo_stands_for_its_net_in_both_precisions():
+    both = {"float": "fnet-l2-float", "int8": "fnet-l2-int8"}
+    assert _sources("fnet-l2-int8") == _sources("fnet-l2-float") == both
 
 
 def test_medians_are_over_rounds_and_failures_are_summed():
