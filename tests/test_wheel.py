@@ -38,8 +38,10 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_checkout(names):
 
 
 def test_the_zoo_is_in_it_as_data_and_the_package_says_that_it_is_typed(names):
-    published = {path.name for path in (ROOT / "zoo").iterdir() if path.suffix in (".json", ".md")}
-    assert "index.json" in published
+    files = [path.relative_to(ROOT / "zoo") for path in (ROOT / "zoo").rglob("*") if path.is_file()]
+    published = {path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)}
+    assert {"index.json", "README.md", "frontier.svg", "cards/fnet-l2-int8.md"} < published
+    assert sum(name.endswith(".tflite") for name in published) >= 2
     assert {f"factorizenet_tf/_zoo/{name}" for name in published} == {n for n in names if "/_zoo/" in n}
     assert "factorizenet_tf/py.typed" in names
 
@@ -66,9 +68,12 @@ def test_it_works_where_the_checkout_is_not(wheel, tmp_path):
     subprocess.run([*install, "--no-deps", "--target", target, wheel], check=True, capture_output=True)
     code = """
 import importlib.resources, json, sys
+import numpy
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 index = importlib.resources.files("factorizenet_tf._zoo").joinpath("index.json").read_text()
+net = fnet.zoo.load("fnet-l2-int8", "tflite")
+assert net.predict(numpy.zeros((1, 32, 32, 3), numpy.uint8)).shape == (1, 10)
 print(json.dumps([fnet.__file__, json.loads(index)["format"], fnet.count_macs(fnet.ModelSpec(0)), main(["--help"])]))
 """
     environment = os.environ | {"PYTHONPATH": str(target)}
