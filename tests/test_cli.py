@@ -697,7 +697,11 @@ def test_verify_and_publish_say_what_they_need(fails, run, tmp_path):
 
 
 def test_a_published_run_is_not_published_twice(fails, run, zoo):
-    assert "already; publish with replace" in fails("publish", run.folder, "--zoo", zoo, "--quiet")
+    said = fails("publish", run.folder, "--zoo", zoo, "--quiet")
+    assert f"this run is published already, as {run.spec.name}-int8@1" in said
+    assert "--name mine is for one run, not 2" in fails(
+        "publish", run.folder, run.folder, "--zoo", zoo, "--name", "mine"
+    )
 
 
 def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_json, fails, run, tmp_path):
