@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import fcntl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from ._keras import keras, tf
 from .data import Dataset, Split
-from .files import write_csv
+from .files import locked, write_csv
 from .model import build
 from .phase import NanLossError, batches, compiled_step
 from .recipe import Recipe, learning_rate_at
@@ -24,6 +23,7 @@ from .walk import macs
 __all__ = ["add_row", "curve", "fresh", "missing", "part_of", "read_rows"]
 
 CHUNK = 500  # validation images a prediction
+LOCK_SECONDS = 60  # a row takes milliseconds
 
 
 def fresh(spec: ModelSpec, seed: int) -> keras.Model:
@@ -98,8 +98,7 @@ def add_row(path: Path, spec: ModelSpec, recipe: Recipe, epochs: list[tuple[floa
         **{f"epoch_{number}": f"{accuracy:.4f}" for number, (accuracy, _) in enumerate(epochs, 1)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock"), LOCK_SECONDS):
         rows = [r for r in read_rows(path) if (r["name"], r["seed"]) != (row["name"], row["seed"])]
         if rows and rows[0].keys() != row.keys():
             raise ValueError(f"{path} has rows of {len(rows[0]) - 5} epochs, not {len(epochs)}; give another file")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from .files import written_aside
+from .pareto import pareto_front
 
 __all__ = ["accuracy_against_macs", "frontier", "replay_costs", "search_frontier"]
 
@@ -107,11 +108,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
                 ha="center",
                 fontsize=8,
             )
-    front, best = [], -1.0
-    for card in cards:
-        if card.validation_accuracy > best:
-            best = card.validation_accuracy
-            front.append(card)
+    front = pareto_front(cards, lambda card: card.macs, lambda card: card.validation_accuracy)
     axes.plot(
         [card.macs / 1e6 for card in front],
         [100 * card.accuracy for card in front],

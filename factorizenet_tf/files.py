@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["remove_asides", "write_bytes", "write_csv", "write_text", "written_aside"]
+__all__ = ["locked", "remove_asides", "write_bytes", "write_csv", "write_text", "written_aside"]
 
 _ASIDE = ".aside-"
 
@@ -61,6 +61,20 @@ def remove_asides(folder: Path) -> None:
     """Remove what a process left in a folder that was killed while it wrote aside."""
     for aside in folder.glob(f"{_ASIDE}*"):
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, seconds: float) -> Iterator[None]:
+    """Held by one process at a time, and freed when that ends, killed or not.
+
+    Raises:
+        TimeoutError: another process held it for so many seconds.
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock
+
+    with FileLock(path, timeout=seconds):
+        yield
 
 
 def _umask() -> int:

@@ -17,20 +17,19 @@ import numpy as np
 
 from .baselines import ResNet8
 from .cards import Card, Cards, PublishedFile
-from .files import write_csv, write_text
+from .files import locked, write_csv, write_text
 from .gates import refusals
 from .int8 import Int8Model
 from .machine import machine
 from .micro import arena_bytes
 from .pages import write_pages
 from .progress import Progress
-from .recipe import recipe_for
-from .run import IN_MEMORY, Run, load_run
-from .spec import DEFAULT_STAGES
+from .run import Run, load_run
 from .store import INDEX_FILE, FolderStore
+from .training_command import training_command
 from .zoo_index import check_name, index_to_json
 
-__all__ = ["measure_latencies", "publish_run", "training_command"]
+__all__ = ["measure_latencies", "publish_run"]
 
 LICENCE = "Apache-2.0"
 LATENCY_ROUNDS = 9
@@ -52,7 +51,7 @@ def publish_run(run: Run | str | os.PathLike, zoo: Path, *, name: str | None, ve
         progress.say(f"{name}: measuring RAM and latency")
         measured = {"ram_bytes": arena_bytes(content)} | _latencies([content], run.spec)[0]
         progress.say(f"{name}: writing weights and SavedModels")
-        with _locked(zoo):
+        with locked(zoo / ".lock", LOCK_SECONDS):
             before = _cards(zoo)
             _check_new(before, name, content)
             _remove_unlisted(zoo, before)
@@ -85,61 +84,10 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
             contents = [store.path(card.file("tflite")).read_bytes() for card in alike]
             for card, latency in zip(alike, _latencies(contents, alike[0].spec)):
                 new[card.reference] = latency
-    with _locked(zoo):
+    with locked(zoo / ".lock", LOCK_SECONDS):
         cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
         _write_index(zoo, cards)
     return cards
-
-
-def training_command(run: Run, dataset: dict) -> str:
-    """What trains the run again: a command where its options say all, else Python."""
-    spec, recipe = run.spec, run.recipe
-    default = recipe_for(dataset["name"])
-    changed = {
-        field.name: getattr(recipe, field.name)
-        for field in dataclasses.fields(recipe)
-        if getattr(recipe, field.name) != getattr(default, field.name)
-    }
-    options = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
-    is_baseline = isinstance(spec, ResNet8)
-    initial = run.metrics.get("initial")
-    plain = set(changed) <= set(options) and initial != IN_MEMORY
-    if not plain or dataset["name"] == "arrays":
-        start = "model" if initial == IN_MEMORY else repr(initial)
-        arguments = "".join(f", {name}={value!r}" for name, value in changed.items())
-        return (
-            f"fnet.train({_expression(spec)}, "
-            f"fnet.load_dataset({dataset['name']!r}, input_shape={spec.input_shape}), "
-            f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{arguments})"
-            f"{f', initial={start}' if initial else ''})"
-        )
-    parts = ["factorizenet train"]
-    if initial:
-        parts.append(f"--from {initial}")
-    elif is_baseline:
-        parts.append("--baseline resnet8")
-    else:
-        level = ".".join(map(str, spec.level)) if isinstance(spec.level, tuple) else spec.level
-        parts.append(f"--level {level}")
-        if spec.width != 16:
-            parts.append(f"--width {spec.width}")
-        if spec.stages != DEFAULT_STAGES:
-            parts.append("--stages " + ",".join(f"{s.blocks}x{s.stride}" for s in spec.stages))
-    parts.append(f"--dataset {dataset['name']}")
-    height, width, channels = spec.input_shape
-    if height == width and dataset["name"] == "digits" and spec.input_shape != (32, 32, 3):
-        parts.append(f"--size {height} --channels {channels}")
-    parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
-    return " ".join([*parts, f"--out runs/{spec.name}"])
-
-
-def _expression(spec) -> str:
-    """Python that builds the spec."""
-    shared = f"input_shape={spec.input_shape}, num_classes={spec.num_classes}"
-    if isinstance(spec, ResNet8):
-        return f"fnet.baselines.ResNet8({shared})"
-    stages = tuple(tuple(stage) for stage in spec.stages)
-    return f"fnet.ModelSpec({spec.level}, width={spec.width}, {shared}, stages={stages})"
 
 
 def _latencies(contents, spec) -> list[dict]:
@@ -290,13 +238,6 @@ def _remove_unlisted(zoo, cards):
     for folder in (zoo / "models").glob("*"):
         if folder.name not in listed:
             shutil.rmtree(folder)
-
-
-def _locked(zoo):
-    """Held while index and models change, by one process at a time."""
-    from filelock import FileLock
-
-    return FileLock(zoo / ".lock", timeout=LOCK_SECONDS)
 
 
 def _write_index(zoo, cards):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .pareto import pareto_front
 from .requirement import COSTS
 
 __all__ = ["frontier_of", "requirement_texts"]
@@ -21,12 +22,7 @@ WORDS = {
 
 def frontier_of(costs: Mapping[str, Mapping], cost: str) -> list[str]:
     """Nets that are best under some budget of a cost, cheapest first: each is more accurate than all that cost less."""
-    best, found = -np.inf, []
-    for net, row in sorted(costs.items(), key=lambda item: (item[1][cost], -item[1]["accuracy"])):
-        if row["accuracy"] > best:
-            best = row["accuracy"]
-            found.append(net)
-    return found
+    return pareto_front(costs, lambda net: costs[net][cost], lambda net: costs[net]["accuracy"])
 
 
 def requirement_texts(costs: Mapping[str, Mapping]) -> list[str]:

@@ -13,6 +13,7 @@ from .data import Dataset
 from .files import write_csv, write_text
 from .gates import refusals
 from .oracle import FactorizationOracle
+from .pareto import pareto_front
 from .recipe import Recipe
 from .requirement import Requirement
 from .run import load_run
@@ -142,13 +143,8 @@ def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Found
 
 def frontier_of(rows: list[dict], objective: str) -> list[str]:
     """Names of the trained nets that no other beats with as few MACs, by rising MACs."""
-    trained = sorted((r for r in rows if r["status"] == "trained"), key=lambda r: (r["macs"], -r[objective]))
-    names, best = [], -1.0
-    for row in trained:
-        if row[objective] > best:
-            best = row[objective]
-            names.append(row["name"])
-    return names
+    trained = [row for row in rows if row["status"] == "trained"]
+    return [row["name"] for row in pareto_front(trained, lambda row: row["macs"], lambda row: row[objective])]
 
 
 def _trial_row(oracle, trial):

@@ -17,6 +17,7 @@ from ._keras import keras, tf
 from ._keras_tuner import Trial, TrialStatus, errors, keras_tuner
 from .cost import count_macs
 from .data import Dataset
+from .files import locked
 from .inheritance import inherit
 from .measured_costs import MeasuredCosts
 from .oracle import FactorizationOracle, identity_of
@@ -282,17 +283,14 @@ class FactorizationTuner(keras_tuner.Tuner):
 @contextlib.contextmanager
 def _alone(folder):
     """Held by the one process that searches in a folder, or is its chief; freed when that ends, killed or not."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RuntimeError(f"another process searches in {folder}; wait for its end, or give another folder") from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK_FILE, 0))
+        except TimeoutError:
+            raise RuntimeError(
+                f"another process searches in {folder}; wait for its end, or give another folder"
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _space(oracle, spec):

@@ -13,7 +13,8 @@ import pytest
 import factorizenet_tf as fnet
 from factorizenet_tf import publishing
 from factorizenet_tf.gates import refusals
-from factorizenet_tf.publishing import measure_latencies, training_command
+from factorizenet_tf.publishing import measure_latencies
+from factorizenet_tf.training_command import training_command
 from factorizenet_tf.weights import save_weights
 
 FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
