@@ -1,6 +1,7 @@
 """KerasTuner's chief and workers over gRPC, with workers that die, a chief that restarts, and an end.
 
 KerasTuner's own server waits for ever for a worker that was killed, and its client for an hour for a chief that is gone.
+A worker that comes when the others have done all finds the end in the search's folder.
 """
 
 from __future__ import annotations
@@ -9,15 +10,35 @@ import contextlib
 import os
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from concurrent import futures
+from pathlib import Path
 
 from ._keras_tuner import keras_tuner  # noqa: F401 (before its parts)
 
-__all__ = ["POLL_SECONDS", "heartbeat", "is_chief", "is_worker", "patient_client", "serve", "serve_stock"]
+__all__ = [
+    "POLL_SECONDS",
+    "SearchEndedError",
+    "end_watch",
+    "heartbeat",
+    "is_chief",
+    "is_worker",
+    "patient_client",
+    "say_ended",
+    "serve",
+    "serve_stock",
+]
 
 POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
 CHIEF_SECONDS = 300.0  # how long a worker waits for a chief that does not answer
+RECONNECT_MS = 1000  # gRPC's own pauses grow to minutes: of two workers one would come when the other has done all
+ENDED_FILE = "ended"
+
+
+class SearchEndedError(ConnectionError):
+    """The chief is gone because its search has ended."""
 
 
 def is_chief() -> bool:
@@ -82,14 +103,32 @@ def serve_stock(oracle) -> None:
     oracle_chief.start_server(oracle)
 
 
+def say_ended(folder: Path) -> None:
+    """Leave in the search's folder that its chief has ended, for workers that it could not tell."""
+    (folder / ENDED_FILE).write_text(uuid.uuid4().hex)
+
+
+def end_watch(folder: Path) -> Callable[[], bool]:
+    """A function that says whether a chief has ended in the folder since this call."""
+
+    def mark():
+        try:
+            return (folder / ENDED_FILE).read_text()
+        except OSError:
+            return ""
+
+    before = mark()
+    return lambda: mark() not in ("", before)
+
+
 class _Patient:
     """A gRPC stub whose calls are made again until the chief answers, for so long and no longer.
 
     Each of the oracle's calls may come twice: the same worker gets the same trial, and a trial ends once.
     """
 
-    def __init__(self, stub, seconds):
-        self._stub, self._seconds = stub, seconds
+    def __init__(self, stub, seconds, has_ended):
+        self._stub, self._seconds, self._has_ended = stub, seconds, has_ended
 
     def __getattr__(self, name):
         import grpc
@@ -101,9 +140,11 @@ class _Patient:
             while True:
                 left = max(0.1, end - time.monotonic())
                 try:
-                    return call(request, wait_for_ready=wait_for_ready, timeout=min(timeout, left))
+                    return call(request, wait_for_ready=False, timeout=min(timeout, left))
                 except grpc.RpcError as error:
                     code = error.code()
+                if code is grpc.StatusCode.UNAVAILABLE and self._has_ended():
+                    raise SearchEndedError(f"the search of the chief at {address()} has ended")
                 if code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
                     raise ConnectionError(
                         f"the chief at {address()} did not answer for {self._seconds:g} s ({code.name}); "
@@ -114,9 +155,17 @@ class _Patient:
         return patient
 
 
-def patient_client(client, seconds: float = CHIEF_SECONDS):
-    """A worker's oracle client that raises ConnectionError where the chief stays away for so long."""
-    client.stub = _Patient(client.stub, seconds)
+def patient_client(client, seconds: float = CHIEF_SECONDS, has_ended: Callable[[], bool] = lambda: False):
+    """A worker's oracle client that raises ConnectionError where the chief stays away for so long.
+
+    Where it is away and `has_ended` says that its search is over, SearchEndedError, a ConnectionError too, at once.
+    """
+    import grpc
+    from keras_tuner.src.protos import get_service_grpc
+
+    options = [("grpc.initial_reconnect_backoff_ms", RECONNECT_MS), ("grpc.max_reconnect_backoff_ms", RECONNECT_MS)]
+    stub = get_service_grpc().OracleStub(grpc.insecure_channel(address(), options=options))
+    client.stub = _Patient(stub, seconds, has_ended)
     return client
 
 

@@ -110,7 +110,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         costs = oracle.costs if walked else self.costs
         costs.labels = dataset.class_names
         if self._is_worker():
-            self.oracle = chief.patient_client(self.oracle)
+            self.oracle = chief.patient_client(self.oracle, has_ended=chief.end_watch(folder))
             return
         claim_folder(folder, self._identity(oracle), "search")
         self.costs.open(folder)
@@ -144,21 +144,30 @@ class FactorizationTuner(keras_tuner.Tuner):
             Exception: what user code raised, as it was; the trial is done again by the next search.
         """
         if self._is_worker():
-            self.oracle.get_space()  # once the chief answers it has claimed the folder
-            check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
-            self.costs.open(Path(self.project_dir))
-            self._work()
-        else:
-            with _alone(Path(self.project_dir)):
-                if not chief.is_chief():
-                    self._work()
-                elif isinstance(self._own_oracle, FactorizationOracle):
-                    chief.serve(self._own_oracle)
-                else:
-                    chief.serve_stock(self._own_oracle)
+            with contextlib.suppress(chief.SearchEndedError):
+                self._serve_chief()
+            return
+        with _alone(Path(self.project_dir)):
+            if not chief.is_chief():
+                self._work()
+            else:
+                self._serve_workers()
         failure = getattr(self._own_oracle, "failure", None)
         if failure is not None:
             raise failure
+
+    def _serve_chief(self):
+        self.oracle.get_space()  # once the chief answers it has claimed the folder
+        check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
+        self.costs.open(Path(self.project_dir))
+        self._work()
+
+    def _serve_workers(self):
+        if isinstance(self._own_oracle, FactorizationOracle):
+            chief.serve(self._own_oracle)
+        else:
+            chief.serve_stock(self._own_oracle)
+        chief.say_ended(Path(self.project_dir))
 
     def _work(self):
         self.on_search_begin()

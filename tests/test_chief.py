@@ -30,6 +30,10 @@ class Formula(fnet.tuner.FactorizationTuner):
         folder = Path(self.project_dir)
         with open(folder / "calls.txt", "a") as file:
             file.write(f"{self.tuner_id} {trial.trial_id} {spec.name}\\n")
+        if "TOGETHER" in os.environ:  # so that each does one, whichever comes first
+            (folder / f"{self.tuner_id}.ready").touch()
+            while len(list(folder.glob("*.ready"))) < int(os.environ["TOGETHER"]):
+                time.sleep(0.05)
         if os.environ.get("BUG") == self.tuner_id:
             raise ZeroDivisionError("a bug of the user's")
         if os.environ.get("HANG") == self.tuner_id and not (folder / "hung").exists():
@@ -42,9 +46,9 @@ spec = spec_from_json(sys.argv[1])
 data = fnet.load_dataset("digits", input_shape=spec.input_shape)
 oracle = fnet.tuner.FactorizationOracle(spec, max_macs=1_200_000, dead_seconds=8)
 tuner = Formula(oracle, data, directory=sys.argv[2])
-if "TOGETHER" in os.environ:  # so that none is done before another has begun
-    (Path(sys.argv[2]) / f"{tuner.tuner_id}.ready").touch()
-    while len(list(Path(sys.argv[2]).glob("*.ready"))) < int(os.environ["TOGETHER"]):
+if "LATE" in os.environ:
+    Path(sys.argv[2], "built").touch()
+    while not Path(sys.argv[2], "go").exists():
         time.sleep(0.05)
 tuner.search()
 best = oracle.walk().best
@@ -156,6 +160,19 @@ def test_a_chief_and_two_workers_find_what_one_process_does_and_end_by_themselve
 
 
 @pytest.mark.slow
+def test_a_worker_that_asks_when_all_is_done_ends_too(cluster):
+    cluster.start("worker1", LATE="1")
+    cluster.wait((cluster.folder / "built").exists)
+    cluster.start("chief")
+    cluster.start("worker0")
+    cluster.end("worker0")
+    cluster.end("chief")
+    (cluster.folder / "go").touch()
+    assert cluster.end("worker1", seconds=60)[0].startswith("worker1 ended")
+    assert {name for name, _, _ in cluster.calls()} == {"worker0"}
+
+
+@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_done_again_and_a_restarted_chief_goes_on(cluster, alone):
     cluster.start("chief", SLEEP="1")
     cluster.start("worker0", HANG="worker0")
@@ -199,6 +216,22 @@ def test_a_worker_does_not_wait_for_ever_for_a_chief(monkeypatch):
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
     client = chief.patient_client(OracleClient(None), seconds=0.2)
     with pytest.raises(ConnectionError, match=r"the chief at 127\.0\.0\.1:\d+ did not answer for 0\.2 s"):
+        client.create_trial("worker0")
+
+
+def test_only_an_end_since_the_worker_began_is_an_end(monkeypatch, tmp_path):
+    from keras_tuner.src.distribute.oracle_client import OracleClient
+
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(free_port()))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    chief.say_ended(tmp_path)
+    client = chief.patient_client(OracleClient(None), seconds=0.2, has_ended=chief.end_watch(tmp_path))
+    with pytest.raises(ConnectionError, match="start it again"):
+        client.create_trial("worker0")
+    client = chief.patient_client(OracleClient(None), seconds=60, has_ended=chief.end_watch(tmp_path))
+    chief.say_ended(tmp_path)
+    with pytest.raises(chief.SearchEndedError, match=r"the search of the chief at 127\.0\.0\.1:\d+ has ended"):
         client.create_trial("worker0")
 
 
