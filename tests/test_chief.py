@@ -1,5 +1,6 @@
 """The chief and its workers, as real processes on loopback, with a formula for a training."""
 
+import json
 import os
 import signal
 import socket
@@ -44,14 +45,26 @@ class Formula(fnet.tuner.FactorizationTuner):
 
 spec = spec_from_json(sys.argv[1])
 data = fnet.load_dataset("digits", input_shape=spec.input_shape)
-oracle = fnet.tuner.FactorizationOracle(spec, max_macs=1_200_000, dead_seconds=8)
-tuner = Formula(oracle, data, directory=sys.argv[2])
+if "STOCK" in os.environ:
+    import keras_tuner
+
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        objective=keras_tuner.Objective("val_int8_accuracy", "max"),
+        max_trials=6,
+        seed=0,
+        hyperparameters=fnet.tuner.search_space(spec),
+    )
+    requirement = fnet.tuner.Requirement(max_macs=1_200_000)
+    tuner = Formula(oracle, data, spec=spec, requirement=requirement, directory=sys.argv[2])
+else:
+    oracle = fnet.tuner.FactorizationOracle(spec, max_macs=1_200_000, dead_seconds=8)
+    tuner = Formula(oracle, data, directory=sys.argv[2])
 if "LATE" in os.environ:
     Path(sys.argv[2], "built").touch()
     while not Path(sys.argv[2], "go").exists():
         time.sleep(0.05)
 tuner.search()
-best = oracle.walk().best
+best = None if "STOCK" in os.environ else oracle.walk().best
 print(tuner.tuner_id, "ended", best and best.name, time.process_time() if os.environ.get("CPU") else "")
 """
 
@@ -157,6 +170,21 @@ def test_a_chief_and_two_workers_find_what_one_process_does_and_end_by_themselve
     oracle = cluster.state()
     assert same(oracle.walk(), alone)
     assert sorted(oracle.end_order) == sorted(oracle.trials)
+
+
+@pytest.mark.slow
+def test_a_stock_oracle_has_a_chief_and_workers_too(cluster):
+    for name in ("chief", "worker0", "worker1"):
+        cluster.start(name, STOCK="1", **({} if name == "chief" else {"TOGETHER": "2"}))
+    for name in ("worker0", "worker1", "chief"):
+        assert f"{name} ended" in cluster.end(name)[0]
+    calls = cluster.calls()
+    assert {name for name, _, _ in calls} == {"worker0", "worker1"}
+    trials = [json.loads(file.read_text()) for file in cluster.folder.glob("search/trial_*/trial.json")]
+    assert sorted(trial for _, trial, _ in calls) == sorted(trial["trial_id"] for trial in trials)
+    assert len(trials) == 6
+    assert {trial["status"] for trial in trials} == {"COMPLETED"}
+    assert len({net for _, _, net in calls}) == 6
 
 
 @pytest.mark.slow
