@@ -17,8 +17,9 @@ from .pareto import pareto_front
 from .recipe import Recipe
 from .requirement import Requirement
 from .run import load_run
+from .search_arguments import OBJECTIVES
 from .search_progress import SearchProgress
-from .search_tuner import OBJECTIVES, FactorizationTuner
+from .search_tuner import FactorizationTuner
 from .spec import ModelSpec
 from .trial import REASON, ROUND, result_of
 from .walk import macs

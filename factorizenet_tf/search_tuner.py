@@ -26,10 +26,10 @@ from .pruning import GivenUp, Watch, float_curve
 from .recipe import Recipe, recipe_for
 from .requirement import Requirement
 from .run import Run, check_folder, claim_folder, dataset_identity, load_run
+from .search_arguments import OBJECTIVES, check_search, space_of
 from .spec import ModelSpec
-from .training import check_data, train
+from .training import train
 from .trial import PARENT, THRESHOLD, metrics_of, spec_of
-from .walk import Space
 
 __all__ = ["FactorizationTuner"]
 
@@ -42,13 +42,6 @@ EPOCHS, CONTINUED = (
     "tuner/trial_id",
 )  # what Hyperband tells a trial: its epochs, the one it goes on from
 MOST_TRIALS = 1_000_000
-OBJECTIVES = {
-    "val_float_accuracy": "float",
-    "val_ptq_per_tensor_accuracy": "ptq_per_tensor",
-    "val_ptq_per_channel_accuracy": "ptq_per_channel",
-    "val_qat_accuracy": "qat",
-    "val_int8_accuracy": "tflite",
-}
 
 
 class FactorizationTuner(keras_tuner.Tuner):
@@ -96,12 +89,12 @@ class FactorizationTuner(keras_tuner.Tuner):
         overwrite: bool = False,
     ):
         self.recipe = recipe or recipe_for(dataset.name)
-        self.space = _space(oracle, spec)
+        self.space = space_of(oracle, spec)
         self.requirement = requirement
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
         self.callbacks, self.progress = tuple(callbacks), progress
-        _check(oracle, self.space.spec, dataset, self.recipe, requirement)
+        check_search(oracle, self.space.spec, dataset, self.recipe, requirement)
         self.costs = MeasuredCosts(() if requirement is None else requirement.limits)
         self._own_oracle = oracle
         super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
@@ -302,17 +295,6 @@ def _alone(folder):
         yield
 
 
-def _space(oracle, spec):
-    if isinstance(oracle, FactorizationOracle):
-        if spec is not None and spec != oracle.space.spec:
-            raise ValueError(f"spec is {spec}, the oracle's is {oracle.space.spec}; leave it out")
-        return oracle.space
-    if spec is None:
-        raise ValueError(f"a {type(oracle).__name__} knows no net; give spec=")
-    widths = next((tuple(hp.values) for hp in oracle.hyperparameters.space if hp.name == "width"), (spec.width,))
-    return Space(spec, widths)
-
-
 def _copy_run(source, folder):
     """Copy a run that another trial goes on with, whole or not at all."""
     if source.exists():
@@ -320,25 +302,6 @@ def _copy_run(source, folder):
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(source, aside)
         aside.replace(folder)
-
-
-def _check(oracle, spec, dataset, recipe, requirement):
-    kind = type(oracle).__name__
-    if requirement is not None and isinstance(oracle, FactorizationOracle):
-        raise ValueError(f"a {kind} has its own requirement; leave {requirement} out")
-    if requirement is not None and requirement.min_accuracy is not None:
-        raise ValueError(
-            f"min_accuracy is {requirement.min_accuracy}; a {kind} looks for the highest accuracy: leave it out, or use a FactorizationOracle"
-        )
-    if getattr(oracle, "max_epochs", recipe.epochs) != recipe.epochs:
-        raise ValueError(
-            f"the {kind}'s max_epochs is {oracle.max_epochs}, the recipe's epochs {recipe.epochs}; make them equal"
-        )
-    if oracle.objective.name not in OBJECTIVES:
-        raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
-    if not recipe.qat_epochs:
-        raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
-    check_data(spec, dataset)
 
 
 def _metrics(objective, run, curve):
