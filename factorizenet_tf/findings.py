@@ -68,7 +68,13 @@ def finding_rows(analysis: Analysis) -> list[dict]:
     return [_row(analysis, net) for net in analysis.names]
 
 
-def findings_page(analysis: Analysis, costs: Mapping[str, Mapping] | None = None, *, figures: str = "figures") -> str:
+def findings_page(
+    analysis: Analysis,
+    costs: Mapping[str, Mapping] | None = None,
+    *,
+    figures: str = "figures",
+    command: str | None = None,
+) -> str:
     """Markdown: a section a question, tables, figures and verdicts; where an expected effect is absent the words say so.
 
     Args:
@@ -76,11 +82,13 @@ def findings_page(analysis: Analysis, costs: Mapping[str, Mapping] | None = None
         costs: by net: "macs", "size_bytes", "ram_bytes", "latency_ms" (None where unknown), "accuracy" (0..1, int8 on
             validation) and "images" (of it). None: the section on requirements is left out.
         figures: where `write_figures` put them, as seen from the page.
+        command: what makes the page again; None: not said.
     """
     rows = finding_rows(analysis)
     parts = [
         "# What depth factorization does to a net under quantization",
         _about(analysis, rows),
+        *([] if command is None else [f"Made by\n\n```sh\n{command}\n```"]),
         "## Accuracy in each precision",
         _table(rows, {"macs": "MACs", **{key: TITLES[key] for key in _measured(rows)}}),
         _figure(figures, "accuracy"),

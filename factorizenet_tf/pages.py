@@ -23,7 +23,7 @@ NAMES = {
 def write_pages(zoo: Path, cards: Cards) -> None:
     """Write README.md, cards/*.md and, where matplotlib is installed, frontier.svg."""
     newest = cards.newest()
-    write_text(zoo / "README.md", table_page(newest))
+    write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file()))
     pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
     (zoo / "cards").mkdir(exist_ok=True)
     for stale in (zoo / "cards").glob("*.md"):
@@ -35,8 +35,8 @@ def write_pages(zoo: Path, cards: Cards) -> None:
         frontier(newest, zoo / "frontier.svg")
 
 
-def table_page(cards: Cards) -> str:
-    """README.md of a zoo."""
+def table_page(cards: Cards, *, findings: bool = False) -> str:
+    """README.md of a zoo; `findings`: whether FINDINGS.md is there, to be named."""
     if not cards:
         return "# Zoo\n\nPublished models are listed in `index.json`. None is published yet.\n"
     machines = sorted({card.latency_machine for card in cards if card.latency_machine})
@@ -50,6 +50,8 @@ def table_page(cards: Cards) -> str:
         "![accuracy against MACs](frontier.svg)",
         "",
     ]
+    if findings:
+        lines += ["[FINDINGS.md](FINDINGS.md): what each level does to each layer under quantization.", ""]
     for dataset in sorted({card.dataset for card in cards}):
         alike = [card for card in cards if card.dataset == dataset]
         lines += [f"## {dataset}, int8", "", *_int8_table([c for c in alike if c.precision == "int8"]), ""]

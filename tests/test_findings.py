@@ -162,7 +162,11 @@ def test_the_script_writes_everything_and_keeps_what_is_measured(run, tmp_path):
     assert len((out / "findings.csv").read_text().splitlines()) == 2
     assert (out / "figures" / "channel_precision.png").is_file()
     assert (out / "report.html").is_file()
-    assert "](findings/accuracy.png)" in (tmp_path / "zoo" / "FINDINGS.md").read_text()
+    published = (tmp_path / "zoo" / "FINDINGS.md").read_text()
+    assert "](findings/accuracy.png)" in published
+    assert (
+        f"python tuner/findings.py {run.folder} --evaluation-images 30 --out runs/findings --publish zoo" in published
+    )
     assert {"accuracy.png", "errors.csv", "findings.csv"} <= {
         path.name for path in (tmp_path / "zoo" / "findings").iterdir()
     }

@@ -33,3 +33,12 @@ def test_pages_of_models_that_left_are_removed_and_an_empty_zoo_says_so(zoo, tmp
     assert [path.stem for path in (tmp_path / "cards").iterdir()] == ["fnet-l1-x0.5-int8"]
     assert (tmp_path / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
     assert "None is published yet" in table_page(Cards())
+
+
+def test_findings_are_named_where_there_are_some(zoo, tmp_path):
+    cards = fnet.zoo.list(zoo_dir=zoo)
+    write_pages(tmp_path, cards)
+    assert "FINDINGS" not in (tmp_path / "README.md").read_text()
+    (tmp_path / "FINDINGS.md").touch()
+    write_pages(tmp_path, cards)
+    assert "[FINDINGS.md](FINDINGS.md)" in (tmp_path / "README.md").read_text()

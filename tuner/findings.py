@@ -61,8 +61,17 @@ def main() -> None:
     write_figures(analysis, arguments.out / "figures")
     write_text(arguments.out / "report.html", report_html(analysis))
     if arguments.publish is not None:
-        _publish(arguments.out, arguments.publish, findings_page(analysis, costs, figures="findings"))
+        page = findings_page(analysis, costs, figures="findings", command=_command(arguments))
+        _publish(arguments.out, arguments.publish, page)
     print(arguments.out / "findings.md")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What makes the page again; TFDS's folder is the reader's own."""
+    images = [f"--evaluation-images {arguments.evaluation_images}"] if arguments.evaluation_images else []
+    more = ["--sensitivity"] if arguments.sensitivity else []
+    nets = " ".join(arguments.nets)
+    return " ".join(["python tuner/findings.py", nets, *images, *more, "--out runs/findings --publish zoo"])
 
 
 def _costs(net: str, zoo: str | None) -> dict:
