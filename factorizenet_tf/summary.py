@@ -29,7 +29,7 @@ def summary(analysis: Analysis) -> tuple[list[str], list[str]]:
     Returns:
         (accuracies and what differs between the nets, what is to be said of each net's layers).
     """
-    of_all = [_accuracy(analysis, net) for net in analysis.names]
+    of_all = [*(_accuracy(analysis, net) for net in analysis.names), _one_image(analysis)]
     of_all += [_beyond_chance(analysis), _precision_by_level(analysis)]
     of_layers = []
     for net in analysis.names:
@@ -47,8 +47,14 @@ def _accuracy(analysis, net):
     for _, row in rows.iterrows():
         change = "" if row["scheme"] == "float" else f" ({_signed(-row['decrease_points'])} points)"
         parts.append(f"{_words(row)} {100 * row['accuracy']:.2f} %{change}")
-    images = int(rows["images"].iloc[0])
-    return f"{net}: {', '.join(parts)}; one image of {images:,} is {100 / images:.2f} points."
+    return f"{net}: {', '.join(parts)}."
+
+
+def _one_image(analysis):
+    """What an image weighs in the accuracies; each number of images once."""
+    counts = sorted({int(images) for images in analysis.output.loc[analysis.output["accuracy"].notna(), "images"]})
+    parts = [f"of {images:,} is {100 / images:.2f} points" for images in counts]
+    return f"One image {', '.join(parts)}." if parts else None
 
 
 def _beyond_chance(analysis):

@@ -93,7 +93,7 @@ def test_the_summarys_numbers_are_the_tables(analysis, spec):
     of_all, of_layers = summary(analysis)
     accuracy = 100 * analysis.output.query("scheme == 'float'")["accuracy"].iloc[0]
     assert of_all[0].startswith(f"{spec.name}: float {accuracy:.2f} %, per channel W4A8 ")
-    assert "one image of 60 is 1.67 points" in of_all[0]
+    assert of_all[1] == "One image of 60 is 1.67 points."
     many = analysis.errors.query("scheme == 'per_channel' and weight_bits == 8").set_index("layer")["weight_sqnr_db"]
     single = analysis.errors.query("scheme == 'per_tensor'").set_index("layer")["weight_sqnr_db"]
     most = (many - single).replace(np.inf, np.nan).max()
@@ -106,7 +106,7 @@ def test_a_change_is_named_only_beyond_what_chance_makes(analysis):
         output = analysis.output.assign(decrease_points=0.0, top1_agreement=1.0)
         chosen = output["precision"] == "per_tensor W8A8"
         output.loc[chosen, ["decrease_points", "top1_agreement"]] = points, agreement
-        return summary(dataclasses.replace(analysis, output=output))[0][1]
+        return summary(dataclasses.replace(analysis, output=output))[0][2]
 
     # 9 of 60 images of another class: a standard error of sqrt(9) / 60 = 5 points
     assert said(9.0, 51 / 60) == "No change against float is beyond 2 standard errors: each may be chance."
