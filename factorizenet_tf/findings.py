@@ -104,11 +104,14 @@ def _about(analysis, rows):
     images = int(analysis.output["images"].max())
     what = "accuracy" if analysis.output["accuracy"].notna().any() else "images of the float net's class"
     names = sorted({name for name in analysis.nets["dataset"] if isinstance(name, str)})
+    widths = sorted({int(width) for width in analysis.nets["width"].dropna()})
+    wide = f", width {' and '.join(map(str, widths))}" if widths else ""
     return (
-        f"{', '.join(row['net'] for row in rows)}, coarse to fine. {', '.join(names) or 'The data of the caller'}; distributions "
+        f"{', '.join(row['net'] for row in rows)}, coarse to fine{wide}. {', '.join(names) or 'The data of the caller'}; distributions "
         f"and errors on {int(analysis.nets['calibration_images'].max()):,} training images; {what} on {images:,} "
         f"validation images, one of which is {100 / images:.2f} points. Quantized nets are simulated as TensorFlow Lite "
-        "computes them. Each level was trained once: what differs between levels is in part the luck of a training."
+        "computes them, with ranges from these training images; the accuracies of the files themselves are on the models' "
+        "cards. Each level was trained once: what differs between levels is in part the luck of a training."
     )
 
 

@@ -53,7 +53,8 @@ def requirement_texts(costs: Mapping[str, Mapping]) -> list[str]:
         accuracy = f"{100 * costs[net]['accuracy']:.2f} %"
         floors.append(f"up to {accuracy} {net}" if below is None else f"above {below} up to {accuracy} {net}")
         below = accuracy
-    texts = ["\n".join(lines), f"The fewest MACs that reach a floor of accuracy: {'; '.join(floors)}."]
+    among = f"Among these {len(costs)} nets alone; `factorizenet_tf.zoo.best` chooses among all that are published."
+    texts = ["\n".join(lines), among, f"The fewest MACs that reach a floor of accuracy: {'; '.join(floors)}."]
     if never:
         texts.append(f"Never best, as another costs no more and is as accurate: {'; '.join(never)}.")
     return [*texts, _doubt(costs, chain)]

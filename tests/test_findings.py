@@ -143,7 +143,8 @@ def test_budgets_and_floors_by_hand():
     assert frontier_of(costs, "macs") == ["l2", "l1", "l0"]
     assert frontier_of(costs, "latency_ms") == ["l2", "l0"]
     assert frontier_of(costs, "size_bytes") == ["l0"]
-    table, floors, never, doubt = requirement_texts(costs)
+    table, among, floors, never, doubt = requirement_texts(costs)
+    assert among.startswith(f"Among these {len(costs)} nets alone")
     assert "| from 100 MACs to below 200 | l2 | 80.00 % |" in table
     assert "| from 2.0 ms (LiteRT, one thread) | l0 | 90.00 % |" in table
     assert "RAM" not in table

@@ -4,7 +4,7 @@
 
 15 float epochs on CIFAR-10 each, 8 to 15 minutes of one core. Trains what is not there yet, killed it goes on, and
 writes every finished run into tuner/results/short_runs.csv. Rows of that file whose variant is not in the table below
-are of variants that did not help and left the code; their `note` says what they were.
+are of variants that left the code; their `note` says what they were, results/README.md what they showed.
 """
 
 from __future__ import annotations
