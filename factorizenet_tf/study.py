@@ -76,6 +76,7 @@ def study(
     recipe: Recipe | None = None,
     requirements: Mapping[str, float] | None = None,
     zoo_dir: str | os.PathLike | None = None,
+    train_all: bool = False,
     sensitivity: bool = False,
     verbose: bool = True,
 ) -> Study:
@@ -90,7 +91,9 @@ def study(
         recipe: of all trainings; None: the data set's own. It must have a QAT phase.
         requirements: `max_macs`, `max_size_bytes`, `max_latency_ms`, `max_ram_bytes` (each: the highest int8 validation
             accuracy that fits) and `min_accuracy` (0..1: the fewest MACs whose int8 validation accuracy reaches it).
-        zoo_dir: take nets from this zoo where it has the same net, recipe and data; None: train all.
+        zoo_dir: take nets from this zoo where it has the same net, recipe and data; None: from the package's own and
+            that of FACTORIZENET_ZOO.
+        train_all: take none from a zoo.
         sensitivity: measure it, too.
         verbose: say how far it is.
 
@@ -107,7 +110,7 @@ def study(
     with Progress(verbose) as progress:
         for spec in specs:
             progress.say(f"{spec.name}: level {spec.level}")
-            published = _published(spec, dataset, recipe, zoo_dir)
+            published = None if train_all else _published(spec, dataset, recipe, zoo_dir)
             if published is None:
                 run = train(spec, dataset, out=folder / "runs" / spec.name, recipe=recipe, verbose=verbose)
                 source, row = run, _trained_row(run)
@@ -212,8 +215,6 @@ def _claim(folder, dataset, specs, recipe, sensitivity):
 
 def _published(spec, dataset, recipe, zoo_dir):
     """The card of the same net, data and recipe, or None."""
-    if zoo_dir is None:
-        return None
     wanted = json.loads(recipe.to_json())
     for card in zoo_module.list(precision="int8", zoo_dir=zoo_dir):
         if card.spec == spec and card.dataset == dataset.title and card.recipe == wanted:

@@ -113,7 +113,10 @@ def study(
     max_latency_ms: Annotated[float | None, typer.Option(help="Requirement: on this machine, 1 thread.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Requirement: 0..1, int8 on validation.")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
-    zoo_: Annotated[str | None, typer.Option("--zoo", help="Take nets from this zoo where it has them.")] = None,
+    zoo_: Annotated[
+        str | None, typer.Option("--zoo", help="Take nets that it has from this zoo.", show_default="the package's own")
+    ] = None,
+    train_all: Annotated[bool, typer.Option("--train-all", help="Take none from a zoo.")] = False,
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -154,6 +157,7 @@ def study(
         recipe=recipe,
         requirements=requirements,
         zoo_dir=zoo_,
+        train_all=train_all,
         sensitivity=sensitivity,
         verbose=not quiet,
     )

@@ -143,6 +143,11 @@ def test_nets_of_a_zoo_are_taken_and_not_trained(done, small, tmp_path, monkeypa
     digits, specs, recipe = small
     fnet.zoo.publish(done.folder / "runs" / specs[0].name, zoo_dir=tmp_path / "zoo", verbose=False)
     monkeypatch.setattr(module, "train", None)
+    monkeypatch.setenv("FACTORIZENET_ZOO", str(tmp_path / "zoo"))
+    found = study(digits, specs[:1], out=tmp_path / "default", recipe=recipe, verbose=False)
+    assert found.rows[0]["origin"] == "zoo"
+    with pytest.raises(TypeError, match="not callable"):  # it would train
+        study(digits, specs[:1], out=tmp_path / "all", recipe=recipe, train_all=True, verbose=False)
     found = study(digits, specs[:1], out=tmp_path / "study", recipe=recipe, zoo_dir=tmp_path / "zoo", verbose=False)
     assert found.rows[0]["origin"] == "zoo"
     assert found.rows[0]["test_tflite"] == done.rows[0]["test_tflite"]
