@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -33,6 +34,7 @@ __all__ = ["measure_latencies", "publish_run"]
 
 LICENCE = "Apache-2.0"
 LATENCY_ROUNDS = 9
+FILES = ("float.h5", "qat.h5", "model.tflite", "history.csv", "float_saved_model.zip", "int8_saved_model.zip")
 LOCK_SECONDS = 600  # for several publishers before this one
 
 
@@ -233,11 +235,22 @@ def _check_new(cards, name, content):
 
 
 def _remove_unlisted(zoo, cards):
-    """Remove what a publication left that was killed."""
+    """Remove what a publication left that was killed; nothing that is not a publication's own."""
     listed = {Path(file.path).parent.name for card in cards for file in card.files}
     for folder in (zoo / "models").glob("*"):
-        if folder.name not in listed:
+        if folder.name not in listed and _is_own(folder):
             shutil.rmtree(folder)
+
+
+def _is_own(folder):
+    """Whether `_write_files` made it: one set aside, or one named by its content that holds its files alone."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    has_weights = bool(names & {"float.h5", "qat.h5"})
+    if folder.name.startswith(".aside-"):
+        return has_weights or not names
+    return has_weights and names <= set(FILES) and bool(re.fullmatch(r".+-[0-9a-f]{8}", folder.name))
 
 
 def _write_index(zoo, cards):

@@ -167,6 +167,32 @@ def test_a_kill_half_way_leaves_the_old_index_whole_and_the_next_goes_on(copy, r
     assert sorted(path.name.rpartition("-")[0] for path in (copy / "models").iterdir()) == ["fnet-l1-x0.5", "yours"]
 
 
+def test_foreign_files_and_folders_in_models_stay_and_left_overs_of_a_publication_go(copy, run, quick):
+    """A zoo may be published into a folder whose models/ has TensorFlow Serving's versions, too."""
+    models = copy / "models"
+    foreign = (
+        "notes.txt",
+        "served/1/saved_model.pb",
+        "run-20260101/float.h5",
+        "run-20260101/metrics.json",
+        "a-0123abcd/b",
+    )
+    for name in foreign:
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / name).write_text("mine")
+    (models / ".aside-empty").mkdir()
+    for left_over in (".aside-half", "theirs-0123abcd"):
+        (models / left_over).mkdir()
+        (models / left_over / "float.h5").write_text("half")
+    before = contents(copy)
+    fnet.zoo.publish(run, zoo_dir=copy, name="mine", verbose=False)
+    assert all((models / name).read_text() == "mine" for name in foreign)
+    assert not [name for name in (".aside-empty", ".aside-half", "theirs-0123abcd") if (models / name).exists()]
+    kept = {path: data for path, data in before.items() if path.startswith("models/fnet")}
+    assert kept
+    assert kept.items() <= contents(copy).items()
+
+
 def test_a_publication_that_fails_leaves_the_zoo_as_it_was(copy, run, quick, monkeypatch):
     before = contents(copy)
 
