@@ -66,7 +66,12 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
         raise ValueError(
             f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)"
         )
-    return spec_from_json(header["factorizenet_spec"]), header["factorizenet_precision"]
+    spec, precision = header["factorizenet_spec"], header.get("factorizenet_precision")
+    if not isinstance(spec, str):
+        raise ValueError(f"{path} has the spec {spec!r}, which is no text; restore the file from a copy")
+    if not isinstance(precision, str) or precision not in ("float", "int8"):
+        raise ValueError(f"{path} has the precision {precision!r}; it must be float or int8: restore it from a copy")
+    return spec_from_json(spec), precision
 
 
 def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = "float") -> None:
@@ -74,7 +79,8 @@ def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or belongs to another spec or precision; both are named.
+        ValueError: the file is damaged, has weights that are not finite (their layer is named), or belongs to another
+            spec or precision; both are named.
     """
     held, held_precision = read_header(path)
     if held_precision != precision:
@@ -85,8 +91,13 @@ def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = 
         raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
     try:
         model.load_weights(path)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
+    for layer in model.layers:
+        if not all(np.isfinite(values).all() for values in layer.get_weights()):
+            raise ValueError(
+                f"{path} has weights in the layer {layer.name!r} that are not finite; train it again or restore it from a copy"
+            )
 
 
 def copy_weights(source, model, *, head: str = "logits") -> list[str]:

@@ -1,3 +1,4 @@
+import h5py
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -80,6 +81,33 @@ def test_weights_of_another_spec_or_none_are_refused(tmp_path):
     save_weights(fnet.build(spec), tmp_path / "qat.h5", spec=spec, precision="int8")
     with pytest.raises(ValueError, match="holds int8 weights; float ones are needed"):
         fnet.FactorizeNet(1, width=8, weights=tmp_path / "qat.h5")
+
+
+def poison(file):
+    file["logits/logits/kernel:0"][0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("mutate", "message"),
+    [
+        (lambda file: file.attrs.pop("factorizenet_precision"), "has the precision None; it must be float or int8"),
+        (lambda file: file.attrs.update(factorizenet_precision=8), "has the precision .*8.*; it must be float or int8"),
+        (lambda file: file.attrs.update(factorizenet_spec=3), "has the spec .*3.*, which is no text"),
+        (lambda file: file.attrs.update(layer_names=[1, 2]), "does not fit the model"),
+        (lambda file: file.attrs.update(layer_names=3), "does not fit the model"),
+        (lambda file: file["logits"].attrs.update(weight_names=[1, 2]), "does not fit the model"),
+        (poison, "weights in the layer 'logits' that are not finite"),
+    ],
+    ids=["no precision", "odd precision", "odd spec", "odd layers", "one layer", "odd names", "not finite"],
+)
+def test_weights_with_anything_odd_inside_are_refused_with_what_is_wrong(tmp_path, mutate, message):
+    spec = fnet.ModelSpec(1, width=8)
+    path = tmp_path / "float.h5"
+    save_weights(fnet.build(spec), path, spec=spec, precision="float")
+    with h5py.File(path, "r+") as file:
+        mutate(file)
+    with pytest.raises(ValueError, match=message):
+        fnet.FactorizeNet(1, width=8, weights=path)
 
 
 def test_a_damaged_weights_file_is_refused(tmp_path):
