@@ -177,6 +177,8 @@ def analyze_all(
         if (source, shape) not in loaded:
             loaded[source, shape] = load_dataset(source, input_shape=shape, data_dir=data_dir)
         data = loaded[source, shape]
+        if dataset is None:
+            subject.note_other_data(data)
         split = data.validation
         if evaluation_images is not None:
             split = Split(split.images[:evaluation_images], split.labels[:evaluation_images])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import zoo as zoo_module
@@ -31,6 +32,7 @@ class Subject:
         spec: of ours, else None.
         dataset: what it was trained on; None where that is not known.
         dataset_name: what `load_dataset` takes for it; None where that is not known.
+        dataset_title: its data as it is; None where that is not known.
         tflite: the int8 file that goes with it; None where there is none.
     """
 
@@ -40,6 +42,17 @@ class Subject:
     dataset: Dataset | None
     dataset_name: str | None = None
     tflite: Int8Model | None = None
+    dataset_title: str | None = None
+
+    def note_other_data(self, dataset: Dataset) -> None:
+        """Warn where the data of the same name that is here is other than what the net was trained on."""
+        if self.dataset_title not in (None, dataset.title):
+            warnings.warn(
+                f"{self.name}: the data here is {dataset.title}, it was trained on {self.dataset_title}; its accuracies "
+                "here do not compare with the published ones",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo_dir=None, needs_data: bool = True) -> Subject:
@@ -90,17 +103,19 @@ def _run(run, dataset, needs_data):
 def _published(name, dataset, zoo_dir, needs_data):
     card = zoo_module.card(name, zoo_dir=zoo_dir)
     models, tflite = {}, None
-    sibling = name.removesuffix("-int8") + "-float"
     if card.precision == "int8":
-        if sibling in zoo_module.names(zoo_dir=zoo_dir):
+        sibling = f"{card.name.removesuffix('-int8')}-float@{card.version}"  # of the same training
+        if any(other.reference == sibling for other in zoo_module.list(all_versions=True, zoo_dir=zoo_dir)):
             models["float"] = zoo_module.load(sibling, zoo_dir=zoo_dir)
         models["qat"] = zoo_module.load(name, zoo_dir=zoo_dir)
         tflite = zoo_module.load(name, format="tflite", zoo_dir=zoo_dir)
     else:
         models["float"] = zoo_module.load(name, zoo_dir=zoo_dir)
+    subject = Subject(name, models, card.spec, dataset, card.dataset_name, tflite, card.dataset)
     if dataset is None and needs_data:
         dataset = load_dataset(card.dataset_name, input_shape=card.spec.input_shape)
-    return Subject(name, models, card.spec, dataset, card.dataset_name, tflite)
+        subject.note_other_data(dataset)
+    return replace(subject, dataset=dataset)
 
 
 def _source(model) -> str:

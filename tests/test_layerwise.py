@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pandas
@@ -6,10 +8,12 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
+from factorizenet_tf import layerwise, subjects
 from factorizenet_tf.analysis import TABLES
 from factorizenet_tf.layer_tables import decrease, output_row, sqnr_db
 from factorizenet_tf.measuring import Outputs
 from factorizenet_tf.overlay import node_data
+from factorizenet_tf.subjects import subject_of
 
 layers = keras.layers
 
@@ -270,3 +274,22 @@ def test_a_published_name_brings_its_float_sibling_and_its_data(run, tmp_path):
     assert measured["float"] == pytest.approx(published["float"])
     assert measured["qat"] == pytest.approx(published["qat"], abs=0.01)
     assert measured["per_tensor"] == pytest.approx(published["ptq_per_tensor"], abs=0.02)
+    pinned = subject_of(f"{name}@1", zoo_dir=tmp_path)
+    assert pinned.name == f"{name}@1"
+    assert list(pinned.models) == ["float", "qat"]
+
+
+def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
+    name = next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8"))
+    lossy = dataclasses.replace(digits, title="digits (JPEG)")
+    for module in (subjects, layerwise):
+        monkeypatch.setattr(module, "load_dataset", lambda name, **options: lossy)
+    message = r"the data here is digits \(JPEG\), it was trained on digits; its accuracies here do not compare"
+    with pytest.warns(RuntimeWarning, match=message):
+        assert subject_of(name, zoo_dir=zoo).dataset is lossy
+    with pytest.warns(RuntimeWarning, match=message):
+        found = layerwise.analyze_all([name], calibration_images=8, evaluation_images=8, zoo_dir=zoo)
+    assert found.nets["dataset"].tolist() == ["digits (JPEG)"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subject_of(name, dataset=lossy, zoo_dir=zoo)  # chosen by the caller
