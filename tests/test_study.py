@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -136,6 +137,15 @@ def test_bad_arguments_are_refused_before_anything_is_written(small, tmp_path):
     with pytest.raises(ValueError, match="differs from"):
         study(digits, [specs[0], other], out=out, recipe=recipe)
     assert not out.exists()
+
+
+def test_a_published_net_has_its_cards_numbers_and_a_latency_measured_here(zoo):
+    (card,) = fnet.zoo.list(precision="int8", zoo_dir=zoo)
+    row = module._published_row(dataclasses.replace(card, latency_ms=1e6), zoo)
+    assert row["origin"] == "zoo"
+    assert (row["macs"], row["ram_bytes"]) == (card.macs, card.ram_bytes)
+    assert row["test_tflite"] == card.accuracy
+    assert 0 < row["latency_ms"] < 1e3
 
 
 @pytest.mark.slow
