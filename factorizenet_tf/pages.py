@@ -54,9 +54,16 @@ def table_page(cards: Cards, *, findings: bool = False) -> str:
         lines += ["[FINDINGS.md](FINDINGS.md): what each level does to each layer under quantization.", ""]
     for dataset in sorted({card.dataset for card in cards}):
         alike = [card for card in cards if card.dataset == dataset]
-        lines += [f"## {dataset}, int8", "", *_int8_table([c for c in alike if c.precision == "int8"]), ""]
-        lines += [f"## {dataset}, float", "", *_float_table([c for c in alike if c.precision == "float"]), ""]
+        lines += [f"## {dataset}, int8", "", *_section([c for c in alike if c.precision == "int8"], _int8_table), ""]
+        lines += [f"## {dataset}, float", "", *_section([c for c in alike if c.precision == "float"], _float_table), ""]
     return "\n".join(lines)
+
+
+def _section(cards, table) -> list[str]:
+    """A table, and above it how many images its accuracies were measured on."""
+    counts = sorted({(card.images["validation"], card.images["test"]) for card in cards})
+    images = " or ".join(f"{validation:,} validation and {test:,} test images" for validation, test in counts)
+    return [*([f"Accuracy on {images}.", ""] if images else []), *table(cards)]
 
 
 def _int8_table(cards) -> list[str]:

@@ -12,6 +12,15 @@ def test_the_pages_are_what_the_index_gives(zoo):
     assert (zoo / "frontier.svg").read_text().startswith("<?xml")
 
 
+def test_the_table_says_how_many_images_its_accuracies_are_of(zoo):
+    cards = fnet.zoo.list(zoo_dir=zoo)
+    images = cards[1].images
+    line = f"Accuracy on {images['validation']:,} validation and {images['test']:,} test images."
+    assert table_page(cards).count(line) == 2  # int8 and float
+    other = dataclasses.replace(cards[1], images=images | {"validation": 9_000, "test": 10_000})
+    assert "test images or 9,000 validation and 10,000 test images." in table_page(Cards([*cards, other]))
+
+
 def test_the_page_of_a_baseline_names_it_and_no_level(zoo):
     card = dataclasses.replace(fnet.zoo.list(zoo_dir=zoo)[1], spec=fnet.baselines.ResNet8())
     page = card_page(card)
