@@ -12,6 +12,8 @@ import factorizenet_tf as fnet
 from factorizenet_tf.augmentation import to_float
 from factorizenet_tf.cards import Cards
 from factorizenet_tf.evaluation import logits
+from factorizenet_tf.pages import card_page, table_page
+from factorizenet_tf.store import _own_folder
 from factorizenet_tf.zoo_index import index_to_json
 
 FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
@@ -46,6 +48,16 @@ fnet.zoo.load({FLOAT!r}, "path", zoo_dir=zoo), fnet.zoo.load({FLOAT!r}, "saved_m
 assert not {{"tensorflow", "tf_keras", "pandas"}} & set(sys.modules), set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_packages_own_pages_are_what_its_index_gives():
+    folder = _own_folder()
+    cards = fnet.zoo.list(all_versions=True, zoo_dir=folder)
+    newest = cards.newest()
+    table = table_page(newest, findings=(folder / "FINDINGS.md").is_file())
+    assert (folder / "README.md").read_text() == table, "the table is of an older index; run write_pages"
+    pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
+    assert {path.name: path.read_text() for path in (folder / "cards").iterdir()} == pages
 
 
 def test_limits_leave_out_what_is_over_them_or_has_no_number(family, zoo):
