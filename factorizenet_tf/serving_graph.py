@@ -29,6 +29,7 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
     net = _with_constants(use_native_kernels(in_fewer_groups(model)), image)
 
     def classify(image):
+        image = tf.ensure_shape(image, (None, height, width, channels))  # a C++ session takes any shape
         (logits,) = net(image)
         chosen = tf.argmax(logits, axis=-1)
         return {

@@ -107,6 +107,22 @@ def test_bytes_that_are_no_image_are_an_invalid_argument(loaded):
             loaded["int8"]["serving_bytes"](image_bytes=tf.constant([content]))
 
 
+@pytest.mark.parametrize("shape", [(1, 24, 16, 1), (1, 16, 16, 3), (16, 16, 1), (1, 1, 16, 16, 1), (256,)])
+def test_images_of_another_shape_are_an_invalid_argument_to_a_session_of_cpp_too(shape, int8):
+    # As TensorFlow Serving runs it: a callable, which compares no shape with the placeholder's.
+    from tensorflow.core.protobuf import config_pb2
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        signature = tf.compat.v1.saved_model.load(session, ["serve"], str(int8.folder)).signature_def["serving_default"]
+        fetched = [signature.outputs[name].name for name in ("class_id", "logits")]
+        call = session._make_callable_from_options(
+            config_pb2.CallableOptions(feed=[signature.inputs["image"].name], fetch=fetched)
+        )
+        assert call(np.zeros((2, 16, 16, 1), np.uint8))[1].shape == (2, 10)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="is not compatible with expected shape"):
+            call(np.zeros(shape, np.uint8))
+
+
 def test_assets_have_labels_and_metadata(int8, digits):
     assert (int8.folder / "assets" / "labels.txt").read_text().split() == list(digits.class_names)
     fields = json.loads((int8.folder / "assets" / "metadata.json").read_text())
