@@ -115,7 +115,8 @@ ARGUMENTS = (
     f"--rest_api_port={REST_PORT}",
     f"--model_config_file={{}}/{CONFIG_FILE}",
     f"--model_config_file_poll_wait_seconds={POLL_SECONDS}",
-    "--allow_version_labels_for_unavailable_models=true",
+    # Without "force" only an unused label may name a version that is not loaded yet, and no label could be moved.
+    "--force_allow_any_version_labels_for_unavailable_models=true",
     "--enable_batching=true",
     "--batching_parameters_file={}/batching.config",
     "--monitoring_config_file={}/monitoring.config",

@@ -222,6 +222,7 @@ def test_the_compose_file_mounts_the_folder_and_names_files_that_are_there(float
     service = yaml.safe_load((folder / "docker-compose.yml").read_text())["services"]["serving"]
     assert service["volumes"] == [".:/models:ro"]
     options = dict(argument.removeprefix("--").split("=") for argument in service["command"])
+    assert options["force_allow_any_version_labels_for_unavailable_models"] == "true"  # or no label can be moved
     for name in ("model_config_file", "batching_parameters_file", "monitoring_config_file"):
         assert (folder / options[name].removeprefix("/models/")).is_file()
     assert {f"{options[port]}:{options[port]}" for port in ("port", "rest_api_port")} == set(service["ports"])
