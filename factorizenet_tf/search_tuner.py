@@ -191,7 +191,8 @@ class FactorizationTuner(keras_tuner.Tuner):
             trial.status, trial.message = TrialStatus.FAILED, traceback.format_exc()
         except Exception:
             trial.status, trial.message = TrialStatus.INVALID, traceback.format_exc()
-            self.oracle.end_trial(trial)
+            with contextlib.suppress(ConnectionError):  # of a chief that is gone: the user's own error matters more
+                self.oracle.end_trial(trial)
             raise
         self.on_trial_end(trial)
 

@@ -329,3 +329,23 @@ def test_an_idle_answer_is_followed_by_a_sleep(monkeypatch, tmp_path):
     tuner.oracle, tuner.tuner_id = Oracle(), "worker0"
     tuner._work()
     assert slept == [chief.POLL_SECONDS] * 2
+
+
+def test_an_error_of_the_users_is_what_is_raised_though_the_chief_is_gone(monkeypatch):
+    from factorizenet_tf import search_tuner
+    from factorizenet_tf._keras_tuner import Trial
+
+    class Oracle:
+        def end_trial(self, trial):
+            raise ConnectionError("the chief did not answer")
+
+    def run_trial(trial):
+        raise ZeroDivisionError("a bug of the user's")
+
+    tuner = object.__new__(search_tuner.FactorizationTuner)
+    tuner.oracle, tuner.run_trial = Oracle(), run_trial
+    monkeypatch.setattr(search_tuner.FactorizationTuner, "_is_worker", lambda self: False)
+    trial = Trial(None, trial_id="0000", status="RUNNING")
+    with pytest.raises(ZeroDivisionError, match="a bug of the user's"):
+        tuner._run_and_end(trial)
+    assert trial.status == "INVALID"
