@@ -7,7 +7,9 @@ A worker that comes when the others have done all finds the end in the search's 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 import threading
 import time
 import uuid
@@ -72,6 +74,7 @@ def serve(oracle) -> None:
     from keras_tuner.src.distribute.oracle_chief import OracleServicer
     from keras_tuner.src.protos import get_service_grpc
 
+    _check_free()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
     servicer = OracleServicer(oracle)
     get_service_grpc().add_OracleServicer_to_server(servicer, server)
@@ -80,9 +83,7 @@ def serve(oracle) -> None:
     except RuntimeError:
         bound = 0
     if not bound:
-        raise OSError(
-            f"cannot listen on {address()}; set KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT to a free one"
-        )
+        raise _cannot_listen()
     oracle.defers = True
     server.start()
     try:
@@ -96,11 +97,40 @@ def serve(oracle) -> None:
 
 
 def serve_stock(oracle) -> None:
-    """Answer the workers of a stock oracle by KerasTuner's own loop, which waits for ever for one that was killed."""
+    """Answer the workers of a stock oracle by KerasTuner's own loop, which waits for ever for one that was killed.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
     from keras_tuner.src.distribute import oracle_chief
 
+    _check_free()
     oracle.save()
     oracle_chief.start_server(oracle)
+
+
+def _check_free() -> None:
+    """Raise OSError where the address is taken; gRPC would share it with another chief's."""
+    host, port = os.environ["KERASTUNER_ORACLE_IP"], os.environ["KERASTUNER_ORACLE_PORT"]
+    bound = 0
+    try:
+        for family, kind, _, _, where in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(where)
+                    bound += 1
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        raise
+    except OSError:
+        raise _cannot_listen() from None
+    if not bound:
+        raise _cannot_listen()
+
+
+def _cannot_listen():
+    return OSError(f"cannot listen on {address()}; set KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT to a free one")
 
 
 def say_ended(folder: Path) -> None:
@@ -142,9 +172,11 @@ class _Patient:
                 try:
                     return call(request, wait_for_ready=False, timeout=min(timeout, left))
                 except grpc.RpcError as error:
-                    code = error.code()
+                    code, details = error.code(), error.details()
                 if code is grpc.StatusCode.UNAVAILABLE and self._has_ended():
                     raise SearchEndedError(f"the search of the chief at {address()} has ended")
+                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise ConnectionError(f"the chief at {address()} refused: {details}; see what it printed itself")
                 if code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
                     raise ConnectionError(
                         f"the chief at {address()} did not answer for {self._seconds:g} s ({code.name}); "

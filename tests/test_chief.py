@@ -303,14 +303,50 @@ def test_a_chief_that_measures_answers_its_workers_meanwhile(monkeypatch, tmp_pa
     assert not oracle.defers
 
 
-def test_an_address_in_use_is_said_so(monkeypatch, tmp_path):
+@pytest.mark.parametrize("serve", [chief.serve, chief.serve_stock])
+def test_an_address_in_use_is_said_so(serve, monkeypatch, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
         monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(taken.getsockname()[1]))
         with pytest.raises(OSError, match="cannot listen on"):
+            serve(FactorizationOracle(SPACE.spec, max_macs=1_200_000))
+
+
+def test_two_chiefs_do_not_share_an_address(monkeypatch):
+    from concurrent import futures
+
+    import grpc
+
+    other = grpc.server(futures.ThreadPoolExecutor(1))
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(other.add_insecure_port("127.0.0.1:0")))
+    other.start()
+    try:
+        with pytest.raises(OSError, match="cannot listen on"):
             chief.serve(FactorizationOracle(SPACE.spec, max_macs=1_200_000))
+    finally:
+        other.stop(None).wait(10)
+
+
+def test_a_chief_that_refuses_is_not_one_that_is_away(monkeypatch):
+    from concurrent import futures
+
+    import grpc
+    from keras_tuner.src.distribute.oracle_client import OracleClient
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))  # without the oracle's service
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(server.add_insecure_port("127.0.0.1:0")))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    server.start()
+    try:
+        client = chief.patient_client(OracleClient(None), seconds=60)
+        with pytest.raises(ConnectionError, match=r"the chief at 127\.0\.0\.1:\d+ refused: Method not found"):
+            client.create_trial("worker0")
+    finally:
+        server.stop(None).wait(10)
 
 
 def test_an_idle_answer_is_followed_by_a_sleep(monkeypatch, tmp_path):
