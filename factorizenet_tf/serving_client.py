@@ -128,9 +128,9 @@ class Client:
             TimeoutError: it was not within `seconds`; the message has the last reason.
         """
         until, reason = time.monotonic() + seconds, "it was not asked"
-        while time.monotonic() < until:
+        while (left := until - time.monotonic()) > 0:
             try:
-                states = [version["state"] for version in self.status()]
+                states = [version["state"] for version in self._called("status", deadline=min(self.deadline, left))]
                 if "AVAILABLE" in states:
                     return
                 reason = f"its versions are {', '.join(states) or 'none'}"
@@ -139,13 +139,14 @@ class Client:
             time.sleep(min(BACKOFF_SECONDS, max(0.0, until - time.monotonic())))
         raise TimeoutError(f"{self.model} was not ready after {seconds:g} s: {reason}")
 
-    def _called(self, what, *arguments):
-        until = time.monotonic() + self.deadline
+    def _called(self, what, *arguments, deadline=None):
+        deadline = self.deadline if deadline is None else deadline
+        until = time.monotonic() + deadline
         pause = BACKOFF_SECONDS
         for attempt in range(self.retries + 1):
             left = until - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"no answer from {self._transport.where} within {self.deadline:g} s")
+                raise TimeoutError(f"no answer from {self._transport.where} within {round(deadline, 3):g} s")
             try:
                 return getattr(self._transport, what)(self, *arguments, timeout=min(self.timeout, left))
             except ServingError as error:
