@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import write_text
+from .files import locked, write_text
 
-__all__ = ["BATCH_SIZES", "CONFIG_FILE", "Labels", "read_labels", "set_labels", "versions_in", "write_configs"]
+__all__ = [
+    "BATCH_SIZES",
+    "CONFIG_FILE",
+    "Labels",
+    "config_locked",
+    "read_labels",
+    "set_labels",
+    "versions_in",
+    "write_configs",
+]
 
 CONFIG_FILE = "models.config"
 BATCH_SIZES = (1, 4, 16, 64)
 BATCH_TIMEOUT_MICROS = 1_000
 REST_PORT, GRPC_PORT = 8501, 8500
 POLL_SECONDS = 10
+LOCK_SECONDS = 30
 MOUNTED = "/models"
 IMAGE = "tensorflow/serving:latest"
 
@@ -53,6 +65,23 @@ def read_labels(folder: str | os.PathLike) -> dict[str, Labels]:
     return found
 
 
+@contextlib.contextmanager
+def config_locked(folder: str | os.PathLike) -> Iterator[None]:
+    """A serving folder's configuration is read and written anew by one at a time.
+
+    Raises:
+        TimeoutError: another export or command held it for 30 s.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(Path(folder) / ".lock", LOCK_SECONDS))
+        except TimeoutError:
+            raise TimeoutError(
+                f"another process has changed {Path(folder) / CONFIG_FILE} for {LOCK_SECONDS} s; wait for its end"
+            ) from None
+        yield
+
+
 def set_labels(folder: str | os.PathLike, name: str, *, stable: int | None = None, canary: int | None = None) -> Labels:
     """Move a model's labels: promote a canary, or roll back. A running server follows within its polling interval.
 
@@ -65,7 +94,15 @@ def set_labels(folder: str | os.PathLike, name: str, *, stable: int | None = Non
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: there is no such version.
+        TimeoutError: as `config_locked`.
     """
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"no {CONFIG_FILE} in {folder}; give a folder of `factorizenet export --serving`")
+    with config_locked(folder):
+        return _set_labels(folder, name, stable, canary)
+
+
+def _set_labels(folder, name, stable, canary):
     known = read_labels(folder)
     there = versions_in(Path(folder) / name)
     if name not in known or not there:

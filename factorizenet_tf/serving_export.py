@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .machine import versions as package_versions
-from .serving_config import BATCH_SIZES, Labels, read_labels, versions_in, write_configs
+from .serving_config import BATCH_SIZES, Labels, config_locked, read_labels, versions_in, write_configs
 from .serving_source import ServedNet, served_net
 
 __all__ = ["ServingExport", "export"]
@@ -76,6 +76,7 @@ def export(
         FileNotFoundError: there is nothing at the source.
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
         OSError: the folder cannot be written.
+        TimeoutError: as `serving_config.config_locked`.
     """
     _serving_protos()
     folder = Path(folder)
@@ -102,16 +103,19 @@ def export(
         _write_version(net, made, version)
         size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
         base.mkdir(exist_ok=True)
-        try:
-            os.rename(made, target)  # fails where another export was first
-        except OSError as error:
-            if not target.exists():
-                raise
-            raise FileExistsError(f"{target} was written by another export meanwhile ({error}); export again") from None
-    known = read_labels(folder)
-    stable = known[net.name].stable if net.name in known else version
-    chosen = Labels(stable, None if stable == version else version)
-    write_configs(folder, known | {net.name: chosen})
+        with config_locked(folder):
+            try:
+                os.rename(made, target)  # fails where another export was first
+            except OSError as error:
+                if not target.exists():
+                    raise
+                raise FileExistsError(
+                    f"{target} was written by another export meanwhile ({error}); export again"
+                ) from None
+            known = read_labels(folder)
+            stable = known[net.name].stable if net.name in known else version
+            chosen = Labels(stable, None if stable == version else version)
+            write_configs(folder, known | {net.name: chosen})
     tflite_bytes = None if net.tflite is None else (target / "model.tflite").stat().st_size
     return ServingExport(target, net.name, version, net.precision, size, tflite_bytes, chosen)
 

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import threading
+import time
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from PIL import Image
 
 import factorizenet_tf as fnet
-from factorizenet_tf import serving_export
+from factorizenet_tf import serving_config, serving_export
 from factorizenet_tf.cli import main
 from factorizenet_tf.serving_config import BATCH_SIZES, Labels, read_labels, set_labels, versions_in
 from factorizenet_tf.serving_export import WARM_UP_FILE, export
@@ -310,6 +312,35 @@ def test_a_canary_is_promoted_and_rolled_back(quick, tmp_path):
         set_labels(folder, "net", stable=9)
     with pytest.raises(FileNotFoundError, match=r"no model 'other' in .*; there are net"):
         set_labels(folder, "other", stable=1)
+
+
+def test_exports_and_labels_at_once_lose_none(quick, run, tmp_path, monkeypatch):
+    folder = tmp_path / "models"
+    names = [f"net{i}" for i in range(4)]
+    for _ in range(2):
+        for name in names[:2]:
+            export(run.folder, folder, precision="float", name=name)
+    read = serving_config.read_labels
+
+    def read_slowly(folder):
+        found = read(folder)
+        time.sleep(0.2)
+        return found
+
+    for module in (serving_config, serving_export):
+        monkeypatch.setattr(module, "read_labels", read_slowly)
+    with futures.ThreadPoolExecutor(4) as pool:
+        given = [pool.submit(set_labels, folder, name, stable=2) for name in names[:2]]
+        given += [pool.submit(export, run.folder, folder, precision="float", name=name) for name in names[2:]]
+        for one in given:
+            one.result()
+    assert read(folder) == {"net0": Labels(2), "net1": Labels(2), "net2": Labels(1), "net3": Labels(1)}
+
+
+def test_labels_of_a_folder_that_is_none_are_refused_and_make_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no models\.config in .*none; give a folder of"):
+        set_labels(tmp_path / "none", "net", stable=1)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_failed_export_leaves_nothing_that_a_server_would_see(quick, tmp_path, monkeypatch):
