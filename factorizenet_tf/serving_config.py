@@ -127,7 +127,8 @@ def write_configs(folder: str | os.PathLike, labels: dict[str, Labels]) -> None:
 
 
 def _model_config(labels) -> str:
-    lines = ["# Only the labelled versions are loaded; `factorizenet label` moves the labels.", "model_config_list {"]
+    # A server moves a label that is in use only to a version that it has loaded, so it loads them all.
+    lines = ["# Every version is loaded; `factorizenet label` moves the labels.", "model_config_list {"]
     for name, which in sorted(labels.items()):
         versions = {"stable": which.stable} | ({} if which.canary is None else {"canary": which.canary})
         lines += [
@@ -136,8 +137,7 @@ def _model_config(labels) -> str:
             f'    base_path: "{MOUNTED}/{name}"',
             '    model_platform: "tensorflow"',
             "    model_version_policy {",
-            "      specific {",
-            *(f"        versions: {version}" for version in sorted({*versions.values()})),
+            "      all {",
             "      }",
             "    }",
         ]
@@ -152,8 +152,7 @@ ARGUMENTS = (
     f"--rest_api_port={REST_PORT}",
     f"--model_config_file={{}}/{CONFIG_FILE}",
     f"--model_config_file_poll_wait_seconds={POLL_SECONDS}",
-    # Without "force" only an unused label may name a version that is not loaded yet, and no label could be moved.
-    "--force_allow_any_version_labels_for_unavailable_models=true",
+    "--allow_version_labels_for_unavailable_models=true",  # for new labels; one that is in use moves to what is loaded
     "--enable_batching=true",
     "--batching_parameters_file={}/batching.config",
     "--monitoring_config_file={}/monitoring.config",

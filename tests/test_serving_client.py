@@ -229,7 +229,10 @@ def test_it_waits_until_a_version_is_available(scripted):
 def test_waiting_for_a_server_that_hangs_takes_no_longer_than_it_may(scripted):
     server = scripted(hang)
     start = time.monotonic()
-    with Client(server.url, "net", timeout=20) as client, pytest.raises(TimeoutError, match=r"was not ready after 0\.5 s"):
+    with (
+        Client(server.url, "net", timeout=20) as client,
+        pytest.raises(TimeoutError, match=r"was not ready after 0\.5 s"),
+    ):
         client.wait_until_ready(0.5)
     assert 0.4 < time.monotonic() - start < 1.5
 
