@@ -12,6 +12,8 @@ from .tables import show
 
 __all__ = ["label", "latencies", "loadtest", "predict", "serve"]
 
+FILES_AT_ONCE = 64  # what `serve` and an exported version's batching take in one request
+
 
 def latencies(
     out: Annotated[Path, typer.Option(help="The table, for `export --lower fastest --latencies`.")],
@@ -105,13 +107,25 @@ def predict(
 
     contents = [path.read_bytes() for path in images]
     options = {"version": version, "label": label, "timeout": timeout, "retries": retries, "deadline": deadline}
+    rows = []
     with Client(url, model, **options) as client:
-        found = client.predict_files(contents)
-    rows = [
-        {"file": str(path), "class": str(name), "class_id": int(number), "probability": round(float(row[number]), 4)}
-        for path, name, number, row in zip(images, found["class_name"], found["class_id"], found["probabilities"])
-    ]
+        for first in range(0, len(images), FILES_AT_ONCE):
+            found = client.predict_files(contents[first : first + FILES_AT_ONCE])
+            rows += _class_rows(images[first : first + FILES_AT_ONCE], found, model)
     show(rows, as_json, model)
+
+
+def _class_rows(paths, found, model):
+    columns = ("class_name", "class_id", "probabilities")
+    if any(name not in found for name in columns):
+        raise ValueError(
+            f"the model {model} gives {', '.join(found)}, not class_name and probabilities; ask one that "
+            "`factorizenet export --serving` wrote or `factorizenet serve` serves"
+        )
+    return [
+        {"file": str(path), "class": str(name), "class_id": int(number), "probability": round(float(row[number]), 4)}
+        for path, name, number, row in zip(paths, *(found[name] for name in columns))
+    ]
 
 
 def loadtest(

@@ -70,10 +70,13 @@ def serve(
         started: a function that is called with the nets and the address once the port is bound.
 
     Raises:
+        ValueError: the port is not in 0..65535.
         OSError: the port is in use or the host is not this machine's.
         ModuleNotFoundError: KServe is not installed (extra `serve`).
         FileNotFoundError, ValueError: as `load_net`.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must be from 1 to 65535, or 0 for a free one")
     limits = limits or Limits()
     kserve = _kserve()
     nets = all_nets(sources, threads=threads)
@@ -81,7 +84,7 @@ def serve(
         raise ValueError("nothing to serve; give a name of `factorizenet list` or a run's folder")
     bound = _bound(host, port)
     if started is not None:
-        started(nets, f"http://{host}:{bound.getsockname()[1]}")
+        started(nets, f"http://{_address(host, bound.getsockname()[1])}")
     repository = kserve.ModelRepository()
     for net in nets:
         repository.update(_model(kserve, net, limits))
@@ -103,6 +106,10 @@ def _kserve():
     return kserve
 
 
+def _address(host, port):
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _bound(host, port) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -110,11 +117,11 @@ def _bound(host, port) -> socket.socket:
     try:
         bound.bind((host, port))
         bound.listen(2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         bound.close()
         raise ConnectionError(
-            f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}); another server may use the "
-            "port: choose another with --port, or 0 for a free one"
+            f"cannot listen on {_address(host, port)} ({error.strerror or error}); another server may use "
+            "the port: choose another with --port, or 0 for a free one"
         ) from None
     return bound
 

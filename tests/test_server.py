@@ -401,6 +401,26 @@ def test_the_command_classifies_files_by_it(server, digits, models, tmp_path, ca
 # In one process
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none_is_the_callers_error(port, run, capsys):
+    assert main(["serve", str(run.folder), "--port", str(port)]) == 2
+    assert f"port is {port}; it must be from 1 to 65535" in capsys.readouterr().err
+
+
+def test_an_ipv6_address_is_printed_in_brackets(run, monkeypatch):
+    from factorizenet_tf import server
+
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    told = []
+    monkeypatch.setattr(server, "_run", lambda repository, nets, bound, limits: bound.close())
+    server.serve([run.folder], host="::1", port=0, started=lambda nets, url: told.append(url))
+    assert re.fullmatch(r"http://\[::1\]:\d+", told[0])
+
+
 def test_sources_that_cannot_be_served_are_refused(run, exported, tmp_path):
     with pytest.raises(ValueError, match="two models are called"):
         all_nets([run.folder, run.folder / "model.tflite", run.folder])

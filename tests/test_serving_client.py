@@ -270,6 +270,22 @@ def test_images_are_checked_before_they_are_sent(scripted):
     assert server.asked == []
 
 
+def test_the_command_sends_many_files_in_requests_of_64(scripted, tmp_path, capsys):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"content")
+    server = scripted((200, {"predictions": [ROW] * 64}), (200, {"predictions": [ROW] * 36}))
+    assert main(["predict", *[str(path)] * 100, "--url", server.url, "--model", "net", "--json"]) == 0
+    assert [row["class"] for row in json.loads(capsys.readouterr().out)] == ["cat"] * 100
+    assert [len(json.loads(one.body)["instances"]) for one in server.asked] == [64, 36]
+
+
+def test_the_command_says_what_a_model_without_class_names_gives(scripted, capsys):
+    server = scripted((200, {"predictions": [{"logits": [0.0, 1.0], "score": [1.0]}]}))
+    assert main(["predict", __file__, "--url", server.url, "--model", "net"]) == 2
+    message = "the model net gives logits, score, not class_name and probabilities; ask one that"
+    assert message in capsys.readouterr().err
+
+
 def test_rest_needs_no_tensorflow(scripted):
     server = scripted(FINE)
     code = f"""
