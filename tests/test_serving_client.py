@@ -396,6 +396,13 @@ def test_grpc_failures_are_the_same_errors_as_rests(grpc_server, digits):
     with Client(grpc_server.url, "other") as client, pytest.raises(ServingError, match="Servable not found") as caught:
         client.predict(images)
     assert caught.value.status == 404
+    unknown = Client(grpc_server.url, grpc_server.model, version=9)
+    with unknown as client, pytest.raises(ServingError, match="NOT_FOUND") as caught:
+        client.predict(images)
+    assert caught.value.status == 404
+    with Client(grpc_server.url, grpc_server.model) as client, pytest.raises(ServingError, match="INVALID") as caught:
+        client.predict(np.zeros((1, 24, 16, 1), np.uint8))
+    assert caught.value.status == 400
     slow = Client(grpc_server.url, grpc_server.model, label="canary", timeout=0.3, retries=0)
     with slow as client, pytest.raises(TimeoutError, match=r"within 0\.3 s"):
         client.predict(images)
