@@ -48,7 +48,12 @@ def publish_run(run: Run | str | os.PathLike, zoo: Path, *, name: str | None, ve
         raise ValueError(f"{run.spec.name} is not published: {'; '.join(reasons)}")
     _make_writable(zoo)
     content = (run.folder / "model.tflite").read_bytes()
-    _check_new(_cards(zoo), name, content)
+    try:
+        _check_new(_cards(zoo), name, content)
+    except FileExistsError:
+        with locked(zoo / ".lock", LOCK_SECONDS):
+            write_pages(zoo, _cards(zoo))  # a publication killed behind its index left older ones
+        raise
     with Progress(verbose) as progress:
         progress.say(f"{name}: measuring RAM and latency")
         measured = {"ram_bytes": arena_bytes(content)} | _latencies([content], run.spec)[0]

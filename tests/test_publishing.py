@@ -73,6 +73,10 @@ def test_a_version_is_never_overwritten_and_can_be_pinned(copy, run, other, quic
     with pytest.raises(FileExistsError, match=f"this run is published already, as {INT8}@1"):
         fnet.zoo.publish(run, zoo_dir=copy, verbose=False)
     assert contents(copy) == before
+    (copy / "README.md").write_text("older")  # as a kill between index and pages leaves it
+    with pytest.raises(FileExistsError, match="is published already"):
+        fnet.zoo.publish(run, zoo_dir=copy, verbose=False)
+    assert contents(copy) == before
     cards = fnet.zoo.publish(other, zoo_dir=copy, verbose=False)
     assert [card.reference for card in cards] == [f"{FLOAT}@2", f"{INT8}@2"]
     assert fnet.zoo.names(zoo_dir=copy) == (FLOAT, INT8)
