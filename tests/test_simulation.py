@@ -263,12 +263,13 @@ def test_a_quantization_aware_nets_ranges_are_its_files(models, digits):
     assert np.mean(np.abs(logits - keras_logits) <= 1.01 * lsb) > 0.99
 
 
+@pytest.mark.parametrize("scheme", ["per_channel", "per_tensor"])
 @pytest.mark.parametrize("net", ["grouped", "depthwise"])
-def test_layer_errors_are_those_of_tensorflows_debugger(nets, digits, net):
+def test_layer_errors_are_those_of_tensorflows_debugger(nets, digits, net, scheme):
     model, calibration = nets[net], digits.calibration(128)
-    theirs = debugged(model, calibration)
+    theirs = debugged(model, calibration, per_channel=scheme == "per_channel")
     graph = graph_of(model)
-    simulated = quantization_of(graph, scheme_of("per_channel"), ranges_of(graph, pinned(calibration)))
+    simulated = quantization_of(graph, scheme_of(scheme), ranges_of(graph, pinned(calibration)))
     ours = local_errors(graph, calibration, simulated)
     assert {op.name for op in graph.kernels} < set(theirs)
     for name in theirs:
@@ -296,13 +297,14 @@ def local_errors(graph, images, quantization):
     return found
 
 
-def debugged(model, calibration):
+def debugged(model, calibration, *, per_channel=True):
     """MSE by operation's name from tf.lite.experimental.QuantizationDebugger."""
     function = tf.function(lambda image: model(image, training=False)).get_concrete_function(
         tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
     )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter._experimental_disable_per_channel = not per_channel
     images = pinned(calibration)
     converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
     with warnings.catch_warnings():
