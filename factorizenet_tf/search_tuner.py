@@ -138,7 +138,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         """
         if self._is_worker():
             with contextlib.suppress(chief.SearchEndedError):
-                self._serve_chief()
+                self._work_for_chief()
             return
         with _alone(Path(self.project_dir)):
             if not chief.is_chief():
@@ -149,7 +149,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         if failure is not None:
             raise failure
 
-    def _serve_chief(self):
+    def _work_for_chief(self):
         self.oracle.get_space()  # once the chief answers it has claimed the folder
         check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
         self.costs.open(Path(self.project_dir))
