@@ -355,13 +355,14 @@ def test_evaluate_refuses_a_model_of_fewer_classes_than_the_data(fails, saved):
 # Export
 
 
-def test_export_writes_both_and_says_how_many_bytes(prints_json, run, tmp_path):
+def test_export_writes_both_and_says_bytes_and_latency(prints_json, run, tmp_path):
     tflite, folder = tmp_path / "a" / "net.tflite", tmp_path / "b" / "net"
     rows = prints_json("export", run.folder, "--tflite", tflite, "--saved-model", folder)
     images = np.random.default_rng(0).integers(0, 256, (20, *run.spec.input_shape), np.uint8)
     expected = run.int8_model().predict_quantized(images)
     np.testing.assert_array_equal(fnet.Int8Model(tflite).predict_quantized(images), expected)
     sizes = [tflite.stat().st_size, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())]
+    assert 0 < rows[0].pop("latency_ms") < 100
     assert rows == [{"file": str(tflite), "bytes": sizes[0]}, {"file": str(folder), "bytes": sizes[1]}]
 
 
