@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from .cards import Card, Cards
@@ -21,9 +20,17 @@ NAMES = {
 
 
 def write_pages(zoo: Path, cards: Cards) -> None:
-    """Write README.md, cards/*.md and, where matplotlib is installed, frontier.svg."""
+    """Write README.md, cards/*.md and frontier.svg; without matplotlib no figure, and an older one is removed."""
     newest = cards.newest()
-    write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file()))
+    figure = zoo / "frontier.svg"
+    try:
+        frontier(newest, figure)
+    except ModuleNotFoundError:
+        figure.unlink(missing_ok=True)
+    write_text(
+        zoo / "README.md",
+        table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()),
+    )
     pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
     (zoo / "cards").mkdir(exist_ok=True)
     for stale in (zoo / "cards").glob("*.md"):
@@ -31,12 +38,10 @@ def write_pages(zoo: Path, cards: Cards) -> None:
             stale.unlink()
     for name, text in pages.items():
         write_text(zoo / "cards" / name, text)
-    with contextlib.suppress(ModuleNotFoundError):
-        frontier(newest, zoo / "frontier.svg")
 
 
-def table_page(cards: Cards, *, findings: bool = False) -> str:
-    """README.md of a zoo; `findings`: whether FINDINGS.md is there, to be named."""
+def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> str:
+    """README.md of a zoo; `findings`, `figure`: whether FINDINGS.md and frontier.svg are there, to be named and shown."""
     if not cards:
         return "# Zoo\n\nPublished models are listed in `index.json`. None is published yet.\n"
     machines = sorted({card.latency_machine for card in cards if card.latency_machine})
@@ -47,9 +52,9 @@ def table_page(cards: Cards, *, findings: bool = False) -> str:
         "accuracy; test accuracy is for report. RAM is the arena that TensorFlow Lite for Microcontrollers records in its",
         f"x86-64 Python build. Latency: LiteRT with XNNPACK, on {'; '.join(machines)}, as a ratio to ResNet-8 int8 in turns.",
         "",
-        "![accuracy against MACs](frontier.svg)",
-        "",
     ]
+    if figure:
+        lines += ["![accuracy against MACs](frontier.svg)", ""]
     if findings:
         lines += ["[FINDINGS.md](FINDINGS.md): what each level does to each layer under quantization.", ""]
     for dataset in sorted({card.dataset for card in cards}):

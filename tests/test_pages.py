@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cards import Cards
@@ -51,3 +52,14 @@ def test_findings_are_named_where_there_are_some(zoo, tmp_path):
     (tmp_path / "FINDINGS.md").touch()
     write_pages(tmp_path, cards)
     assert "[FINDINGS.md](FINDINGS.md)" in (tmp_path / "README.md").read_text()
+
+
+def test_without_matplotlib_no_older_figure_is_left_to_contradict_the_table(zoo, tmp_path, monkeypatch):
+    cards = fnet.zoo.list(zoo_dir=zoo)
+    write_pages(tmp_path, cards)
+    assert "(frontier.svg)" in (tmp_path / "README.md").read_text()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write_pages(tmp_path, cards)
+    assert not (tmp_path / "frontier.svg").exists()
+    assert (tmp_path / "README.md").read_text() == table_page(cards, figure=False)
