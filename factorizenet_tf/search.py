@@ -22,7 +22,7 @@ from .search_progress import SearchProgress
 from .search_tuner import FactorizationTuner
 from .spec import ModelSpec
 from .trial import REASON, ROUND, result_of
-from .walk import macs
+from .walk import macs, stage_effects
 
 __all__ = ["Found", "frontier_of", "search"]
 
@@ -210,6 +210,10 @@ def _summary(oracle, walk, rows, reached):
             f"{what} {walk.best.name}: {100 * row[oracle.objective.name]:.2f} % {oracle.objective.name}, "
             f"{row['macs']:,} MACs, {row['size_bytes']:,.0f} bytes ({row['reason']})"
         )
+        lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
+        for stage, changes in enumerate(stage_effects(oracle.space, oracle.results(), walk.best), 1):
+            told = ", ".join(f"{change:+.1f}" if change else "it is here" for change in changes)
+            lines.append(f"  stage {stage}, level 0 to {len(changes) - 1}: {told}")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """The walk: which nets to train for a requirement, in which order, and why. Data and functions, no TensorFlow.
 
-It goes up the uniform levels, coarse to fine, over those that fit, then from the best net stage by stage: a stage takes
-a coarser level and, where that goes over budget, another stage pays for it with a finer one; what is left of the budget
-is used up. Nets are proposed in
+It goes up the uniform levels, coarse to fine, over those that fit; looks at each stage alone, as coarse as the budget
+allows with the others at the last level; then refines greedily: in each round the nets of which the effects of levels
+and stages, estimated from all that was trained (`effects`), promise most. Nets are proposed in
 rounds. What is in a round depends on the results of the rounds before it and on nothing else, so any number of workers
 that end in any order walk the same way, and a walk is resumed from its results alone.
 
@@ -18,14 +18,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from .cost import cost_rows, count_macs
-from .moves import Move, cheaper, mixed, near, trades
+from .effects import Candidates, Effects, Estimate
 from .requirement import Requirement
 from .spec import ModelSpec, max_level
 
-__all__ = ["Proposal", "Result", "Space", "Walk", "check_budget", "macs", "ranking", "walk"]
+__all__ = ["Proposal", "Result", "Space", "Walk", "check_budget", "macs", "ranking", "stage_effects", "walk"]
 
-PROBES = 24  # nets whose costs are looked at where no uniform level fits; each may be a measurement of seconds
+ROUND = 3  # nets a round of refinement
+LOOKS = 24  # nets a round whose costs are looked at in vain before it ends; each may be a measurement of seconds
 CLIMB = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
 
 
@@ -169,7 +172,7 @@ def walk(
         space, requirement: what is asked for.
         results: of nets trained so far; others are ignored.
         excess: why a net is over a budget, or None where it fits.
-        patience: rounds without a better net after which the walk ends.
+        patience: rounds of refinement without a better net after which the walk ends.
         seed: decides between nets of equal cost; the same seed walks the same way.
         memory: kept between calls for the same space and budgets it saves their time; what is found is the same.
 
@@ -178,7 +181,6 @@ def walk(
     """
     state = _State(Walk(), space, requirement, results, excess, patience, seed, {} if memory is None else memory)
     for why, batch in _batches(state):
-        batch = [p for p in batch if p.spec not in state.proposed]
         if not batch:
             continue
         state.proposed.update(p.spec for p in batch)
@@ -206,6 +208,29 @@ def ranking(requirement: Requirement, results: Mapping[ModelSpec, Result], seed:
     return sorted(final, key=key, reverse=True)
 
 
+def stage_effects(space: Space, results: Mapping[ModelSpec, Result], origin: ModelSpec) -> list[list[float]]:
+    """How accuracy would change were one stage of a net at another level, as all results together suggest.
+
+    Args:
+        space, results: of the walk.
+        origin: the net; it has an accuracy.
+
+    Returns:
+        For each stage a number for each level, in points; 0 at the origin's own.
+    """
+    nets, effects = _model(space, {})
+    estimate = effects.estimate({nets.place(spec): value for spec, value in _percent(results, origin).items()})
+    expected = estimate.mean - estimate.mean[nets.place(origin)]
+    last = space.uniform(origin.width)[-1].levels
+    return [
+        [
+            float(expected[nets.place(space.net((*origin.levels[:i], k, *origin.levels[i + 1 :]), origin.width))])
+            for k in range(last[i] + 1)
+        ]
+        for i in range(len(last))
+    ]
+
+
 def _reaches(requirement, result):
     return requirement.min_accuracy is not None and result.accuracy >= requirement.min_accuracy
 
@@ -225,6 +250,7 @@ class _State:
     seed: int
     memory: dict
     proposed: set = field(default_factory=set)
+    over: set = field(default_factory=set)
     round: int = 0
 
     def chance(self, spec) -> int:
@@ -246,33 +272,18 @@ class _State:
             return False
         reason = self.excess(spec)
         if reason is not None:
+            self.over.add(spec)
             self.walk.rejected.setdefault(spec, reason)
         return reason is None
 
-    def moves(self, origin, far) -> list[Move]:
-        """Where a net leads: to fewer MACs where it reaches the floor, else by trades (far) or to what is near."""
-        kind = "cheaper" if self.reaches(origin) else "trades" if far else "near"
-        key = origin, kind, self.ceiling()
-        if key not in self.memory:
-            before = set(self.walk.rejected)
-            if kind == "near":
-                found = near(self.space, origin, self.fits)
-            else:
-                found = (cheaper if kind == "cheaper" else trades)(self.space, origin, self.fits, macs)
-            rejected = {spec: self.walk.rejected[spec] for spec in self.walk.rejected.keys() - before}
-            self.memory[key] = found, rejected
-        found, rejected = self.memory[key]
-        for spec, reason in rejected.items():
-            self.walk.rejected.setdefault(spec, reason)
-        return found
-
-    def batch(self, moves_: list[Move]) -> list[Proposal]:
-        """A new round of proposals, the most MACs first."""
-        if moves_:
+    def batch(self, found: list[tuple[ModelSpec, str, ModelSpec | None]]) -> list[Proposal]:
+        """A new round of proposals from (net, reason, parent), the most MACs first."""
+        found = [one for one in found if one[0] not in self.proposed]
+        if found:
             self.round += 1
         threshold = self.threshold()
-        order = sorted(moves_, key=lambda move: (-macs(move.spec), self.chance(move.spec)))
-        return [Proposal(m.spec, m.reason, self.round, m.parent, threshold) for m in order]
+        order = sorted(found, key=lambda one: (-macs(one[0]), self.chance(one[0])))
+        return [Proposal(spec, reason, self.round, parent, threshold) for spec, reason, parent in order]
 
     def threshold(self) -> tuple[float, ...]:
         """The best net's curve, lowered by the margin and, where it is above the floor, by what it has to spare."""
@@ -307,36 +318,132 @@ class _State:
 def margin(done: float) -> float:
     """By how much (0..1) a curve may lie below the best net's after this share of the epochs and still go on.
 
-    None is given up in the first fifth. Source: our choice, by replays of walks.
+    None is given up in the first quarter. Source: our choice, by replays of walks.
     """
-    return 1.0 if done < 0.2 else 0.02 + 0.06 * (1 - done) ** 1.5
+    return 1.0 if done < 0.25 else 0.025 + 0.1 * (1 - done)
 
 
 def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
     yield from _climb(state)
-    best = state.walk.best
-    if best is None:
+    if state.walk.best is None:
         return
-    looked, idle = set(), 0
-    while idle <= state.patience:
-        origin, far = next(((s, f) for s, f in _origins(state) if (s, f) not in looked), (None, True))
-        if origin is None:
-            return
-        looked.add((origin, far))
-        found = state.moves(origin, far)
-        batch = state.batch([move for move in found if move.spec not in state.proposed])
-        if not batch:
-            continue
+    yield "each stage alone", state.batch(_alone(state))
+    idle = 0
+    while idle < state.patience:
         before = state.walk.best
-        yield f"from {origin.name}", batch
+        batch = state.batch(_promising(state))
+        if not batch:
+            return
+        yield "what promises most", batch
         idle = 0 if state.walk.best != before else idle + 1
 
 
-def _origins(state: _State) -> Iterator[tuple[ModelSpec, bool]]:
-    """Where to go from, best first: from a net by trades, then to what is near it, then from the next best."""
-    for spec in state.walk.ranked:
-        yield spec, True
-        yield spec, False
+def _alone(state: _State) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
+    """For each stage the net that has it as coarse as fits, the others at the last level."""
+    width = state.walk.best.width
+    last = state.space.uniform(width)[-1].levels
+    for stage in range(len(last)):
+        for level in range(last[stage]):
+            spec = state.space.net(tuple(level if i == stage else k for i, k in enumerate(last)), width)
+            if state.fits(spec):
+                yield spec, f"stage {stage + 1} as coarse as fits, the others at the last level", _parent(state, spec)
+                break
+
+
+def _promising(state: _State) -> list[tuple[ModelSpec, str, ModelSpec | None]]:
+    """The next nets to train, most promising first: what the effects estimated so far expect most of."""
+    key = tuple(
+        (spec, state.results[spec]) for spec in sorted(state.proposed, key=lambda spec: (spec.width, spec.levels))
+    )
+    if key not in state.memory:
+        before = set(state.over)
+        found = _chosen(state)
+        state.memory[key] = found, state.over - before
+    found, over = state.memory[key]
+    for spec in over:
+        state.fits(spec)  # which keeps the reason
+    return found
+
+
+def _chosen(state):
+    nets, effects = _model(state.space, state.memory)
+    results = {spec: state.results[spec] for spec in state.proposed}
+    known = _percent(results, state.walk.best)
+    estimate = effects.estimate({nets.place(spec): value for spec, value in known.items()})
+    limit = state.requirement.limits.get("macs", math.inf)
+    left = (nets.macs <= limit) & (nets.macs < state.ceiling())
+    for spec in state.proposed | state.over:
+        left[nets.place(spec)] = False
+    fitting = {nets.place(spec): 1 for spec in state.proposed}
+    measured = {nets.place(spec): -1 for spec in state.over if macs(spec) <= limit}
+    found, looks = [], 0
+    while left.any() and len(found) < ROUND and looks < LOOKS:
+        promise = np.where(left, _promise(state, nets, estimate), -np.inf)
+        if measured:  # what costs probably too much comes last: costs are nearly sums over stages, too
+            promise -= 1000 * (effects.estimate(fitting | measured).mean < 0)
+        place = _most(state, nets, promise)
+        left[place] = False
+        spec = nets.net(place)
+        if not state.fits(spec):
+            measured[place] = -1
+            looks += 1
+            continue
+        fitting[place] = 1
+        found.append((spec, _reason(state, spec, estimate, place), _parent(state, spec)))
+        estimate.suppose(place)
+    return found
+
+
+def _model(space: Space, memory: dict) -> tuple[Candidates, Effects]:
+    if space not in memory:
+        nets = Candidates(space)
+        memory[space] = nets, Effects(nets, space.widths)
+    return memory[space]
+
+
+def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[ModelSpec, float]:
+    """The accuracies there are; a training given up counts as if it had stayed as far behind the best one as it was."""
+    top, found = results[best], {}
+    for spec, result in results.items():
+        if result.pruned and result.curve and top.curve:
+            found[spec] = 100 * (top.accuracy - max(top.curve[: len(result.curve)]) + max(result.curve))
+        elif result.accuracy is not None and not result.pruned:
+            found[spec] = 100 * result.accuracy
+    return found
+
+
+def _promise(state, nets: Candidates, estimate: Estimate) -> np.ndarray:
+    """What is to be as high as possible: the accuracy that may be hoped for or, above the floor, the MACs saved."""
+    best = state.walk.best
+    if not state.reaches(best):
+        return estimate.mean + estimate.deviation
+    above = (estimate.mean - 100 * state.requirement.min_accuracy) / estimate.deviation
+    return (1 - nets.macs / macs(best)) / (1 + np.exp(np.clip(-1.7 * above, -50, 50)))  # nearly the normal distribution
+
+
+def _most(state, nets: Candidates, promise: np.ndarray) -> int:
+    """Where the most is; among equals chance decides, and not the last bits of a sum."""
+    equals = np.flatnonzero(promise >= promise.max() - 1e-9)
+    return int(min(equals, key=lambda place: state.chance(nets.net(place))))
+
+
+def _parent(state, spec) -> ModelSpec | None:
+    """The net of an earlier round and equal width with the fewest other levels, of those the best."""
+    alike = [other for other in state.walk.ranked if other.width == spec.width]
+    return min(alike, key=lambda other: sum(a != b for a, b in zip(other.levels, spec.levels)), default=None)
+
+
+def _reason(state, spec, estimate: Estimate, place: int) -> str:
+    expected = f"{estimate.mean[place]:.1f} % expected, give or take {estimate.deviation[place]:.1f}"
+    parent = _parent(state, spec)
+    if parent is None:
+        return f"width {spec.width}: {expected}"
+    stages = [
+        f"stage {number} {'coarser' if now < then else 'finer'}"
+        for number, (now, then) in enumerate(zip(spec.levels, parent.levels), 1)
+        if now != then
+    ]
+    return f"{parent.name} with {' and '.join(stages)}: {expected}"
 
 
 def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
@@ -358,7 +465,7 @@ def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
                 parent = tried[-1] if tried else None
                 parent = parent if parent in state.walk.ranked else None
                 why = "the coarsest uniform level that fits" if index == 0 else "the next finer uniform level"
-                batch.append(Move(spec, why, parent))
+                batch.append((spec, why, parent))
             done[width] += count
         if not batch:
             break
@@ -371,9 +478,22 @@ def _climb(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
 def _mixed_start(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
     """The coarsest net that fits of those with one stage at another level: budgets of two kinds can leave no other."""
     budget = state.requirement.limits.get("macs", math.inf)
-    specs = sorted((s for s in mixed(state.space) if macs(s) <= budget), key=lambda s: (-macs(s), state.chance(s)))
-    for spec in specs[:: math.ceil(len(specs) / PROBES) or 1]:
+    specs = sorted((s for s in _mixed(state.space) if macs(s) <= budget), key=lambda s: (-macs(s), state.chance(s)))
+    for spec in specs[:: math.ceil(len(specs) / LOOKS) or 1]:
         if state.fits(spec):
             why = "no uniform level fits; the coarsest found that does, one stage at another level"
-            yield "where no uniform level fits", state.batch([Move(spec, why, None)])
+            yield "where no uniform level fits", state.batch([(spec, why, None)])
             return
+
+
+def _mixed(space: Space) -> list[ModelSpec]:
+    """Every net once that one stage alone keeps from being of a uniform level."""
+    found = {}
+    for width in space.widths:
+        uniform = space.uniform(width)
+        for origin, stage in itertools.product(uniform, range(len(space.spec.stages))):
+            for level in range(uniform[-1].levels[stage] + 1):
+                spec = space.net(tuple(level if i == stage else k for i, k in enumerate(origin.levels)), width)
+                if spec not in uniform:
+                    found[spec] = None
+    return list(found)

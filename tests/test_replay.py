@@ -40,12 +40,13 @@ def test_each_strategy_finds_a_good_net_and_is_charged_what_it_trains(table, str
 
 
 def test_the_walk_spends_less_than_a_fifth_and_than_stock_oracles(table):
-    total = len(table.fitting(BUDGET)) * EPOCHS
-    walked = replay("walk", table, BUDGET, seed=0, most=total)
+    budget = 2_000_000
+    total = len(table.fitting(budget)) * EPOCHS
+    walked = replay("walk", table, budget, seed=0, most=total)
     assert walked.reached <= total / 5
     assert walked.epochs <= total / 2
     for strategy in ("RandomSearch", "GridSearch", "Hyperband"):
-        reached = [replay(strategy, table, BUDGET, seed=s, most=total, stops=True).reached for s in range(5)]
+        reached = [replay(strategy, table, budget, seed=s, most=total, stops=True).reached for s in range(9)]
         assert walked.reached < np.median([total if r is None else r for r in reached]), strategy
 
 

@@ -5,9 +5,8 @@ import random
 import pytest
 
 import factorizenet_tf as fnet
-from factorizenet_tf.moves import cheaper, near, trades
 from factorizenet_tf.requirement import Requirement
-from factorizenet_tf.walk import Result, Space, macs, walk
+from factorizenet_tf.walk import Result, Space, macs, stage_effects, walk
 
 STAGES = ((3, 2), (2, 2), (2, 1))
 SPACE = Space(fnet.ModelSpec(0, width=8, stages=STAGES), (8,))
@@ -73,7 +72,9 @@ def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_sta
     later = [p for p in state.proposals if not isinstance(p.spec.level, int)]
     assert later
     assert all("stage" in p.reason and p.parent is not None for p in later)
-    assert any("paid by stage" in p.reason for p in later)
+    alone = [p.spec.levels for p in later if "as coarse as fits" in p.reason]
+    assert alone == [(4, 1, 5), (4, 5, 2), (2, 5, 5)]  # the last level is (4, 5, 5)
+    assert any(p.reason.startswith("fnet-l3-x0.5 with stage 1 coarser: 89.0 % expected, give or") for p in later)
     assert len(state.steps) == max(p.round for p in state.proposals)
     assert state.steps[0].startswith("round 1, up the uniform levels: fnet-l3-x0.5 ")
     better = [step for step in state.steps if "best is" in step]
@@ -210,7 +211,7 @@ def test_a_floor_spares_nets_that_are_worse_than_the_best_and_good_enough():
         results[spec] = Result(0.9, (0.5, 0.7, 0.9))
     state = walk(SPACE, requirement, results, excess=lambda spec: None)
     (threshold,) = {p.threshold for p in state.pending}
-    assert threshold[-1] == pytest.approx(0.9 - 0.3 - 0.02, abs=1e-4)
+    assert threshold[-1] == pytest.approx(0.9 - 0.3 - 0.025, abs=1e-4)
 
 
 def test_requirements_out_of_range_are_refused():
@@ -227,25 +228,25 @@ def test_requirements_out_of_range_are_refused():
     assert requirement.excess({"macs": 10, "latency_ms": 0.6}) == "over budget: 0.6 latency_ms > 0.5"
 
 
-def test_trades_use_the_budget_up_and_near_nets_differ_by_one_level():
-    budget = 1_200_000
+def test_effects_of_a_stage_are_found_from_all_results_together():
+    state, results = run(BUDGET)
+    effects = stage_effects(SPACE, results, state.best)
+    assert [len(changes) for changes in effects] == [5, 6, 6]
+    for stage, changes in enumerate(effects):
+        for level, change in enumerate(changes):
+            other = SPACE.net(tuple(level if i == stage else k for i, k in enumerate(state.best.levels)))
+            assert (change == 0) == (other == state.best)
+            if other in results:
+                assert change == pytest.approx(100 * (formula(other) - formula(state.best)), abs=0.8)
 
-    def fits(spec):
-        return macs(spec) <= budget
 
-    for origin in (net for net in SPACE.nets() if fits(net)):
-        for move in trades(SPACE, origin, fits, macs):
-            assert fits(move.spec)
-            changed = [b - a for a, b in zip(origin.levels, move.spec.levels)]
-            if "coarser" in move.reason and "paid" in move.reason:
-                assert min(changed) < 0 < max(changed)
-        for move in near(SPACE, origin, fits):
-            assert sum(abs(a - b) for a, b in zip(origin.levels, move.spec.levels)) == 1
-        for move in cheaper(SPACE, origin, fits, macs):
-            assert macs(move.spec) < macs(origin)
-    (filled,) = [m for m in trades(SPACE, SPACE.net(3), fits, macs) if "every stage as coarse as fits" in m.reason]
-    coarser = [SPACE.net(tuple(k - (i == j) for j, k in enumerate(filled.spec.levels))) for i in range(3)]
-    assert not any(map(fits, coarser))
+def test_a_training_given_up_tells_how_far_behind_it_was():
+    results = {spec: Result(formula(spec), (0.3, formula(spec))) for spec in SPACE.uniform(8)}
+    best = max(results, key=formula)
+    behind = {SPACE.net((0, 5, 5)): Result(2.0, (0.2,), pruned=True)}  # 10 points at that epoch
+    before, after = (stage_effects(SPACE, found, best)[0][0] for found in (results, results | behind))
+    assert after < before - 1
+    assert stage_effects(SPACE, results | {SPACE.net((0, 5, 5)): Result(None)}, best)[0][0] == before
 
 
 def test_ten_thousand_nets_are_a_space_too():
