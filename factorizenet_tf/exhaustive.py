@@ -16,9 +16,9 @@ from .files import locked, write_csv
 from .model import build
 from .phase import NanLossError, batches, compiled_step
 from .recipe import Recipe, learning_rate_at
+from .space import macs
 from .spec import ModelSpec
 from .step import make_step
-from .walk import macs
 
 __all__ = ["add_row", "curve", "fresh", "missing", "part_of", "read_rows"]
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from ._keras_tuner import Trial, TrialStatus, keras_tuner
 from .files import remove_asides, write_text
 from .measured_costs import MeasuredCosts
+from .proposal import Proposal, Result, Walk
 from .requirement import COSTS, Requirement
+from .space import Space, check_budget, macs
 from .spec import ModelSpec
 from .trial import PARENT, REASON, ROUND, THRESHOLD, result_of, search_space, spec_of, values_of
-from .walk import Proposal, Result, Space, Walk, check_budget, macs, ranking, walk
+from .walk import ranking, walk
 
 __all__ = ["FactorizationOracle", "identity_of"]
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .proposal import Result
 from .requirement import Requirement
+from .space import Space, macs
 from .spec import ModelSpec
 from .trial import search_space, spec_of
-from .walk import Result, Space, macs, walk
+from .walk import walk
 
 __all__ = ["STRATEGIES", "Replay", "Table", "noisy", "read_table", "replay", "seed_noise"]
 

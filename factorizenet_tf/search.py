@@ -15,14 +15,15 @@ from .gates import refusals
 from .oracle import FactorizationOracle
 from .pareto import pareto_front
 from .recipe import Recipe
+from .refine import stage_effects
 from .requirement import Requirement
 from .run import load_run
 from .search_arguments import OBJECTIVES
 from .search_progress import SearchProgress
 from .search_tuner import FactorizationTuner
+from .space import macs
 from .spec import ModelSpec
 from .trial import REASON, ROUND, result_of
-from .walk import macs, stage_effects
 
 __all__ = ["Found", "frontier_of", "search"]
 

@@ -7,9 +7,9 @@ from .data import Dataset
 from .oracle import FactorizationOracle
 from .recipe import Recipe
 from .requirement import Requirement
+from .space import Space
 from .spec import ModelSpec
 from .training import check_data
-from .walk import Space
 
 __all__ = ["OBJECTIVES", "check_search", "space_of"]
 

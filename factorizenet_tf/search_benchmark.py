@@ -71,7 +71,7 @@ def _row(what, value, bound):
 def _proposals(widths):
     """(nets in the space, CPU seconds of each proposal) of a whole walk under a budget."""
     from .oracle import FactorizationOracle
-    from .walk import macs
+    from .space import macs
 
     oracle = FactorizationOracle(ModelSpec(0, stages=STAGES), max_macs=20_000_000, widths=widths)
     times = []

@@ -212,8 +212,8 @@ def search(
     """
     from .recipe import recipe_for
     from .requirement import Requirement
+    from .space import Space, check_budget
     from .spec import max_level
-    from .walk import Space, check_budget
 
     requirement = Requirement(
         max_macs=max_macs,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ._keras_tuner import TrialStatus, keras_tuner
+from .proposal import Result
+from .space import Space
 from .spec import ModelSpec
-from .walk import Result, Space
 
 __all__ = ["PARENT", "REASON", "ROUND", "THRESHOLD", "metrics_of", "result_of", "search_space", "spec_of", "values_of"]
 

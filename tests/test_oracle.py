@@ -10,7 +10,7 @@ from test_walk import SPACE, formula
 import factorizenet_tf as fnet
 from factorizenet_tf import measured_costs, oracle
 from factorizenet_tf.oracle import FactorizationOracle
-from factorizenet_tf.walk import macs
+from factorizenet_tf.space import macs
 
 SPEC = SPACE.spec
 

@@ -11,7 +11,7 @@ from test_walk import SPACE, formula
 import factorizenet_tf as fnet
 from factorizenet_tf.exhaustive import add_row, curve, fresh, missing, read_rows
 from factorizenet_tf.replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise
-from factorizenet_tf.walk import Space
+from factorizenet_tf.space import Space
 
 EPOCHS, BUDGET = 9, 1_300_000
 FOLDER = Path(__file__).parent.parent / "tuner"

@@ -14,7 +14,7 @@ from factorizenet_tf import search_tuner
 from factorizenet_tf.cli import main
 from factorizenet_tf.requirement import Requirement
 from factorizenet_tf.search import frontier_of, search
-from factorizenet_tf.walk import macs
+from factorizenet_tf.space import macs
 
 SPEC = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (1, 2)))
 OPTIONS = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2,1x2", "--quiet"]

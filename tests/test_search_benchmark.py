@@ -1,7 +1,7 @@
 from factorizenet_tf import search_benchmark
 from factorizenet_tf.search_benchmark import STAGES, WIDTHS, measure_search
+from factorizenet_tf.space import Space
 from factorizenet_tf.spec import ModelSpec
-from factorizenet_tf.walk import Space
 
 
 def test_the_space_has_ten_thousand_nets():

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import factorizenet_tf as fnet
 from factorizenet_tf.exhaustive import add_row, curve, fresh, missing, part_of
+from factorizenet_tf.space import Space
 from factorizenet_tf.spec import DEFAULT_STAGES
-from factorizenet_tf.walk import Space
 
 RESULTS = Path(__file__).parent / "results" / "exhaustive.csv"
 
