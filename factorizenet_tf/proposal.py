@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .spec import ModelSpec
 
-__all__ = ["Proposal", "Result", "Walk"]
+__all__ = ["Proposal", "Result", "Walk", "after", "before"]
+
+LEAST_ERROR = 0.005  # so that a curve that ends without an error still says how errors fall
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,19 @@ class Walk:
     steps: list[str] = field(default_factory=list)
     rejected: dict[ModelSpec, str] = field(default_factory=dict)
     finished: bool = False
+
+
+def after(curve: Sequence[float], epoch: int, accuracy: float) -> float:
+    """Where a training ends that has an accuracy after an epoch, if its errors fall in proportion to another's.
+
+    Args:
+        curve: of the other: the best accuracy (0..1) up to each epoch, to the last.
+        epoch: from 1.
+        accuracy: 0..1.
+    """
+    return 1 - (1 - accuracy) * max(LEAST_ERROR, 1 - curve[-1]) / max(LEAST_ERROR, 1 - curve[epoch - 1])
+
+
+def before(curve: Sequence[float], epoch: int, accuracy: float) -> float:
+    """The inverse of `after`: the accuracy after an epoch of a training that ends with one."""
+    return 1 - (1 - accuracy) * max(LEAST_ERROR, 1 - curve[epoch - 1]) / max(LEAST_ERROR, 1 - curve[-1])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from .effects import Candidates, Effects, Estimate
-from .proposal import Result
+from .proposal import Result, after
 from .space import Space, macs
 from .spec import ModelSpec
 
@@ -93,11 +94,13 @@ def _model(space: Space, memory: dict) -> tuple[Candidates, Effects]:
 
 
 def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[ModelSpec, float]:
-    """The accuracies there are; a training given up counts as if it had stayed as far behind the best one as it was."""
+    """The accuracies there are; of a training given up where it would have ended, had its errors fallen as the best's."""
     top, found = results[best], {}
+    running = list(itertools.accumulate(top.curve, max))
     for spec, result in results.items():
-        if result.pruned and result.curve and top.curve:
-            found[spec] = 100 * (top.accuracy - max(top.curve[: len(result.curve)]) + max(result.curve))
+        if result.pruned and result.curve and running:
+            behind = running[-1] - after(running, len(result.curve), max(result.curve))
+            found[spec] = 100 * (top.accuracy - behind)
         elif result.accuracy is not None and not result.pruned:
             found[spec] = 100 * result.accuracy
     return found

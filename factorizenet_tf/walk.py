@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .proposal import Proposal, Result, Walk
+from .proposal import Proposal, Result, Walk, before
 from .refine import nearest, promising
 from .requirement import Requirement
 from .space import Space, macs
@@ -135,25 +135,27 @@ class _State:
         return [Proposal(spec, reason, self.round, parent, threshold) for spec, reason, parent in order]
 
     def threshold(self) -> tuple[float, ...]:
-        """The best net's curve, lowered by the margin and, where it is above the floor, by what it has to spare."""
+        """By epoch what a curve must reach: less leads, as the best net's curve went on, to a net that is far worse."""
         best = self.walk.best
         if best is None:
             return ()
         result = self.results[best]
         spare = max(0.0, result.accuracy - self.requirement.min_accuracy) if self.reaches(best) else 0.0
-        epochs = len(result.curve)
-        running = itertools.accumulate(result.curve, max)
-        return tuple(round(max(0.0, v - spare - margin(e / epochs)), 4) for e, v in enumerate(running, 1))
+        running = list(itertools.accumulate(result.curve, max))
+        return tuple(
+            round(max(0.0, before(running, epoch, running[-1] - spare - margin(epoch / len(running)))), 4)
+            for epoch in range(1, len(running) + 1)
+        )
 
     def close(self, why, batch):
         """Take a finished round's results in."""
-        before = self.walk.best
+        former = self.walk.best
         proposed = {p.spec: self.results[p.spec] for p in self.walk.proposals}
         ranked = self.walk.ranked = ranking(self.requirement, proposed, self.seed)
         best = self.walk.best = ranked[0] if ranked else None
         trained = ", ".join(f"{p.spec.name} {self.told(p.spec)}" for p in batch)
         outcome = "nothing finished" if best is None else "none is better"
-        if best != before:
+        if best != former:
             outcome = f"best is {best.name} ({next(p.reason for p in batch if p.spec == best)})"
         self.walk.steps.append(f"round {batch[0].round}, {why}: {trained}; {outcome}")
 
@@ -165,11 +167,11 @@ class _State:
 
 
 def margin(done: float) -> float:
-    """By how much (0..1) a curve may lie below the best net's after this share of the epochs and still go on.
+    """By how much (0..1) a net may be expected to end below the best one and its training, so far done, still go on.
 
     None is given up in the first quarter. Source: our choice, by replays of walks.
     """
-    return 1.0 if done < 0.25 else 0.025 + 0.1 * (1 - done)
+    return 1.0 if done < 0.25 else 0.02 + 0.1 * (1 - done)
 
 
 def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
