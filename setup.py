@@ -65,7 +65,7 @@ setup(
         "pandas>=2.1",
         "pillow>=10",
         "pooch>=1.8",
-        "requests>=2.31",
+        "requests>=2.32.2",  # whose adapters say of which pool a connection is
         "rich>=13",
         "scikit-learn>=1.4",
         "tensorflow>=2.18",

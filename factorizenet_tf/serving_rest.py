@@ -23,7 +23,11 @@ class RestTransport:
     def __init__(self, where: str):
         import requests
 
-        self.where, self._session = where, requests.Session()
+        from .serving_deadline import DeadlineAdapter
+
+        self.where, self._session, self._adapter = where, requests.Session(), DeadlineAdapter()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, self._adapter)
 
     def close(self) -> None:
         """Close the connection."""
@@ -63,7 +67,7 @@ class RestTransport:
         import requests
         import urllib3
 
-        until = time.monotonic() + timeout
+        until = self._adapter.until = time.monotonic() + timeout
         headers = {"Content-Type": "application/json"}
         try:
             with self._session.request(
@@ -76,17 +80,15 @@ class RestTransport:
                 allow_redirects=False,
             ) as response:
                 content = bytearray()
-                # Whatever has arrived, piece by piece: the timeout is of each read, and a server that drips never ends.
                 while chunk := response.raw.read1(65_536, decode_content=True):
                     content += chunk
-                    if time.monotonic() > until:
-                        raise TimeoutError(f"{self.where} had not answered whole after {timeout:.3g} s")
                     if len(content) > RESPONSE_MOST:
                         raise ServingError(502, f"an answer of more than {RESPONSE_MOST:,} bytes")
                 code = response.status_code
-        except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            raise TimeoutError(f"no answer from {self.where} within {timeout:.3g} s") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            is_timeout = isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError))
+            if is_timeout or time.monotonic() >= until:
+                raise TimeoutError(f"no answer from {self.where} within {timeout:.3g} s") from None
             raise ConnectionError(
                 f"cannot reach {self.where} ({_reason(error)}); is the server running there?"
             ) from None

@@ -33,7 +33,8 @@ def scripted():
 
             def handle_one(self):
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                asked.append(SimpleNamespace(path=self.path, body=body, headers=dict(self.headers)))
+                headers, port = dict(self.headers), self.client_address[1]
+                asked.append(SimpleNamespace(path=self.path, body=body, headers=headers, port=port))
                 answer = answers[min(len(asked), len(answers)) - 1]
                 if callable(answer):
                     with contextlib.suppress(OSError):
@@ -68,12 +69,20 @@ def hang(handler):
     time.sleep(3)
 
 
-def drip(handler):
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
-    for _ in range(30):
-        handler.wfile.write(b"   ")
-        handler.wfile.flush()
-        time.sleep(0.1)
+def dripping(at_once, by_and_by):
+    def drip(handler):
+        handler.wfile.write(at_once)
+        for byte in by_and_by:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+
+    return drip
+
+
+drip_status = dripping(b"", b"HTTP/1.1 200 Everything is very fine\r\n")
+drip_headers = dripping(b"HTTP/1.1 200 OK\r\n", b"Content-Length: 100\r\nX: 1\r\n\r\n")
+drip_body = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", b" " * 30)
+drip_chunk_size = dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0" * 30)
 
 
 def die(handler):
@@ -137,13 +146,39 @@ def test_a_refusal_is_not_asked_again_and_carries_the_servers_reason(code, scrip
     assert len(server.asked) == 1
 
 
-def test_a_server_that_hangs_or_drips_costs_the_timeout(scripted):
-    for answer in (hang, drip):
-        server = scripted(answer)
-        start = time.monotonic()
-        with Client(server.url, "net", timeout=0.3, retries=0) as client, pytest.raises(TimeoutError, match=r"0\.3 s"):
+@pytest.mark.parametrize(
+    "answer",
+    [hang, drip_status, drip_headers, drip_body, drip_chunk_size],
+    ids=["hangs", "status", "headers", "body", "chunk_size"],
+)
+def test_a_server_that_hangs_or_drips_costs_the_timeout(answer, scripted):
+    server = scripted(answer)
+    start = time.monotonic()
+    with (
+        Client(server.url, "net", timeout=0.3, retries=0) as client,
+        pytest.raises(TimeoutError, match=r"no answer from http://127\S+ within 0\.3 s"),
+    ):
+        client.predict(IMAGES)
+    assert time.monotonic() - start < 1.5
+
+
+def test_after_a_timeout_one_connection_serves_all_further_calls(scripted):
+    server = scripted(drip_headers, FINE)
+    with Client(server.url, "net", timeout=1, retries=1) as client:
+        for _ in range(3):
             client.predict(IMAGES)
-        assert time.monotonic() - start < 1.5
+    late, *rest = [one.port for one in server.asked]
+    assert len(rest) == 3
+    assert set(rest) == {rest[0]} != {late}
+
+
+def test_a_server_that_takes_no_request_costs_the_timeout():
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        start = time.monotonic()
+        with Client(url, "net", timeout=0.3, retries=0) as client, pytest.raises(TimeoutError, match=r"0\.3 s"):
+            client.predict_files([bytes(20_000_000)])
+    assert time.monotonic() - start < 1.5
 
 
 def test_the_deadline_holds_over_all_attempts(scripted):
