@@ -11,6 +11,14 @@ from .serving_client import ServingError
 __all__ = ["GrpcTransport"]
 
 MESSAGE_MOST = 64 * 2**20
+OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_MOST),
+    ("grpc.max_send_message_length", MESSAGE_MOST),
+    # gRPC's own pauses, 1 s and growing to minutes, would make further attempts fail without asking.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+AWAY = ("UNAVAILABLE", "CANCELLED")  # nothing here cancels a call: a server did that goes away
 HTTP_OF = {
     "INVALID_ARGUMENT": 400,
     "FAILED_PRECONDITION": 400,
@@ -37,8 +45,7 @@ class GrpcTransport:
                 "gRPC needs tensorflow-serving-api: pip install 'factorizenet_tf[serve]', or use http://"
             ) from None
         self.where = f"grpc://{address}"
-        sizes = [("grpc.max_receive_message_length", MESSAGE_MOST), ("grpc.max_send_message_length", MESSAGE_MOST)]
-        self._channel = grpc.insecure_channel(address, options=sizes)
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
@@ -100,6 +107,6 @@ class GrpcTransport:
             code, details = error.code().name, error.details()
             if code == "DEADLINE_EXCEEDED":
                 raise TimeoutError(f"no answer from {self.where} within {timeout:.3g} s") from None
-            if code == "UNAVAILABLE":
+            if code in AWAY:
                 raise ConnectionError(f"cannot reach {self.where} ({details}); is the server running there?") from None
             raise ServingError(HTTP_OF.get(code, 500), f"{code}: {details}") from None

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -446,3 +447,80 @@ def test_grpc_failures_are_the_same_errors_as_rests(grpc_server, digits):
         pytest.raises(ConnectionError, match="cannot reach grpc"),
     ):
         client.predict(images)
+
+
+@pytest.fixture
+def grpc_scripted():
+    """gRPC servers whose Predict is a function of the call's context."""
+    import grpc
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    opened = []
+
+    def start(predict, port=0):
+        class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
+            def Predict(self, request, context):  # noqa: N802
+                return predict(context)
+
+        server = grpc.server(futures.ThreadPoolExecutor(1))
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(), server)
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        server.start()
+        opened.append(server)
+        return SimpleNamespace(url=f"grpc://127.0.0.1:{port}", port=port, stop=lambda: server.stop(0))
+
+    yield start
+    for server in opened:
+        server.stop(0).wait(10)
+
+
+@pytest.mark.parametrize("goes", ["stopped", "cancelling"])
+def test_a_grpc_server_that_goes_in_mid_call_is_a_connection_error(goes, grpc_scripted):
+    def go(context):
+        server.stop() if goes == "stopped" else context.cancel()
+        time.sleep(0.5)
+
+    server = grpc_scripted(go)
+    with (
+        Client(server.url, "net", retries=0) as client,
+        pytest.raises(ConnectionError, match="cannot reach grpc://127"),
+    ):
+        client.predict(IMAGES)
+
+
+def test_a_grpc_server_that_is_killed_in_mid_call_is_a_connection_error():
+    code = """
+import os, signal, grpc
+from concurrent import futures
+def predict(request, context):
+    os.kill(os.getpid(), signal.SIGKILL)
+handlers = {"Predict": grpc.unary_unary_rpc_method_handler(predict)}
+service = grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", handlers)
+server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[service])
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(port, flush=True)
+server.wait_for_termination()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        url = f"grpc://127.0.0.1:{int(process.stdout.readline())}"
+        with Client(url, "net", timeout=20, retries=0) as client, pytest.raises(ConnectionError, match="cannot reach"):
+            client.predict(IMAGES)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_grpc_server_that_goes_in_mid_call_and_comes_back_is_asked_again(grpc_scripted):
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    def answer(context):
+        return predict_pb2.PredictResponse(outputs={"class_id": tf.make_tensor_proto([1, 1])})
+
+    def go(context):
+        server.stop()
+        threading.Timer(0.3, grpc_scripted, [answer, server.port]).start()
+        time.sleep(0.5)
+
+    server = grpc_scripted(go)
+    with Client(server.url, "net", retries=5) as client:
+        assert client.predict(IMAGES)["class_id"].tolist() == [1, 1]
