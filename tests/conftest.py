@@ -7,6 +7,7 @@ import pytest
 
 import factorizenet_tf as fnet
 
+pytest.register_assert_rewrite("serving_contract")
 SHAPE = (16, 16, 1)
 STAGES = ((1, 2), (2, 2))
 

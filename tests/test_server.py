@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import requests
+from grpc_services import grpc_services
 from PIL import Image
+from serving_contract import check_contract
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
@@ -98,6 +100,12 @@ def test_predictions_are_the_int8_nets(client, models, digits):
     assert found["class_name"].tolist() == [digits.class_names[i] for i in expected.argmax(1)]
     np.testing.assert_allclose(found["probabilities"].sum(1), 1, atol=1e-5)
     assert (np.diff(found["probabilities"], axis=1) > 0).tolist() == (np.diff(found["logits"], axis=1) > 0).tolist()
+
+
+def test_the_contract_with_tensorflow_serving_is_kept(server, exported):
+    check_contract(server.model, server.url)
+    with grpc_services(exported.folder, "floating") as services:
+        check_contract("floating", server.url, services.url)
 
 
 def test_files_are_decoded_and_resized_as_arrays_are(client, digits):

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from grpc_services import grpc_services
+from serving_contract import check_contract
 
 from factorizenet_tf.cli import main
 from factorizenet_tf.serving_client import Client, ServingError
@@ -338,64 +340,15 @@ assert not {{"tensorflow", "grpc", "pandas"}} & set(sys.modules)
 
 @pytest.fixture(scope="module")
 def grpc_server(run, tmp_path_factory):
-    """TensorFlow Serving's gRPC services over an exported version, which this process loads as the server would."""
-    import grpc
-    import tensorflow as tf
-    from tensorflow_serving.apis import (
-        get_model_metadata_pb2,
-        get_model_status_pb2,
-        model_service_pb2_grpc,
-        predict_pb2,
-        prediction_service_pb2_grpc,
-    )
-
     from factorizenet_tf.serving_export import export
 
     made = export(run.folder, tmp_path_factory.mktemp("grpc"), precision="float")
-    signatures = tf.saved_model.load(str(made.folder)).signatures
-    calls = []
+    with grpc_services(made.folder, made.name) as server:
+        yield server
 
-    def checked(spec, context):
-        calls.append(spec)
-        if spec.name != made.name or (spec.HasField("version") and spec.version.value != 1):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {spec.name}")
 
-    class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
-        def Predict(self, request, context):  # noqa: N802
-            checked(request.model_spec, context)
-            if request.model_spec.version_label == "canary":
-                time.sleep(3)
-            inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
-            try:
-                given = signatures[request.model_spec.signature_name](**inputs)
-            except (tf.errors.InvalidArgumentError, TypeError) as error:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:200])
-            return predict_pb2.PredictResponse(
-                outputs={key: tf.make_tensor_proto(value.numpy()) for key, value in given.items()}
-            )
-
-        def GetModelMetadata(self, request, context):  # noqa: N802
-            checked(request.model_spec, context)
-            answer = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=request.model_spec)
-            signature_map = get_model_metadata_pb2.SignatureDefMap()
-            signature_map.signature_def["serving_default"].method_name = "tensorflow/serving/predict"
-            answer.metadata["signature_def"].Pack(signature_map)
-            return answer
-
-    class Models(model_service_pb2_grpc.ModelServiceServicer):
-        def GetModelStatus(self, request, context):  # noqa: N802
-            checked(request.model_spec, context)
-            answer = get_model_status_pb2.GetModelStatusResponse()
-            answer.model_version_status.add(version=1, state="AVAILABLE")
-            return answer
-
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield SimpleNamespace(url=f"grpc://127.0.0.1:{port}", model=made.name, calls=calls)
-    server.stop(1).wait(10)
+def test_the_contract_holds_over_grpc(grpc_server):
+    check_contract(grpc_server.model, grpc_server.url)
 
 
 def test_grpc_gives_what_the_model_does(grpc_server, models, digits):
