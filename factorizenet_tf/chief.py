@@ -62,21 +62,49 @@ def address() -> str:
     return f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
 
 
-def serve(oracle) -> None:
-    """Answer the workers until the search has ended and each living one was told.
+def serve(oracle) -> Exception | None:
+    """Answer the workers until the search has ended and each living one was told, or until the oracle raises.
 
     Costs are measured here, between the answers: a worker that asks meanwhile is told to wait, and its heartbeat heard.
+
+    Returns:
+        What the oracle raised.
 
     Raises:
         OSError: the address cannot be listened on.
     """
+    oracle.defers = True
+    try:
+        with _listening(oracle) as servicer:
+            while servicer.oracle.raised is None and not (servicer.stop_triggered and oracle.is_done()):
+                oracle.release_dead()
+                oracle.measure_wanted()
+                time.sleep(POLL_SECONDS)
+    finally:
+        oracle.defers = False
+    return servicer.oracle.raised
+
+
+def serve_stock(oracle) -> Exception | None:
+    """Answer the workers of a stock oracle as KerasTuner does, which waits for ever for one that was killed. As `serve`."""
+    with _listening(oracle) as servicer:
+        while servicer.oracle.raised is None:
+            time.sleep(POLL_SECONDS)
+            if servicer.stop_triggered and not (oracle.ongoing_trials or oracle.tuner_ids):
+                break
+    return servicer.oracle.raised
+
+
+@contextlib.contextmanager
+def _listening(oracle):
+    """Within the block a server answers the workers; gives KerasTuner's servicer of the oracle, a `_Noted`."""
     import grpc
     from keras_tuner.src.distribute.oracle_chief import OracleServicer
     from keras_tuner.src.protos import get_service_grpc
 
     _check_free()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
-    servicer = OracleServicer(oracle)
+    servicer = OracleServicer(_Noted(oracle))
     get_service_grpc().add_OracleServicer_to_server(servicer, server)
     try:
         bound = server.add_insecure_port(address())
@@ -84,29 +112,42 @@ def serve(oracle) -> None:
         bound = 0
     if not bound:
         raise _cannot_listen()
-    oracle.defers = True
     server.start()
     try:
-        while not (servicer.stop_triggered and oracle.is_done()):
-            oracle.release_dead()
-            oracle.measure_wanted()
-            time.sleep(POLL_SECONDS)
+        yield servicer
     finally:
-        oracle.defers = False
         server.stop(grace=POLL_SECONDS).wait()
 
 
-def serve_stock(oracle) -> None:
-    """Answer the workers of a stock oracle by KerasTuner's own loop, which waits for ever for one that was killed.
+class _Noted:
+    """An oracle that keeps what one of its methods raised, and no lock: KerasTuner's `synchronized` leaves it held."""
 
-    Raises:
-        OSError: the address cannot be listened on.
-    """
-    from keras_tuner.src.distribute import oracle_chief
+    def __init__(self, oracle):
+        self._oracle, self.raised = oracle, None
 
-    _check_free()
-    oracle.save()
-    oracle_chief.start_server(oracle)
+    def __getattr__(self, name):
+        from keras_tuner.src.engine import oracle as engine
+
+        method = getattr(self._oracle, name)
+
+        def noted(*arguments, **options):
+            try:
+                return method(*arguments, **options)
+            except Exception as error:
+                if not self._is_stray(name, arguments):
+                    self.raised = error
+                if engine.THREADS[self._oracle] == threading.current_thread().name:
+                    engine.THREADS[self._oracle] = None
+                    engine.LOCKS[self._oracle].release()
+                raise
+
+        return noted
+
+    def _is_stray(self, name, arguments):
+        """Whether a call is of a trial that is not known: its worker is left over from another search."""
+        if name not in ("get_trial", "update_trial", "end_trial"):
+            return False
+        return getattr(arguments[0], "trial_id", arguments[0]) not in self._oracle.trials
 
 
 def _check_free() -> None:

@@ -134,7 +134,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             RuntimeError: three trials failed in a row, one crashed on a worker, or another process searches in the folder.
             ConnectionError: the chief stays away.
             OSError: the disk is full.
-            Exception: what user code raised, as it was; the trial is done again by the next search.
+            Exception: what user code or a stock oracle raised, as it was; the trial is done again by the next search.
         """
         if self._is_worker():
             with contextlib.suppress(chief.SearchEndedError):
@@ -156,11 +156,11 @@ class FactorizationTuner(keras_tuner.Tuner):
         self._work()
 
     def _serve_workers(self):
-        if isinstance(self._own_oracle, FactorizationOracle):
-            chief.serve(self._own_oracle)
-        else:
-            chief.serve_stock(self._own_oracle)
+        is_walk = isinstance(self._own_oracle, FactorizationOracle)
+        raised = (chief.serve if is_walk else chief.serve_stock)(self._own_oracle)
         chief.say_ended(Path(self.project_dir))
+        if raised is not None:
+            raise raised
 
     def _work(self):
         self.on_search_begin()

@@ -13,7 +13,7 @@ import pytest
 from test_walk import SPACE
 
 from factorizenet_tf import chief
-from factorizenet_tf.tuner import FactorizationOracle
+from factorizenet_tf.tuner import FactorizationOracle, search_space
 
 COMMAND = """
 import json, os, sys, time
@@ -301,6 +301,68 @@ def test_a_chief_that_measures_answers_its_workers_meanwhile(monkeypatch, tmp_pa
     serving.join(30)
     assert not serving.is_alive()
     assert not oracle.defers
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """A stock oracle that ends at its first failed trial."""
+    import keras_tuner
+
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        objective=keras_tuner.Objective("val_int8_accuracy", "max"),
+        max_trials=2,
+        seed=0,
+        hyperparameters=search_space(SPACE.spec),
+        max_consecutive_failed_trials=1,
+    )
+    oracle.verbose = 0
+    oracle._set_project_dir(str(tmp_path), "search")
+    return oracle
+
+
+def test_a_stock_oracle_that_raises_ends_its_chief_and_a_stray_worker_does_not(monkeypatch, stock):
+    from concurrent import futures
+
+    from keras_tuner.src.distribute.oracle_client import OracleClient
+
+    from factorizenet_tf._keras_tuner import Trial
+
+    monkeypatch.setattr(chief, "POLL_SECONDS", 0.05)
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(free_port()))
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker0")
+    client = chief.patient_client(OracleClient(stock), seconds=30)
+    with futures.ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(chief.serve_stock, stock)
+        trial = client.create_trial("worker0")
+        trial.status = "FAILED"
+        stray = Trial(trial.hyperparameters, trial_id="of another search", status="COMPLETED")
+        for call, argument in ((client.get_trial, stray.trial_id), (client.end_trial, stray)):
+            with pytest.raises(ConnectionError, match=r"refused: .*of another search"):
+                call(argument)
+        time.sleep(0.5)
+        assert serving.running()
+        with pytest.raises(ConnectionError, match="refused: Exception calling application: Number of consecutive"):
+            client.end_trial(trial)
+        assert "Number of consecutive failures exceeded the limit of 1" in str(serving.result(30))
+        serving = pool.submit(chief.serve_stock, stock)  # the lock is free
+        stock.max_trials = 1
+        stock.ongoing_trials.clear()
+        assert client.create_trial("worker0").status == "STOPPED"
+        assert serving.result(30) is None
+
+
+def test_what_an_oracle_raised_at_its_chief_is_told_to_workers_as_the_end_and_raised(monkeypatch, stock, tmp_path):
+    from factorizenet_tf import search_tuner
+
+    monkeypatch.setattr(chief, "serve_stock", lambda oracle: ZeroDivisionError("a bug of the oracle's"))
+    monkeypatch.setattr(search_tuner.FactorizationTuner, "project_dir", tmp_path)
+    tuner = object.__new__(search_tuner.FactorizationTuner)
+    tuner._own_oracle = stock
+    has_ended = chief.end_watch(tmp_path)
+    with pytest.raises(ZeroDivisionError, match="a bug of the oracle's"):
+        tuner._serve_workers()
+    assert has_ended()
 
 
 @pytest.mark.parametrize("serve", [chief.serve, chief.serve_stock])
