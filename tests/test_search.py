@@ -57,6 +57,10 @@ def test_a_search_leaves_every_trial_and_every_rejected_net_with_its_reason(digi
     assert [row["name"] for row in rows] == [row["name"] for row in found.rows]
     trained = [row for row in rows if row["status"] == "trained"]
     assert [row["name"] for row in trained] == [spec.name for spec in fake.calls]
+    effects = [line for line in found.summary.splitlines() if line.startswith("  stage ")]
+    assert [line.partition(":")[0] for line in effects] == ["  stage 1, level 0 to 3", "  stage 2, level 0 to 4"]
+    for line, level in zip(effects, found.best.levels):
+        assert line.partition(": ")[2].split(", ")[level] == "it is here"
     over = next(row for row in rows if row["level"] == "0.0")
     assert (over["status"], over["reason"]) == ("rejected", "over budget: 166,208 macs > 100,000")
     assert all(row["reason"] for row in rows)
