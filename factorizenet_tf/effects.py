@@ -10,7 +10,7 @@ Source: additive Gaussian processes, Duvenaud et al., arXiv 1112.4394; the const
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -83,12 +83,17 @@ class Estimate:
     _effects: Effects
     _known: np.ndarray
     _inverse: np.ndarray
+    _supposed: list[np.ndarray] = field(default_factory=list)
 
     def suppose(self, place: int) -> None:
         """Take a net for trained with its mean: less deviation at it and its like, every mean as it was."""
         covariance = self._effects.column(place) - self._known.T @ (self._inverse @ self._known[:, place])
+        for share in self._supposed:
+            covariance -= share * share[place]
         variance = np.square(self.deviation)
-        self.deviation = _root(variance - np.square(covariance) / (variance[place] + NOISE**2))
+        share = covariance / np.sqrt(variance[place] + NOISE**2)
+        self._supposed.append(share)
+        self.deviation = _root(variance - np.square(share))
 
 
 class Effects:
