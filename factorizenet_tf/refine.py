@@ -107,12 +107,14 @@ def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[Model
 
 
 def _promise(state, nets: Candidates, estimate: Estimate) -> np.ndarray:
-    """What is to be as high as possible: the accuracy that may be hoped for or, above the floor, the MACs saved."""
+    """What is to be as high as possible: the accuracy that may be hoped for or, once the floor is reached, the MACs saved."""
     best = state.walk.best
     if not state.reaches(best):
         return estimate.mean + estimate.deviation
     above = (estimate.mean - 100 * state.requirement.min_accuracy) / estimate.deviation
-    return (1 - nets.macs / macs(best)) / (1 + np.exp(np.clip(-1.7 * above, -50, 50)))  # nearly the normal distribution
+    saved = 1 - nets.macs / macs(best)  # above the ceiling there is none, and nothing is looked at
+    # As a logarithm, or nets that all are far below the floor would be equals.
+    return np.log(np.maximum(saved, 1e-9)) - np.logaddexp(0, -1.7 * above)  # nearly the normal distribution
 
 
 def _most(state, nets: Candidates, promise: np.ndarray) -> int:

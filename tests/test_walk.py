@@ -141,6 +141,14 @@ def test_once_the_floor_is_reached_nothing_with_more_macs_is_trained():
     assert max(state.ranked, key=formula) != state.best
 
 
+def test_chance_does_not_choose_among_nets_that_all_are_far_below_the_floor():
+    def steep(spec):
+        return 0.95 - 0.05 * sum(level and 1 + level for level in spec.levels)
+
+    walks = [run(Requirement(min_accuracy=0.8), accuracy=steep, seed=seed, patience=3)[0] for seed in range(4)]
+    assert len({tuple(p.spec for p in state.proposals) for state in walks}) == 1
+
+
 def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
     budget = round(1.2 * macs(SPACE.net((0, 5, 5))))
 
