@@ -61,6 +61,7 @@ def walk(
         state.walk.proposals += batch
         state.walk.pending = [p for p in batch if p.spec not in results]
         if state.walk.pending:
+            state.rank()  # the last round may stay as it is: max_trials
             return state.walk
         state.close(why, batch)
     state.walk.finished = True
@@ -147,12 +148,17 @@ class _State:
             for epoch in range(1, len(running) + 1)
         )
 
+    def rank(self):
+        """Say what is best of what has a result."""
+        trained = {p.spec: self.results[p.spec] for p in self.walk.proposals if p.spec in self.results}
+        ranked = self.walk.ranked = ranking(self.requirement, trained, self.seed)
+        self.walk.best = ranked[0] if ranked else None
+
     def close(self, why, batch):
         """Take a finished round's results in."""
         former = self.walk.best
-        proposed = {p.spec: self.results[p.spec] for p in self.walk.proposals}
-        ranked = self.walk.ranked = ranking(self.requirement, proposed, self.seed)
-        best = self.walk.best = ranked[0] if ranked else None
+        self.rank()
+        best = self.walk.best
         trained = ", ".join(f"{p.spec.name} {self.told(p.spec)}" for p in batch)
         outcome = "nothing finished" if best is None else "none is better"
         if best != former:

@@ -344,8 +344,12 @@ def test_with_a_floor_the_best_trial_is_the_answer_and_not_the_most_accurate_one
     assert [walked._spec(t) for t in (first, *others)] == walked.walk().ranked
 
 
-def test_max_trials_is_kept(tmp_path):
-    assert len(run_to_the_end(make(tmp_path, max_trials=4))) == 4
+def test_max_trials_is_kept_and_the_best_of_them_is_the_answer(tmp_path):
+    for most in (1, 4, 6):  # within a round or at its end
+        walked = make(tmp_path / str(most), max_trials=most)
+        specs = run_to_the_end(walked)
+        assert len(specs) == most
+        assert walked.walk().best == max(specs, key=formula) == walked._spec(walked.get_best_trials()[0])
 
 
 def test_stock_oracles_search_the_same_space():
