@@ -240,10 +240,17 @@ def _mixed_start(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
     """The coarsest net that fits of those with one stage at another level: budgets of two kinds can leave no other."""
     budget = state.requirement.limits.get("macs", math.inf)
     specs = sorted((s for s in _mixed(state.space) if macs(s) <= budget), key=lambda s: (-macs(s), state.chance(s)))
-    for spec in specs[:: math.ceil(len(specs) / LOOKS) or 1]:
+    step, misses = math.ceil(len(specs) / LOOKS), 0
+    for spec in (spec for first in range(step) for spec in specs[first::step]):
         if state.fits(spec):
+            misses = 0
             why = "no uniform level fits; the coarsest found that does, one stage at another level"
             yield "where no uniform level fits", state.batch([(spec, why, None)])
+            if state.walk.best is not None:  # else its training failed
+                return
+        else:
+            misses += 1
+        if misses == LOOKS:
             return
 
 

@@ -178,6 +178,10 @@ def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
         state = step()
     assert set(results) <= set(fitting)
     assert formula(state.best) >= max(map(formula, fitting)) - 0.003
+    failed = {start.spec: Result(None)}
+    (another,) = walk(SPACE, Requirement(max_macs=budget), failed, excess=excess).pending
+    assert another.spec in fitting
+    assert another.spec != start.spec
     nothing = walk(SPACE, Requirement(max_macs=budget), {}, excess=lambda spec: asked.append(spec) or "over")
     assert nothing.finished
     assert not nothing.proposals
