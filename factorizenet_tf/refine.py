@@ -99,7 +99,8 @@ def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[Model
     running = list(itertools.accumulate(top.curve, max))
     for spec, result in results.items():
         if result.pruned and result.curve and running:
-            behind = running[-1] - after(running, len(result.curve), max(result.curve))
+            epoch = min(len(result.curve), len(running))  # the best's own training may have been stopped early
+            behind = running[-1] - after(running, epoch, max(result.curve[:epoch]))
             found[spec] = 100 * (top.accuracy - behind)
         elif result.accuracy is not None and not result.pruned:
             found[spec] = 100 * result.accuracy

@@ -284,6 +284,8 @@ def test_a_training_given_up_tells_how_far_behind_it_was():
     untold, near, far = (stage_effects(SPACE, found, best)[0][0] for found in (results, near, far))
     assert far < near - 0.5
     assert stage_effects(SPACE, results | {SPACE.net((0, 5, 5)): Result(None)}, best)[0][0] == untold
+    longer = results | {regular: Result(0.2, (0.1, 0.1, 0.2), pruned=True)}  # than the best's, which had enough
+    assert stage_effects(SPACE, longer, best)[0][0] < near
 
 
 def test_ten_thousand_nets_are_a_space_too():
