@@ -213,7 +213,8 @@ def _summary(oracle, walk, rows, reached):
         )
         lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
         for stage, changes in enumerate(stage_effects(oracle.space, oracle.results(), walk.best), 1):
-            told = ", ".join(f"{change:+.1f}" if change else "it is here" for change in changes)
+            here = walk.best.levels[stage - 1]
+            told = ", ".join("it is here" if k == here else f"{change:+.1f}" for k, change in enumerate(changes))
             lines.append(f"  stage {stage}, level 0 to {len(changes) - 1}: {told}")
     return "\n".join(lines)
 

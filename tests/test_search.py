@@ -80,6 +80,15 @@ def test_again_it_gives_the_same_and_trains_nothing(digits, tmp_path, fake):
     assert len(fake.calls) == len(set(fake.calls))
 
 
+def test_one_training_alone_is_an_answer_and_its_own_level_is_told_from_others(digits, tmp_path, fake):
+    requirement = Requirement(max_macs=100_000)
+    found = search(SPEC, digits, requirement, out=tmp_path / "out", max_trials=1, verbose=False)
+    assert found.best == fake.calls[0]
+    first, second = found.summary.splitlines()[-2:]  # nothing tells one level from another yet
+    assert first == "  stage 1, level 0 to 3: +0.0, it is here, +0.0, +0.0"
+    assert second == "  stage 2, level 0 to 4: +0.0, it is here, +0.0, +0.0, +0.0"
+
+
 def test_the_frontier_has_the_nets_that_none_beats_with_fewer_macs():
     def row(name, count, accuracy, status="trained"):
         return {"name": name, "macs": count, "a": accuracy, "status": status}
