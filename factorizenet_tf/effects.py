@@ -135,13 +135,19 @@ class Effects:
         Args:
             accuracies: percent, by place; at least one.
         """
-        trained = list(accuracies)
-        values = np.array([accuracies[place] for place in trained])
-        known = np.stack([self.column(place) for place in trained])
-        inverse = np.linalg.inv(known[:, trained] + NOISE**2 * np.eye(len(trained)))
-        mean = values.mean() + known.T @ (inverse @ (values - values.mean()))
+        mean, known, inverse = self._solved(accuracies)
         explained = np.einsum("ij,ij->j", known, inverse @ known)
         return Estimate(mean, _root(self._variance - explained), self, known, inverse)
+
+    def mean(self, values: Mapping[int, float]) -> np.ndarray:
+        """The mean alone, which takes far less time: of any figure that is nearly a sum of effects, as costs are."""
+        return self._solved(values)[0]
+
+    def _solved(self, of):
+        places, values = list(of), np.array(list(of.values()))
+        known = np.stack([self.column(place) for place in places])
+        inverse = np.linalg.inv(known[:, places] + NOISE**2 * np.eye(len(places)))
+        return values.mean() + known.T @ (inverse @ (values - values.mean())), known, inverse
 
 
 def _root(variance):

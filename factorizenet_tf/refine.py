@@ -48,31 +48,30 @@ def promising(state) -> list[tuple[ModelSpec, str, ModelSpec | None]]:
         (spec, state.results[spec]) for spec in sorted(state.proposed, key=lambda spec: (spec.width, spec.levels))
     )
     if key not in state.memory:
-        before = set(state.over)
-        found = _chosen(state)
-        state.memory[key] = found, state.over - before
+        before = len(state.over)
+        found = _chosen(state, dict(key))
+        state.memory[key] = found, list(state.over)[before:]
     found, over = state.memory[key]
     for spec in over:
         state.fits(spec)  # which keeps the reason
     return found
 
 
-def _chosen(state):
+def _chosen(state, results):
     nets, effects = _model(state.space, state.memory)
-    results = {spec: state.results[spec] for spec in state.proposed}
     known = _percent(results, state.walk.best)
     estimate = effects.estimate({nets.place(spec): value for spec, value in known.items()})
     limit = state.requirement.limits.get("macs", math.inf)
     left = (nets.macs <= limit) & (nets.macs < state.ceiling())
-    for spec in state.proposed | state.over:
+    for spec in state.proposed | state.over.keys():
         left[nets.place(spec)] = False
-    fitting = {nets.place(spec): 1 for spec in state.proposed}
+    fitting = {nets.place(spec): 1 for spec in results}
     measured = {nets.place(spec): -1 for spec in state.over if macs(spec) <= limit}
     found, looks = [], 0
     while left.any() and len(found) < ROUND and looks < LOOKS:
         promise = np.where(left, _promise(state, nets, estimate), -np.inf)
         if measured:  # what costs probably too much comes last: costs are nearly sums over stages, too
-            promise -= 1000 * (effects.estimate(fitting | measured).mean < 0)
+            promise -= 1000 * (effects.mean(fitting | measured) < 0)
         place = _most(state, nets, promise)
         left[place] = False
         spec = nets.net(place)

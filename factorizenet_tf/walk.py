@@ -100,7 +100,7 @@ class _State:
     seed: int
     memory: dict
     proposed: set = field(default_factory=set)
-    over: set = field(default_factory=set)
+    over: dict = field(default_factory=dict)  # nets, in the order in which they were looked at
     round: int = 0
 
     def chance(self, spec) -> int:
@@ -122,7 +122,7 @@ class _State:
             return False
         reason = self.excess(spec)
         if reason is not None:
-            self.over.add(spec)
+            self.over[spec] = None
             self.walk.rejected.setdefault(spec, reason)
         return reason is None
 

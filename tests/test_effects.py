@@ -49,6 +49,7 @@ def test_what_was_trained_is_expected_again_and_told_of_its_like(nets, effects, 
 def test_one_result_lifts_nets_of_its_level_more_than_others(nets, effects):
     low, high = (nets.place(SPACE.net(levels, 8)) for levels in ((4, 4, 4), (0, 4, 4)))
     estimate = effects.estimate({low: 60.0, high: 64.0})
+    np.testing.assert_array_equal(estimate.mean, effects.mean({low: 60.0, high: 64.0}))
     alike, other = (nets.place(SPACE.net(levels, 8)) for levels in ((0, 1, 2), (4, 1, 2)))
     assert estimate.mean[alike] > estimate.mean[other] + 1
 

@@ -110,6 +110,21 @@ def test_every_order_of_completion_walks_the_same_way():
     assert len(orders) > 5
 
 
+def test_what_is_kept_between_calls_changes_nothing_not_even_the_order_of_what_was_rejected():
+    requirement = Requirement(max_latency_ms=1.0)
+
+    def excess(spec):
+        return "over budget" if sum(spec.levels) % 3 else None
+
+    memory, results, state = {}, {}, None
+    while state is None or state.pending:
+        results |= {} if state is None else {state.pending[0].spec: Result(formula(state.pending[0].spec))}
+        state, anew = (walk(SPACE, requirement, results, excess=excess, memory=kept) for kept in (memory, None))
+        assert state == anew
+        assert list(state.rejected) == list(anew.rejected)
+    assert len(state.rejected) > 20
+
+
 def test_a_seed_decides_ties_and_nothing_else_and_zero_is_a_seed():
     flat = [run(BUDGET, accuracy=lambda spec: 0.5, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
     assert flat[0] == flat[1]
