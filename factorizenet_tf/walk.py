@@ -1,9 +1,10 @@
 """The walk: which nets to train for a requirement, in which order, and why. Data and functions, no TensorFlow.
 
 It goes up the uniform levels, coarse to fine, over those that fit; looks at each stage alone, as coarse as the budget
-allows with the others at the last level; then refines greedily: in each round the nets that promise most by the effects
-of levels in stages, estimated from all that was trained (`refine`, `effects`). Nets are proposed in rounds. What is in a round depends on the results of the rounds before it and on nothing else, so any number of workers
-that end in any order walk the same way, and a walk is resumed from its results alone.
+allows with the others at the last level; then refines: in each round the nets that promise most by the effects of levels
+in stages, estimated from all that was trained (`refine`, `effects`), the uncertain ones of equal mean first. Nets are
+proposed in rounds. What is in a round depends on the results of the rounds before it and on nothing else, so any number
+of workers that end in any order walk the same way, and a walk is resumed from its results alone.
 
 Source: the strategy of arXiv 2011.14586 as we understand its abstract; the rules are our choice.
 """
@@ -44,12 +45,14 @@ def walk(
         space, requirement: what is asked for.
         results: of nets trained so far; others are ignored.
         excess: why a net is over a budget, or None where it fits.
-        patience: rounds of refinement without a better net after which the walk ends.
+        patience: rounds of refinement without a better net after which the walk ends; it ends before where a round
+            has no net, everything being trained or as many nets as are looked at for one over a measured budget.
         seed: decides between nets of equal cost; the same seed walks the same way.
-        memory: kept between calls for the same space and budgets it saves their time; what is found is the same.
+        memory: kept between calls that differ in their results alone it saves their time; what is found is the same.
 
     Returns:
-        The walk, its `pending` the nets to train next.
+        The walk, its `pending` the nets to train next. All nets of a space are held at once: seven stages, half a
+        million nets, take 0.5 GB.
     """
     state = _State(Walk(), space, requirement, results, excess, patience, seed, {} if memory is None else memory)
     for why, batch in _batches(state):
