@@ -145,6 +145,41 @@ def test_with_a_floor_it_finds_few_macs_that_reach_it():
         assert len(results) <= 45
 
 
+def refinements(state):
+    rounds = {}
+    for proposal in state.proposals:
+        if "expected" in proposal.reason:
+            rounds.setdefault(proposal.round, []).append(proposal.spec.levels)
+    return list(rounds.values())
+
+
+def test_a_round_has_three_nets_unlike_each_other_and_patience_counts_from_the_last_better_one():
+    flat = refinements(run(BUDGET, accuracy=lambda spec: 0.5, patience=3)[0])
+    assert [len(nets) for nets in flat] == [3, 3, 3]  # none is better than the last level, which has fewest MACs
+    for nets in flat:
+        assert all(sum(a != b for a, b in zip(*pair)) > 1 for pair in itertools.combinations(nets, 2))
+    state, _ = run(BUDGET, patience=2)
+    (last,) = (i for i, step in enumerate(state.steps) if i > 2 and "best is" in step)  # the first three do not refine
+    assert len(state.steps) == last + 1 + 2
+
+
+def test_few_nets_are_looked_at_for_a_round_and_where_none_fits_the_walk_ends():
+    fitting, looked, results = {*SPACE.uniform(8)}, set(), {}
+
+    def step():
+        return walk(
+            SPACE,
+            Requirement(max_latency_ms=1.0),
+            results,
+            excess=lambda spec: looked.add(spec) or (None if spec in fitting else "over budget"),
+        )
+
+    while pending := step().pending:
+        results |= {p.spec: Result(formula(p.spec)) for p in pending}
+    alone = {(a, b, c) for a, b, c in (net.levels for net in looked) if [a == 4, b == 5, c == 5].count(True) >= 2}
+    assert len(looked) <= len(fitting) + len(alone) + 24 < len(list(SPACE.nets())) / 2
+
+
 def test_once_the_floor_is_reached_nothing_with_more_macs_is_trained():
     state, _ = run(Requirement(min_accuracy=0.86), patience=5)
     best = []
