@@ -15,6 +15,7 @@ from ._keras_tuner import Trial, TrialStatus, keras_tuner
 from .files import remove_asides, write_text
 from .measured_costs import MeasuredCosts
 from .proposal import Proposal, Result, Walk
+from .refine import model
 from .requirement import COSTS, Requirement
 from .space import Space, check_budget, macs
 from .spec import ModelSpec
@@ -24,6 +25,7 @@ from .walk import ranking, walk
 __all__ = ["FactorizationOracle", "identity_of"]
 
 ORACLE_FILE = "oracle.json"
+NETS_MOST = 1_000_000
 DEAD_SECONDS = 60.0  # a worker that is silent for so long is taken for dead
 
 
@@ -50,7 +52,8 @@ class FactorizationOracle(keras_tuner.Oracle):
         dead_seconds: silence after which a worker's trial is given to another.
 
     Raises:
-        ValueError: nothing is required, a budget is below the smallest net (named), or an argument is out of range.
+        ValueError: nothing is required, a budget is below the smallest net (named), there are more than a million
+            nets, or an argument is out of range.
     """
 
     def __init__(
@@ -89,6 +92,10 @@ class FactorizationOracle(keras_tuner.Oracle):
             raise ValueError(
                 f"the objective {objective.name!r} has direction {objective.direction!r}; the walk needs max"
             )
+        if self.space.count() > NETS_MOST:
+            raise ValueError(
+                f"these stages and widths make {self.space.count():,} nets; at most {NETS_MOST:,} can be held, use fewer"
+            )
         check_budget(self.space, self.requirement)
         super().__init__(
             objective=objective,
@@ -104,6 +111,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.verbose = 0
         self._seen: dict[str, float] = {}  # trial id or tuner id -> when it was last heard of
         self._memory: dict = {}
+        model(self.space, self._memory)  # so that no proposal waits for it
         self._reasons: dict[ModelSpec, str | None] = {}
         self.defers = False  # whether `measure_wanted` is called, rather than measuring within a proposal
         self._wanted: ModelSpec | None = None
@@ -119,6 +127,7 @@ class FactorizationOracle(keras_tuner.Oracle):
             excess=self._excess,
             patience=self.patience,
             seed=self.seed,
+            most=self.max_trials,
             memory=self._memory,
         )
 

@@ -13,7 +13,7 @@ from .proposal import Result, after
 from .space import Space, macs
 from .spec import ModelSpec
 
-__all__ = ["nearest", "promising", "stage_effects"]
+__all__ = ["model", "nearest", "promising", "stage_effects"]
 
 ROUND = 3  # nets a round
 LOOKS = 24  # nets over budget that are looked at for a round; each may be a measurement of seconds
@@ -29,7 +29,7 @@ def stage_effects(space: Space, results: Mapping[ModelSpec, Result], origin: Mod
     Returns:
         For each stage a number for each level, in points; 0 at the origin's own.
     """
-    nets, effects = _model(space, {})
+    nets, effects = model(space, {})
     estimate = effects.estimate({nets.place(spec): value for spec, value in _percent(results, origin).items()})
     expected = estimate.mean - estimate.mean[nets.place(origin)]
     last = space.uniform(origin.width)[-1].levels
@@ -58,7 +58,7 @@ def promising(state) -> list[tuple[ModelSpec, str, ModelSpec | None]]:
 
 
 def _chosen(state, results):
-    nets, effects = _model(state.space, state.memory)
+    nets, effects = model(state.space, state.memory)
     known = _percent(results, state.walk.best)
     estimate = effects.estimate({nets.place(spec): value for spec, value in known.items()})
     limit = state.requirement.limits.get("macs", math.inf)
@@ -85,7 +85,8 @@ def _chosen(state, results):
     return found
 
 
-def _model(space: Space, memory: dict) -> tuple[Candidates, Effects]:
+def model(space: Space, memory: dict) -> tuple[Candidates, Effects]:
+    """The nets of a space as arrays and what estimates their accuracy, made once and kept in `memory`."""
     if space not in memory:
         nets = Candidates(space)
         memory[space] = nets, Effects(nets, space.widths)

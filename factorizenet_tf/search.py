@@ -197,7 +197,7 @@ def _required(requirement):
 
 def _summary(oracle, walk, rows, reached):
     counts = {status: sum(row["status"] == status for row in rows) for status in ("trained", "given up", "failed")}
-    total = sum(1 for _ in oracle.space.nets())
+    total = oracle.space.count()
     lines = [f"required: {_required(oracle.requirement)}"]
     lines += walk.steps
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)

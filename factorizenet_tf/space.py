@@ -42,6 +42,10 @@ class Space:
             for levels in itertools.product(*(range(k + 1) for k in last)):
                 yield self.net(levels, width)
 
+    def count(self) -> int:
+        """How many nets there are."""
+        return sum(math.prod(k + 1 for k in self.uniform(width)[-1].levels) for width in self.widths)
+
     def smallest(self) -> ModelSpec:
         """The net with the fewest MACs: the last level of the least width."""
         return self.uniform(min(self.widths))[-1]

@@ -37,6 +37,7 @@ def walk(
     excess: Callable[[ModelSpec], str | None],
     patience: int = 3,
     seed: int = 0,
+    most: int | None = None,
     memory: dict | None = None,
 ) -> Walk:
     """Walk from the start over the results that there are.
@@ -48,11 +49,12 @@ def walk(
         patience: rounds of refinement without a better net after which the walk ends; it ends before where a round
             has no net, everything being trained or as many nets as are looked at for one over a measured budget.
         seed: decides between nets of equal cost; the same seed walks the same way.
+        most: nets to propose; once so many have results no further round is thought of. None: no limit.
         memory: kept between calls that differ in their results alone it saves their time; what is found is the same.
 
     Returns:
-        The walk, its `pending` the nets to train next. All nets of a space are held at once: seven stages, half a
-        million nets, take 0.5 GB.
+        The walk, its `pending` the nets to train next. All nets of a space are held at once: half a million take
+        0.5 GB.
     """
     state = _State(Walk(), space, requirement, results, excess, patience, seed, {} if memory is None else memory)
     for why, batch in _batches(state):
@@ -67,6 +69,8 @@ def walk(
             state.rank()  # the last round may stay as it is: max_trials
             return state.walk
         state.close(why, batch)
+        if most is not None and len(state.walk.proposals) >= most:
+            break
     state.walk.finished = True
     return state.walk
 

@@ -185,6 +185,36 @@ def test_measured_costs_decide_and_are_taken_once_a_net(tmp_path, monkeypatch):
     assert len(measured) == before
 
 
+def test_after_the_last_trial_nothing_is_measured_for_a_round_that_never_comes(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(spec, wanted, labels=None):
+        measured.append(spec)
+        return {"latency_ms": 0.1}
+
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    first = len([p for p in run_to_the_end_of(tmp_path / "whole", max_latency_ms=0.2).proposals if p.round == 1])
+    measured.clear()
+    ended = run_to_the_end_of(tmp_path / "ended", max_latency_ms=0.2, max_trials=first)
+    assert len(ended.proposals) == first
+    assert ended.best is not None
+    assert set(measured) == set(SPACE.uniform(8)) - {
+        SPACE.net(k) for k in range(3)
+    }  # the first round's, under the MACs
+
+
+def run_to_the_end_of(folder, **options):
+    walked = make(folder, **options)
+    run_to_the_end(walked)
+    return walked.walk()
+
+
+def test_more_nets_than_can_be_held_are_refused():
+    stages = ((1, 1),) * 9
+    with pytest.raises(ValueError, match=r"make [\d,]{9,} nets; at most 1,000,000 can be held, use fewer"):
+        FactorizationOracle(fnet.ModelSpec(0, stages=stages), max_macs=10**9)
+
+
 def test_a_proposal_that_waits_for_a_measurement_is_idle_and_the_walk_the_same(tmp_path, monkeypatch):
     measured = []
 
