@@ -292,6 +292,14 @@ def test_a_floor_spares_nets_that_are_worse_than_the_best_and_good_enough():
     assert threshold[-1] == pytest.approx(0.9 - 0.3 - 0.02, abs=1e-4)
 
 
+def test_no_training_is_given_up_in_its_first_half():
+    results = {spec: Result(0.8, (0.3, 0.6, 0.7, 0.8)) for spec in SPACE.uniform(8)[:2]}
+    state = walk(SPACE, Requirement(max_macs=10**7), results, excess=lambda spec: None)
+    (threshold,) = {p.threshold for p in state.pending}
+    assert threshold[:2] == (0, 0)
+    assert 0.5 < threshold[2] < 0.7
+
+
 def test_requirements_out_of_range_are_refused():
     with pytest.raises(ValueError, match="nothing is required; give at least one of max_macs"):
         Requirement()
