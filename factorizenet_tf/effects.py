@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .cost import count_macs
+from .space import Space, macs
 from .spec import ModelSpec
 
 __all__ = ["Candidates", "Effects", "Estimate"]
@@ -38,7 +38,7 @@ class Candidates:
         macs: int64 (n,). MACs are a sum over stages, so few nets are counted.
     """
 
-    def __init__(self, space):
+    def __init__(self, space: Space):
         self._space = space
         self._shapes = [tuple(k + 1 for k in space.uniform(width)[-1].levels) for width in space.widths]
         counts = [int(np.prod(shape)) for shape in self._shapes]
@@ -46,11 +46,11 @@ class Candidates:
         levels, costs = [], []
         for width, shape in zip(space.widths, self._shapes):
             some = np.indices(shape).reshape(len(shape), -1).T
-            regular = count_macs(space.net(0, width))
-            cost = np.full(len(some), regular)
+            regular = space.net(0, width)
+            cost = np.full(len(some), macs(regular))
             for stage, number in enumerate(shape):
-                alone = [space.net(tuple(k * (i == stage) for i in range(len(shape))), width) for k in range(number)]
-                cost += np.array([count_macs(net) - regular for net in alone])[some[:, stage]]
+                alone = [macs(space.changed(regular, stage, level)) for level in range(number)]
+                cost += (np.array(alone) - macs(regular))[some[:, stage]]
             levels.append(some)
             costs.append(cost)
         self.levels, self.macs = np.concatenate(levels), np.concatenate(costs)

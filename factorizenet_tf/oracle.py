@@ -15,7 +15,7 @@ from ._keras_tuner import Trial, TrialStatus, keras_tuner
 from .files import remove_asides, write_text
 from .measured_costs import MeasuredCosts
 from .proposal import Proposal, Result, Walk
-from .refine import model
+from .refine import model, stage_effects
 from .requirement import COSTS, Requirement
 from .space import Space, check_budget, macs
 from .spec import ModelSpec
@@ -130,6 +130,10 @@ class FactorizationOracle(keras_tuner.Oracle):
             most=self.max_trials,
             memory=self._memory,
         )
+
+    def stage_effects(self) -> list[list[float]]:
+        """How another level in one stage alone would change the best net's accuracy, in points (`refine.stage_effects`)."""
+        return stage_effects(self.space, self.results(), self.walk().best, self._memory)
 
     def results(self) -> dict[ModelSpec, Result]:
         """What came of each net whose trial has ended."""

@@ -13,32 +13,31 @@ from .proposal import Result, after
 from .space import Space, macs
 from .spec import ModelSpec
 
-__all__ = ["model", "nearest", "promising", "stage_effects"]
+__all__ = ["LOOKS", "model", "nearest", "promising", "stage_effects"]
 
 ROUND = 3  # nets a round
-LOOKS = 24  # nets over budget that are looked at for a round; each may be a measurement of seconds
+LOOKS = 24  # nets over budget that are looked at for a round or a start; each may be a measurement of seconds
 
 
-def stage_effects(space: Space, results: Mapping[ModelSpec, Result], origin: ModelSpec) -> list[list[float]]:
+def stage_effects(
+    space: Space, results: Mapping[ModelSpec, Result], origin: ModelSpec, memory: dict | None = None
+) -> list[list[float]]:
     """How accuracy would change were one stage of a net at another level, as all results together suggest.
 
     Args:
         space, results: of the walk.
         origin: the net; it has an accuracy.
+        memory: the walk's, which saves time.
 
     Returns:
         For each stage a number for each level, in points; 0 at the origin's own.
     """
-    nets, effects = model(space, {})
+    nets, effects = model(space, {} if memory is None else memory)
     estimate = effects.estimate({nets.place(spec): value for spec, value in _percent(results, origin).items()})
     expected = estimate.mean - estimate.mean[nets.place(origin)]
-    last = space.uniform(origin.width)[-1].levels
     return [
-        [
-            float(expected[nets.place(space.net((*origin.levels[:i], k, *origin.levels[i + 1 :]), origin.width))])
-            for k in range(last[i] + 1)
-        ]
-        for i in range(len(last))
+        [float(expected[nets.place(space.changed(origin, stage, level))]) for level in range(last + 1)]
+        for stage, last in enumerate(space.uniform(origin.width)[-1].levels)
     ]
 
 
@@ -80,7 +79,8 @@ def _chosen(state, results):
             looks += 1
             continue
         fitting[place] = 1
-        found.append((spec, _reason(state, spec, estimate, place), nearest(state, spec)))
+        parent = nearest(state, spec)
+        found.append((spec, _reason(spec, parent, estimate, place), parent))
         estimate.suppose(place)
     return found
 
@@ -130,9 +130,8 @@ def nearest(state, spec) -> ModelSpec | None:
     return min(alike, key=lambda other: sum(a != b for a, b in zip(other.levels, spec.levels)), default=None)
 
 
-def _reason(state, spec, estimate: Estimate, place: int) -> str:
+def _reason(spec: ModelSpec, parent: ModelSpec | None, estimate: Estimate, place: int) -> str:
     expected = f"{estimate.mean[place]:.1f} % expected, give or take {estimate.deviation[place]:.1f}"
-    parent = nearest(state, spec)
     if parent is None:
         return f"width {spec.width}: {expected}"
     stages = [

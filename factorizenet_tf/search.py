@@ -15,7 +15,6 @@ from .gates import refusals
 from .oracle import FactorizationOracle
 from .pareto import pareto_front
 from .recipe import Recipe
-from .refine import stage_effects
 from .requirement import Requirement
 from .run import load_run
 from .search_arguments import OBJECTIVES
@@ -212,7 +211,7 @@ def _summary(oracle, walk, rows, reached):
             f"{row['macs']:,} MACs, {row['size_bytes']:,.0f} bytes ({row['reason']})"
         )
         lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
-        for stage, changes in enumerate(stage_effects(oracle.space, oracle.results(), walk.best), 1):
+        for stage, changes in enumerate(oracle.stage_effects(), 1):
             here = walk.best.levels[stage - 1]
             told = ", ".join("it is here" if k == here else f"{change:+.1f}" for k, change in enumerate(changes))
             lines.append(f"  stage {stage}, level 0 to {len(changes) - 1}: {told}")

@@ -42,6 +42,10 @@ class Space:
             for levels in itertools.product(*(range(k + 1) for k in last)):
                 yield self.net(levels, width)
 
+    def changed(self, net: ModelSpec, stage: int, level: int) -> ModelSpec:
+        """A net with another level in one stage, counted from 0."""
+        return self.net((*net.levels[:stage], level, *net.levels[stage + 1 :]), net.width)
+
     def count(self) -> int:
         """How many nets there are."""
         return sum(math.prod(k + 1 for k in self.uniform(width)[-1].levels) for width in self.widths)

@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .proposal import Proposal, Result, Walk, before
-from .refine import nearest, promising
+from .refine import LOOKS, nearest, promising
 from .requirement import Requirement
 from .space import Space, macs
 from .spec import ModelSpec
 
 __all__ = ["ranking", "walk"]
 
-LOOKS = 24  # nets whose costs are looked at where no uniform level fits; each may be a measurement of seconds
 CLIMB = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
 
 
@@ -206,10 +205,10 @@ def _batches(state: _State) -> Iterator[tuple[str, list[Proposal]]]:
 def _alone(state: _State) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
     """For each stage the net that has it as coarse as fits, the others at the last level."""
     width = state.walk.best.width
-    last = state.space.uniform(width)[-1].levels
-    for stage in range(len(last)):
-        for level in range(last[stage]):
-            spec = state.space.net(tuple(level if i == stage else k for i, k in enumerate(last)), width)
+    finest = state.space.uniform(width)[-1]
+    for stage, last in enumerate(finest.levels):
+        for level in range(last):
+            spec = state.space.changed(finest, stage, level)
             if state.fits(spec):
                 yield spec, f"stage {stage + 1} as coarse as fits, the others at the last level", nearest(state, spec)
                 break
@@ -267,9 +266,9 @@ def _mixed(space: Space) -> list[ModelSpec]:
     found = {}
     for width in space.widths:
         uniform = space.uniform(width)
-        for origin, stage in itertools.product(uniform, range(len(space.spec.stages))):
-            for level in range(uniform[-1].levels[stage] + 1):
-                spec = space.net(tuple(level if i == stage else k for i, k in enumerate(origin.levels)), width)
+        for origin, (stage, last) in itertools.product(uniform, enumerate(uniform[-1].levels)):
+            for level in range(last + 1):
+                spec = space.changed(origin, stage, level)
                 if spec not in uniform:
                     found[spec] = None
     return list(found)

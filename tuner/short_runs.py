@@ -24,6 +24,7 @@ VARIANTS = {
     "resnet8": (fnet.baselines.ResNet8(), {}, "the rival"),
     "resnet8-cutout": (fnet.baselines.ResNet8(), {"cutout": 0.25}, "the rival"),
     "l2": (fnet.ModelSpec(2), {}, "no sum: kept"),
+    "l6": (fnet.ModelSpec(6), {}, "no sum: kept"),
     "l6-x1.5": (fnet.ModelSpec(6, width=24), {}, "no sum: kept"),
     "l6-x1.5-cutout": (fnet.ModelSpec(6, width=24), {"cutout": 0.25}, "no sum: kept"),
 }
