@@ -10,6 +10,7 @@ from .pareto import pareto_front
 
 __all__ = ["accuracy_against_macs", "frontier", "replay_costs", "search_frontier"]
 
+MAX_NAMES = 30  # points that are named before names hide points
 STYLES = {
     "float": ("C0", "o-"),
     "ptq_per_tensor": ("C3", "v:"),
@@ -31,7 +32,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, LogLocator = _matplotlib()  # noqa: N806 (classes)
+    Figure, _ = _matplotlib()  # noqa: N806 (a class)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     macs = [row["macs"] / 1e6 for row in rows]
@@ -49,10 +50,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
         axes.annotate(
             str(row["level"]), (x, 100 * lowest), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=8
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+    _macs_axis(axes, macs)
     axes.set(xlabel="M MACs (level of factorization below the points)", ylabel="test accuracy, %", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -72,7 +70,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, LogLocator = _matplotlib()  # noqa: N806 (classes)
+    Figure, _ = _matplotlib()  # noqa: N806 (a class)
     import matplotlib
 
     cards = [card for card in cards if card.precision == "int8"]
@@ -118,10 +116,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
         markersize=13,
         label="not beaten with fewer MACs, by validation accuracy",
     )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+    _macs_axis(axes, [card.macs / 1e6 for card in cards])
     axes.set(xlabel="M MACs", ylabel="test accuracy of the int8 .tflite, %", title=f"{dataset}, int8")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -132,7 +127,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
 def search_frontier(
     rows: Sequence[dict], objective: str, names: Sequence[str], path: str | os.PathLike, *, title: str
 ) -> None:
-    """Write a PNG of a search: each trained net's objective over MACs, the frontier as a line with names.
+    """Write a PNG of a search: each trained net's objective over MACs, coloured by width, and the frontier as a line.
 
     Args:
         rows: of results.csv.
@@ -144,22 +139,45 @@ def search_frontier(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, LogLocator = _matplotlib()  # noqa: N806 (classes)
+    Figure, _ = _matplotlib()  # noqa: N806 (a class)
     trained = [row for row in rows if row["status"] == "trained"]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row["macs"] / 1e6 for row in trained], [100 * row[objective] for row in trained], "C0o", markersize=5)
     front = sorted((row for row in trained if row["name"] in names), key=lambda row: row["macs"])
-    axes.plot([row["macs"] / 1e6 for row in front], [100 * row[objective] for row in front], "k-", linewidth=1)
-    for row in front:
-        place = row["macs"] / 1e6, 100 * row[objective]
-        axes.annotate(f"l{row['level']}", place, textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.set(xlabel="M MACs", ylabel=f"{objective.replace('_', ' ')}, %", title=title)
+    axes.plot(
+        [row["macs"] / 1e6 for row in front],
+        [100 * row[objective] for row in front],
+        "k-",
+        linewidth=1,
+        label="not beaten with fewer MACs",
+    )
+    for width in sorted({row["width"] for row in trained}):
+        of_width = [row for row in trained if row["width"] == width]
+        axes.plot(
+            [row["macs"] / 1e6 for row in of_width],
+            [100 * row[objective] for row in of_width],
+            "o",
+            markersize=5,
+            label=f"width {width}",
+        )
+    for row in trained if len(trained) <= MAX_NAMES else front:
+        is_best = row in front
+        axes.annotate(
+            row["level"],
+            (row["macs"] / 1e6, 100 * row[objective]),
+            textcoords="offset points",
+            xytext=(0, 7 if is_best else -11),
+            ha="center",
+            fontsize=8,
+            color="k" if is_best else "0.45",
+        )
+    axes.margins(0.08)
+    _macs_axis(axes, [row["macs"] / 1e6 for row in trained])
+    axes.set(
+        xlabel="M MACs (levels of the stages at the points)", ylabel=f"{objective.replace('_', ' ')}, %", title=title
+    )
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
 
@@ -177,12 +195,15 @@ def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
     """
     Figure, _ = _matplotlib()  # noqa: N806 (a class)
     budgets = sorted({budget for budget, _ in replays})
-    figure = Figure(figsize=(4.5 * len(budgets), 4), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(budgets), 4.4), layout="constrained")
+    styles = ["-", "--", *["-"] * len(replays)]  # the walk's two lines may be the same
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets):
         for number, (strategy, found) in enumerate((s, f) for (b, s), f in replays.items() if b == budget):
             reached = sorted(one.reached / epochs for one in found if one.reached is not None)
             shares = [100 * (i + 1) / len(found) for i in range(len(reached))]
-            axes.step([0, *reached], [0, *shares], where="post", label=strategy, color=f"C{number}")
+            axes.step(
+                [0, *reached], [0, *shares], where="post", label=strategy, color=f"C{number}", linestyle=styles[number]
+            )
         axes.set(
             title=f"{budget / 1e6:.2f} M MACs",
             xlabel=f"spent, in whole trainings of {epochs} epochs",
@@ -190,9 +211,21 @@ def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
             ylim=(0, 103),
         )
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
+
+
+def _macs_axis(axes, macs):
+    """A logarithmic axis with numbers on it, a linear one where all points are within a factor of 3."""
+    if macs and max(macs) < 3 * min(macs):
+        return
+    _, LogLocator = _matplotlib()  # noqa: N806 (a class)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def _matplotlib():
