@@ -711,7 +711,7 @@ def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_j
     tuned = fnet.load_run(tmp_path / "tuned")
     assert tuned.spec == run.spec
     assert metrics["initial"] == str(run.folder)
-    assert metrics["accuracy"]["test"]["float"] > 0.9  # one epoch from scratch: about 0.2
+    assert metrics["accuracy"]["test"]["float"] > 0.7  # one epoch from scratch: about 0.2
     scratch = ["train", *SMALL, "--level", 1, "--stages", "1x2,2x2", "--epochs", 1, "--qat-epochs", 1]
     assert prints_json(*scratch, "--out", tmp_path / "scratch")["accuracy"]["test"]["float"] < 0.6
     assert "initial.weights is" in fails(*scratch, "--from", run.folder, "--out", tmp_path / "scratch")
