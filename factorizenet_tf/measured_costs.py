@@ -46,9 +46,13 @@ class MeasuredCosts:
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{self._path} is damaged ({error}); delete it to have costs measured again") from None
 
+    def known(self, spec: ModelSpec) -> dict[str, float]:
+        """The costs of a net that were measured already."""
+        return dict(self._costs.get(spec.name, {}))
+
     def has(self, spec: ModelSpec) -> bool:
         """Whether `of` has nothing to measure."""
-        return all(cost in self._costs.get(spec.name, {}) for cost in self._wanted)
+        return all(cost in self.known(spec) for cost in self._wanted)
 
     def of(self, spec: ModelSpec) -> dict[str, float]:
         """The wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
@@ -59,7 +63,7 @@ class MeasuredCosts:
         """
         if not self.has(spec):
             self._read()  # another worker may have measured it
-        known = self._costs.get(spec.name, {})
+        known = self.known(spec)
         missing = [cost for cost in self._wanted if cost not in known]
         if missing:
             known = known | measure(spec, missing, self.labels)
@@ -71,7 +75,10 @@ class MeasuredCosts:
 
 
 def measure(spec: ModelSpec, wanted: Collection[str], labels: tuple[str, ...] | None = None) -> dict[str, float]:
-    """Size, RAM or latency of a net's int8 .tflite with random weights, on which none of them depends.
+    """Size, RAM or latency of a net's int8 .tflite, untrained: the same bytes and RAM as trained.
+
+    Biases are random like weights: the file keeps equal tensors once, so that those of an untrained net, all 0, would
+    take several kB less.
 
     Args:
         spec: the net.
@@ -86,8 +93,13 @@ def measure(spec: ModelSpec, wanted: Collection[str], labels: tuple[str, ...] | 
     from .quantize import quantize_aware
     from .tflite import to_tflite
 
-    images = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *spec.input_shape), np.uint8)
-    content = to_tflite(quantize_aware(build(spec), calibration=images), labels=labels)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (CALIBRATION_IMAGES, *spec.input_shape), np.uint8)
+    model = build(spec)
+    for variable in model.variables:
+        if variable.shape.rank == 1:  # of a BatchNormalization or a bias
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    content = to_tflite(quantize_aware(model, calibration=images), labels=labels)
     costs = {}
     if "size_bytes" in wanted:
         costs["size_bytes"] = len(content)

@@ -15,7 +15,7 @@ from .gates import refusals
 from .oracle import FactorizationOracle
 from .pareto import pareto_front
 from .recipe import Recipe
-from .requirement import Requirement
+from .requirement import MEASURED, Requirement
 from .run import load_run
 from .search_arguments import OBJECTIVES
 from .search_progress import SearchProgress
@@ -25,8 +25,6 @@ from .spec import ModelSpec
 from .trial import REASON, ROUND, result_of
 
 __all__ = ["Found", "frontier_of", "search"]
-
-COSTS = ("size_bytes", "latency_ms", "seconds")
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Found
     """Write results.csv, frontier.png and summary.txt of what a search has found so far."""
     walk = oracle.walk()
     rows = [_trial_row(oracle, trial) for trial in oracle.trials.values()]
-    rows += [_rejected_row(rows[0], spec, reason) for spec, reason in walk.rejected.items() if rows]
+    rows += [_rejected_row(oracle, rows[0], spec, reason) for spec, reason in walk.rejected.items() if rows]
     floor = oracle.requirement.min_accuracy
     accuracies = {row["name"]: row[oracle.objective.name] for row in rows}
     reached = walk.best is not None and (floor is None or accuracies[walk.best.name] >= floor)
@@ -171,11 +169,12 @@ def _trial_row(oracle, trial):
         "round": values.get(ROUND, ""),
         "float_epochs": len(result.curve),
         **{name: metric(name) for name in OBJECTIVES},
-        **{cost: metric(cost) for cost in COSTS},
+        **{cost: oracle.costs.known(spec).get(cost, metric(cost)) for cost in MEASURED},
+        "seconds": metric("seconds"),
     }
 
 
-def _rejected_row(row, spec, reason):
+def _rejected_row(oracle, row, spec, reason):
     known = {
         "name": spec.name,
         "level": ".".join(map(str, spec.levels)),
@@ -183,6 +182,7 @@ def _rejected_row(row, spec, reason):
         "macs": macs(spec),
         "status": "rejected",
         "reason": reason,
+        **oracle.costs.known(spec),
     }
     return {key: known.get(key, "") for key in row}
 
@@ -206,9 +206,12 @@ def _summary(oracle, walk, rows, reached):
     else:
         row = next(row for row in rows if row["name"] == walk.best.name)
         what = "the answer is" if reached else "no net reaches the floor; the best is"
+        costs = [f"{row['macs']:,} MACs", f"{row['size_bytes']:,.0f} bytes"]
+        costs += [f"{row['ram_bytes']:,.0f} bytes of RAM"] if row["ram_bytes"] != "" else []
+        costs += [f"{row['latency_ms']:.3f} ms"] if "latency_ms" in oracle.requirement.limits else []
         lines.append(
             f"{what} {walk.best.name}: {100 * row[oracle.objective.name]:.2f} % {oracle.objective.name}, "
-            f"{row['macs']:,} MACs, {row['size_bytes']:,.0f} bytes ({row['reason']})"
+            f"{', '.join(costs)} ({row['reason']})"
         )
         lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
         for stage, changes in enumerate(oracle.stage_effects(), 1):

@@ -1,0 +1,8 @@
+from factorizenet_tf.measured_costs import measure
+from factorizenet_tf.micro import arena_bytes
+
+
+def test_an_untrained_net_takes_the_bytes_and_the_ram_of_the_trained_one(run, digits):
+    costs = measure(run.spec, ("size_bytes", "ram_bytes"), digits.class_names)
+    content = (run.folder / "model.tflite").read_bytes()
+    assert costs == {"size_bytes": len(content), "ram_bytes": arena_bytes(content)}
