@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 from .files import written_aside
@@ -174,7 +175,9 @@ def search_frontier(
     axes.margins(0.08)
     _macs_axis(axes, [row["macs"] / 1e6 for row in trained])
     axes.set(
-        xlabel="M MACs (levels of the stages at the points)", ylabel=f"{objective.replace('_', ' ')}, %", title=title
+        xlabel="M MACs (levels of the stages at the points)",
+        ylabel=f"{objective.replace('_', ' ')}, %",
+        title=textwrap.fill(title, 72),
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
@@ -218,8 +221,8 @@ def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
 
 
 def _macs_axis(axes, macs):
-    """A logarithmic axis with numbers on it, a linear one where all points are within a factor of 3."""
-    if macs and max(macs) < 3 * min(macs):
+    """A logarithmic axis with numbers on it, a linear one where all points are within a factor of 5."""
+    if macs and max(macs) < 5 * min(macs):
         return
     _, LogLocator = _matplotlib()  # noqa: N806 (a class)
     axes.set_xscale("log")

@@ -75,7 +75,7 @@ class MeasuredCosts:
 
 
 def measure(spec: ModelSpec, wanted: Collection[str], labels: tuple[str, ...] | None = None) -> dict[str, float]:
-    """Size, RAM or latency of a net's int8 .tflite, untrained: the same bytes and RAM as trained.
+    """Size, RAM or latency of a net's int8 .tflite, untrained: the RAM of the trained one, and its bytes to within some 10.
 
     Biases are random like weights: the file keeps equal tensors once, so that those of an untrained net, all 0, would
     take several kB less.

@@ -1,3 +1,5 @@
+import pytest
+
 from factorizenet_tf.measured_costs import measure
 from factorizenet_tf.micro import arena_bytes
 
@@ -5,4 +7,5 @@ from factorizenet_tf.micro import arena_bytes
 def test_an_untrained_net_takes_the_bytes_and_the_ram_of_the_trained_one(run, digits):
     costs = measure(run.spec, ("size_bytes", "ram_bytes"), digits.class_names)
     content = (run.folder / "model.tflite").read_bytes()
-    assert costs == {"size_bytes": len(content), "ram_bytes": arena_bytes(content)}
+    assert costs["size_bytes"] == pytest.approx(len(content), abs=64)  # a kB and more where biases are stored once
+    assert costs["ram_bytes"] == arena_bytes(content)

@@ -2,9 +2,9 @@
 
     python tuner/search.py --dataset digits --size 16 --channels 1 --max-macs 1000000 --out runs/search --publish runs/zoo
 
-On digits it takes less than 10 minutes of 2 cores. On CIFAR-10 under ResNet-8's MACs it takes days of one core:
+On digits it takes less than 10 minutes of 2 cores. On CIFAR-10 under ResNet-8's MACs it takes hours of one core:
 
-    python tuner/search.py --dataset cifar10 --max-macs 12500000 --epochs 15 --qat-epochs 2 --out runs/search-cifar10
+    python tuner/search.py --dataset cifar10 --max-macs 12500000 --epochs 4 --qat-epochs 1 --out runs/search-cifar10
 
 Killed, the same command goes on. Writes results.csv, summary.txt and frontier.png into --out.
 """
