@@ -226,7 +226,7 @@ def _macs_axis(axes, macs):
         return
     _, LogLocator = _matplotlib()  # noqa: N806 (a class)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
 
