@@ -162,15 +162,15 @@ def search_frontier(
             label=f"width {width}",
         )
     for row in trained if len(trained) <= MAX_NAMES else front:
-        is_best = row in front
+        on_front = row in front
         axes.annotate(
             row["level"],
             (row["macs"] / 1e6, 100 * row[objective]),
             textcoords="offset points",
-            xytext=(0, 7 if is_best else -11),
+            xytext=(0, 7 if on_front else -11),
             ha="center",
             fontsize=8,
-            color="k" if is_best else "0.45",
+            color="k" if on_front else "0.45",
         )
     axes.margins(0.08)
     _macs_axis(axes, [row["macs"] / 1e6 for row in trained])
