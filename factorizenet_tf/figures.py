@@ -33,7 +33,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, _ = _matplotlib()  # noqa: N806 (a class)
+    Figure = _figure_class()  # noqa: N806 (a class)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     macs = [row["macs"] / 1e6 for row in rows]
@@ -71,7 +71,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, _ = _matplotlib()  # noqa: N806 (a class)
+    Figure = _figure_class()  # noqa: N806 (a class)
     import matplotlib
 
     cards = [card for card in cards if card.precision == "int8"]
@@ -140,7 +140,7 @@ def search_frontier(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, _ = _matplotlib()  # noqa: N806 (a class)
+    Figure = _figure_class()  # noqa: N806 (a class)
     trained = [row for row in rows if row["status"] == "trained"]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -196,7 +196,7 @@ def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure, _ = _matplotlib()  # noqa: N806 (a class)
+    Figure = _figure_class()  # noqa: N806 (a class)
     budgets = sorted({budget for budget, _ in replays})
     figure = Figure(figsize=(4.5 * len(budgets), 4.4), layout="constrained")
     styles = ["-", "--", *["-"] * len(replays)]  # the walk's two lines may be the same
@@ -224,17 +224,17 @@ def _macs_axis(axes, macs):
     """A logarithmic axis with numbers on it, a linear one where all points are within a factor of 5."""
     if macs and max(macs) < 5 * min(macs):
         return
-    _, LogLocator = _matplotlib()  # noqa: N806 (a class)
+    from matplotlib.ticker import LogLocator
+
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
 
 
-def _matplotlib():
+def _figure_class():
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator
     except ModuleNotFoundError:
         raise ModuleNotFoundError("figures need matplotlib: pip install 'factorizenet_tf[report]'") from None
-    return Figure, LogLocator
+    return Figure

@@ -12,7 +12,7 @@ from .spec import ModelSpec
 
 __all__ = ["COSTS_FILE", "MeasuredCosts", "measure"]
 
-COSTS_FILE = "costs.json"
+COSTS_FILE = "measured_costs.json"
 CALIBRATION_IMAGES = 32
 LATENCY_RUNS = 300
 

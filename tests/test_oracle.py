@@ -144,7 +144,7 @@ def test_damaged_files_are_named_or_their_trial_is_done_again(tmp_path, expected
     (tmp_path / "project" / "oracle.json").write_text('{"half":')
     with pytest.raises(ValueError, match=r"oracle\.json is damaged"):
         make(tmp_path).reload()
-    (tmp_path / "project" / "costs.json").write_text("[")
+    (tmp_path / "project" / measured_costs.COSTS_FILE).write_text("[")
     with pytest.raises(ValueError, match=r"costs\.json is damaged .*delete it"):
         make(tmp_path)
 
