@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .files import written_aside
 from .pareto import pareto_front
 
-__all__ = ["accuracy_against_macs", "frontier", "replay_costs", "search_frontier"]
+__all__ = ["accuracy_against_macs", "figure_class", "frontier", "macs_axis", "replay_costs", "search_frontier"]
 
 MAX_NAMES = 30  # points that are named before names hide points
 STYLES = {
@@ -33,7 +33,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure = _figure_class()  # noqa: N806 (a class)
+    Figure = figure_class()  # noqa: N806 (a class)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     macs = [row["macs"] / 1e6 for row in rows]
@@ -51,7 +51,7 @@ def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, titl
         axes.annotate(
             str(row["level"]), (x, 100 * lowest), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=8
         )
-    _macs_axis(axes, macs)
+    macs_axis(axes, macs)
     axes.set(xlabel="M MACs (level of factorization below the points)", ylabel="test accuracy, %", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -71,7 +71,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure = _figure_class()  # noqa: N806 (a class)
+    Figure = figure_class()  # noqa: N806 (a class)
     import matplotlib
 
     cards = [card for card in cards if card.precision == "int8"]
@@ -117,7 +117,7 @@ def frontier(cards: Sequence, path: str | os.PathLike) -> None:
         markersize=13,
         label="not beaten with fewer MACs, by validation accuracy",
     )
-    _macs_axis(axes, [card.macs / 1e6 for card in cards])
+    macs_axis(axes, [card.macs / 1e6 for card in cards])
     axes.set(xlabel="M MACs", ylabel="test accuracy of the int8 .tflite, %", title=f"{dataset}, int8")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -140,7 +140,7 @@ def search_frontier(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure = _figure_class()  # noqa: N806 (a class)
+    Figure = figure_class()  # noqa: N806 (a class)
     trained = [row for row in rows if row["status"] == "trained"]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -173,7 +173,7 @@ def search_frontier(
             color="k" if on_front else "0.45",
         )
     axes.margins(0.08)
-    _macs_axis(axes, [row["macs"] / 1e6 for row in trained])
+    macs_axis(axes, [row["macs"] / 1e6 for row in trained])
     axes.set(
         xlabel="M MACs (levels of the stages at the points)",
         ylabel=f"{objective.replace('_', ' ')}, %",
@@ -196,7 +196,7 @@ def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure = _figure_class()  # noqa: N806 (a class)
+    Figure = figure_class()  # noqa: N806 (a class)
     budgets = sorted({budget for budget, _ in replays})
     figure = Figure(figsize=(4.5 * len(budgets), 4.4), layout="constrained")
     styles = ["-", "--", *["-"] * len(replays)]  # the walk's two lines may be the same
@@ -220,9 +220,9 @@ def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
         figure.savefig(aside, format="png", dpi=150)
 
 
-def _macs_axis(axes, macs):
+def macs_axis(axes, macs: Sequence[float]) -> None:
     """A logarithmic axis with numbers on it, a linear one where all points are within a factor of 5."""
-    if macs and max(macs) < 5 * min(macs):
+    if len(macs) and max(macs) < 5 * min(macs):
         return
     from matplotlib.ticker import LogLocator
 
@@ -232,7 +232,12 @@ def _macs_axis(axes, macs):
     axes.minorticks_off()
 
 
-def _figure_class():
+def figure_class():
+    """Matplotlib's Figure.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

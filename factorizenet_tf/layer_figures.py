@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .analysis import Analysis
-from .figures import _matplotlib
+from .figures import figure_class, macs_axis
 from .files import written_aside
 
 __all__ = ["write_figures"]
@@ -27,7 +27,7 @@ def write_figures(analysis: Analysis, folder: str | os.PathLike) -> tuple[Path, 
         ModuleNotFoundError: matplotlib is not installed.
         OSError: the folder cannot be written.
     """
-    figure_class, locator = _matplotlib()
+    Figure = figure_class()  # noqa: N806 (a class)
     drawings = {
         "accuracy": _accuracy,
         "channel_precision": _channel_precision,
@@ -39,8 +39,8 @@ def write_figures(analysis: Analysis, folder: str | os.PathLike) -> tuple[Path, 
         drawings["sensitivity"] = _sensitivity
     paths = []
     for name, draw in drawings.items():
-        figure = figure_class(figsize=(8, 4.8), layout="constrained")
-        draw(analysis, figure, locator)
+        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        draw(analysis, figure)
         path = Path(folder) / f"{name}.png"
         with written_aside(path) as aside:
             figure.savefig(aside, format="png", dpi=130, metadata={"Software": None})
@@ -48,7 +48,7 @@ def write_figures(analysis: Analysis, folder: str | os.PathLike) -> tuple[Path, 
     return tuple(paths)
 
 
-def _accuracy(analysis, figure, locator):
+def _accuracy(analysis, figure):
     """All precisions, and beside them those of 8 bits and more, which fewer bits press together."""
     output = analysis.output
     key, label = "accuracy", "accuracy, %"
@@ -59,9 +59,7 @@ def _accuracy(analysis, figure, locator):
     numbers = {precision: number for number, precision in enumerate(output["precision"].unique())}
     for axes, rows, title in zip(panels, (output, wide), ("all precisions", "8 bits and float")):
         _accuracy_lines(axes, analysis, rows, key, numbers)
-        axes.xaxis.set_major_locator(locator(subs=(1, 2, 3, 5, 7)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
+        macs_axis(axes, analysis.nets["macs"])
         if len(panels) > 1:
             axes.set_title(title, fontsize=10)
         _finish(axes, "M MACs", label if axes is panels[0] else "")
@@ -76,11 +74,10 @@ def _accuracy_lines(axes, analysis, output, key, numbers):
     for net, place in macs.items():
         top = 100 * output.loc[output["net"] == net, key].max()
         axes.annotate(_short(net), (place, top), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
-    axes.set_xscale("log")
     axes.margins(y=0.12)
 
 
-def _channel_precision(analysis, figure, _):
+def _channel_precision(analysis, figure):
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, tensor, title in ((left, "folded", "3x3 kernels, folded"), (right, "activations", "their outputs")):
         table = analysis.weights if tensor == "folded" else analysis.activations
@@ -91,7 +88,7 @@ def _channel_precision(analysis, figure, _):
         _finish(axes, "", "average channel precision" if axes is left else "")
 
 
-def _ranges(analysis, figure, _):
+def _ranges(analysis, figure):
     left, right = figure.subplots(1, 2)
     for axes, tensor, title in ((left, "folded", "folded weights"), (right, "activations", "outputs")):
         table = analysis.weights if tensor == "folded" else analysis.activations
@@ -103,7 +100,7 @@ def _ranges(analysis, figure, _):
         _finish(axes, "", "range" if axes is left else "")
 
 
-def _sqnr(analysis, figure, _):
+def _sqnr(analysis, figure):
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, scheme in ((left, "per_channel"), (right, "per_tensor")):
         errors = analysis.errors
@@ -115,7 +112,7 @@ def _sqnr(analysis, figure, _):
         _finish(axes, "", "SQNR, dB" if axes is left else "")
 
 
-def _accumulation(analysis, figure, _):
+def _accumulation(analysis, figure):
     left, right = figure.subplots(1, 2, sharey=True)
     errors = analysis.errors
     errors = errors[errors["kind"] != "input"]
@@ -127,7 +124,7 @@ def _accumulation(analysis, figure, _):
         _finish(axes, "", "SQNR, dB" if axes is left else "")
 
 
-def _sensitivity(analysis, figure, _):
+def _sensitivity(analysis, figure):
     left, right = figure.subplots(1, 2)
     rows = analysis.sensitivity[analysis.sensitivity["layer"].notna()]
     rows = _float(rows)
