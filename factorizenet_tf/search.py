@@ -160,10 +160,7 @@ def _trial_row(oracle, trial):
 
     return {
         "trial": trial.trial_id,
-        "name": spec.name,
-        "level": ".".join(map(str, spec.levels)),
-        "width": spec.width,
-        "macs": macs(spec),
+        **_net_columns(spec),
         "status": status,
         "reason": values.get(REASON, "") + (f": {message}" if message else ""),
         "round": values.get(ROUND, ""),
@@ -175,16 +172,17 @@ def _trial_row(oracle, trial):
 
 
 def _rejected_row(oracle, row, spec, reason):
-    known = {
+    known = {**_net_columns(spec), "status": "rejected", "reason": reason, **oracle.costs.known(spec)}
+    return {key: known.get(key, "") for key in row}
+
+
+def _net_columns(spec):
+    return {
         "name": spec.name,
         "level": ".".join(map(str, spec.levels)),
         "width": spec.width,
         "macs": macs(spec),
-        "status": "rejected",
-        "reason": reason,
-        **oracle.costs.known(spec),
     }
-    return {key: known.get(key, "") for key in row}
 
 
 def _required(requirement):
