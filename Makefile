@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # What TensorFlow's C++ side says at start-up is not this project's output.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help install demo levels test test-slow lint benchmark clean
+.PHONY: help install demo levels test test-slow test-without-onednn lint benchmark clean
 
 help:
 	@echo "make demo       search digits' best net under 1 M MACs, publish it to a local zoo, load it back (runs/search)"
 	@echo "make levels     train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
 	@echo "make test       run the tests"
+	@echo "make test-without-onednn  run the tests of models, quantization and training with oneDNN off"
 	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
 	@echo "make lint       ruff check and format"
 	@echo "make benchmark  print speed and memory ratios"
@@ -31,6 +32,11 @@ levels: install
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# As on macOS, ARM and wherever oneDNN is off: no native gradient for grouped convolutions.
+test-without-onednn: install
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" tests/test_grouped.py tests/test_model.py \
+		tests/test_quantize.py tests/test_tflite.py tests/test_training.py
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -8,8 +8,13 @@ TensorFlow nor pandas; each name below loads what it needs when it is first used
 from __future__ import annotations
 
 import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+# TensorFlow reads it when it is imported, and by itself uses oneDNN only on x86 processors with AVX512-VNNI or AMX. Without
+# oneDNN it has no gradient for grouped convolutions.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 if TYPE_CHECKING:
     from . import baselines, serving, tuner, zoo

@@ -145,7 +145,7 @@ def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> 
         FileExistsError: `folder` is there already.
     """
     from ._keras import tf
-    from .grouped import use_native_kernels
+    from .grouped import inference_kernels
     from .own import load_any
 
     folder, source = Path(folder), Path(source)
@@ -157,13 +157,12 @@ def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> 
         model = load_any(source / "float.h5" if (source / "float.h5").is_file() else source)
     if isinstance(model, Int8Model):
         raise ValueError(f"{source} is a .tflite; a SavedModel is made from a run's folder or its .h5 files")
-    use_native_kernels(model)
     module = tf.Module()
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
     module.predict = tf.function(lambda image: {"logits": model(image, training=False)}, input_signature=[signature])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside, inference_kernels(model):
         tf.saved_model.save(module, str(Path(aside) / "model"), signatures={"serving_default": module.predict})
         shutil.move(Path(aside) / "model", folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -6,23 +6,32 @@ kernel. Replacing the compiled method on a layer object leaves tf_keras and ever
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 
 from ._keras import keras, tf
 
-__all__ = ["has_native_gradient", "in_fewer_groups", "use_native_kernels"]
+__all__ = [
+    "has_native_gradient",
+    "in_fewer_groups",
+    "inference_kernels",
+    "use_native_kernels",
+    "warn_without_native_gradient",
+]
 
 CHANNELS_OF_A_GROUP = 16  # a vector of AVX-512: below it oneDNN's float kernels are slower than with zeros filled in
 
 
 @functools.cache
 def has_native_gradient() -> bool:
-    """Whether TensorFlow can differentiate a grouped convolution here without XLA.
+    """Whether TensorFlow can differentiate a grouped convolution here without XLA, tried once on a tiny tensor.
 
-    On the CPU it can where oneDNN is on (the default on x86 Linux), tried once on a tiny tensor.
+    On the CPU it can where oneDNN is on. TensorFlow switches it on by itself only on x86 processors with AVX512-VNNI or
+    AMX; this package does so on all others, unless TensorFlow was imported first or TF_ENABLE_ONEDNN_OPTS is 0.
     """
     kernel = tf.ones((1, 1, 1, 2))
     try:
@@ -36,24 +45,71 @@ def has_native_gradient() -> bool:
 
 
 def use_native_kernels(model: keras.Model) -> keras.Model:
-    """Have the grouped convolutions of a model run TensorFlow's kernel and not XLA's; gives the model back.
+    """Have the grouped convolutions of a model run TensorFlow's kernels and not XLA's; gives the model back.
 
-    Reaches layers inside quantization wrappers. A copy made from the model's config has the slow path again. Where
-    there is no native gradient, nothing changes and a warning says what that costs.
+    Where there is no native gradient the kernel is made block-dense in the graph: zeros between the groups, about as
+    fast as a regular convolution. Reaches layers inside quantization wrappers. A copy made from the model's config has
+    the slow path again.
     """
-    convolutions = [layer for layer in map(_inner, model.layers) if hasattr(layer, "convolution_op")]
-    grouped = [layer for layer in convolutions if layer.groups > 1]
-    if grouped and not has_native_gradient():
-        warnings.warn(
-            "no native gradient for grouped convolutions (oneDNN is off or absent): they train through XLA, 20 to 100 "
-            "times slower on a CPU; set TF_ENABLE_ONEDNN_OPTS=1 where the platform has it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return model
-    for layer in grouped:
-        layer._jit_compiled_convolution_op = layer.convolution_op
+    convolution = _native if has_native_gradient() else _block_dense
+    for layer in _grouped_layers(model):
+        layer._jit_compiled_convolution_op = functools.partial(convolution, layer)
     return model
+
+
+@contextlib.contextmanager
+def inference_kernels(model: keras.Model) -> Iterator[None]:
+    """Within the block the grouped convolutions of a model run TensorFlow's grouped kernel, gradient or not.
+
+    What is traced here goes into a file, whose convolutions shall have their own groups and bytes.
+    """
+    layers = _grouped_layers(model)
+    before = [vars(layer).get("_jit_compiled_convolution_op") for layer in layers]
+    try:
+        for layer in layers:
+            layer._jit_compiled_convolution_op = functools.partial(_native, layer)
+        yield
+    finally:
+        for layer, convolution in zip(layers, before):
+            if convolution is None:
+                del layer._jit_compiled_convolution_op
+            else:
+                layer._jit_compiled_convolution_op = convolution
+
+
+def warn_without_native_gradient(model: keras.Model) -> None:
+    """Warn, once a process, that a model with grouped convolutions trains slower here than it could."""
+    if _grouped_layers(model) and not has_native_gradient():
+        _warn_once()
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "no native gradient for grouped convolutions (oneDNN is off or absent): they train as regular ones of the same "
+        "size, up to twice as slow; set TF_ENABLE_ONEDNN_OPTS=1 where the platform has it, or import factorizenet_tf before "
+        "tensorflow",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _native(layer, inputs, kernel):
+    return layer.convolution_op(inputs, kernel)
+
+
+def _block_dense(layer, inputs, kernel):
+    channels, filters = kernel.shape[-2:]
+    group_of_channel = np.arange(channels * layer.groups) // channels
+    group_of_filter = np.arange(filters) // (filters // layer.groups)
+    mask = tf.constant(group_of_channel[:, None] == group_of_filter, kernel.dtype)
+    repeats = [1] * (len(kernel.shape) - 2) + [layer.groups, 1]
+    return layer.convolution_op(inputs, tf.tile(kernel, repeats) * mask)
+
+
+def _grouped_layers(model) -> list[keras.layers.Layer]:
+    convolutions = [layer for layer in map(_inner, model.layers) if hasattr(layer, "convolution_op")]
+    return [layer for layer in convolutions if layer.groups > 1]
 
 
 def in_fewer_groups(model: keras.Model) -> keras.Model:

@@ -14,6 +14,7 @@ from .checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_chec
 from .data import Dataset, Split
 from .evaluation import accuracy
 from .files import write_csv
+from .grouped import warn_without_native_gradient
 from .progress import Progress
 from .recipe import Recipe, learning_rate_at
 from .step import make_step
@@ -70,6 +71,7 @@ class Trainer:
             NanLossError: the loss is no longer finite.
             OSError: the folder cannot be written.
         """
+        warn_without_native_gradient(model)
         recipe = self.recipe
         epochs, peak, warmup_epochs = {
             "float": (recipe.epochs, recipe.learning_rate, recipe.warmup_epochs),

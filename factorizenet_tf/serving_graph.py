@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ._keras import keras, tf
 from .augmentation import to_float
-from .grouped import in_fewer_groups, use_native_kernels
+from .grouped import in_fewer_groups, inference_kernels
 
 __all__ = ["serving_module"]
 
@@ -26,7 +26,7 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
     height, width, channels = model.input_shape[1:]
     image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
     module = tf.Module()
-    net = _with_constants(use_native_kernels(in_fewer_groups(model)), image)
+    net = _with_constants(in_fewer_groups(model), image)
 
     def classify(image):
         image = tf.ensure_shape(image, (None, height, width, channels))  # a C++ session takes any shape
@@ -62,4 +62,6 @@ def _with_constants(model, image):
     def logits(image):
         return tf.cast(model(to_float(image), training=False), tf.float32)
 
-    return convert_variables_to_constants_v2(tf.function(logits, input_signature=[image]).get_concrete_function())
+    with inference_kernels(model):
+        function = tf.function(logits, input_signature=[image]).get_concrete_function()
+    return convert_variables_to_constants_v2(function)

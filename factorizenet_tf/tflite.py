@@ -11,6 +11,7 @@ from ._keras import functional_model, keras, tf
 from .augmentation import to_float
 from .data import check_images
 from .flatfile import with_associated_files
+from .grouped import inference_kernels
 from .latency_table import LatencyTable
 from .lowering import check_lower, lower_fastest
 from .quantize import is_quantize_aware
@@ -65,7 +66,8 @@ def to_tflite(
     if labels is not None and len(labels) != model.output_shape[-1]:
         raise ValueError(f"{len(labels)} labels for {model.output_shape[-1]} classes; give one name a class")
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
-    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(signature)
+    with inference_kernels(model):
+        function = tf.function(lambda image: model(image, training=False)).get_concrete_function(signature)
     # The converter saves what it is given: the variables alone take 2 s, the Keras model with its layers' functions 11.
     holder = tf.Module()
     holder.variables_used = model.variables

@@ -1,8 +1,8 @@
+import os
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 import tensorflow as tf
 import tf_keras as keras
 
@@ -20,7 +20,7 @@ def gradients(model, x):
 
 
 def native(layer):
-    return "_jit_compiled_convolution_op" in vars(layer)
+    return "_jit_compiled_convolution_op" in vars(layer)  # whichever kernel stands in for XLA's
 
 
 def test_importing_and_building_leaves_tf_keras_as_it_was():
@@ -70,11 +70,47 @@ def test_no_function_of_ours_must_be_compiled_by_xla():
     assert must_compile(keras.models.clone_model(model))
 
 
-def test_without_a_native_gradient_the_stock_path_stays_and_the_cost_is_said(monkeypatch):
+def test_without_a_native_gradient_a_block_dense_kernel_gives_the_same_numbers(noise, monkeypatch):
+    native_model = fnet.build(SPEC)
     monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
-    with pytest.warns(RuntimeWarning, match="20 to 100 times slower .* TF_ENABLE_ONEDNN_OPTS=1"):
-        model = fnet.build(SPEC)
-    assert not any(native(layer) for layer in model.layers)
+    model = fnet.build(SPEC)
+    model.set_weights(native_model.get_weights())
+    x = noise(4) / np.float32(255)
+    stock = keras.models.clone_model(model)
+    stock.set_weights(model.get_weights())
+    np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
+    for ours, theirs in zip(gradients(model, x), gradients(stock, x)):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
+
+
+def test_a_file_has_the_groups_of_the_net_where_training_had_none(noise, monkeypatch):
+    model = fnet.build(SPEC)
+    plain = fnet.to_tflite(model, calibration=noise(8))
+    monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
+    dense = fnet.build(SPEC)
+    dense.set_weights(model.get_weights())
+    assert len(fnet.to_tflite(dense, calibration=noise(8))) == len(plain)
+
+
+def test_training_alone_says_that_there_is_no_native_gradient_and_once(digits, tmp_path):
+    code = f"""
+import warnings
+import tensorflow
+import factorizenet_tf as fnet
+digits = fnet.load_dataset("digits", input_shape=(16, 16, 1))
+recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0, calibration_images=8)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    model = fnet.build(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)))
+    fnet.quantize_aware(model)
+    assert not [w for w in told if "no native gradient" in str(w.message)]
+    fnet.train(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)), digits,
+        out={str(tmp_path / "run")!r}, recipe=recipe, verbose=False)
+    assert len([w for w in told if "no native gradient" in str(w.message)]) == 1
+"""
+    env = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
 
 
 def test_the_gradient_is_missed_where_onednn_is_off():

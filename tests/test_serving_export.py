@@ -84,7 +84,12 @@ def test_signatures_give_the_models_numbers_and_agree(precision, loaded, models,
         "class_name": "string",
     }
     model = models.qat if precision == "int8" else models.float
-    np.testing.assert_allclose(given["logits"], model(images / np.float32(255), training=False), atol=1e-4)
+    difference = np.abs(given["logits"] - model(images / np.float32(255), training=False))
+    if precision == "int8":  # a rounding tie may fall otherwise in another order of sums
+        assert difference.max() <= 1.01 * models.int8.output_quantization[0]
+        assert np.mean(difference > 1e-4) <= 0.03
+    else:
+        assert difference.max() <= 1e-4
     np.testing.assert_allclose(given["probabilities"].numpy().sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(given["probabilities"], tf.nn.softmax(given["logits"]), atol=1e-6)
     np.testing.assert_array_equal(given["class_id"], given["logits"].numpy().argmax(1))
