@@ -35,8 +35,7 @@ test: install
 
 # As on macOS, ARM and wherever oneDNN is off: no native gradient for grouped convolutions.
 test-without-onednn: install
-	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" tests/test_grouped.py tests/test_model.py \
-		tests/test_quantize.py tests/test_tflite.py tests/test_training.py
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" tests/models tests/training
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 EXTRAS = {
     "report": ["matplotlib>=3.8", "plotly>=6"],
@@ -48,10 +48,10 @@ setup(
     ],
     python_requires=">=3.10,<3.14",
     # `zoo/` (what is published) is installed as package data beside the code that loads it.
-    packages=["factorizenet_tf", "factorizenet_tf._zoo"],
+    packages=[*find_packages(include=["factorizenet_tf", "factorizenet_tf.*"]), "factorizenet_tf._zoo"],
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
-        "factorizenet_tf": ["py.typed", "report_page.html"],
+        "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "*/*.html"],
         "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "findings/*", "models/*/*"],
     },
     install_requires=[
@@ -61,6 +61,7 @@ setup(
         "h5py>=3.10",
         "importlib_resources>=5",  # tensorflow-datasets imports it and does not ask for it
         "keras-tuner>=1.4.7",
+        "lazy_loader>=0.4",
         "numpy>=1.26",
         "pandas>=2.1",
         "pillow>=10",

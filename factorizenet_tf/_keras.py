@@ -11,7 +11,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["functional_model", "keras", "tf"]
+__all__ = ["functional_model", "keras", "tf", "to_float"]
 
 
 def functional_model(model: object, what: str) -> keras.Model:
@@ -37,3 +37,8 @@ def functional_model(model: object, what: str) -> keras.Model:
     if not model.built or not model.inputs:
         raise ValueError(f"{what} got the unbuilt model {model.name!r}; give its first layer an input shape")
     return model
+
+
+def to_float(images):
+    """uint8 images of any shape to float32 in 0..1, what every net here takes."""
+    return tf.cast(images, tf.float32) * (1 / 255)

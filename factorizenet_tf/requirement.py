@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["COSTS", "MEASURED", "Requirement"]
+__all__ = ["COSTS", "MEASURED", "Requirement", "pareto_front"]
 
 COSTS = ("macs", "size_bytes", "ram_bytes", "latency_ms")
 MEASURED = COSTS[1:]  # not known from the spec: taken from an int8 conversion
@@ -60,3 +61,16 @@ class Requirement:
             if cost in costs and costs[cost] > limit:
                 return f"over budget: {costs[cost]:,} {cost} > {limit:,}"
         return None
+
+
+Item = TypeVar("Item")
+
+
+def pareto_front(items: Iterable[Item], cost: Callable[[Item], float], accuracy: Callable[[Item], float]) -> list[Item]:
+    """The items that are best under some budget, cheapest first: each is more accurate than all that cost no more."""
+    best, found = -math.inf, []
+    for item in sorted(items, key=lambda item: (cost(item), -accuracy(item))):
+        if accuracy(item) > best:
+            best = accuracy(item)
+            found.append(item)
+    return found

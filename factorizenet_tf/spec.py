@@ -142,6 +142,23 @@ class ModelSpec:
         return json.dumps(fields, indent=2) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResNet8:
+    """The spec of MLPerf Tiny's ResNet-8: 12.5 M MACs and 78 k parameters at 32x32.
+
+    Source: Banbury et al., arXiv 2106.07597, image classification; a ResNet v1 (He et al., 1512.03385) of three stacks.
+    """
+
+    input_shape: tuple[int, int, int] = (32, 32, 3)
+    num_classes: int = 10
+    name: str = "baseline-resnet8"
+
+    def to_json(self) -> str:
+        """The spec as JSON that `spec_from_json` reads back."""
+        fields = {"family": "resnet8", "input_shape": self.input_shape, "num_classes": self.num_classes}
+        return json.dumps(fields, indent=2) + "\n"
+
+
 def max_level(spec: ModelSpec) -> int:
     """The last level of a spec's macro-architecture: groups = channels (depthwise) in every block."""
     return max(_last_levels(spec.width, spec.stages))
@@ -248,8 +265,6 @@ def spec_from_json(text: str):
         raise ValueError(f"not a spec of this package: {text[:80]!r}")
     try:
         if family == "resnet8":
-            from .baselines import ResNet8
-
             return ResNet8(input_shape=tuple(fields["input_shape"]), num_classes=fields["num_classes"])
         return ModelSpec(
             tuple(fields["level"]) if isinstance(fields["level"], list) else fields["level"],

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.export import export_saved_model, export_tflite
+from factorizenet_tf.loading import export_saved_model, export_tflite
 
 
 @pytest.mark.parametrize("source", [".", "float.h5", "qat.h5"])

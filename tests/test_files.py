@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from factorizenet_tf.checkpoint import read_checkpoint, write_checkpoint
 from factorizenet_tf.files import remove_asides, write_bytes, written_aside
+from factorizenet_tf.training.loop import read_checkpoint, write_checkpoint
 
 
 def full_disk(*_):
@@ -118,8 +118,8 @@ def test_weights_and_checkpoint_that_outgrow_the_disk_leave_the_old_ones(tmp_pat
     code = """
 import os, pathlib, resource, sys
 import factorizenet_tf as fnet
-from factorizenet_tf.checkpoint import write_checkpoint
-from factorizenet_tf.weights import load_weights, save_weights
+from factorizenet_tf.training.loop import write_checkpoint
+from factorizenet_tf.models.weights import load_weights, save_weights
 
 folder = pathlib.Path(sys.argv[1])
 spec = fnet.ModelSpec(1, width=8, stages=((1, 2),))

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.exhaustive import add_row, curve, fresh, missing, part_of
-from factorizenet_tf.space import Space
 from factorizenet_tf.spec import DEFAULT_STAGES
+from factorizenet_tf.tuner.exhaustive import add_row, curve, fresh, missing, part_of
+from factorizenet_tf.tuner.space import Space
 
 RESULTS = Path(__file__).parent / "results" / "exhaustive.csv"
 

@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.analysis import join
+from factorizenet_tf.analysis.analyze import analyze_all
+from factorizenet_tf.analysis.findings import finding_rows, findings_page
+from factorizenet_tf.analysis.layer_figures import write_figures
+from factorizenet_tf.analysis.report import report_html
+from factorizenet_tf.analysis.tables import join
 from factorizenet_tf.files import write_csv, write_text
-from factorizenet_tf.findings import finding_rows, findings_page
-from factorizenet_tf.layer_figures import write_figures
-from factorizenet_tf.layerwise import analyze_all
-from factorizenet_tf.report import report_html
 
 
 def main() -> None:

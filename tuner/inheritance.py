@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.exhaustive import curve, fresh, part_of, read_rows
+from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
-from factorizenet_tf.inheritance import inherit
-from factorizenet_tf.tables import show_rows
+from factorizenet_tf.models.inherit import inherit
+from factorizenet_tf.tuner.exhaustive import curve, fresh, part_of, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "inheritance.csv"
 STAGES = ((3, 2), (2, 2), (2, 1))

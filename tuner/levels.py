@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.figures import accuracy_against_macs
+from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
-from factorizenet_tf.tables import show_rows
+from factorizenet_tf.plots import accuracy_against_macs
 
 PRECISIONS = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
 

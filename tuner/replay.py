@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 import factorizenet_tf as fnet
-from factorizenet_tf.exhaustive import read_rows
-from factorizenet_tf.figures import replay_costs
+from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
-from factorizenet_tf.replay import STRATEGIES, noisy, read_table, replay, seed_noise
-from factorizenet_tf.space import macs
+from factorizenet_tf.plots import replay_costs
 from factorizenet_tf.spec import DEFAULT_STAGES
-from factorizenet_tf.tables import show_rows
+from factorizenet_tf.tuner.exhaustive import read_rows
+from factorizenet_tf.tuner.replay import STRATEGIES, noisy, read_table, replay, seed_noise
+from factorizenet_tf.tuner.space import macs
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf.search import search
-from factorizenet_tf.tables import show_rows
+from factorizenet_tf.console import show_rows
 from factorizenet_tf.tuner import Requirement
+from factorizenet_tf.tuner.search import search
 
 
 def main() -> None:

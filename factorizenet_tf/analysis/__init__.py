@@ -1,0 +1,1 @@
+"""What quantization does to each layer, and how the levels compare."""

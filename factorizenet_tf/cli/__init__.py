@@ -1,0 +1,94 @@
+"""The command `factorizenet`: each command parses, calls the package, and prints a table or JSON."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from .analyze import analyze, study
+from .export import export, label, latencies, loadtest, predict, serve
+from .models import benchmark, describe, levels, list_models, publish, show_card, verify
+from .search import search
+from .train import evaluate, quantize, train
+
+__all__ = ["app", "main"]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up notices are not this command's output
+
+app = typer.Typer(
+    name="factorizenet",
+    help="Which granularity of depth factorization, under int8 quantization, for a budget.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+for _command in (
+    levels,
+    describe,
+    train,
+    quantize,
+    evaluate,
+    export,
+    benchmark,
+    analyze,
+    study,
+    verify,
+    publish,
+    search,
+    latencies,
+    label,
+    serve,
+    predict,
+    loadtest,
+):
+    app.command()(_command)
+app.command("list")(list_models)
+app.command("card")(show_card)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; a message is one plain line and the exit code says whose fault it was.
+
+    Returns:
+        0; 2 for the caller's error; 1 for a run that failed; 130 on Ctrl-C. FACTORIZENET_TRACEBACK=1 shows the stack.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
+    try:
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if os.environ.get("FACTORIZENET_TRACEBACK"):
+            raise
+        if hasattr(error, "format_message"):  # a usage error, of click or of Typer's own copy of it
+            return _fail(f"{error.format_message()} (see --help)", 2)
+        callers = (
+            ValueError,
+            TypeError,
+            FileNotFoundError,
+            FileExistsError,
+            NotADirectoryError,
+            IsADirectoryError,
+            PermissionError,
+        )
+        return _fail(_message(error), 2 if isinstance(error, callers) else 1)
+    if code == 130:  # Typer turns Ctrl-C into this code
+        return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
+    return code
+
+
+def _message(error):
+    if isinstance(error, OSError) and error.strerror:  # the system's own, which says no remedy
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}; give a path that can be written, on a disk with room"
+    return str(error) or type(error).__name__
+
+
+def _fail(message, code):
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code

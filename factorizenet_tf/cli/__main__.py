@@ -1,0 +1,7 @@
+"""`python -m factorizenet_tf.cli`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

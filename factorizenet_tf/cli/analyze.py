@@ -1,0 +1,186 @@
+"""The commands that show what quantization does: `analyze` and `study`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import print_json, show
+from .options import (
+    DataChannels,
+    DataDir,
+    DatasetOption,
+    DataSize,
+    Json,
+    Quiet,
+    Stages,
+    Width,
+    ZooOption,
+    given_or,
+    import_tensorflow,
+    load_data,
+    spec_from,
+)
+
+__all__ = ["analyze", "study"]
+
+
+def analyze(
+    names: Annotated[
+        list[str], typer.Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write PNG figures to this folder.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data of files; names and runs have their own.", show_default="the nets' own")
+    ] = None,
+    scheme: Annotated[
+        str, typer.Option(help="per_channel, per_tensor, per_channel_percentile or per_tensor_percentile.")
+    ] = "per_channel",
+    weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    activation_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also each layer quantized alone and left out; takes minutes.")
+    ] = False,
+    calibration_images: Annotated[int, typer.Option(help="Training images that are looked at.")] = 1_024,
+    evaluation_images: Annotated[
+        int | None, typer.Option(help="Validation images that accuracies are measured on.", show_default="all")
+    ] = None,
+    zoo_: ZooOption = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Measure what quantization does to each layer.
+
+    Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side.
+    """
+    for path in (out, save):
+        if path is not None and path.exists():
+            raise FileExistsError(f"{path} is there already; choose another name or remove it")
+    import_tensorflow()
+    from ..analysis.analyze import analyze_all
+
+    analysis = analyze_all(
+        names,
+        dataset=dataset,
+        data_dir=data_dir,
+        calibration_images=calibration_images,
+        evaluation_images=evaluation_images,
+        scheme=scheme,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        sensitivity=sensitivity,
+        zoo_dir=zoo_,
+        verbose=not quiet,
+    )
+    if save is not None:
+        analysis.save(save)
+    if figures is not None:
+        from ..analysis.layer_figures import write_figures
+
+        write_figures(analysis, figures)
+    if out is not None:
+        from ..analysis.report import write_report
+
+        write_report(analysis, out)
+    columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
+    rows = json.loads(analysis.output[columns].to_json(orient="records"))
+    if as_json:
+        print_json(rows)
+    else:
+        show([{k: "" if v is None else v for k, v in row.items()} for row in rows], False, "Output by precision")
+
+
+def study(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(help="The study's folder; the same command continues it.")],
+    levels: Annotated[str, typer.Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
+    width: Width = 16,
+    size: DataSize = None,
+    channels: DataChannels = None,
+    stages: Stages = None,
+    epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
+    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Requirement: of one image.")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(help="Requirement: of the .tflite.")] = None,
+    max_ram_bytes: Annotated[int | None, typer.Option(help="Requirement: of the TFLite Micro arena.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Requirement: on this machine, 1 thread.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Requirement: 0..1, int8 on validation.")] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
+    zoo_: Annotated[
+        str | None, typer.Option("--zoo", help="Take nets that it has from this zoo.", show_default="the package's own")
+    ] = None,
+    train_all: Annotated[bool, typer.Option("--train-all", help="Take none from a zoo.")] = False,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Raise the level step by step: train, quantize, analyse, choose.
+
+    Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
+    """
+    from ..recipe import recipe_for
+
+    given = {"epochs": epochs, "qat_epochs": qat_epochs}
+    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
+    first = spec_from(
+        "0", width, given_or(size, 32), given_or(channels, 3), 10, stages
+    )  # an error here costs no waiting
+    chosen = None if levels == "all" else _levels(levels)
+    import_tensorflow()
+    from ..analysis.study import study as study_levels
+    from ..spec import max_level
+
+    data = load_data(dataset, size, channels, data_dir)
+    numbers = range(max_level(first) + 1) if chosen is None else chosen
+    specs = [
+        spec_from(str(n), width, None, None, data.num_classes, stages, input_shape=data.image_shape) for n in numbers
+    ]
+    wanted = {
+        "max_macs": max_macs,
+        "max_size_bytes": max_size_bytes,
+        "max_ram_bytes": max_ram_bytes,
+        "max_latency_ms": max_latency_ms,
+        "min_accuracy": min_accuracy,
+    }
+    requirements = {name: value for name, value in wanted.items() if value is not None}
+    found = study_levels(
+        data,
+        specs,
+        out=out,
+        recipe=recipe,
+        requirements=requirements,
+        zoo_dir=zoo_,
+        train_all=train_all,
+        sensitivity=sensitivity,
+        verbose=not quiet,
+    )
+    if as_json:
+        print_json({"levels": found.rows, "answers": [dataclasses.asdict(answer) for answer in found.answers]})
+        return
+    columns = ("name", "macs", "size_bytes", "latency_ms")
+    precisions = [key for key in found.rows[0] if key.startswith("test_")]
+    show(
+        [
+            {k: row[k] for k in columns} | {p.removeprefix("test_"): f"{100 * row[p]:.2f} %" for p in precisions}
+            for row in found.rows
+        ],
+        False,
+        f"{data.title}: test accuracy",
+    )
+    for answer in found.answers:
+        print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")
+    print(f"{out}: study.csv, study.md, report.html, figures")
+
+
+def _levels(text):
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ValueError(f"levels is {text!r}; it must be all, or numbers joined by commas, e.g. 0,2,6") from None

@@ -1,0 +1,241 @@
+"""The commands of nets and of the zoo: cost tables, cards, verification, publishing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import zoo
+from ..console import print_json, show
+from .options import (
+    Channels,
+    Classes,
+    DataDir,
+    DatasetOption,
+    Json,
+    LevelOption,
+    Name,
+    Quiet,
+    Size,
+    Stages,
+    Width,
+    ZooOption,
+    import_tensorflow,
+    spec_from,
+)
+
+__all__ = ["benchmark", "describe", "levels", "list_models", "publish", "show_card", "verify"]
+
+
+def levels(
+    width: Width = 16,
+    size: Size = 32,
+    channels: Channels = 3,
+    classes: Classes = 10,
+    stages: Stages = None,
+    as_json: Json = False,
+):
+    """Show the family: each uniform level's cost."""
+    from ..cost import cost_rows
+    from ..spec import max_level
+
+    first = spec_from("0", width, size, channels, classes, stages)
+    rows = []
+    for level in range(max_level(first) + 1):
+        spec = spec_from(str(level), width, size, channels, classes, stages)
+        costs = cost_rows(spec)
+        groups = [layer.groups for layer in spec.plan() if layer.kernel == 3 and layer.name != "stem"]
+        macs = sum(c.macs for c in costs)
+        base = rows[0]["macs"] if rows else macs
+        rows.append(
+            {
+                "name": spec.name,
+                "level": level,
+                "groups": _span(groups),
+                "macs": macs,
+                "share_of_level_0": round(macs / base, 3),
+                "params": sum(c.params for c in costs),
+                "weight_bytes": sum(c.weight_bytes for c in costs),
+                "largest_activation_bytes": max(c.activation_bytes for c in costs),
+            }
+        )
+    show(rows, as_json, f"FactorizeNet, width {width}, {size}x{size}x{channels}, {classes} classes")
+
+
+def describe(
+    level: LevelOption = "2",
+    width: Width = 16,
+    size: Size = 32,
+    channels: Channels = 3,
+    classes: Classes = 10,
+    stages: Stages = None,
+    as_json: Json = False,
+):
+    """Show one net, layer by layer."""
+    from ..cost import cost_rows
+
+    spec = spec_from(level, width, size, channels, classes, stages)
+    rows = [row._asdict() for row in cost_rows(spec)]
+    if as_json:
+        print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
+        return
+    summed = ("macs", "params", "weight_bytes")
+    total = {key: sum(row[key] for row in rows) if key in summed else "" for key in rows[0]} | {"layer": "total"}
+    show([*rows, total], False, spec.name)
+
+
+def list_models(
+    max_macs: Annotated[int | None, typer.Option(help="Of one image.")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(help="Of the file.")] = None,
+    max_ram_bytes: Annotated[int | None, typer.Option(help="Of the TFLite Micro arena (int8).")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
+    precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Not only the newest of each name.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
+    ] = False,
+    zoo_: ZooOption = None,
+    as_json: Json = False,
+):
+    """List the published models within the limits."""
+    limits = {
+        "max_macs": max_macs,
+        "max_size_bytes": max_size_bytes,
+        "max_ram_bytes": max_ram_bytes,
+        "max_latency_ms": max_latency_ms,
+    }
+    if best:
+        cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo_dir=zoo_, **limits)])
+    else:
+        cards = zoo.list(precision=precision, dataset=dataset, all_versions=all_versions, zoo_dir=zoo_, **limits)
+    if as_json:
+        print_json([card.row() for card in cards])
+    else:
+        print(cards)
+
+
+def show_card(name: Name, zoo_: ZooOption = None, as_json: Json = False):
+    """Show what is known of a published model."""
+    from ..zoo.cards import index_to_json
+    from ..zoo.pages import card_page
+
+    card = zoo.card(name, zoo_dir=zoo_)
+    if as_json:
+        print(json.dumps(json.loads(index_to_json(zoo.Cards([card])))["models"][0], indent=2))
+    else:
+        print(card_page(card))
+
+
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of `factorizenet list`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
+    precision: Annotated[str | None, typer.Option(help="With --all: float or int8 only.")] = None,
+    zoo_: ZooOption = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Check published models against their cards.
+
+    Hashes, sizes, costs, operators, RAM, agreement with Keras, and accuracy on whole splits where the data is on this
+    machine. Exit code 1 where a check fails.
+    """
+    if every == bool(names):
+        raise ValueError("give names of models, or --all")
+    import_tensorflow()
+    if every:
+        names = [card.name for card in zoo.list(precision=precision, zoo_dir=zoo_)]
+    from ..zoo.catalog import verify_all
+
+    results = verify_all(names, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet)
+    rows = [row for result in results for row in result.rows()]
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [row for row in rows if row["passed"] != "ok"]
+        if shown:
+            show([{k: str(v) for k, v in row.items()} for row in shown], False, "What failed or was skipped")
+        passed = sum(row["passed"] == "ok" for row in rows)
+        print(f"{len(results)} models, {passed} of {len(rows)} checks passed")
+    failed = [result.name for result in results if not result.passed]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")
+
+
+def publish(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
+    zoo_: Annotated[Path | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of a single run, without the precision; else the net's own.")
+    ] = None,
+    latencies: Annotated[
+        bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Add trainings to a zoo folder, each as -float and -int8."""
+    if zoo_ is None or not (runs or latencies):
+        raise ValueError("give the runs' folders and --zoo FOLDER, or --latencies --zoo FOLDER")
+    if name is not None and len(runs or ()) != 1:
+        raise ValueError(f"--name {name} is for one run, not {len(runs or ())}; publish each with its own")
+    import_tensorflow()
+    cards = [card for run in runs or () for card in zoo.publish(run, zoo_dir=zoo_, name=name, verbose=not quiet)]
+    if latencies:
+        from ..zoo.publish import measure_latencies
+
+        cards = measure_latencies(zoo_, verbose=not quiet)
+    if as_json:
+        print_json([card.row() for card in cards])
+    else:
+        print(zoo.Cards(cards))
+
+
+def _span(groups):
+    low, high = min(groups), max(groups)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def benchmark(
+    dataset: DatasetOption = "digits",
+    width: Width = 16,
+    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
+    run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
+    part: Annotated[str, typer.Option(help="all, training, search, zoo or micro.")] = "all",
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+):
+    """Measure speed and memory as ratios in one run.
+
+    Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
+    memory; with --run the .tflite against QAT Keras. A search's start and proposals; how fast the zoo lists, loads and
+    verifies, and how far TensorFlow Lite Micro's outputs are from LiteRT's on each of its int8 models.
+    """
+    if part not in ("all", "training", "search", "zoo", "micro"):
+        raise ValueError(f"part is {part!r}; it must be all, training, search, zoo or micro")
+    import_tensorflow()
+    rows = []
+    if part in ("all", "training"):
+        from ..benchmarks.benchmark import measure
+
+        rows += measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
+    if part in ("all", "search"):
+        from ..benchmarks.search import measure_search
+
+        rows += measure_search(verbose=not quiet)
+    if part in ("all", "zoo"):
+        from ..benchmarks.zoo import measure_zoo
+
+        rows += measure_zoo(data_dir=data_dir, verbose=not quiet)
+    if part in ("all", "micro"):
+        from ..benchmarks.micro import measure_micro
+
+        rows += measure_micro(data_dir=data_dir, verbose=not quiet)
+    if not rows:
+        raise ValueError("the zoo is empty, so there is nothing to measure; publish models first")
+    show(rows, as_json, "Benchmark")

@@ -1,0 +1,1 @@
+"""From a spec to a tf_keras model: built, inherited, quantized, converted, evaluated."""

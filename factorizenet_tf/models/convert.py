@@ -1,0 +1,128 @@
+"""From a tf_keras model to the bytes of a true int8 .tflite."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .._keras import functional_model, keras, tf, to_float
+from ..data import check_images
+from ..tflite.flatbuffer import with_associated_files
+from ..tflite.latency import LatencyTable
+from ..tflite.regroup import check_lower, lower_fastest
+from .native import inference_kernels
+from .quantize import is_quantize_aware
+
+__all__ = ["pinned", "to_tflite", "write_saved_model"]
+
+LABELS_FILE = "labels.txt"
+
+
+def to_tflite(
+    model: keras.Model,
+    *,
+    calibration: np.ndarray | None = None,
+    per_channel: bool = True,
+    labels: Sequence[str] | None = None,
+    lower: str = "none",
+    latencies: LatencyTable | None = None,
+) -> bytes:
+    """An int8 TensorFlow Lite model: int8 in and out, the input's scale 1/255 and zero point -128.
+
+    So a camera's uint8 becomes the input by subtracting 128. A quantization-aware model brings its ranges; a float one
+    is quantized after training (PTQ) with minimum and maximum over the calibration images, of which the first gets one
+    pixel value of 0 and one of 255 so that the input's range is 0..1 whatever the data.
+
+    Args:
+        model: functional or sequential tf_keras model that takes images in 0..1: float, or from `quantize_aware`.
+        calibration: training images for PTQ, uint8 (n, height, width, channels).
+        per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
+        labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
+        lower: "none", or "fastest": grouped convolutions become what runs fastest, by measurement on this machine or
+            by `latencies`; more bytes, the same outputs bit by bit (`lowering.lower_fastest`).
+        latencies: a table measured on the target (`factorizenet latencies`), for lower="fastest".
+
+    Raises:
+        TypeError: a Keras 3 model, or calibration that is not uint8.
+        ValueError: a float model without calibration, a quantization-aware one with it or per tensor, labels that
+            disagree with the number of classes, another `lower`, or latencies that lack a layer.
+    """
+    functional_model(model, "to_tflite")
+    check_lower(lower, latencies)
+    aware = is_quantize_aware(model)
+    if aware and calibration is not None:
+        raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
+    if aware and not per_channel:
+        raise ValueError(
+            "the model is quantization-aware with per-channel weights; per_channel=False is for PTQ of the float model"
+        )
+    if not aware and calibration is None:
+        raise ValueError(
+            "a float model needs calibration: uint8 training images, e.g. load_dataset(...).calibration(512)"
+        )
+    if labels is not None and len(labels) != model.output_shape[-1]:
+        raise ValueError(f"{len(labels)} labels for {model.output_shape[-1]} classes; give one name a class")
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
+    with inference_kernels(model):
+        function = tf.function(lambda image: model(image, training=False)).get_concrete_function(signature)
+    # The converter saves what it is given: the variables alone take 2 s, the Keras model with its layers' functions 11.
+    holder = tf.Module()
+    holder.variables_used = model.variables
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    if not aware:
+        images = pinned(check_images(calibration, model.input_shape[1:], "calibration"))
+        converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter._experimental_disable_per_channel = not per_channel
+    with _quiet_logger():
+        content = converter.convert()
+    if lower == "fastest":
+        content = lower_fastest(content, latencies).content
+    if labels is not None:
+        content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
+    return content
+
+
+@contextlib.contextmanager
+def _quiet_logger():
+    """Keep the converter from telling where it put its temporary files."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def pinned(images: np.ndarray) -> np.ndarray:
+    """Calibration images with a pixel value of 0 and one of 255 in the first, so that the input's range is 0..1."""
+    images = images.copy()
+    images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
+    return images
+
+
+def write_saved_model(model: keras.Model, folder: Path) -> int:
+    """Write a SavedModel with the signature `image` float32 (batch, height, width, channels) in 0..1 -> `logits`.
+
+    Grouped convolutions in it are TensorFlow's native ones, not XLA's. `folder` is new; written aside and renamed.
+
+    Returns:
+        The bytes of all its files.
+    """
+    module = tf.Module()
+    module.variables_used = model.variables
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
+    module.predict = tf.function(lambda image: {"logits": model(image, training=False)}, input_signature=[signature])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside, inference_kernels(model):
+        tf.saved_model.save(module, str(Path(aside) / "model"), signatures={"serving_default": module.predict})
+        shutil.move(Path(aside) / "model", folder)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,156 @@
+"""From a float model to a quantization-aware one (TFMOT), ranges initialised, the input's fixed to 0..1."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from .._keras import functional_model, keras, tf, to_float
+from ..data import check_images
+from .native import use_native_kernels
+
+__all__ = ["is_quantize_aware", "quantize_aware"]
+
+CALIBRATION_BATCH = 128
+
+
+def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None) -> keras.Model:
+    """A copy of a float model that trains and predicts as its 8-bit quantized self (QAT).
+
+    TFMOT's `quantize_model`: per-channel weights (a depthwise kernel's per tensor: TFMOT has no other scheme for it),
+    per-tensor activations. Its ranges start at -6..6 and take about a thousand steps to settle; here weight ranges start at the weights' own, the input's is fixed to 0..1 (scale
+    1/255, zero point -128), and activation ranges start at the mean batch minimum and maximum of the calibration
+    images where they are given.
+
+    Args:
+        model: functional or sequential tf_keras model of plain layers that takes images in 0..1.
+        calibration: training images, uint8 (n, height, width, channels).
+
+    Raises:
+        TypeError: a Keras 3 model, or calibration that is not uint8.
+        ValueError: an unbuilt, subclassed or nested model, one already quantized, or a layer TFMOT has no scheme for
+            (named).
+    """
+    functional_model(model, "quantize_aware")
+    if is_quantize_aware(model):
+        raise ValueError(f"the model {model.name!r} is quantization-aware already")
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            raise ValueError(
+                f"the layer {layer.name!r} is a model inside the model; TFMOT takes flat ones: build it as one functional model"
+            )
+        if isinstance(layer, keras.layers.Lambda):
+            raise ValueError(
+                f"the layer {layer.name!r} is a Lambda, which TFMOT leaves in float; use stock layers in its place"
+            )
+    if calibration is not None:
+        check_images(calibration, model.input_shape[1:], "calibration")
+    quantized = use_native_kernels(_quantize_model(model))
+    _fix_input_range(quantized)
+    with _recording(quantized, activations=calibration is not None) as records:
+        if calibration is None:
+            shape = [1 if d is None else d for d in model.input_shape]
+            quantized(tf.zeros(shape), training=False)
+        else:
+            for start in range(0, len(calibration), CALIBRATION_BATCH):
+                quantized(to_float(calibration[start : start + CALIBRATION_BATCH]), training=False)
+    for record in records:
+        record.assign()
+    return quantized
+
+
+def is_quantize_aware(model: keras.Model) -> bool:
+    """Whether a model came out of TFMOT's `quantize_model`."""
+    return any(
+        type(layer).__name__ in ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers
+    )
+
+
+def _quantize_model(model):
+    import tensorflow_model_optimization as tfmot
+
+    try:
+        return tfmot.quantization.keras.quantize_model(model)
+    except (ValueError, RuntimeError) as error:
+        text = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"TFMOT cannot quantize {model.name!r}: {text}; use stock convolutions, dense layers, ReLU, Add and pooling, "
+            "BatchNormalization only right after a convolution or dense layer"
+        ) from None
+
+
+def _quantizers(model):
+    """Every quantizer object of a quantize-wrapped model."""
+    for layer in model.layers:
+        if type(layer).__name__ == "QuantizeLayer":
+            yield layer.quantizer
+        for activation in getattr(layer, "_quantize_activations", ()):
+            yield activation.quantizer
+        yield from getattr(layer, "_output_quantizers", None) or ()
+        for _, quantizer, _ in getattr(layer, "_weight_vars", ()):
+            yield quantizer
+
+
+class _Record:
+    """Running sums of a quantizer's batch minima and maxima, by its range variables."""
+
+    def __init__(self, weights):
+        self.weights, self.low, self.high, self.count = weights, 0.0, 0.0, 0
+
+    def add(self, inputs):
+        self.low += float(tf.reduce_min(inputs))
+        self.high += float(tf.reduce_max(inputs))
+        self.count += 1
+
+    def assign(self):
+        # TFLite's ranges contain zero.
+        self.weights["min_var"].assign(min(0.0, self.low / self.count))
+        self.weights["max_var"].assign(max(0.0, self.high / self.count))
+
+
+@contextlib.contextmanager
+def _recording(model, *, activations):
+    """Within the block a forward pass sets the weights' ranges to their own and, where asked, records activations.
+
+    TFMOT's quantizers change class for the time being, since wrappers take no new ones once they are built. The list
+    it gives is filled when the block ends.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
+        LastValueQuantizer,
+        MovingAverageQuantizer,
+    )
+
+    records = {}
+
+    def record(self, inputs, training, weights, **kwargs):
+        if activations:
+            records.setdefault(id(weights["min_var"]), _Record(weights)).add(inputs)
+        return inputs
+
+    def set_range(self, inputs, training, weights, **kwargs):
+        return LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
+
+    originals = {id(q): (q, type(q)) for q in _quantizers(model)}
+    found = []
+    try:
+        for quantizer, original in originals.values():
+            if issubclass(original, MovingAverageQuantizer):
+                quantizer.__class__ = type("Recording", (original,), {"__call__": record})
+            elif issubclass(original, LastValueQuantizer):
+                quantizer.__class__ = type("Ranging", (original,), {"__call__": set_range})
+        yield found
+    finally:
+        for quantizer, original in originals.values():
+            quantizer.__class__ = original
+        found.extend(records.values())
+
+
+def _fix_input_range(model):
+    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
+
+    for layer in model.layers:
+        if type(layer).__name__ == "QuantizeLayer":
+            layer.quantizer = FixedQuantizer(num_bits=8, init_min=0.0, init_max=1.0, narrow_range=False)
+            layer.quantizer_vars["min_var"].assign(0.0)
+            layer.quantizer_vars["max_var"].assign(1.0)

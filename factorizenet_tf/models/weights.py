@@ -1,0 +1,147 @@
+"""Weights of a net as .h5, with the spec and the precision they belong to inside the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..files import write_bytes
+from ..spec import ModelSpec, spec_from_json
+
+__all__ = ["copy_weights", "fingerprint", "is_weights_file", "load_weights", "read_header", "save_weights"]
+
+
+def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> None:
+    """Write a model's weights, whole or not at all.
+
+    Args:
+        model: tf_keras model built from `spec`, quantize-wrapped where precision is "int8".
+        path: the .h5 file.
+        spec: what the model was built from.
+        precision: "float" or "int8" (quantization-aware weights).
+    """
+    import h5py
+    from tf_keras.src.saving.legacy.hdf5_format import save_weights_to_hdf5_group
+
+    content = io.BytesIO()  # on a full disk HDF5 itself crashes the process
+    with h5py.File(content, "w") as file:
+        save_weights_to_hdf5_group(file, model)
+        file.attrs["factorizenet_spec"] = spec.to_json()
+        file.attrs["factorizenet_precision"] = precision
+    write_bytes(path, content.getvalue())
+
+
+def is_weights_file(path: str | os.PathLike) -> bool:
+    """Whether a file is one that `save_weights` wrote, by its header."""
+    import h5py
+
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return "factorizenet_spec" in file.attrs
+
+
+def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
+    """The spec and the precision ("float" or "int8") in a weights file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not written by `save_weights`.
+    """
+    import h5py
+
+    path = _existing(path)
+    try:
+        with h5py.File(path, "r") as file:
+            header = dict(file.attrs)
+    except OSError as error:
+        raise ValueError(
+            f"{path} is damaged or no HDF5 file ({error}); train it again or restore it from a copy"
+        ) from None
+    if "factorizenet_spec" not in header:
+        raise ValueError(
+            f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)"
+        )
+    spec, precision = header["factorizenet_spec"], header.get("factorizenet_precision")
+    if not isinstance(spec, str):
+        raise ValueError(f"{path} has the spec {spec!r}, which is no text; restore the file from a copy")
+    if not isinstance(precision, str) or precision not in ("float", "int8"):
+        raise ValueError(f"{path} has the precision {precision!r}; it must be float or int8: restore it from a copy")
+    return spec_from_json(spec), precision
+
+
+def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = "float") -> None:
+    """Load what `save_weights` wrote into a model of the same spec and precision.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has weights that are not finite (their layer is named), or belongs to another
+            spec or precision; both are named.
+    """
+    held, held_precision = read_header(path)
+    if held_precision != precision:
+        raise ValueError(
+            f"{path} holds {held_precision} weights; {precision} ones are needed (train writes float.h5 and qat.h5)"
+        )
+    if spec is not None and held != spec:
+        raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
+    try:
+        model.load_weights(path)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
+    for layer in model.layers:
+        if not all(np.isfinite(values).all() for values in layer.get_weights()):
+            raise ValueError(
+                f"{path} has weights in the layer {layer.name!r} that are not finite; train it again or restore it from a copy"
+            )
+
+
+def copy_weights(source, model, *, head: str = "logits") -> list[str]:
+    """Copy a model's weights into another of the same layers, by name; a head of another class count stays as it is.
+
+    Args:
+        source, model: float tf_keras models.
+        head: name of the layer that may differ.
+
+    Returns:
+        The names of the layers that were not copied.
+
+    Raises:
+        ValueError: a layer other than the head is missing in the source or has other shapes.
+    """
+    there = {layer.name: layer for layer in source.layers}
+    left = []
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        values = there[layer.name].get_weights() if layer.name in there else []
+        shapes, wanted = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
+        if shapes == wanted:
+            layer.set_weights(values)
+        elif layer.name == head:
+            left.append(layer.name)
+        else:
+            raise ValueError(
+                f"the weights to start from do not fit: the layer {layer.name!r} needs {wanted}, {source.name!r} has "
+                f"{shapes or 'no such layer'}; use a spec of the same level, width, stages and image channels"
+            )
+    return left
+
+
+def fingerprint(model) -> str:
+    """SHA-256 of all weights of a model, in order."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}; `factorizenet train` writes float.h5 and qat.h5")
+    return path

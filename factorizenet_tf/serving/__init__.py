@@ -1,0 +1,5 @@
+"""Nets where they are used: exported for TensorFlow Serving, served at once, and asked over the network."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

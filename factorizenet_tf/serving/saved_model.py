@@ -1,0 +1,241 @@
+"""The TensorFlow graph that a server runs: preprocessing, net, probabilities, class."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .._keras import keras, tf, to_float
+from ..loading import ServedNet, served_net
+from ..machine import versions as package_versions
+from ..models.native import in_fewer_groups, inference_kernels
+from .config import BATCH_SIZES, Labels, config_locked, read_labels, versions_in, write_configs
+
+__all__ = ["ServingExport", "export", "serving_module"]
+
+
+def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module, dict]:
+    """A module and its signatures for `tf.saved_model.save`.
+
+    `serving_default`: `image` uint8 (batch, height, width, channels). `serving_bytes`: `image_bytes`, strings (batch,)
+    that are PNG or JPEG files of any size, decoded and resized (bilinear, antialiased). Both give `logits` and
+    `probabilities` float32 (batch, classes), `class_id` int64 (batch,) and `class_name`, strings (batch,).
+
+    Args:
+        model: tf_keras model, images in 0..1 in, logits out. Its weights become constants, so that TensorFlow fuses
+            convolution, BatchNorm and activation; grouped convolutions run TensorFlow's kernels, not XLA's.
+        labels: class names by number.
+    """
+    height, width, channels = model.input_shape[1:]
+    image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
+    module = tf.Module()
+    net = _with_constants(in_fewer_groups(model), image)
+
+    def classify(image):
+        image = tf.ensure_shape(image, (None, height, width, channels))  # a C++ session takes any shape
+        (logits,) = net(image)
+        chosen = tf.argmax(logits, axis=-1)
+        return {
+            "logits": logits,
+            "probabilities": tf.nn.softmax(logits),
+            "class_id": chosen,
+            "class_name": tf.gather(tf.constant(list(labels)), chosen),
+        }
+
+    def decode(content):
+        image = tf.io.decode_image(content, channels=channels, expand_animations=False)
+        resized = tf.image.resize(image, (height, width), antialias=True)
+        return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
+
+    def classify_bytes(image_bytes):
+        images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.TensorSpec((height, width, channels), tf.uint8))
+        return classify(images)
+
+    module.classify = tf.function(classify, input_signature=[image])
+    strings = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    module.classify_bytes = tf.function(classify_bytes, input_signature=[strings])
+    return module, {"serving_default": module.classify, "serving_bytes": module.classify_bytes}
+
+
+def _with_constants(model, image):
+    """A function of a batch of uint8 images that gives [logits], the model's weights constants in its graph."""
+    # No public name has it; TensorFlow's own converter takes it from there.
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    def logits(image):
+        return tf.cast(model(to_float(image), training=False), tf.float32)
+
+    with inference_kernels(model):
+        function = tf.function(logits, input_signature=[image]).get_concrete_function()
+    return convert_variables_to_constants_v2(function)
+
+
+WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
+
+
+@dataclass(frozen=True)
+class ServingExport:
+    """A written version.
+
+    Args:
+        folder: of the version, DIR/name/version.
+        name, version, precision: of the model.
+        size_bytes: of all its files.
+        tflite_bytes: of the model.tflite beside the graph; None for float.
+        labels: which versions the configuration now calls stable and canary.
+    """
+
+    folder: Path
+    name: str
+    version: int
+    precision: str
+    size_bytes: int
+    tflite_bytes: int | None
+    labels: Labels
+
+    def row(self) -> dict:
+        """The fields as a line of a table."""
+        labels = dataclasses.asdict(self.labels)
+        row = dataclasses.asdict(self) | {"folder": str(self.folder)} | labels
+        del row["labels"]
+        return row
+
+
+def export(
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    version: int | None = None,
+    precision: str | None = None,
+    labels=None,
+) -> ServingExport:
+    """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and its configuration.
+
+    A version is written aside and renamed, so that a polling server sees all of it or nothing; none is ever written
+    over. Of an int8 net the graph is the fake-quantized one, no faster than float's; its true int8 self is model.tflite
+    beside it, which the server takes with --prefer_tflite_model. `folder` has models.config (every model in it; the
+    first version is `stable`, each newer one `canary` until `set_labels` promotes it), batching.config,
+    monitoring.config, docker-compose.yml and serve.sh.
+
+    Args:
+        source, name, precision, labels: as for `serving_source.served_net`.
+        folder: made where it is not there; may hold other models.
+        version: an integer above the newest one; None takes the next.
+
+    Raises:
+        ValueError: the version is not above the newest, or as `served_net`.
+        FileExistsError: `folder/name` holds something else, or another export took the version in the meantime.
+        FileNotFoundError: there is nothing at the source.
+        ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
+        OSError: the folder cannot be written.
+        TimeoutError: as `serving_config.config_locked`.
+    """
+    _serving_protos()
+    folder = Path(folder)
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
+        raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
+    net = served_net(source, name=name, precision=precision, labels=labels)
+    base = folder / net.name
+    if base.exists():
+        others = [p.name for p in base.iterdir() if not p.name.isdecimal()] if base.is_dir() else ["a file"]
+        if others:
+            raise FileExistsError(
+                f"{base} holds {', '.join(sorted(others))} and not only versions; choose another folder"
+            )
+    newest = max(versions_in(base), default=0)
+    if version is not None and version <= newest:
+        raise ValueError(
+            f"version {version} of {net.name} is not above the newest, {newest}; give at least {newest + 1}"
+        )
+    version = newest + 1 if version is None else version
+    target = base / str(version)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".aside-") as aside:
+        made = Path(aside) / "version"
+        _write_version(net, made, version)
+        size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
+        base.mkdir(exist_ok=True)
+        with config_locked(folder):
+            try:
+                os.rename(made, target)  # fails where another export was first
+            except OSError as error:
+                if not target.exists():
+                    raise
+                raise FileExistsError(
+                    f"{target} was written by another export meanwhile ({error}); export again"
+                ) from None
+            known = read_labels(folder)
+            stable = known[net.name].stable if net.name in known else version
+            chosen = Labels(stable, None if stable == version else version)
+            write_configs(folder, known | {net.name: chosen})
+    tflite_bytes = None if net.tflite is None else (target / "model.tflite").stat().st_size
+    return ServingExport(target, net.name, version, net.precision, size, tflite_bytes, chosen)
+
+
+def _serving_protos():
+    try:
+        from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+    except ModuleNotFoundError as error:
+        if "tensorflow_serving" not in str(error):
+            raise
+        raise ModuleNotFoundError(
+            "warm-up requests need tensorflow-serving-api: pip install 'factorizenet_tf[serve]'"
+        ) from None
+    return model_pb2, predict_pb2, prediction_log_pb2
+
+
+def _write_version(net: ServedNet, folder: Path, version: int) -> None:
+    from .._keras import tf
+    from ..tflite.io_types import for_server
+
+    module, signatures = serving_module(net.model, net.labels)
+    with tempfile.TemporaryDirectory() as temporary:
+        texts = {"labels.txt": "\n".join(net.labels) + "\n", "metadata.json": _metadata(net, version)}
+        module.files = []
+        for name, text in texts.items():
+            path = Path(temporary) / name
+            path.write_text(text, encoding="utf-8")
+            module.files.append(tf.saved_model.Asset(str(path)))
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    if net.tflite is not None:
+        (folder / "model.tflite").write_bytes(for_server(net.tflite))
+    (folder / WARM_UP_FILE).parent.mkdir()
+    with tf.io.TFRecordWriter(str(folder / WARM_UP_FILE)) as writer:
+        for batch in BATCH_SIZES:
+            writer.write(_warm_up(net, batch))
+
+
+def _warm_up(net, batch) -> bytes:
+    """A logged request of `serving_default`, the one signature that graph and model.tflite share."""
+    from .._keras import tf
+
+    model_pb2, predict_pb2, prediction_log_pb2 = _serving_protos()
+    images = np.random.default_rng(batch).integers(0, 256, (batch, *net.model.input_shape[1:]), np.uint8)
+    request = predict_pb2.PredictRequest(
+        model_spec=model_pb2.ModelSpec(name=net.name, signature_name="serving_default"),
+        inputs={"image": tf.make_tensor_proto(images)},
+    )
+    log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    return log.SerializeToString()
+
+
+def _metadata(net, version) -> str:
+    fields = {
+        "name": net.name,
+        "version": version,
+        "precision": net.precision,
+        "input": {"name": "image", "dtype": "uint8", "shape": [None, *net.model.input_shape[1:]]},
+        "preprocessing": "inside the graph: uint8 pixels divided by 255",
+        "outputs": ["logits", "probabilities", "class_id", "class_name"],
+        "labels": list(net.labels),
+        "versions": package_versions(),
+    }
+    return json.dumps(fields, indent=2) + "\n"

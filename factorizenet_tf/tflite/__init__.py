@@ -1,0 +1,1 @@
+"""A .tflite without TensorFlow: run, read, written, timed, regrouped, exported."""

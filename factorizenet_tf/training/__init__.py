@@ -1,0 +1,1 @@
+"""A training of a net, and of a model of one's own."""

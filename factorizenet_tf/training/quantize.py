@@ -1,0 +1,108 @@
+"""A user's own tf_keras model, quantized after or with training."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from .._keras import functional_model, keras, tf
+from ..console import Progress
+from ..cost import count_macs, count_params
+from ..data import Dataset
+from ..files import write_bytes, write_text
+from ..models.convert import to_tflite
+from ..models.evaluate import accuracy
+from ..models.quantize import is_quantize_aware, quantize_aware
+from ..models.weights import fingerprint
+from ..recipe import Recipe
+from ..runs import claim
+from ..tflite.int8_model import Int8Model
+from .loop import Trainer
+
+__all__ = ["quantize_own"]
+
+METHODS = ("qat", "ptq", "ptq-per-tensor")
+
+
+def quantize_own(
+    model: keras.Model,
+    dataset: Dataset,
+    *,
+    out: str | os.PathLike,
+    method: str = "qat",
+    recipe: Recipe | None = None,
+    callbacks=(),
+    verbose: bool = True,
+) -> dict:
+    """Quantize a trained float model to an int8 .tflite and measure both.
+
+    Args:
+        model: functional or sequential tf_keras model, images in 0..1 in, logits or probabilities out.
+        dataset: its data; the images' shape and the number of classes must be the model's.
+        out: folder for model.tflite, metrics.json and, under QAT, checkpoint.npz and history.csv: the same call
+            continues after a kill.
+        method: "qat" (fine-tunes with `recipe.qat_epochs`; a model that ends in a softmax is refused, since the loss
+            takes logits), "ptq" or "ptq-per-tensor".
+        recipe: of QAT and of the number of calibration images.
+        callbacks, verbose: as for `train`.
+
+    Returns:
+        metrics.json as a dict: accuracy (0..1) of the float model and the .tflite on validation and test, and costs.
+
+    Raises:
+        ValueError, TypeError, OSError, NanLossError: as `train` and `quantize_aware`.
+    """
+    recipe = recipe or Recipe()
+    functional_model(model, "quantize")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if is_quantize_aware(model):
+        raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
+    if tuple(dataset.image_shape) != tuple(model.input_shape[1:]):
+        raise ValueError(
+            f"the images are {dataset.image_shape}, the model takes {model.input_shape[1:]}; load the data with that input_shape"
+        )
+    if dataset.num_classes != model.output_shape[-1]:
+        raise ValueError(f"{dataset.title} has {dataset.num_classes} classes, the model {model.output_shape[-1]}")
+    if method == "qat" and _ends_in_softmax(model):
+        raise ValueError(
+            f"the model {model.name!r} ends in a softmax; QAT trains on logits: give it without the softmax, or use ptq"
+        )
+    costs = {"macs": count_macs(model), "params": count_params(model)}  # raises on a layer that nobody can count
+    calibration = dataset.calibration(recipe.calibration_images)
+    # What the model cannot do shows before anything is written.
+    quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
+    folder = Path(out)
+    identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
+    claim(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
+    with Progress(verbose) as progress:
+        if quantized is not None:
+            trainer = Trainer(
+                folder, model.name, dataset, recipe, tuple(callbacks), tf.distribute.get_strategy(), progress
+            )
+            trainer.fit("qat", quantized)
+            content = to_tflite(quantized, labels=dataset.class_names)
+        else:
+            content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
+        write_bytes(folder / "model.tflite", content)
+        models = {"float": model, "tflite": Int8Model(content)}
+        progress.say("evaluating")
+        splits = {"validation": dataset.validation, "test": dataset.test}
+        metrics = {
+            "name": model.name,
+            "method": method,
+            "dataset": dataset.title,
+            "images": {name: len(split) for name, split in splits.items()},
+            "accuracy": {name: {k: accuracy(m, split) for k, m in models.items()} for name, split in splits.items()},
+            **costs,
+            "size_bytes": len(content),
+            "operators": sorted(set(models["tflite"].operators)),
+        }
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _ends_in_softmax(model) -> bool:
+    last = model.layers[-1]
+    return type(last).__name__ == "Softmax" or getattr(getattr(last, "activation", None), "__name__", "") == "softmax"

@@ -1,0 +1,15 @@
+"""Finding the best factorized net for a requirement: the walk as a KerasTuner search.
+
+    spec = fnet.ModelSpec(width=16)
+    oracle = fnet.tuner.FactorizationOracle(spec, max_macs=4_000_000)
+    tuner = fnet.tuner.FactorizationTuner(oracle, fnet.load_dataset("cifar10"), directory="runs/search")
+    tuner.search()
+    tuner.get_best_models()
+
+KerasTuner and TensorFlow are loaded with the first of these names. `factorizenet_tf.tuner.progressive` has the walk itself,
+which needs neither.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

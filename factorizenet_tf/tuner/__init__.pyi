@@ -1,0 +1,2 @@
+from .oracle import FactorizationOracle, Requirement, search_space
+from .tuner import FactorizationTuner

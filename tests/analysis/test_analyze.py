@@ -1,0 +1,294 @@
+import dataclasses
+import json
+import warnings
+
+import numpy as np
+import pandas
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf import loading as subjects
+from factorizenet_tf.analysis import analyze as layerwise
+from factorizenet_tf.analysis.measure import Outputs
+from factorizenet_tf.analysis.tables import TABLES, decrease, node_data, output_row, sqnr_db
+from factorizenet_tf.loading import subject_of
+
+layers = keras.layers
+
+
+@pytest.fixture
+def tiny():
+    """Three layers, random weights; two calls give two models of one shape."""
+
+    def make(name="tiny"):
+        body = [layers.Conv2D(4, 3, name="first"), layers.ReLU(6.0), layers.GlobalAveragePooling2D(name="mean")]
+        return keras.Sequential([keras.Input((8, 8, 1)), *body, layers.Dense(3, name="last")], name=name)
+
+    return make
+
+
+def test_tables_have_both_nets_and_every_layer(analysis, spec):
+    kernels = [layer.name for layer in spec.plan()]
+    for source in ("float", "qat"):
+        weights = analysis.weights[analysis.weights["source"] == source]
+        for tensor in ("raw", "folded"):
+            assert weights[weights["tensor"] == tensor]["layer"].tolist() == kernels
+        assert {"image", "pool", "stage2_block2_pointwise"} <= set(
+            analysis.activations[analysis.activations["source"] == source]["layer"]
+        )
+    assert set(analysis.errors["scheme"]) == {"per_channel", "per_tensor", "qat"}
+    assert set(analysis.errors[analysis.errors["source"] == "qat"]["scheme"]) == {"qat"}
+    assert analysis.nets[["net", "macs", "calibration_images", "evaluation_images"]].to_dict("records") == [
+        {"net": spec.name, "macs": fnet.count_macs(spec), "calibration_images": 64, "evaluation_images": 60}
+    ]
+
+
+def test_rows_agree_with_numpy_on_the_weights(analysis, models):
+    kernel = models.float.get_layer("stage2_block1_spatial").get_weights()[0]
+    row = analysis.weights.query("source == 'float' and tensor == 'raw' and layer == 'stage2_block1_spatial'").iloc[0]
+    assert row["range"] == pytest.approx(np.ptp(kernel))
+    ranges = np.ptp(kernel, axis=(0, 1, 2))
+    assert row["average_channel_precision"] == pytest.approx(np.mean(ranges / np.ptp(kernel)))
+    channels = analysis.channels.query("source == 'float' and tensor == 'raw' and layer == 'stage2_block1_spatial'")
+    np.testing.assert_allclose(channels["range"], ranges, rtol=1e-6)
+    counts = analysis.histograms.query("source == 'float' and tensor == 'raw' and layer == 'stage2_block1_spatial'")
+    assert counts["count"].sum() == kernel.size
+
+
+def test_activations_are_the_layers_own(analysis, models, digits):
+    images = digits.calibration(64).copy()
+    images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
+    inner = keras.Model(models.float.input, models.float.get_layer("stage2_block2_pointwise_relu6").output)
+    values = inner.predict(images / np.float32(255), verbose=0)
+    row = analysis.activations.query("source == 'float' and layer == 'stage2_block2_pointwise'").iloc[0]
+    assert row["numbers"] == values.size
+    assert row["minimum"] == pytest.approx(values.min(), abs=1e-4)
+    assert row["maximum"] == pytest.approx(values.max(), abs=1e-4)
+
+
+def test_fewer_bits_and_one_scale_a_tensor_lose_more(analysis):
+    errors = analysis.errors[analysis.errors["source"] == "float"].set_index(["scheme", "weight_bits", "layer"])
+    kernels = errors.loc[("per_channel", 8)].dropna(subset="weight_mse").index
+    for layer in kernels:
+        eight, four = (errors.loc[("per_channel", bits, layer), "weight_sqnr_db"] for bits in (8, 4))
+        assert 20 < eight - four < 30  # four bits are 24 dB
+        assert errors.loc[("per_tensor", 8, layer), "weight_mse"] >= errors.loc[("per_channel", 8, layer), "weight_mse"]
+    first = errors.loc[("per_channel", 8, "stem")]
+    assert first["accumulation_db"] == pytest.approx(0, abs=1e-6)  # nothing is before it but the exact image
+    last = errors.loc[("per_channel", 8, "logits")]
+    assert last["accumulated_mse"] > last["mse"]
+
+
+def test_outputs_stand_beside_the_float_nets(analysis):
+    output = analysis.output.set_index("precision")
+    assert list(output.index) == ["float", "per_channel W4A8", "per_channel W8A8", "per_tensor W8A8", "qat W8A8"]
+    assert output.loc["float", ["qmse", "kl", "decrease_points"]].tolist() == [0, 0, 0]
+    assert output.loc["per_channel W4A8", "kl"] > output.loc["per_channel W8A8", "kl"] > 0
+    assert output.loc["float", "accuracy"] > 0.8
+
+
+def test_sensitivity_has_every_part(analysis, spec):
+    table = analysis.sensitivity[analysis.sensitivity["source"] == "float"]
+    kernels = [layer.name for layer in spec.plan()]
+    for part in ("only", "all_but"):
+        assert table[table["part"] == part]["layer"].tolist() == kernels
+    whole = table.set_index("part")["kl"]
+    requested = analysis.output.set_index("precision").loc["per_channel W4A8"]
+    assert whole["all"] == pytest.approx(requested["kl"])
+    assert whole["activations"] < whole["weights"]  # W4A8
+    assert (whole["only"] < whole["all"]).all()
+
+
+def test_output_metrics_by_hand():
+    reference, found = Outputs(False, [np.array([[0.0, 0.0]])]), Outputs(False, [np.array([[0.0, np.log(3)]])])
+    row = output_row(reference, found, fnet.Split(np.zeros((1, 1, 1, 1), np.uint8), np.array([0], np.int32)))
+    # float (1/2, 1/2), quantized (1/4, 3/4)
+    assert row["qmse"] == pytest.approx(np.log(3) ** 2 / 2)
+    assert row["qce"] == pytest.approx(-0.5 * np.log(1 / 4) - 0.5 * np.log(3 / 4))
+    assert row["kl"] == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    assert (row["top1_agreement"], row["accuracy"], row["decrease_points"]) == (0, 0, 100)
+    assert decrease(0.8, 0.6) == {"decrease_points": pytest.approx(20), "decrease_percent": pytest.approx(25)}
+    assert sqnr_db(100, 1) == pytest.approx(20)
+    assert sqnr_db(1, 0) == np.inf
+    assert np.isnan(sqnr_db(0, 0))
+
+
+def test_it_is_saved_and_loaded_whole(analysis, tmp_path, spec):
+    analysis.save(tmp_path / "saved")
+    again = fnet.load_analysis(tmp_path / "saved")
+    for name in TABLES:
+        pandas.testing.assert_frame_equal(getattr(again, name), getattr(analysis, name), check_dtype=False)
+    assert json.loads((tmp_path / "saved" / "analysis.json").read_text())["nets"][0]["net"] == spec.name
+    errors = pandas.read_csv(tmp_path / "saved" / "errors.csv")
+    assert len(errors) == len(analysis.errors)
+    assert not (tmp_path / "saved" / "histograms.csv").exists()
+    with pytest.raises(FileExistsError, match="is there already"):
+        analysis.save(tmp_path / "saved")
+    (tmp_path / "saved" / "errors.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ValueError, match="is damaged"):
+        fnet.load_analysis(tmp_path / "saved")
+    with pytest.raises(FileNotFoundError, match="no analysis in"):
+        fnet.load_analysis(tmp_path)
+
+
+def test_the_overlay_has_a_value_for_each_operation(analysis, models, spec):
+    overlay = node_data(analysis, spec.name)
+    plain = models.int8._plain()
+    names = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
+    assert list(overlay["results"]) == [names[op["outputs"][0]] for op in plain._get_ops_details()]
+    assert overlay["results"][list(overlay["results"])[-1]]["value"] == pytest.approx(
+        analysis.errors.query("source == 'qat' and layer == 'logits'")["accumulated_sqnr_db"].iloc[0], abs=1e-3
+    )
+    assert node_data(analysis, spec.name, tflite=models.int8) == overlay
+    with pytest.raises(ValueError, match="no net 'other'"):
+        node_data(analysis, "other")
+    with pytest.raises(ValueError, match="metric is 'layer'"):
+        node_data(analysis, spec.name, metric="layer")
+
+
+def test_the_overlay_of_a_model_without_a_file_is_by_layer_or_by_a_given_file(tiny, noise, models):
+    images = noise(4, (8, 8, 1))
+    model = tiny()
+    found = fnet.analyze(model, calibration=images)
+    assert list(node_data(found, "tiny")["results"]) == ["first", "mean", "last"]
+    given = node_data(found, "tiny", tflite=fnet.Int8Model(fnet.to_tflite(model, calibration=images)))
+    assert len(given["results"]) == 3
+    assert all("tiny/" in name or "StatefulPartitionedCall" in name for name in given["results"])
+    with pytest.raises(ValueError, match="quantizing operations, the analysis 3 layers; give the net's own"):
+        node_data(found, "tiny", tflite=models.int8)
+
+
+def test_model_explorer_reads_the_overlay_and_knows_its_keys(analysis, models, spec, tmp_path):
+    builder = pytest.importorskip(
+        "model_explorer.node_data_builder", reason="Model Explorer is not here: pip install ai-edge-model-explorer"
+    )
+    from model_explorer.builtin_tflite_flatbuffer_adapter import BuiltinTfliteFlatbufferAdapter
+
+    analysis.save(tmp_path / "saved")
+    overlay = json.loads((tmp_path / "saved" / f"overlay-{spec.name}.json").read_text())
+    results = {key: builder.NodeDataResult(**value) for key, value in overlay["results"].items()}
+    colours = [builder.GradientItem(**item) for item in overlay["gradient"]]
+    theirs = json.loads(builder.GraphNodeData(results=results, gradient=colours).to_json_string())
+    assert {key: theirs[key] for key in overlay} == overlay
+    (tmp_path / "model.tflite").write_bytes(models.int8._content)
+    (found,) = BuiltinTfliteFlatbufferAdapter().convert(str(tmp_path / "model.tflite"), {})["graphCollections"]
+    (graph,) = found.graphs
+    given = {
+        attribute["value"]: node["label"]
+        for node in graph["nodes"]
+        for output in node["outputsMetadata"]
+        for attribute in output["attrs"]
+        if attribute["key"] == "tensor_name" and node["label"] not in ("pseudo_const", "GraphInputs")
+    }
+    assert set(given) == set(overlay["results"])  # every operation's node has a value
+    assert list(map(str.upper, given.values())) == list(models.int8.operators)
+
+
+def test_levels_line_up_by_block_and_depth(tiny, noise):
+    shape = (8, 8, 1)
+    found = []
+    for level in (0, 3):
+        spec = fnet.ModelSpec(level, width=8, input_shape=shape, stages=((2, 2),))
+        found.append(fnet.analyze(fnet.build(spec), calibration=noise(8, shape)))
+    both = fnet.compare_levels(found)
+    assert len(both.names) == 2
+    depths = both.weights[both.weights["tensor"] == "folded"].set_index(["net", "layer"])["depth"]
+    for layer in ("stem", "stage1_block1_spatial", "stage1_block2_spatial", "logits"):
+        assert depths[both.names[0], layer] == depths[both.names[1], layer] == int(depths[both.names[0], layer])
+    assert 1 < depths[both.names[1], "stage1_block1_pointwise"] % 1 + 1 < 2
+    assert both.output["accuracy"].isna().all()
+    with pytest.raises(ValueError, match="two nets are named"):
+        fnet.compare_levels([found[0], found[0]])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        fnet.compare_levels([])
+
+
+def test_nan_constants_and_dead_channels_are_noted_and_crash_nothing(tiny, noise):
+    model = tiny()
+    kernel, bias = model.get_layer("first").get_weights()
+    kernel[..., 0], bias[0] = 0, -1  # a channel that ReLU6 keeps at zero
+    model.get_layer("first").set_weights([kernel, bias])
+    notes = fnet.analyze(model, calibration=noise(4, (8, 8, 1))).notes
+    texts = notes.set_index(["layer", "tensor"])["note"]
+    assert "1 of 4 channels have no weights but zero" in texts["first", "weights"]
+    assert "of 4 channels are constant" in texts["first", "activations"]
+    kernel[..., 1] = np.nan
+    model.get_layer("first").set_weights([kernel, bias])
+    broken = fnet.analyze(model, calibration=noise(4, (8, 8, 1)))
+    texts = {(row.layer, row.note) for row in broken.notes.itertuples()}
+    assert ("first", "9 of 36 folded weights are NaN or infinite") in texts
+    assert ("last", "12 of 12 outputs are NaN or infinite") in texts
+    assert broken.errors.query("layer == 'last'")["mse"].isna().all()
+
+
+def test_bad_arguments_are_refused_with_the_remedy(tiny, noise, run, digits, tmp_path):
+    model, images = tiny(), noise(4, (8, 8, 1))
+    with pytest.raises(ValueError, match="give calibration: uint8 training images"):
+        fnet.analyze(model)
+    with pytest.raises(ValueError, match="calibration is empty"):
+        fnet.analyze(model, calibration=images[:0])
+    with pytest.raises(TypeError, match=r"multiply images in 0\.\.1 by 255"):
+        fnet.analyze(model, calibration=images / 255)
+    with pytest.raises(ValueError, match="the model takes"):
+        fnet.analyze(model, calibration=noise(4))
+    with pytest.raises(ValueError, match="give one label an image"):
+        fnet.analyze(model, calibration=images, evaluation=(images, np.zeros(3, int)))
+    with pytest.raises(ValueError, match="activation_bits is 1"):
+        fnet.analyze(model, calibration=images, activation_bits=1)
+    with pytest.raises(ValueError, match="scheme is 'int8'"):
+        fnet.analyze(model, calibration=images, scheme="int8")
+    with pytest.raises(ValueError, match=r"is a \.tflite"):
+        fnet.analyze(run.folder / "model.tflite", calibration=images)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        fnet.analyze(tmp_path / "nothing.h5", calibration=images)
+    with pytest.raises(ValueError, match="no model 'fnet-l2-int9'"):
+        fnet.analyze("fnet-l2-int9", calibration=images)
+
+
+def test_a_file_of_weights_and_percentiles_work(run, digits):
+    found = fnet.analyze(
+        run.folder / "qat.h5", calibration=digits.calibration(16), scheme="per_tensor_percentile", activation_bits=6
+    )
+    assert found.nets["source"].tolist() == ["qat"]
+    floats = fnet.analyze(
+        run.folder / "float.h5", calibration=digits.calibration(16), scheme="per_tensor_percentile", activation_bits=6
+    )
+    first = floats.errors[floats.errors["scheme"] == "per_tensor_percentile"].set_index("layer")
+    wide = floats.errors[floats.errors["scheme"] == "per_tensor"].set_index("layer")
+    assert (first["activation_bits"] == 6).all()
+    assert first.loc["logits", "output_high"] < wide.loc["logits", "output_high"]
+    assert first.loc["stem", "sqnr_db"] < wide.loc["stem", "sqnr_db"]
+
+
+def test_a_published_name_brings_its_float_sibling_and_its_data(run, tmp_path):
+    fnet.zoo.publish(run, zoo_dir=tmp_path, verbose=False)
+    name = next(n for n in fnet.zoo.names(zoo_dir=tmp_path) if n.endswith("-int8"))
+    found = fnet.analyze(name, zoo_dir=tmp_path)
+    assert found.names == (name,)
+    assert found.nets["source"].tolist() == ["float+qat"]
+    assert found.nets["dataset"].tolist() == ["digits"]
+    published = fnet.zoo.card(name, zoo_dir=tmp_path).accuracies["validation"]
+    measured = found.output.set_index("scheme")["accuracy"]
+    assert measured["float"] == pytest.approx(published["float"])
+    assert measured["qat"] == pytest.approx(published["qat"], abs=0.01)
+    assert measured["per_tensor"] == pytest.approx(published["ptq_per_tensor"], abs=0.02)
+    pinned = subject_of(f"{name}@1", zoo_dir=tmp_path)
+    assert pinned.name == f"{name}@1"
+    assert list(pinned.models) == ["float", "qat"]
+
+
+def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
+    name = next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8"))
+    lossy = dataclasses.replace(digits, title="digits (JPEG)")
+    for module in (subjects, layerwise):
+        monkeypatch.setattr(module, "load_dataset", lambda name, **options: lossy)
+    message = r"the data here is digits \(JPEG\), it was trained on digits; its accuracies here do not compare"
+    with pytest.warns(RuntimeWarning, match=message):
+        assert subject_of(name, zoo_dir=zoo).dataset is lossy
+    with pytest.warns(RuntimeWarning, match=message):
+        found = layerwise.analyze_all([name], calibration_images=8, evaluation_images=8, zoo_dir=zoo)
+    assert found.nets["dataset"].tolist() == ["digits (JPEG)"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subject_of(name, dataset=lossy, zoo_dir=zoo)  # chosen by the caller

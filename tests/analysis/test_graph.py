@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.analysis.graph import by_channel, graph_of
+
+layers = keras.layers
+
+
+def test_batchnorm_is_folded_by_its_formula(models):
+    graph = graph_of(models.float)
+    op = next(op for op in graph.kernels if op.name == "stage1_block1_spatial")
+    norm = models.float.get_layer("stage1_block1_spatial_bn")
+    gamma, beta, mean, variance = (v.astype(np.float64) for v in norm.get_weights())
+    scale = gamma / np.sqrt(variance + norm.epsilon)
+    np.testing.assert_allclose(op.folded, op.kernel * scale, rtol=1e-5)
+    np.testing.assert_allclose(op.bias, beta - mean * scale, rtol=1e-4, atol=1e-6)
+
+
+def test_operations_are_those_of_the_tflite(models):
+    graph = graph_of(models.float)
+    assert graph.operations[0].kind == "input"
+    assert len(graph.operations) - 1 == len(models.int8.operators)
+    assert [op.kind for op in graph.kernels][:3] == ["conv", "grouped", "pointwise"]
+    assert [op.groups for op in graph.kernels][:3] == [1, 2, 1]
+    assert [op.name for op in graph.operations][-3:] == ["stage2_block2_pointwise", "pool", "logits"]
+
+
+def test_channels_of_a_depthwise_kernel_are_its_inputs_times_the_multiplier():
+    kernel = np.arange(2 * 2 * 3 * 2, dtype=np.float32).reshape(2, 2, 3, 2)
+    rows = by_channel(kernel, "depthwise")
+    assert rows.shape == (4, 6)
+    np.testing.assert_array_equal(rows[:, 5], kernel[:, :, 2, 1].reshape(-1))
+    assert by_channel(kernel, "conv").shape == (12, 2)
+
+
+def test_what_a_batchnorm_alone_or_a_shared_layer_does_is_kept():
+    shared = layers.Dense(4, name="shared")
+    inputs = keras.Input((2, 2, 1))
+    x = layers.BatchNormalization(name="alone")(inputs)
+    x = layers.Flatten(name="flat")(x)
+    x = layers.Dropout(0.5)(layers.LeakyReLU(name="leaky")(shared(x)))
+    model = keras.Model(inputs, layers.Activation("tanh", name="end")(shared(x)))
+    graph = graph_of(model)
+    names = [op.name for op in graph.operations]
+    assert names.count("shared") == 1
+    assert "shared@2" in names
+    assert {op.name: op.kind for op in graph.operations}["alone"] == "other"
+    assert not {op.name: op.is_quantized for op in graph.operations}["flat"]
+
+
+def test_what_cannot_be_read_is_refused_by_name():
+    def flat(*body):
+        return keras.Sequential([keras.Input((8, 8, 1)), *body])
+
+    with pytest.raises(ValueError, match="is a model inside the model"):
+        graph_of(flat(flat(layers.Conv2D(2, 3)), layers.Flatten(), layers.Dense(2)))
+    with pytest.raises(ValueError, match=r"'split' is a SeparableConv2D"):
+        graph_of(flat(layers.SeparableConv2D(2, 3, name="split")))
+    with pytest.raises(ValueError, match="unbuilt"):
+        graph_of(keras.Sequential([layers.Dense(2)]))
+    with pytest.raises(TypeError, match=r"needs a tf_keras\.Model"):
+        graph_of("model.h5")
+    two = keras.Input((4, 4, 1))
+    with pytest.raises(ValueError, match="1 inputs and 2 outputs"):
+        graph_of(keras.Model(two, [layers.Flatten()(two), layers.ReLU()(two)]))
+
+
+def test_baselines_fold_too():
+    model = fnet.build(fnet.baselines.ResNet8(input_shape=(16, 16, 1)))
+    graph = graph_of(model)
+    assert len(graph.kernels) == 10  # nine convolutions with the shortcuts, and the dense layer
+    assert sum(op.kind == "add" for op in graph.operations) == 3

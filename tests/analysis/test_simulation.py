@@ -1,0 +1,400 @@
+"""The simulated quantizer against TensorFlow Lite's own files and debugger, and against a pencil."""
+
+import collections
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+import factorizenet_tf as fnet
+from factorizenet_tf.analysis.graph import by_channel, graph_of
+from factorizenet_tf.analysis.measure import activations, layer_errors, output_ranges
+from factorizenet_tf.analysis.simulation import (
+    Scheme,
+    activation_scale,
+    converter_ranges,
+    forward,
+    quantization_of,
+    quantized_kernel,
+    scheme_of,
+)
+from factorizenet_tf.models.convert import pinned
+from factorizenet_tf.training.loop import to_float
+
+layers = keras.layers
+
+
+def last(outputs):
+    return collections.deque(outputs, maxlen=1)[0][1].numpy()
+
+
+def ranges_of(graph, images):
+    return output_ranges(activations(graph, images), None)
+
+
+def resnet_like():
+    """Both operands of a sum are convolutions that nobody else reads; a ReLU behind it; biases; pooling; a concat."""
+    inputs = keras.Input((16, 16, 1))
+    x = layers.ZeroPadding2D(1)(inputs)
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(x)
+    y = layers.BatchNormalization(momentum=0.9, name="bn")(layers.Conv2D(8, 3, padding="same", name="left")(x))
+    x = layers.Conv2D(8, 1, name="right")(x)
+    x = layers.ReLU(name="relu")(layers.Add(name="sum")([x, y]))
+    x = layers.MaxPooling2D(2, name="max")(x)
+    x = layers.MaxPooling2D(2, name="max2")(x)
+    x = layers.Dense(16, activation="relu", name="hidden")(layers.Flatten(name="flat")(x))
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="resnet_like")
+
+
+@pytest.fixture(scope="module")
+def nets(run, digits):
+    """Trained nets: the session's grouped one, and a depthwise one of few epochs."""
+    keras.utils.set_random_seed(0)
+    spec = fnet.ModelSpec(3, width=8, input_shape=digits.image_shape, stages=((1, 2), (2, 2)))
+    keras.utils.set_random_seed(0)
+    model = fnet.build(spec)
+    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(to_float(digits.train.images), digits.train.labels, epochs=6, batch_size=64, verbose=0)
+    other = resnet_like()
+    keras.utils.set_random_seed(1)
+    other.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    other.fit(to_float(digits.train.images), digits.train.labels, epochs=14, batch_size=64, verbose=0)
+    return {"grouped": run.float_model(), "depthwise": model, "resnet-like": other}
+
+
+@pytest.fixture(scope="module")
+def files(nets, digits):
+    """Each net's .tflite by (net, per_channel)."""
+    calibration = digits.calibration(128)
+    return {
+        (name, per_channel): fnet.Int8Model(fnet.to_tflite(model, calibration=calibration, per_channel=per_channel))
+        for name, model in nets.items()
+        for per_channel in (True, False)
+    }
+
+
+def operations(file):
+    """(output scale, zero point, kernel's scales, kernel's integers (channels, numbers)) of each operation, in order."""
+    plain = file._plain()
+    tensors = {t["index"]: t for t in plain.get_tensor_details()}
+    for op in plain._get_ops_details():
+        parameters = tensors[op["outputs"][0]]["quantization_parameters"]
+        row = [op["op_name"], float(parameters["scales"][0]), int(parameters["zero_points"][0]), None, None]
+        if op["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            kernel = tensors[op["inputs"][1]]
+            row[3] = kernel["quantization_parameters"]["scales"]
+            integers = plain.get_tensor(kernel["index"])
+            is_depthwise = op["op_name"] == "DEPTHWISE_CONV_2D"
+            row[4] = integers.reshape(-1, integers.shape[-1]).T if is_depthwise else integers.reshape(len(integers), -1)
+        yield row
+
+
+def as_channels(integers, kind):
+    if kind in ("depthwise", "dense"):
+        return by_channel(integers, kind).T
+    return np.moveaxis(integers, -1, 0).reshape(integers.shape[-1], -1)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("net", ["grouped", "depthwise", "resnet-like"])
+def test_scales_and_integers_are_the_files(nets, files, digits, net, per_channel):
+    graph = graph_of(nets[net])
+    scheme = scheme_of("per_channel" if per_channel else "per_tensor")
+    simulated = quantization_of(graph, scheme, ranges_of(graph, pinned(digits.calibration(128))))
+    there = [row for row in operations(files[net, per_channel]) if row[0] not in ("PAD", "RESHAPE", "MAX_POOL_2D")]
+    ours = [op for op in graph.quantized if op.kind != "input"]
+    assert len(there) == len(ours)
+    kernels = 0
+    for (kind, scale, zero_point, scales, integers), op in zip(there, ours):
+        expected, zero = activation_scale(*simulated.ranges[op.name])
+        assert scale == pytest.approx(expected, rel=1e-4), (kind, op.name)
+        assert abs(zero_point - zero) <= (0 if op.kind != "dense" else 1), (kind, op.name)
+        if scales is None:
+            continue
+        kernels += 1
+        found, own, _ = quantized_kernel(op.folded, op.kind, per_channel=per_channel)
+        np.testing.assert_allclose(scales, own, rtol=1e-5)
+        assert np.abs(integers.astype(int) - as_channels(found, op.kind)).max() <= 1
+        assert np.mean(integers != as_channels(found, op.kind)) < 1e-3
+    assert kernels == len(graph.kernels) > 3
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("net", ["grouped", "depthwise", "resnet-like"])
+def test_outputs_and_accuracy_are_the_files(nets, files, digits, net, per_channel):
+    graph = graph_of(nets[net])
+    scheme = scheme_of("per_channel" if per_channel else "per_tensor")
+    simulated = quantization_of(graph, scheme, ranges_of(graph, pinned(digits.calibration(128))))
+    ours = last(forward(graph, to_float(digits.test.images), simulated))
+    theirs = files[net, per_channel].predict(digits.test.images)
+    accuracies = [np.mean(logits.argmax(1) == digits.test.labels) for logits in (ours, theirs)]
+    assert accuracies[1] > 0.8
+    assert abs(accuracies[0] - accuracies[1]) <= 0.003
+    exact = last(forward(graph, to_float(digits.test.images)))
+    error, distance = np.mean((theirs - exact) ** 2), np.mean((ours - theirs) ** 2)
+    assert distance < 0.2 * error  # ties of rounding
+    assert np.mean((ours - exact) ** 2) == pytest.approx(error, rel=0.05)
+
+
+def pooling():
+    """Average pooling with and without padding, of numbers on both sides of zero, and a softmax."""
+    inputs = keras.Input((16, 16, 1))
+    x = layers.Conv2D(8, 3, name="conv")(inputs)
+    x = layers.AveragePooling2D(3, strides=2, padding="same", name="padded")(x)
+    x = layers.AveragePooling2D(2, strides=1, name="mean")(x)
+    outputs = layers.Dense(10, activation="softmax", name="dense")(layers.Flatten(name="flat")(x))
+    return keras.Model(inputs, outputs, name="pooling")
+
+
+@pytest.fixture(scope="module")
+def pooled(digits):
+    """(graph, its simulation, .tflite) of a net with average pooling and a softmax: PTQ and quantization-aware."""
+    keras.utils.set_random_seed(0)
+    model = pooling()
+    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    model.fit(to_float(digits.train.images), digits.train.labels, epochs=6, batch_size=64, verbose=0)
+    calibration = digits.calibration(128)
+    graph = graph_of(model)
+    found = ranges_of(graph, pinned(calibration))
+    ptq = graph, quantization_of(graph, scheme_of("per_channel"), found), fnet.to_tflite(model, calibration=calibration)
+    aware = fnet.quantize_aware(model, calibration=calibration)
+    graph = graph_of(aware)
+    qat = graph, quantization_of(graph, Scheme("qat", True, is_learned=True), {}), fnet.to_tflite(aware)
+    return {name: (*found[:2], fnet.Int8Model(found[2])) for name, found in (("ptq", ptq), ("qat", qat))}
+
+
+def computed(file, images):
+    """(operator, scale, zero point, int8 output) of the input and of each operation, by LiteRT's reference kernels."""
+    interpreter = Interpreter(
+        model_content=file._content,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    place = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(place, (len(images), *file.input_shape))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(place, file._quantized(images))
+    interpreter.invoke()
+    tensors = {tensor["index"]: tensor["quantization"] for tensor in interpreter.get_tensor_details()}
+    rows = [("INPUT", *tensors[place], file._quantized(images))]
+    for op in interpreter._get_ops_details():
+        output = op["outputs"][0]
+        if op["op_name"] == "QUANTIZE":  # what a quantization-aware pooling's own range makes of its mean
+            rows.pop()
+        rows.append((op["op_name"], *tensors[output], interpreter.get_tensor(output)))
+    return rows
+
+
+def differences(graph, quantization, rows):
+    """Steps by which each operation, simulated on the file's own int8 inputs, differs from the file's int8 output."""
+    values = {}
+    for (kind, scale, zero_point, integers), op in zip(rows, graph.operations, strict=True):
+        if op.kind != "input":
+            output = op.compute(values, quantization.kernels.get(op.name), quantization.biases.get(op.name))
+            if op.is_mean:
+                output = quantization.pooled(op.source, output)
+            if op.is_quantized:
+                output = quantization.tensor(op.name, output)
+            found = np.rint(output.numpy() / scale + zero_point)
+            yield kind, op.name, np.abs(found - integers.reshape(found.shape))
+        values[op.output] = tf.constant(np.float32(scale) * (integers.astype(np.float32) - zero_point))
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat"])
+def test_average_pooling_and_a_softmax_are_their_kernels_to_the_bit(pooled, digits, method):
+    graph, quantization, file = pooled[method]
+    found = {
+        name: (kind, steps)
+        for kind, name, steps in differences(graph, quantization, computed(file, digits.test.images))
+    }
+    kinds = {name: kind for name, (kind, _) in found.items()}
+    pool = "AVERAGE_POOL_2D" if method == "ptq" else "QUANTIZE"
+    assert (kinds["padded"], kinds["mean"], kinds["dense_softmax"]) == (pool, pool, "SOFTMAX")
+    for name in ("padded", "mean", "flat", "dense_softmax"):
+        assert found[name][1].max() == 0, name
+    for name in ("conv", "dense"):  # a kernel's integer may be another at a tie
+        assert found[name][1].max() <= 1, name
+        assert np.mean(found[name][1]) < 2e-3, name
+    ours = np.rint(last(forward(graph, to_float(digits.test.images), quantization)) * 256) - 128
+    assert np.mean(ours != file.predict_reference(digits.test.images)) < 0.01
+    # XNNPACK rounds a convolution's ties otherwise; a softmax makes some steps of one in its input
+    fast = file.predict_quantized(digits.test.images)
+    assert np.mean(np.abs(ours - fast)) < 0.2
+    assert np.mean(ours.argmax(1) == fast.argmax(1)) > 0.99
+
+
+@pytest.mark.parametrize("net", ["grouped", "depthwise"])
+def test_each_operation_on_the_files_own_inputs_is_the_files(nets, files, digits, net):
+    graph = graph_of(nets[net])
+    quantization = quantization_of(graph, scheme_of("per_channel"), ranges_of(graph, pinned(digits.calibration(128))))
+    for kind, name, steps in differences(graph, quantization, computed(files[net, True], digits.test.images[:100])):
+        assert steps.max() <= 1, (kind, name)
+        if kind != "MEAN":  # the reference kernel rounds its sum and then its mean
+            assert np.mean(steps) < 5e-3, (kind, name)
+
+
+def test_a_mean_on_the_grid_by_hand():
+    model = keras.Sequential([keras.Input((2, 1, 1)), layers.AveragePooling2D((2, 1), name="mean")], name="pair")
+    graph = graph_of(model)
+    quantization = quantization_of(graph, scheme_of("per_channel"), {})  # the image: steps of 1/255 from -128
+    steps = np.array([[0, 1], [2, 3], [254, 255], [3, 6], [127, 128], [128, 129], [4, 4]], np.float32)
+    ours = last(forward(graph, (steps / 255).reshape(-1, 2, 1, 1), quantization)).ravel() * 255
+    # int8 means -127.5, -125.5, 126.5, -123.5, -0.5, 0.5, -124: halves go away from 0
+    np.testing.assert_allclose(ours, [0, 2, 255, 4, 127, 129, 4], atol=1e-3)
+
+
+def test_a_quantization_aware_nets_ranges_are_its_files(models, digits):
+    graph = graph_of(models.qat)
+    simulated = quantization_of(graph, Scheme("qat", True, is_learned=True), {})
+    ours = [op for op in graph.quantized if op.kind != "input"]
+    for (kind, scale, zero_point, scales, _), op in zip(operations(models.int8), ours, strict=True):
+        expected, zero = activation_scale(*simulated.ranges[op.name])
+        assert (scale, zero_point) == (pytest.approx(expected, rel=1e-5), zero), (kind, op.name)
+        if scales is not None:
+            np.testing.assert_allclose(scales, simulated.scales[op.name], rtol=1e-5)
+    logits = last(forward(graph, to_float(digits.test.images), simulated))
+    lsb = models.int8.output_quantization[0]
+    keras_logits = models.qat.predict(to_float(digits.test.images), verbose=0)
+    assert np.abs(logits - models.int8.predict(digits.test.images)).max() <= 4 * lsb
+    assert np.mean(np.abs(logits - keras_logits) <= 1.01 * lsb) > 0.99
+
+
+@pytest.mark.parametrize("scheme", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("net", ["grouped", "depthwise"])
+def test_layer_errors_are_those_of_tensorflows_debugger(nets, digits, net, scheme):
+    model, calibration = nets[net], digits.calibration(128)
+    theirs = debugged(model, calibration, per_channel=scheme == "per_channel")
+    graph = graph_of(model)
+    simulated = quantization_of(graph, scheme_of(scheme), ranges_of(graph, pinned(calibration)))
+    ours = local_errors(graph, calibration, simulated)
+    assert {op.name for op in graph.kernels} < set(theirs)
+    for name in theirs:
+        assert ours[name] == pytest.approx(theirs[name], rel=0.05), name
+
+
+def test_alone_is_the_debuggers_error_but_for_the_input(nets, digits):
+    model, calibration = nets["grouped"], digits.calibration(128)
+    theirs = debugged(model, calibration)
+    graph = graph_of(model)
+    simulated = quantization_of(graph, scheme_of("per_channel"), ranges_of(graph, pinned(calibration)))
+    (errors,) = layer_errors(graph, calibration, [simulated])
+    for op in graph.kernels:  # the debugger's inputs are quantized ones, ours float: the same grid, other values
+        assert errors[op.name].alone / errors[op.name].numbers == pytest.approx(theirs[op.name], rel=0.15), op.name
+
+
+def local_errors(graph, images, quantization):
+    """MSE of each output when its inputs are the quantized net's and it alone is computed in float."""
+    values, found = {}, {}
+    for op, output in forward(graph, to_float(images), quantization):
+        if op.kind != "input" and op.is_quantized:
+            exact = op.compute(values, op.folded, op.bias)
+            found[op.name] = float(np.mean(np.square(exact - output)))
+        values[op.output] = output
+    return found
+
+
+def debugged(model, calibration, *, per_channel=True):
+    """MSE by operation's name from tf.lite.experimental.QuantizationDebugger."""
+    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(
+        tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter._experimental_disable_per_channel = not per_channel
+    images = pinned(calibration)
+    converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the debugger uses the interpreter that TensorFlow deprecates
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=lambda: ([to_float(image[None])] for image in calibration)
+        )
+        debugger.run()
+    names = [op.name for op in graph_of(model).quantized if op.kind != "input"]
+    statistics = debugger.layer_statistics  # in order of execution
+    assert len(statistics) == len(names)
+    return {name: found["mean_squared_error"] for name, found in zip(names, statistics.values())}
+
+
+# Pencil
+
+
+def test_two_channels_of_known_ranges_by_hand():
+    kernel = np.array([[1.27, 0.0127], [-0.635, 0.00635]], np.float32)  # (in, out): limits 1.27 and 0.0127
+    integers, scales, values = quantized_kernel(kernel, "dense", per_channel=True)
+    np.testing.assert_allclose(scales, [0.01, 0.0001], rtol=1e-6)
+    assert integers.tolist() == [[127, 127], [-64, 64]] or integers.tolist() == [[127, 127], [-63, 63]]  # ties
+    np.testing.assert_allclose(values, kernel, atol=0.0051)
+    integers, scales, values = quantized_kernel(kernel, "dense", per_channel=False)
+    assert scales == pytest.approx([0.01], rel=1e-6)
+    assert integers[:, 1].tolist() == [1, 1]  # 0.0127 and 0.00635 are both one step of 0.01
+    np.testing.assert_allclose(values[:, 1], [0.01, 0.01], rtol=1e-5)
+
+
+def test_widths_by_hand():
+    kernel = np.array([[0.7, -0.35, 0.1]], np.float32).T
+    integers, scales, _ = quantized_kernel(kernel, "dense", per_channel=True, bits=4)
+    assert (integers[:, 0].tolist(), float(scales[0])) == ([7, -4, 1], pytest.approx(0.1))  # -3.5 to even
+    integers, scales, values = quantized_kernel(kernel, "dense", per_channel=True, bits=2)
+    assert (integers[:, 0].tolist(), float(scales[0])) == ([1, 0, 0], pytest.approx(0.7)) or integers[1] == -1
+    assert set(np.unique(np.abs(values))) <= {0, np.float32(0.7)}
+    assert activation_scale(0.0, 6.0) == (pytest.approx(6 / 255), -128)
+    assert activation_scale(-1.0, 1.0) == (pytest.approx(2 / 255), 0)  # -0.5 to even
+    assert activation_scale(0.5, 3.0, 4) == (pytest.approx(0.2), -8)  # the range contains zero
+    assert activation_scale(0.0, 0.0) == (0.0, 0)
+
+
+def test_a_channel_of_zeros_stays_zero_and_nan_stays_nan():
+    kernel = np.array([[0.0, 1.0], [0.0, np.nan]], np.float32)
+    _, scales, values = quantized_kernel(kernel, "dense", per_channel=True)
+    assert scales[0] == 0
+    assert values[:, 0].tolist() == [0, 0]
+    assert np.isnan(values[1, 1])
+
+
+def tiny(kernel, bias):
+    model = keras.Sequential([keras.Input((1, 1, 2)), layers.Flatten(), layers.Dense(1, name="dense")], name="tiny")
+    model.get_layer("dense").set_weights([np.array(kernel, np.float32), np.array(bias, np.float32)])
+    return graph_of(model)
+
+
+def test_a_dense_layer_by_hand():
+    graph = tiny([[1.27], [-1.0]], [0.0123])  # kernel scale 0.01, input scale 1/255, bias step 0.01/255
+    simulated = quantization_of(graph, scheme_of("per_channel"), {"dense": (-1.0, 1.55)})  # output scale 0.01
+    image = np.array([[[[1.0, 51 / 255]]]], np.float32)
+    assert float(simulated.biases["dense"][0]) == pytest.approx(round(0.0123 * 25500) / 25500)
+    exact = 1.27 - 0.2 + 314 / 25500  # 0.0123 * 25500 = 313.65
+    assert last(forward(graph, image)) == pytest.approx(1.27 - 0.2 + 0.0123)
+    assert last(forward(graph, image, simulated)) == pytest.approx(round(exact / 0.01) * 0.01, abs=1e-6)
+    only_weights = last(forward(graph, image, simulated, None, frozenset()))
+    assert only_weights == pytest.approx(1.07 + 0.0123, abs=1e-6)  # no activation grid, no bias grid
+
+
+def test_the_operand_that_only_a_sum_reads_gets_the_sums_range(nets, digits):
+    graph = graph_of(nets["resnet-like"])
+    ranges = ranges_of(graph, digits.calibration(32))
+    merged = converter_ranges(graph, ranges)
+    changed = {name for name in ranges if merged[name] != ranges[name]}
+    assert changed == {"right"}
+    assert merged["right"] == (min(ranges["right"][0], ranges["sum"][0]), max(ranges["right"][1], ranges["sum"][1]))
+
+
+def test_without_quantization_the_simulation_is_the_model(nets, models, digits):
+    images = to_float(digits.test.images[:64])
+    for model in nets.values():
+        expected = model.predict(images, verbose=0)
+        np.testing.assert_allclose(last(forward(graph_of(model), images)), expected, atol=2e-4)
+    graph = graph_of(models.qat)
+    assert graph.is_quantize_aware
+    assert [op.name for op in graph.operations] == [op.name for op in graph_of(models.float).operations]
+
+
+def test_unknown_schemes_and_bits_are_refused():
+    with pytest.raises(ValueError, match="scheme is 'per_layer'; it must be one of per_channel"):
+        scheme_of("per_layer")
+    for bits in (1, 9, 8.0, True):
+        with pytest.raises(ValueError, match="it must be an int from 2 to 8"):
+            scheme_of("per_channel", bits)
+    assert scheme_of("per_channel", 4, 8).title == "per_channel W4A8"

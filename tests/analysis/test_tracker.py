@@ -1,0 +1,142 @@
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.analysis import tracker as callback
+from factorizenet_tf.analysis.distributions import describe
+from factorizenet_tf.analysis.graph import by_channel, graph_of
+
+
+@pytest.fixture
+def small(digits):
+    """A net and a recipe of two float epochs and one of QAT."""
+    spec = fnet.ModelSpec(1, width=8, input_shape=digits.image_shape, stages=((1, 2),))
+    return spec, fnet.recipe_for("digits", epochs=2, qat_epochs=1, batch_size=128, calibration_images=32)
+
+
+class Stop(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self.epoch:
+            raise KeyboardInterrupt
+
+
+def rows_of(folder):
+    with open(folder / callback.FILE, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epochs_of(folder):
+    return list(dict.fromkeys((row["phase"], int(row["epoch"])) for row in rows_of(folder)))
+
+
+ALL = [("float", 1), ("float", 2), ("qat", 1)]
+
+
+def test_each_epoch_of_both_phases_is_tracked_and_a_stopped_training_goes_on(digits, small, tmp_path):
+    spec, recipe = small
+
+    def train(*extra):
+        tracker = fnet.DistributionTracker(tmp_path / "tracked", digits.calibration(16), share=None)
+        options = {"out": tmp_path / "run", "recipe": recipe, "verbose": False}
+        return fnet.train(spec, digits, callbacks=[*extra, tracker], **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Stop(1))  # before the tracker sees the epoch's end, after its checkpoint
+    assert not (tmp_path / "tracked" / callback.FILE).exists()
+    run = train()
+    assert epochs_of(tmp_path / "tracked") == ALL
+    graph = graph_of(run.float_model())
+    last = {
+        row["layer"]: row
+        for row in rows_of(tmp_path / "tracked")
+        if (row["phase"], row["epoch"], row["tensor"]) == ("float", "2", "folded")
+    }
+    assert list(last) == [op.name for op in graph.kernels]
+    for op in graph.kernels:
+        found = describe(by_channel(op.folded, op.kind))
+        assert float(last[op.name]["range"]) == pytest.approx(found.range, rel=1e-5)
+        assert float(last[op.name]["average_channel_precision"]) == pytest.approx(found.average_channel_precision)
+        assert float(last[op.name]["per_channel_sqnr_db"]) >= float(last[op.name]["per_tensor_sqnr_db"]) - 1e-6
+    tags, steps = events(tmp_path / "tracked" / "tensorboard")
+    assert "float/folded/average_channel_precision/stem" in tags
+    assert "qat/activations/logits" in tags
+    assert steps == {1, 2}
+
+
+def events(folder):
+    tags, steps = set(), set()
+    for path in folder.iterdir():
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                tags.add(value.tag)
+                steps.add(event.step)
+    return tags, steps
+
+
+def test_epochs_that_are_trained_again_replace_their_lines(digits, small, tmp_path):
+    spec, _ = small
+    model = fnet.build(spec)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    images, labels = digits.train.images[:64] / np.float32(255), digits.train.labels[:64]
+
+    def fit(first, last):
+        tracker = fnet.DistributionTracker(tmp_path, share=None, tensorboard=False)
+        model.fit(images, labels, initial_epoch=first, epochs=last, callbacks=[tracker], verbose=0)
+
+    fit(0, 3)
+    assert epochs_of(tmp_path) == [("float", 1), ("float", 2), ("float", 3)]
+    before = rows_of(tmp_path)
+    fit(1, 2)  # goes back to the end of epoch 1
+    after = rows_of(tmp_path)
+    assert epochs_of(tmp_path) == [("float", 1), ("float", 2)]
+    kernels = len(graph_of(model).kernels)
+    assert after[:kernels] == before[:kernels]
+    assert after[kernels]["range"] != before[kernels]["range"]
+    assert not (tmp_path / "tensorboard").exists()
+    (tmp_path / callback.FILE).write_text("phase,epoch,layer,tensor,range\nfloat,one,stem,folded,1\n")
+    with pytest.raises(ValueError, match="is damaged"):
+        fit(2, 3)
+
+
+def test_it_takes_no_more_than_its_share_of_the_time(small, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(callback.time, "perf_counter", lambda: clock[0])
+    tracker = fnet.DistributionTracker(tmp_path, share=0.05, tensorboard=False)
+    tracker.set_model(fnet.build(small[0]))
+    measured = []
+
+    def measure(epoch):
+        measured.append(epoch)
+        clock[0] += 1.0
+        tracker._last = 1.0
+        tracker._spent += 1.0
+
+    monkeypatch.setattr(tracker, "_measure", measure)
+    tracker.on_train_begin()
+    for epoch in range(40):
+        tracker.on_epoch_begin(epoch)
+        clock[0] += 10.0  # a measurement is a tenth of an epoch
+        tracker.on_epoch_end(epoch)
+    assert measured[:3] == [1, 4, 6]
+    assert len(measured) / (40 * 10 + len(measured)) <= 0.05
+    clock[0] += 1000
+    tracker.on_epoch_end(40)
+    assert measured[-1] == 41
+
+
+def test_bad_arguments_are_refused(tmp_path, noise):
+    with pytest.raises(ValueError, match="share is 2"):
+        fnet.DistributionTracker(tmp_path, share=2)
+    with pytest.raises(TypeError, match="images has dtype float64"):
+        fnet.DistributionTracker(tmp_path, noise(2) / 255)
+    shutil.rmtree(tmp_path)  # nothing was written

@@ -1,0 +1,764 @@
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf import data, files
+from factorizenet_tf.benchmarks import benchmark
+from factorizenet_tf.cli import main
+
+SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
+
+
+@pytest.fixture
+def succeeds(capsys):
+    """Runs a command that must succeed and gives what it printed on stdout."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def prints_json(succeeds):
+    """Runs a command with --json and gives what all of its stdout parses to."""
+    return lambda *arguments: json.loads(succeeds(*arguments, "--json"))
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail with a code and one plain line on stderr, and gives the line."""
+
+    def call(*arguments, code=2):
+        capsys.readouterr()
+        assert main([str(a) for a in arguments]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        return err
+
+    return call
+
+
+def small_net(*layers, shape=(8, 8, 1), classes=10, activation=None):
+    body = [keras.layers.Conv2D(8, 3, strides=2, padding="same"), keras.layers.BatchNormalization()]
+    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(classes, activation=activation)]
+    return keras.Sequential([keras.Input(shape), *body, keras.layers.ReLU(), *layers, *head], name="mine")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a model under the test's folder and gives its path."""
+
+    def save(model, name="mine.keras"):
+        model.save(tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def in_a_process(*arguments, **options):
+    command = [sys.executable, "-m", "factorizenet_tf.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+# Costs
+
+
+def test_levels_lists_every_level_with_the_costs_of_the_spec(prints_json):
+    rows = prints_json("levels", "--width", 8, "--size", 16, "--channels", 1, "--classes", 5, "--stages", "1x2,2x2")
+    options = {"width": 8, "input_shape": (16, 16, 1), "num_classes": 5, "stages": ((1, 2), (2, 2))}
+    specs = [fnet.ModelSpec(level, **options) for level in range(fnet.max_level(fnet.ModelSpec(0, **options)) + 1)]
+    assert [row["name"] for row in rows] == [spec.name for spec in specs]
+    assert [row["macs"] for row in rows] == [fnet.count_macs(spec) for spec in specs]
+    assert [row["params"] for row in rows] == [fnet.count_params(spec) for spec in specs]
+    assert rows[0]["share_of_level_0"] == 1
+    assert rows[1]["groups"] == "2"
+
+
+def test_levels_prints_a_table_with_a_line_for_each_level(succeeds):
+    table = succeeds("levels")
+    assert [name for name in table.split() if name.startswith("fnet-")] == [f"fnet-l{k}" for k in range(7)]
+    assert "14,598,784" in table  # level 0's MACs
+
+
+def test_describe_lists_the_layers_and_a_spec_that_reads_back(prints_json):
+    printed = prints_json("describe", "--level", "1.2.4", "--width", 24)
+    spec = fnet.ModelSpec((1, 2, 4), width=24)
+    assert printed["name"] == spec.name
+    assert printed["spec"] == json.loads(spec.to_json())
+    assert [layer["layer"] for layer in printed["layers"]] == [layer.name for layer in spec.plan()]
+    assert sum(layer["macs"] for layer in printed["layers"]) == fnet.count_macs(spec)
+
+
+def test_describe_ends_its_table_with_the_sum(succeeds):
+    total = next(line for line in succeeds("describe", "--level", 2).splitlines() if "total" in line)
+    assert f"{fnet.count_macs(fnet.ModelSpec(2)):,}" in total
+
+
+# Train
+
+
+def test_train_prints_the_metrics_it_wrote_and_a_second_time_gives_the_same_run(prints_json, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", *SMALL, "--level", 1, "--epochs", 1, "--qat-epochs", 1, "--seed", 3, "--out", out]
+    metrics = prints_json(*command)
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    assert set(metrics["accuracy"]["test"]) == {"float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite"}
+    run = fnet.load_run(out)
+    assert run.spec == fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    assert (run.recipe.epochs, run.recipe.qat_epochs, run.recipe.seed, run.recipe.flip) == (1, 1, 3, False)
+    written = (out / "checkpoint.npz").stat().st_mtime_ns
+    assert prints_json(*command) == metrics
+    assert (out / "checkpoint.npz").stat().st_mtime_ns == written
+
+
+def test_train_prints_a_line_an_epoch_on_stderr_unless_quiet_and_its_table_on_stdout(capsys, tmp_path):
+    command = [str(a) for a in ["train", *SMALL[:-1], "--epochs", 2, "--qat-epochs", 0, "--out"]]
+    assert main([*command, str(tmp_path / "loud")]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in err.splitlines() if "float" in line] == [
+        "fnet-l2-x0.5 float 1/2",
+        "fnet-l2-x0.5 float 2/2",
+    ]
+    assert "ptq per channel" in out
+    assert " MACs" in out
+    assert main([*command, str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_exits_130_with_one_line_and_the_same_command_continues(prints_json, tmp_path):
+    out = tmp_path / "run"
+    command = [str(a) for a in ["train", *SMALL, "--epochs", 12, "--qat-epochs", 0, "--out", out]]
+    script = Path(sys.executable).with_name("factorizenet")
+    # A runner in the background may ignore SIGINT, and its children with it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    while not (out / "history.csv").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed == ""
+    assert "Traceback" not in message
+    assert message.splitlines()[-1].startswith("error: interrupted")
+    assert "the same command continues" in message
+    before = (out / "history.csv").read_text()
+    assert 1 <= before.count("\n") - 1 < 12
+    assert not (out / "metrics.json").exists()
+    prints_json(*command)
+    after = (out / "history.csv").read_text()
+    assert after.startswith(before)
+    assert [row["epoch"] for row in fnet.load_run(out).history()] == list(range(1, 13))
+
+
+# Quantize
+
+
+@pytest.mark.parametrize(("name", "method"), [("mine.keras", "qat"), ("mine.h5", "ptq"), ("mine", "ptq-per-tensor")])
+def test_a_model_of_ones_own_is_quantized_from_each_format_by_each_method(prints_json, saved, tmp_path, name, method):
+    path = saved(small_net(), name)
+    out = tmp_path / "out"
+    arguments = [
+        "quantize",
+        path,
+        "--dataset",
+        "digits",
+        "--method",
+        method,
+        "--qat-epochs",
+        1,
+        "--out",
+        out,
+        "--quiet",
+    ]
+    metrics = prints_json(*arguments)
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    assert metrics["method"] == method
+    assert metrics["images"] == {"validation": 144, "test": 359}
+    model = fnet.Int8Model(out / "model.tflite")
+    assert model.size_bytes == metrics["size_bytes"]
+    assert model.labels == tuple("0123456789")
+    assert (out / "checkpoint.npz").exists() == (method == "qat")
+    test = fnet.load_dataset("digits", input_shape=(8, 8, 1)).test
+    assert fnet.accuracy(model, test) == metrics["accuracy"]["test"]["tflite"]
+
+
+def test_quantize_prints_a_table_and_where_the_file_is(succeeds, saved, tmp_path):
+    arguments = ["--dataset", "digits", "--method", "ptq", "--out", tmp_path / "out", "--quiet"]
+    printed = succeeds("quantize", saved(small_net(activation="softmax")), *arguments)
+    assert "mine on digits" in printed
+    assert str(tmp_path / "out" / "model.tflite") in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "message"),
+    [
+        (lambda: small_net(activation="softmax"), "qat", "ends in a softmax"),
+        (lambda: small_net(classes=5), "ptq", "digits has 10 classes, the model 5"),
+        (lambda: small_net(keras.layers.LayerNormalization()), "ptq", "is a LayerNormalization"),
+        (lambda: small_net(keras.Sequential([keras.layers.ReLU()])), "qat", "model inside the model"),
+        (lambda: small_net(keras.layers.BatchNormalization()), "qat", "TFMOT cannot quantize"),
+        (lambda: small_net(shape=(8, 8, 2)), "ptq", "with 1 or 3 channels"),
+        (lambda: small_net(shape=(None, None, 1)), "ptq", "of a fixed size"),
+        (lambda: keras.Sequential([keras.Input((8,)), keras.layers.Dense(10)]), "ptq", "must take images"),
+        (small_net, "other", "method is 'other'; it must be one of qat, ptq, ptq-per-tensor"),
+    ],
+)
+def test_quantize_refuses_what_it_cannot_do_and_writes_nothing(fails, saved, tmp_path, model, method, message):
+    path, out = saved(model()), tmp_path / "out"
+    assert message in fails(
+        "quantize", path, "--dataset", "digits", "--method", method, "--qat-epochs", 1, "--out", out, "--quiet"
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["mine.keras", "mine.h5", "mine"])
+def test_a_lambda_layer_is_refused_and_its_code_not_run(fails, saved, tmp_path, name):
+    mark = tmp_path / "code-was-run"
+    path = saved(small_net(keras.layers.Lambda(lambda x, path=str(mark): [Path(path).touch(), x][1])), name)
+    assert mark.exists()  # building the model ran it
+    mark.unlink()
+    message = fails("quantize", path, "--dataset", "digits", "--method", "ptq", "--out", tmp_path / "out")
+    assert "has a Lambda layer" in message
+    assert not mark.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["three.keras", "three.h5"])
+def test_a_file_of_keras_3_is_refused_with_the_remedy(fails, tmp_path, name):
+    path = tmp_path / name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras 3's own, of no concern here
+        import keras as keras3
+
+        keras3.Sequential([keras3.Input((8, 8, 1)), keras3.layers.Flatten(), keras3.layers.Dense(10)]).save(path)
+    message = fails("quantize", path, "--dataset", "digits", "--out", tmp_path / "out")
+    assert f"was saved by Keras {keras3.__version__}" in message
+    assert "import tf_keras" in message
+
+
+def test_quantize_refuses_what_is_quantized_already(fails, run, tmp_path):
+    for source in (run.folder / "qat.h5", run.folder / "model.tflite", run.folder):
+        assert "quantiz" in fails("quantize", source, "--dataset", "digits", "--out", tmp_path / "out", "--quiet")
+    assert not (tmp_path / "out").exists()
+
+
+# Evaluate
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("float.h5", "float"), ("qat.h5", "qat"), ("model.tflite", "tflite"), ("", "tflite")]
+)
+def test_evaluate_repeats_the_accuracy_that_train_measured(prints_json, run, name, precision):
+    for split in ("test", "validation"):
+        (row,) = prints_json("evaluate", run.folder / name, "--dataset", "digits", "--split", split)
+        assert row["accuracy"] == run.metrics["accuracy"][split][precision]
+        assert (row["dataset"], row["split"], row["images"]) == ("digits", split, run.metrics["images"][split])
+    assert ("latency_ms" in row) == (precision == "tflite")
+
+
+def test_evaluate_says_bytes_latency_and_threads_of_a_tflite(prints_json, run):
+    (row,) = prints_json("evaluate", run.folder, "--dataset", "digits", "--threads", 2)
+    assert row["file"] == str(run.folder / "model.tflite")
+    assert row["size_bytes"] == (run.folder / "model.tflite").stat().st_size
+    assert row["latency_ms"] > 0
+    assert row["threads"] == 2
+
+
+def test_evaluate_takes_a_model_of_ones_own(prints_json, saved):
+    model = small_net()
+    (row,) = prints_json("evaluate", saved(model), "--dataset", "digits", "--split", "train")
+    train = fnet.load_dataset("digits", input_shape=(8, 8, 1)).train
+    assert row["images"] == len(train) == 1294
+    assert row["accuracy"] == pytest.approx(
+        np.mean(model.predict(train.images / np.float32(255), verbose=0).argmax(1) == train.labels), abs=2 / 1294
+    )
+
+
+@pytest.fixture
+def damaged(run, tmp_path):
+    """Files that are no model, by what is wrong with them."""
+    tflite, weights = (run.folder / "model.tflite").read_bytes(), (run.folder / "float.h5").read_bytes()
+    contents = {
+        "noise.tflite": bytes(500),
+        "cut.tflite": tflite[: len(tflite) // 2],
+        "empty.tflite": b"",
+        "noise.h5": b"not HDF5" * 100,
+        "cut.h5": weights[: len(weights) // 2],
+        "noise.keras": b"no archive" * 10,
+        "notes.txt": b"a note",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    return [tmp_path / name for name in (*contents, "folder")]
+
+
+def test_damaged_and_foreign_files_are_refused_by_every_command_with_their_name(fails, damaged, tmp_path):
+    for path in damaged:
+        assert str(path) in fails("evaluate", path, "--dataset", "digits")
+        assert str(path) in fails("export", path, "--tflite", tmp_path / "new.tflite")
+        assert str(path) in fails("export", path, "--saved-model", tmp_path / "new")
+        if path.suffix != ".tflite":
+            assert str(path) in fails("quantize", path, "--dataset", "digits", "--out", tmp_path / "new")
+    assert not list(tmp_path.glob("*new*"))
+
+
+def test_a_float_tflite_is_refused(fails, tmp_path):
+    import tensorflow as tf
+
+    function = tf.function(small_net()).get_concrete_function(tf.TensorSpec((1, 8, 8, 1), tf.float32))
+    (tmp_path / "float.tflite").write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([function]).convert())
+    message = fails("evaluate", tmp_path / "float.tflite", "--dataset", "digits")
+    assert "takes float32 and gives float32; it must be int8" in message
+
+
+def test_what_is_not_there_is_named(fails, tmp_path):
+    for name in ("none", "none.tflite", "none.h5"):
+        path, new = tmp_path / name, tmp_path / "new"
+        assert str(path) in fails("evaluate", path, "--dataset", "digits")
+        assert str(path) in fails("export", path, "--tflite", new)
+        assert str(path) in fails("export", path, "--saved-model", new)
+        assert str(path) in fails("quantize", path, "--dataset", "digits", "--out", new)
+    assert str(tmp_path / "none") in fails("benchmark", "--run", tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_or_a_number_of_threads_that_there_is_not_is_refused(fails, run):
+    assert "split is 'dev'" in fails("evaluate", run.folder, "--dataset", "digits", "--split", "dev")
+    assert "threads is 0" in fails("evaluate", run.folder, "--dataset", "digits", "--threads", 0)
+
+
+def test_evaluate_refuses_a_model_of_fewer_classes_than_the_data(fails, saved):
+    assert "the model has 5 classes" in fails("evaluate", saved(small_net(classes=5)), "--dataset", "digits")
+
+
+# Export
+
+
+def test_export_writes_both_and_says_bytes_and_latency(prints_json, run, tmp_path):
+    tflite, folder = tmp_path / "a" / "net.tflite", tmp_path / "b" / "net"
+    rows = prints_json("export", run.folder, "--tflite", tflite, "--saved-model", folder)
+    images = np.random.default_rng(0).integers(0, 256, (20, *run.spec.input_shape), np.uint8)
+    expected = run.int8_model().predict_quantized(images)
+    np.testing.assert_array_equal(fnet.Int8Model(tflite).predict_quantized(images), expected)
+    sizes = [tflite.stat().st_size, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())]
+    assert 0 < rows[0].pop("latency_ms") < 100
+    assert rows == [{"file": str(tflite), "bytes": sizes[0]}, {"file": str(folder), "bytes": sizes[1]}]
+
+
+def test_export_wants_a_target_that_is_not_there_yet(fails, run, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    assert "nothing to export" in fails("export", run.folder)
+    for option in ("--tflite", "--saved-model"):
+        assert "is there already" in fails("export", run.folder, option, tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+# Benchmark
+
+
+def test_benchmark_sets_each_ratio_against_its_bound(prints_json, succeeds, monkeypatch, run):
+    speeds = {("float", level): 100.0 - 10 * level for level in range(4)}  # level 3 at 0.7
+    speeds |= {("qat", level): 0.5 * speed if level == 1 else 0.9 * speed for (_, level), speed in speeds.items()}
+    results = {"stock": {"images_per_second": 4.0}, "memory": {"waiting": 0.2, "peak_bytes": 2e9}}
+    results["analysis"] = {"calibration": 1024, "images": 2000, "seconds": 61.0, "peak_bytes": 2e9}
+    results["analysis"]["sensitivity_seconds"] = 300.0
+    monkeypatch.setattr(benchmark, "_levels_in_turn", lambda *arguments: speeds)
+    monkeypatch.setattr(benchmark, "_worker", lambda job: results[job["job"]])
+    rows = prints_json("benchmark", "--part", "training", "--quiet")
+    values = [(row["value"], row["holds"]) for row in rows]
+    assert values[:4] == [(1.0, True), (0.9, True), (0.8, True), (0.7, False)]  # against level 0: at least 0.8
+    assert values[4:8] == [(0.9, True), (0.5, False), (0.9, True), (0.9, True)]  # QAT: at least 0.6
+    assert values[8:10] == [(20.0, True), (17.5, True)]  # levels 2 and 3 against unchanged: at least 15
+    assert values[10:12] == [(0.2, False), (2.0, True)]  # waiting at most 0.05; at most 3 GB
+    assert values[12:] == [(61.0, False), (2.0, True), (300.0, True)]  # analysis: 60 s, 2 GB, 300 s
+    with_run = prints_json("benchmark", "--part", "training", "--quiet", "--run", run.folder)[len(rows) :]
+    assert [row["bound"] for row in with_run] == [">= 0.999", "<= 3", ">= 0.995", "<= 0"]
+    assert with_run[0]["value"] == round(run.metrics["agreement"]["within_1_lsb"], 4)
+    assert with_run[1]["value"] == run.metrics["agreement"]["largest_lsb"]
+    assert "False" in succeeds("benchmark", "--part", "training", "--quiet")
+
+
+def test_a_measurement_that_fails_in_its_own_process_exits_1(fails, monkeypatch):
+    speeds = {(kind, level): 1.0 for kind in ("float", "qat") for level in range(3)}
+    monkeypatch.setattr(benchmark, "_levels_in_turn", lambda *arguments: speeds)
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: no memory\n")
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *arguments, **options: failed)
+    message = fails("benchmark", "--quiet", code=1)
+    assert "the measurement 'stock' failed" in message
+    assert "no memory" in message
+
+
+def test_benchmark_refuses_no_time_and_a_bad_width_before_it_measures(fails):
+    assert "seconds is 0.0; it must be above 0" in fails("benchmark", "--seconds", 0, "--quiet")
+    assert "width is 9" in fails("benchmark", "--width", 9, "--quiet")
+
+
+@pytest.mark.slow
+def test_benchmark_measures_every_level(prints_json, run):
+    rows = prints_json(
+        "benchmark", "--part", "training", "--width", 8, "--seconds", 0.1, "--run", run.folder, "--quiet"
+    )
+    last = fnet.max_level(fnet.ModelSpec(0, width=8))
+    assert len(rows) == 2 * (last + 1) + len(benchmark.COMPARED_LEVELS) + 2 + 3 + 4
+    assert all(row["value"] > 0 for row in rows[: 2 * (last + 1)])
+    peak = next(row for row in rows if "peak memory" in row["what"])
+    assert 0.1 < peak["value"] < 3
+
+
+# Errors of the arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("describe --level -1", "level is -1; at these widths levels go from 0 (regular) to 6 (depthwise)"),
+        ("describe --level 7", "level is 7; at these widths levels go from 0 (regular) to 6 (depthwise)"),
+        ("describe --level 1.2", "has 2 entries; there are 3 stages"),
+        ("describe --level two", "level is 'two'; it must be a number, or one a stage joined by dots"),
+        ("levels --width 12", "width is 12; it must be a positive multiple of 8"),
+        ("levels --size 3", "input of 3x3 is smaller than the strides' product 4"),
+        ("levels --channels 4", "input_shape has 4 channels"),
+        ("levels --classes 1", "num_classes is 1"),
+        ("levels --stages 2y2", "stages is '2y2'; it must be blocks x stride of each, e.g. 2x2,2x2,2x2"),
+        ("levels --stages 1x3", "stage 1 has stride 3"),
+        ("levels --width wide", "'--width'"),
+        ("levels --colour red", "--colour"),
+        ("sort", "No such command 'sort'"),
+        ("train --dataset digits", "'--out'"),
+        ("train --out {new}", "'--dataset'"),
+        ("train --dataset digits --out {new} --level 9", "level is 9"),
+        ("train --dataset digits --out {new} --size 0", "input of 0x0"),
+        ("train --dataset digits --out {new} --channels 0", "input_shape has 0 channels"),
+        ("train --dataset digits --out {new} --epochs 0", "epochs is 0"),
+        ("train --dataset digits --out {new} --learning-rate nan", "learning_rate is nan"),
+        ("train --dataset digits --out {new} --batch-size 5000", "the training images are 1294"),
+        ("train --dataset no_such_set --out {new}", "no data set 'no_such_set'; there are digits, a folder"),
+        ("train --dataset ./no/such --out {new}", "no folder no/such"),
+    ],
+)
+def test_an_argument_out_of_range_is_one_line_with_its_value_and_writes_nothing(fails, tmp_path, arguments, message):
+    new = tmp_path / "new"
+    assert message in fails(*arguments.format(new=new).split())
+    assert not new.exists()
+
+
+def test_without_arguments_the_help_is_shown(succeeds):
+    assert succeeds() == succeeds("--help")
+    assert "levels" in succeeds()
+
+
+def test_a_data_set_that_is_not_on_disk_without_a_network_says_how_to_get_it(fails, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "_is_offline", lambda: True)
+    message = fails("train", "--dataset", "cifar10", "--data-dir", tmp_path, "--out", tmp_path / "new", "--quiet")
+    assert "tfds build cifar10" in message
+    assert "TFDS_DATA_DIR" in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_images_or_with_a_broken_one_is_named(fails, tmp_path):
+    root, new = tmp_path / "pictures", tmp_path / "new"
+    root.mkdir()
+    assert "has 0 class folders" in fails("train", "--dataset", root, "--out", new)
+    for name in ("cats", "dogs"):
+        (root / name).mkdir()
+    assert str(root / "cats") in fails("train", "--dataset", root, "--out", new)
+    for name in ("cats", "dogs"):
+        (root / name / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    assert f"{root / 'cats' / 'a.png'} is broken" in fails("train", "--dataset", root, "--out", new)
+    assert not new.exists()
+
+
+# Output folders
+
+
+@pytest.fixture
+def begun(run, tmp_path):
+    """A copy of the run that has all but metrics.json and the files made at the end, and the command it came from."""
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    for name in ("spec.json", "recipe.json", "dataset.json", "checkpoint.npz", "history.csv"):
+        shutil.copy(run.folder / name, folder)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_of_another_run_is_refused_naming_the_difference_and_left_as_it_was(fails, run, begun):
+    before = contents(begun)
+    same = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2,2x2", "--out", begun]
+    message = fails("train", *same, "--level", 1, "--epochs", 7, "--qat-epochs", 1)
+    assert "recipe.epochs is 6 there, 7 now" in message
+    assert "spec.level" not in message
+    assert "spec.level is 1 there, 2 now" in fails("train", *same, "--level", 2, "--epochs", 6, "--qat-epochs", 1)
+    assert contents(begun) == before
+
+
+def test_a_folder_of_other_files_is_refused(fails, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    message = fails("train", *SMALL, "--out", tmp_path)
+    assert f"the folder {tmp_path} holds other files and no run" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_truncated_checkpoint_is_named_and_kept(fails, tmp_path, succeeds):
+    out = tmp_path / "run"
+    command = ["train", *SMALL, "--epochs", 1, "--qat-epochs", 0, "--out", out]
+    succeeds(*command)
+    for name in ("metrics.json", "float.h5"):
+        (out / name).unlink()
+    whole = (out / "checkpoint.npz").read_bytes()
+    (out / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
+    before = contents(out)
+    message = fails(*command)
+    assert f"the checkpoint {out / 'checkpoint.npz'} is damaged" in message
+    assert "delete it to train this run from its start" in message
+    assert contents(out) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(fails, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "new"
+    for arguments in (
+        ["train", *SMALL, "--out", inside],
+        ["export", run.folder, "--tflite", inside],
+        ["export", run.folder, "--saved-model", inside],
+    ):
+        message = fails(*arguments)
+        assert str(tmp_path / "file") in message
+        assert "give a path that can be written" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_permission_is_named(fails, tmp_path):
+    tmp_path.chmod(0o500)
+    assert str(tmp_path) in fails("train", *SMALL, "--out", tmp_path / "new")
+
+
+def test_a_full_disk_exits_1_and_leaves_the_last_whole_epoch(fails, prints_json, monkeypatch, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", *SMALL, "--epochs", 3, "--qat-epochs", 0, "--out", out]
+    sync, synced = os.fsync, []
+
+    def full_later(handle):
+        synced.append(handle)
+        if len(synced) > 7:  # spec, recipe, data set and initial weights; checkpoint and history; checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full_later)
+    message = fails(*command, code=1)
+    assert "No space left on device" in message
+    assert "room" in message
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint.npz",
+        "dataset.json",
+        "history.csv",
+        "initial.json",
+        "recipe.json",
+        "spec.json",
+    ]
+    monkeypatch.undo()
+    prints_json(*command)
+    assert [row["epoch"] for row in fnet.load_run(out).history()] == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_exits_1_and_keeps_the_checkpoint(fails, monkeypatch, tmp_path):
+    from factorizenet_tf.training import loop as phase
+
+    made = phase.compiled_step
+
+    def nan_in_the_second_epoch(*arguments):
+        step, calls = made(*arguments), []
+
+        def call(*batch):
+            calls.append(batch)
+            loss, hit = step(*batch)
+            return (float("nan") if len(calls) > 25 else loss), hit  # 20 steps an epoch
+
+        return call
+
+    monkeypatch.setattr(phase, "compiled_step", nan_in_the_second_epoch)
+    out = tmp_path / "run"
+    message = fails("train", *SMALL, "--epochs", 3, "--out", out, code=1)
+    assert "the loss is nan at step 6 of float epoch 2" in message
+    assert "lower learning rate" in message
+    assert fnet.checkpoint.read_checkpoint(out / "checkpoint.npz").epoch == 1
+    assert not (out / "float.h5").exists()
+
+
+def test_the_stack_is_shown_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setenv("FACTORIZENET_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="width is 12"):
+        main(["levels", "--width", "12"])
+
+
+# What is loaded, and what else is on stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["levels"], ["describe", "--json"]])
+def test_help_and_costs_load_neither_tensorflow_nor_pandas(arguments):
+    code = f"""
+import sys
+from factorizenet_tf.cli import main
+assert main({arguments!r}) == 0
+heavy = {{"tensorflow", "tf_keras", "keras", "pandas", "sklearn", "ai_edge_litert"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_an_int8_model_is_evaluated_without_tensorflow(run):
+    code = f"""
+import sys
+from factorizenet_tf.cli import main
+assert main(["evaluate", {str(run.folder)!r}, "--dataset", "digits"]) == 0
+assert "tensorflow" not in sys.modules
+assert "ai_edge_litert" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_error_that_needed_tensorflow_is_the_only_line_of_its_process(tmp_path):
+    result = in_a_process("evaluate", tmp_path / "none", "--dataset", "digits")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"error: no model at {tmp_path / 'none'}; give a .tflite, .h5 or .keras file, a run's folder, or a name of "
+        "`factorizenet list`\n"
+    )
+
+
+def test_the_installed_command_passes_the_exit_code_on(tmp_path):
+    script = Path(sys.executable).with_name("factorizenet")
+    assert subprocess.run([script, "levels", "--width", "12"], capture_output=True).returncode == 2
+    assert subprocess.run([script, "levels", "--json"], capture_output=True).returncode == 0
+
+
+# Zoo
+
+
+def test_list_prints_the_models_within_the_limits(succeeds, prints_json, zoo):
+    rows = prints_json("list", "--zoo", zoo)
+    assert [row["name"] for row in rows] == ["fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"]
+    assert prints_json("list", "--zoo", zoo, "--precision", "float") == rows[:1]
+    assert prints_json("list", "--zoo", zoo, "--max-macs", 1) == []
+    assert prints_json("list", "--zoo", zoo, "--best") == rows[1:]
+    assert "fnet-l1-x0.5-int8" in succeeds("list", "--zoo", zoo)
+
+
+def test_card_prints_the_page_and_the_entry(succeeds, prints_json, zoo):
+    name = "fnet-l1-x0.5-int8"
+    assert succeeds("card", name, "--zoo", zoo).strip() == (zoo / "cards" / f"{name}.md").read_text().strip()
+    assert prints_json("card", name, "--zoo", zoo) == json.loads((zoo / "index.json").read_text())["models"][1]
+
+
+def test_an_unknown_model_is_one_line_with_the_nearest_name(fails, zoo):
+    assert "did you mean 'fnet-l1-x0.5-int8'" in fails("card", "fnet-l1-x0.5-int4", "--zoo", zoo)
+
+
+def test_verify_exits_1_where_a_model_is_not_what_its_card_says(succeeds, capsys, zoo, tmp_path):
+    name = "fnet-l1-x0.5-int8"
+    assert "1 models, " in succeeds("verify", name, "--zoo", zoo, "--quiet")
+    copy = shutil.copytree(zoo, tmp_path / "zoo")
+    path = copy / fnet.zoo.card(name, zoo_dir=copy).file("tflite").path
+    path.write_bytes(path.read_bytes() + b"more")
+    assert main(["verify", "--all", "--zoo", str(copy), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out
+    assert err == f"error: 1 of 2 models are not what their cards say: {name}\n"
+
+
+def test_verify_and_publish_say_what_they_need(fails, run, tmp_path):
+    assert "give names of models, or --all" in fails("verify")
+    assert "give the runs' folders and --zoo FOLDER" in fails("publish", run.folder)
+    assert "no finished run" in fails("publish", tmp_path, "--zoo", tmp_path / "zoo", "--quiet")
+
+
+def test_a_published_run_is_not_published_twice(fails, run, zoo):
+    said = fails("publish", run.folder, "--zoo", zoo, "--quiet")
+    assert f"this run is published already, as {run.spec.name}-int8@1" in said
+    assert "--name mine is for one run, not 2" in fails(
+        "publish", run.folder, run.folder, "--zoo", zoo, "--name", "mine"
+    )
+
+
+def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_json, fails, run, tmp_path):
+    command = ["train", "--from", run.folder, "--dataset", "digits", "--epochs", 1, "--qat-epochs", 1, "--quiet"]
+    metrics = prints_json(*command, "--out", tmp_path / "tuned")
+    tuned = fnet.load_run(tmp_path / "tuned")
+    assert tuned.spec == run.spec
+    assert metrics["initial"] == str(run.folder)
+    assert metrics["accuracy"]["test"]["float"] > 0.7  # one epoch from scratch: about 0.2
+    scratch = ["train", *SMALL, "--level", 1, "--stages", "1x2,2x2", "--epochs", 1, "--qat-epochs", 1]
+    assert prints_json(*scratch, "--out", tmp_path / "scratch")["accuracy"]["test"]["float"] < 0.6
+    assert "initial.weights is" in fails(*scratch, "--from", run.folder, "--out", tmp_path / "scratch")
+
+
+def test_a_baseline_is_trained_by_name(prints_json, fails, tmp_path):
+    command = ["train", "--baseline", "resnet8", "--dataset", "digits", "--size", 8, "--channels", 1, "--quiet"]
+    command += ["--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "run"]
+    assert prints_json(*command)["name"] == "baseline-resnet8"
+    assert fnet.load_run(tmp_path / "run").spec == fnet.baselines.ResNet8(input_shape=(8, 8, 1))
+    assert "there is resnet8" in fails("train", "--baseline", "vgg", "--dataset", "digits", "--out", tmp_path / "x")
+    assert "exclude each other" in fails(*command, "--from", tmp_path / "run")
+
+
+# Analysis and study
+
+
+def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path):
+    paths = [tmp_path / name for name in ("report.html", "tables", "figures")]
+    options = ["--out", paths[0], "--save", paths[1], "--figures", paths[2], "--quiet"]
+    images = ["--calibration-images", 32, "--evaluation-images", 40, "--weight-bits", 4]
+    rows = prints_json("analyze", run.folder, *options, *images)
+    assert [row["precision"] for row in rows][:2] == ["float", "per_channel W4A8"]
+    assert {row["images"] for row in rows} == {40}
+    assert rows[0]["decrease_points"] == 0
+    assert paths[0].stat().st_size > 4_000_000
+    assert fnet.load_analysis(paths[1]).nets["calibration_images"].tolist() == [32]
+    assert (paths[2] / "sqnr.png").is_file()
+
+
+def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
+    assert "weight_bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
+    assert "calibration_images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
+    assert "no model 'fnet-l2-int7'" in fails("analyze", "fnet-l2-int7", "--quiet")
+    assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
+
+
+@pytest.mark.slow
+def test_study_names_the_best_level(prints_json, fails, tmp_path):
+    command = ["study", *SMALL, "--levels", "0,3", "--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "study"]
+    found = prints_json(*command, "--max-macs", 10**8)
+    assert [row["level"] for row in found["levels"]] == [0, 3]
+    best = max(found["levels"], key=lambda row: (row["validation_tflite"], -row["macs"]))
+    assert found["answers"][0]["name"] == best["name"]
+    assert prints_json(*command, "--max-macs", 1)["answers"][0]["name"] is None  # nothing is trained again
+    assert "levels is 'most'" in fails("study", *SMALL, "--levels", "most", "--out", tmp_path / "other")
+    assert "min_accuracy is 90.0" in fails("study", *SMALL, "--min-accuracy", 90, "--out", tmp_path / "other")

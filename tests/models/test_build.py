@@ -1,0 +1,128 @@
+import h5py
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.models.weights import save_weights
+
+STAGES = ((2, 2), (1, 2))
+
+
+@pytest.mark.parametrize("level", range(5))
+@pytest.mark.parametrize("shape", [(32, 32, 3), (33, 20, 1), (96, 96, 3)])
+def test_every_level_maps_images_to_logits(level, shape):
+    model = fnet.build(fnet.ModelSpec(level, width=8, input_shape=shape, num_classes=7, stages=STAGES))
+    assert model.input_shape == (None, *shape)
+    assert model(np.zeros((2, *shape), np.float32)).shape == (2, 7)
+
+
+def test_layers_are_stock_and_named_by_the_plan():
+    spec = fnet.ModelSpec((1, 4), width=8, stages=STAGES)
+    model = fnet.build(spec)
+    assert all(type(layer).__module__.startswith("tf_keras.") for layer in model.layers)
+    names = {layer.name for layer in model.layers}
+    assert {layer.name for layer in spec.plan()} <= names
+    assert type(model.get_layer("stage2_block1_spatial")) is keras.layers.DepthwiseConv2D
+    assert model.get_layer("stage1_block1_spatial").groups == 2
+
+
+def test_every_convolution_has_a_relu6_and_nothing_is_summed():
+    spec = fnet.ModelSpec(1, width=8, stages=STAGES)
+    layers = fnet.build(spec).layers
+    relu6 = {layer.name.removesuffix("_relu6") for layer in layers if layer.name.endswith("_relu6")}
+    assert relu6 == {layer.name for layer in spec.plan()} - {"logits"}
+    assert not any(isinstance(layer, keras.layers.Add) for layer in layers)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_grouped_convolution_is_a_dense_one_with_a_block_diagonal_kernel(level):
+    grouped = fnet.build(fnet.ModelSpec(level, width=8, stages=STAGES)).get_layer("stage1_block2_spatial")
+    kernel = grouped.get_weights()[0]
+    side = 16 // 2**level  # channels a group, in and out
+    assert kernel.shape == (3, 3, side, 16)
+    dense = np.zeros((3, 3, 16, 16), np.float32)
+    for start in range(0, 16, side):
+        block = slice(start, start + side)
+        dense[:, :, block, block] = kernel[..., block]
+    assert_alike(grouped, dense)
+
+
+def test_a_depthwise_convolution_is_a_dense_one_with_a_diagonal_kernel():
+    depthwise = fnet.build(fnet.ModelSpec(4, width=8, stages=STAGES)).get_layer("stage1_block2_spatial")
+    kernel = depthwise.get_weights()[0]  # (3, 3, 16, 1)
+    assert_alike(depthwise, kernel * np.eye(16, dtype=np.float32))
+
+
+def assert_alike(layer, dense_kernel):
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 16)).astype(np.float32)
+    dense = keras.layers.Conv2D(16, 3, padding="same", use_bias=False)
+    dense.build(x.shape)
+    dense.set_weights([dense_kernel])
+    np.testing.assert_allclose(layer(x), dense(x), atol=1e-5)
+
+
+def test_factorizenet_loads_the_weights_of_a_path(tmp_path):
+    spec = fnet.ModelSpec(1, width=8)
+    model = fnet.build(spec)
+    save_weights(model, tmp_path / "float.h5", spec=spec, precision="float")
+    loaded = fnet.FactorizeNet(1, width=8, weights=tmp_path / "float.h5")
+    for a, b in zip(model.get_weights(), loaded.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_another_spec_or_none_are_refused(tmp_path):
+    spec = fnet.ModelSpec(1, width=8)
+    save_weights(fnet.build(spec), tmp_path / "float.h5", spec=spec, precision="float")
+    with pytest.raises(ValueError, match="holds weights of ModelSpec"):
+        fnet.FactorizeNet(2, width=8, weights=tmp_path / "float.h5")
+    with pytest.raises(FileNotFoundError, match="no weights file"):
+        fnet.FactorizeNet(2, weights=tmp_path / "none.h5")
+    save_weights(fnet.build(spec), tmp_path / "qat.h5", spec=spec, precision="int8")
+    with pytest.raises(ValueError, match="holds int8 weights; float ones are needed"):
+        fnet.FactorizeNet(1, width=8, weights=tmp_path / "qat.h5")
+
+
+def poison(file):
+    file["logits/logits/kernel:0"][0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("mutate", "message"),
+    [
+        (lambda file: file.attrs.pop("factorizenet_precision"), "has the precision None; it must be float or int8"),
+        (lambda file: file.attrs.update(factorizenet_precision=8), "has the precision .*8.*; it must be float or int8"),
+        (lambda file: file.attrs.update(factorizenet_spec=3), "has the spec .*3.*, which is no text"),
+        (lambda file: file.attrs.update(layer_names=[1, 2]), "does not fit the model"),
+        (lambda file: file.attrs.update(layer_names=3), "does not fit the model"),
+        (lambda file: file["logits"].attrs.update(weight_names=[1, 2]), "does not fit the model"),
+        (poison, "weights in the layer 'logits' that are not finite"),
+    ],
+    ids=["no precision", "odd precision", "odd spec", "odd layers", "one layer", "odd names", "not finite"],
+)
+def test_weights_with_anything_odd_inside_are_refused_with_what_is_wrong(tmp_path, mutate, message):
+    spec = fnet.ModelSpec(1, width=8)
+    path = tmp_path / "float.h5"
+    save_weights(fnet.build(spec), path, spec=spec, precision="float")
+    with h5py.File(path, "r+") as file:
+        mutate(file)
+    with pytest.raises(ValueError, match=message):
+        fnet.FactorizeNet(1, width=8, weights=path)
+
+
+def test_a_damaged_weights_file_is_refused(tmp_path):
+    spec = fnet.ModelSpec(1, width=8)
+    path = tmp_path / "float.h5"
+    save_weights(fnet.build(spec), path, spec=spec, precision="float")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="damaged"):
+        fnet.FactorizeNet(1, width=8, weights=path)
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]).save_weights(tmp_path / "foreign.h5")
+    with pytest.raises(ValueError, match="no spec inside"):
+        fnet.FactorizeNet(1, width=8, weights=tmp_path / "foreign.h5")
+
+
+def test_resnet8_trains_by_the_same_door():
+    model = fnet.build(fnet.baselines.ResNet8(num_classes=4))
+    assert model.output_shape == (None, 4)
+    assert fnet.quantize_aware(model).output_shape == (None, 4)

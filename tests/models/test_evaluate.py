@@ -1,0 +1,66 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.models import evaluate as evaluation
+from factorizenet_tf.models.evaluate import logits
+
+
+def test_accuracy_is_the_share_of_right_labels(models, digits):
+    images = digits.test.images[:50]
+    guesses = logits(models.int8, images).argmax(1).astype(np.int32)
+    assert fnet.accuracy(models.int8, fnet.Split(images, guesses)) == 1.0
+    wrong = guesses.copy()
+    wrong[:10] = (wrong[:10] + 1) % 10
+    assert fnet.accuracy(models.int8, fnet.Split(images, wrong)) == pytest.approx(0.8)
+
+
+def test_labels_beyond_the_models_classes_are_refused(models, digits):
+    with pytest.raises(ValueError, match="labels up to 12; the model has 10 classes"):
+        fnet.accuracy(models.int8, fnet.Split(digits.test.images[:1], np.array([12])))
+
+
+def test_the_int8_file_agrees_with_the_quantization_aware_model(models, digits):
+    result = fnet.agreement(models.qat, models.int8, digits.test.images)
+    assert result.within_1_lsb >= 0.999
+    assert result.largest_lsb <= 3
+    assert result.top1 >= 0.99  # one image of 359 may be a tie
+    assert result.images == len(digits.test)
+
+
+def test_agreement_sees_a_difference(models, digits):
+    other = fnet.Int8Model(
+        fnet.to_tflite(
+            fnet.quantize_aware(
+                fnet.build(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))),
+                calibration=digits.calibration(64),
+            )
+        )
+    )
+    result = fnet.agreement(models.qat, other, digits.test.images[:100])
+    assert result.top1 < 0.9
+    assert result.largest_lsb > 3
+
+
+def test_agreement_is_counted_in_steps_of_the_output_scale(monkeypatch):
+    # Scale 0.5, zero point 10: logits 1.0 and 2.0 are 12 and 14; 100 is clipped to 127.
+    expected = np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 100.0], [3.0, 0.0]], np.float32)
+    quantized = np.array([[12, 15], [14, 14], [10, 127], [10, 13]], np.int8)  # off by 0, 1, 2, 0, 0, 0, 6, 3
+    monkeypatch.setattr(evaluation, "logits", lambda model, images: expected)
+    int8_model = SimpleNamespace(output_quantization=(0.5, 10), predict_quantized=lambda images: quantized)
+    result = fnet.agreement(None, int8_model, np.zeros((4, 1, 1, 1), np.uint8))
+    assert result == fnet.Agreement(top1=0.5, within_1_lsb=5 / 8, largest_lsb=6, images=4)
+
+
+def test_images_that_fill_several_chunks_give_the_same_logits(models, digits, monkeypatch):
+    expected = logits(models.float, digits.test.images[:50])
+    monkeypatch.setattr(evaluation, "CHUNK", 7)
+    np.testing.assert_allclose(logits(models.float, digits.test.images[:50]), expected, atol=1e-5)
+
+
+def test_images_of_another_size_are_refused(models, noise):
+    for model in (models.float, models.int8):
+        with pytest.raises(ValueError, match=r"the model takes \(16, 16, 1\)"):
+            fnet.accuracy(model, fnet.Split(noise(2, (8, 8, 1)), np.zeros(2, np.int32)))

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.models.inherit import inherit, regrouped
+
+SHAPE, STAGES = (16, 16, 1), ((1, 2), (2, 2))
+
+
+def net(level, **options):
+    return fnet.ModelSpec(level, width=8, input_shape=SHAPE, stages=STAGES, **options)
+
+
+def trained_like(spec):
+    """A model with weights of its own everywhere, BatchNorm's statistics included."""
+    model = fnet.build(spec)
+    random = np.random.default_rng(1)
+    model.set_weights([random.uniform(0.1, 1.0, w.shape).astype(np.float32) for w in model.get_weights()])
+    return model
+
+
+def outputs(model):
+    images = np.random.default_rng(2).uniform(0, 1, (4, *SHAPE)).astype(np.float32)
+    return model(images, training=False).numpy()
+
+
+def test_a_coarser_net_computes_what_the_finer_one_did():
+    for finer in (2, 3, 4, (3, 1), (2, 4)):
+        parent = trained_like(net(finer))
+        child = inherit(parent, net(finer), net((1, 1)))
+        np.testing.assert_allclose(outputs(child), outputs(parent), rtol=1e-4)
+
+
+def test_a_finer_kernel_is_cut_out_of_the_coarser_one():
+    kernel = np.arange(9 * 4 * 8, dtype=np.float32).reshape(3, 3, 4, 8)  # 8 channels in 2 groups
+    finer = regrouped(kernel, 2, 4)
+    assert finer.shape == (3, 3, 2, 8)
+    np.testing.assert_array_equal(finer[:, :, :, 0], kernel[:, :, 0:2, 0])
+    np.testing.assert_array_equal(finer[:, :, :, 2], kernel[:, :, 2:4, 2])
+    np.testing.assert_array_equal(finer[:, :, :, 7], kernel[:, :, 2:4, 7])
+    depthwise = regrouped(kernel, 2, 8)
+    assert [depthwise[0, 0, 0, c] for c in range(8)] == [kernel[0, 0, c % 4, c] for c in range(8)]
+
+
+def test_a_coarser_kernel_is_block_diagonal_and_back_it_is_the_same():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 8)).astype(np.float32)
+    coarser = regrouped(kernel, 4, 1)
+    assert np.count_nonzero(coarser) == kernel.size
+    np.testing.assert_array_equal(coarser[:, :, 2:4, 3], kernel[:, :, :, 3])
+    np.testing.assert_array_equal(regrouped(coarser, 1, 4), kernel)
+
+
+def test_same_stages_are_copied_and_level_0_starts_anew():
+    parent, spec = trained_like(net((0, 2))), net((1, 2))
+    child = inherit(parent, net((0, 2)), spec, seed=0)
+    for name in ("stem", "stem_bn", "stage2_block1_spatial", "stage2_block2_pointwise_bn", "logits"):
+        for a, b in zip(child.get_layer(name).get_weights(), parent.get_layer(name).get_weights()):
+            np.testing.assert_array_equal(a, b)
+    for name in ("stage1_block1_spatial", "stage1_block1_pointwise"):
+        assert child.get_layer(name).get_weights()[0].min() < 0  # the parent's are all above 0
+    assert child.get_layer("stage1_block1_spatial_bn").get_weights()[3].max() == 1
+
+
+def test_the_same_seed_gives_the_same_start():
+    parent, options = trained_like(net(0)), (net(0), net(1))
+    first, second = (inherit(parent, *options, seed=3).get_weights() for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, second))
+    other = inherit(parent, *options, seed=4).get_weights()
+    assert any((a != b).any() for a, b in zip(first, other))
+
+
+def test_other_nets_are_refused():
+    parent = trained_like(net(1))
+    with pytest.raises(ValueError, match=r"cannot inherit from .*they differ in num_classes \(10, 4\)"):
+        inherit(parent, net(1), net(2, num_classes=4))
+
+
+def test_a_training_that_starts_from_weights_in_memory_goes_on_with_the_same_alone(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, calibration_images=64, learning_rate=0.0)
+    spec, parent = net(1), trained_like(net(2))
+    start = inherit(parent, net(2), spec)
+    run = fnet.train(spec, digits, out=tmp_path, recipe=recipe, initial=start, verbose=False)
+    np.testing.assert_array_equal(run.float_model().get_layer("logits").kernel, parent.get_layer("logits").kernel)
+    assert run.metrics["initial"] == "a model in memory"
+    assert fnet.train(spec, digits, out=tmp_path, recipe=recipe, initial=start, verbose=False) == run
+    with pytest.raises(ValueError, match=r"initial\.weights is [0-9a-f]{64} there"):
+        fnet.train(spec, digits, out=tmp_path, recipe=recipe, initial=trained_like(spec), verbose=False)

@@ -1,0 +1,145 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.models import native as grouped
+
+SPEC = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
+
+
+def gradients(model, x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(model(x)))
+    names = [layer.name for layer in SPEC.plan() if layer.groups > 1]
+    return tape.gradient(loss, [model.get_layer(name).kernel for name in names])
+
+
+def native(layer):
+    return "_jit_compiled_convolution_op" in vars(layer)  # whichever kernel stands in for XLA's
+
+
+def test_importing_and_building_leaves_tf_keras_as_it_was():
+    code = """
+import tf_keras
+method = tf_keras.layers.Conv2D._jit_compiled_convolution_op
+import factorizenet_tf as fnet
+fnet.quantize_aware(fnet.build(fnet.ModelSpec(1, width=8)))
+assert tf_keras.layers.Conv2D._jit_compiled_convolution_op is method
+layer = tf_keras.layers.Conv2D(4, 3, groups=2)
+assert "_jit_compiled_convolution_op" not in vars(layer)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_our_grouped_layers_and_their_quantized_clones_are_native_and_others_are_not():
+    model = fnet.build(SPEC)
+    names = [layer.name for layer in SPEC.plan() if layer.groups > 1]
+    assert names
+    assert all(native(model.get_layer(name)) for name in names)
+    assert not native(model.get_layer("stem"))
+    quantized = fnet.quantize_aware(model)
+    assert all(native(quantized.get_layer(f"quant_{name}").layer) for name in names)
+    assert not any(native(layer) for layer in keras.models.clone_model(model).layers)
+
+
+def test_the_native_kernel_gives_the_numbers_of_the_stock_path(noise):
+    model = fnet.build(SPEC)
+    stock = keras.models.clone_model(model)
+    stock.set_weights(model.get_weights())
+    x = noise(4) / np.float32(255)
+    np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
+    for ours, theirs in zip(gradients(model, x), gradients(stock, x)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
+
+
+def test_no_function_of_ours_must_be_compiled_by_xla():
+    def must_compile(model):
+        signature = tf.TensorSpec((None, 16, 16, 1))
+        graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(signature).graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        return any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)
+
+    model = fnet.build(SPEC)
+    assert not must_compile(model)
+    assert not must_compile(fnet.quantize_aware(model))
+    assert must_compile(keras.models.clone_model(model))
+
+
+def test_without_a_native_gradient_a_block_dense_kernel_gives_the_same_numbers(noise, monkeypatch):
+    native_model = fnet.build(SPEC)
+    monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
+    model = fnet.build(SPEC)
+    model.set_weights(native_model.get_weights())
+    x = noise(4) / np.float32(255)
+    stock = keras.models.clone_model(model)
+    stock.set_weights(model.get_weights())
+    np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
+    for ours, theirs in zip(gradients(model, x), gradients(stock, x)):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
+
+
+def test_a_file_has_the_groups_of_the_net_where_training_had_none(noise, monkeypatch):
+    model = fnet.build(SPEC)
+    plain = fnet.to_tflite(model, calibration=noise(8))
+    monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
+    dense = fnet.build(SPEC)
+    dense.set_weights(model.get_weights())
+    assert len(fnet.to_tflite(dense, calibration=noise(8))) == len(plain)
+
+
+def test_training_alone_says_that_there_is_no_native_gradient_and_once(digits, tmp_path):
+    code = f"""
+import warnings
+import tensorflow
+import factorizenet_tf as fnet
+digits = fnet.load_dataset("digits", input_shape=(16, 16, 1))
+recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0, calibration_images=8)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    model = fnet.build(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)))
+    fnet.quantize_aware(model)
+    assert not [w for w in told if "no native gradient" in str(w.message)]
+    fnet.train(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)), digits,
+        out={str(tmp_path / "run")!r}, recipe=recipe, verbose=False)
+    assert len([w for w in told if "no native gradient" in str(w.message)]) == 1
+"""
+    env = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
+
+
+def test_the_gradient_is_missed_where_onednn_is_off():
+    code = "from factorizenet_tf.models.native import has_native_gradient; print(has_native_gradient())"
+    for value, expected in (("0", "False"), ("1", "True")):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"TF_ENABLE_ONEDNN_OPTS": value},
+        )
+        assert result.stdout.strip() == expected
+
+
+def test_a_copy_in_fewer_groups_gives_the_same_numbers_and_leaves_the_model_alone(noise):
+    inputs = keras.Input((16, 16, 1))
+    x = keras.layers.Conv2D(64, 3, name="stem")(inputs)
+    x = keras.layers.Conv2D(64, 3, groups=16, name="narrow")(x)
+    x = keras.layers.GroupNormalization(groups=8)(x)
+    x = keras.layers.Conv2D(64, 3, groups=2, use_bias=False, name="wide")(x)
+    model = keras.Model(inputs, keras.layers.Conv2D(24, 1, groups=8, name="last")(x))
+    copy = grouped.in_fewer_groups(model)
+    assert [copy.get_layer(name).groups for name in ("narrow", "wide", "last")] == [4, 2, 4]
+    assert [model.get_layer(name).groups for name in ("narrow", "wide", "last")] == [16, 2, 8]
+    images = noise(3) / np.float32(255)
+    np.testing.assert_allclose(
+        grouped.use_native_kernels(copy)(images), grouped.use_native_kernels(model)(images), atol=1e-5
+    )
+    assert grouped.in_fewer_groups(copy) is copy
+    aware = fnet.quantize_aware(fnet.build(SPEC))
+    assert grouped.in_fewer_groups(aware) is aware

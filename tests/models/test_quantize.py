@@ -1,0 +1,121 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.models.quantize import is_quantize_aware
+from factorizenet_tf.models.weights import load_weights, save_weights
+
+
+def logits(model, images):
+    return model.predict(images / np.float32(255), verbose=0)
+
+
+def input_range(model):
+    variables = next(layer for layer in model.layers if type(layer).__name__ == "QuantizeLayer").quantizer_vars
+    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
+
+
+def range_of(model, name):
+    return next(float(v.numpy()) for v in model.variables if v.name.startswith(name))
+
+
+def test_with_calibration_a_fresh_quantized_model_predicts_as_the_float_one(models, digits):
+    fresh = fnet.quantize_aware(models.float, calibration=digits.calibration(256))
+    expected, found = logits(models.float, digits.test.images), logits(fresh, digits.test.images)
+    assert np.mean(expected.argmax(1) == found.argmax(1)) > 0.97
+    assert np.abs(expected - found).mean() < 0.05 * np.abs(expected).max()
+
+
+def test_ranges_come_from_the_data_and_the_inputs_is_fixed(models, digits):
+    fresh = fnet.quantize_aware(models.float, calibration=digits.calibration(256))
+    assert input_range(fresh) == (0, 1)
+    for name, kind in [
+        ("stem_relu6", "output"),
+        ("stage2_block2_pointwise_relu6", "output"),
+        ("logits", "post_activation"),
+    ]:
+        inner = keras.Model(models.float.input, models.float.get_layer(name).output)
+        batches = np.split(logits(inner, digits.calibration(256)), 2)  # 128 images each
+        low, high = np.mean([batch.min() for batch in batches]), np.mean([batch.max() for batch in batches])
+        found = [range_of(fresh, f"quant_{name}/{kind}_{end}") for end in ("min", "max")]
+        np.testing.assert_allclose(found, [min(0, low), high], atol=0.05 * (high - low))  # weights were rounded
+    kernel = models.float.get_layer("stem").get_weights()[0]
+    found = next(v.numpy() for v in fresh.variables if v.name.startswith("quant_stem/kernel_max"))
+    np.testing.assert_allclose(found, np.abs(kernel).max((0, 1, 2)), rtol=1e-5)
+
+
+def test_training_leaves_the_inputs_range(models):
+    assert input_range(models.qat) == (0, 1)
+
+
+def test_quantized_weights_survive_a_file_exactly(models, spec, digits, tmp_path):
+    save_weights(models.qat, tmp_path / "qat.h5", spec=spec, precision="int8")
+    again = fnet.quantize_aware(fnet.build(spec))
+    load_weights(again, tmp_path / "qat.h5", spec=spec, precision="int8")
+    np.testing.assert_array_equal(logits(models.qat, digits.test.images), logits(again, digits.test.images))
+
+
+def test_the_float_model_is_left_as_it_was(models, digits):
+    before = models.float.get_weights()
+    fnet.quantize_aware(models.float, calibration=digits.calibration(8))
+    assert not is_quantize_aware(models.float)
+    for a, b in zip(before, models.float.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_quantized_model_is_not_quantized_twice(models):
+    with pytest.raises(ValueError, match="quantization-aware already"):
+        fnet.quantize_aware(models.qat)
+
+
+def test_a_keras_3_model_is_refused_with_the_remedy():
+    code = """
+import keras
+import factorizenet_tf as fnet
+model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+try:
+    fnet.quantize_aware(model)
+except TypeError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert "Keras 3 model" in result.stdout
+    assert "import tf_keras" in result.stdout
+
+
+def flat(*layers):
+    return keras.Sequential([keras.Input((8, 8, 1)), *layers])
+
+
+def test_nested_subclassed_unbuilt_and_unsupported_models_are_refused():
+    inner = flat(keras.layers.Conv2D(2, 3))
+    with pytest.raises(ValueError, match="is a model inside the model"):
+        fnet.quantize_aware(flat(inner, keras.layers.Flatten(), keras.layers.Dense(2)))
+
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="subclassed model"):
+        fnet.quantize_aware(Own())
+    with pytest.raises(ValueError, match="unbuilt model"):
+        fnet.quantize_aware(keras.Sequential([keras.layers.Dense(2)]))
+    alone = flat(keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(2))
+    with pytest.raises(ValueError, match=r"TFMOT cannot quantize .*BatchNormalization only right after"):
+        fnet.quantize_aware(alone)
+    doubling = flat(keras.layers.Lambda(lambda x: 2 * x), keras.layers.Flatten(), keras.layers.Dense(2))
+    with pytest.raises(ValueError, match="Lambda"):
+        fnet.quantize_aware(doubling)
+    with pytest.raises(TypeError, match="got str; it needs"):
+        fnet.quantize_aware("model.h5")
+
+
+def test_calibration_that_does_not_fit_is_refused(models, noise):
+    with pytest.raises(TypeError, match="calibration has dtype float32"):
+        fnet.quantize_aware(models.float, calibration=noise(2).astype(np.float32))
+    with pytest.raises(ValueError, match="the model takes"):
+        fnet.quantize_aware(models.float, calibration=noise(2, (8, 8, 1)))

@@ -1,0 +1,353 @@
+import itertools
+import math
+import random
+
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.requirement import Requirement
+from factorizenet_tf.tuner.progressive import Result, after, before, stage_effects, walk
+from factorizenet_tf.tuner.space import Space, macs
+
+STAGES = ((3, 2), (2, 2), (2, 1))
+SPACE = Space(fnet.ModelSpec(0, width=8, stages=STAGES), (8,))
+BUDGET = Requirement(max_macs=1_200_000)
+
+
+def formula(spec):
+    """More MACs are better, and each stage has a level that suits it: (1, 3, 2)."""
+    distance = sum((a - b) ** 2 for a, b in zip(spec.levels, (1, 3, 2)))
+    return round(0.5 + 0.03 * math.log(macs(spec)) - 0.004 * distance, 6)
+
+
+def run(requirement, space=SPACE, accuracy=formula, order=None, seed=0, patience=2, curve=None):
+    """Walk to the end; gives the walk and the results in the order in which they came."""
+    results = {}
+
+    def step():
+        return walk(
+            space,
+            requirement,
+            results,
+            excess=lambda spec: requirement.excess({"macs": macs(spec)}),
+            seed=seed,
+            patience=patience,
+        )
+
+    state = step()
+    while state.pending:
+        proposal = order.choice(state.pending) if order else state.pending[0]
+        assert proposal.spec not in results
+        results[proposal.spec] = curve(proposal) if curve else Result(accuracy(proposal.spec))
+        state = step()
+    assert state.finished
+    return state, results
+
+
+def test_a_space_has_every_vector_of_levels_once():
+    nets = list(SPACE.nets())
+    assert len(nets) == len(set(nets)) == len({net.name for net in nets}) == 5 * 6 * 6 == SPACE.count()
+    assert SPACE.smallest() == min(nets, key=macs)
+    assert [net.level for net in SPACE.uniform(8)] == [0, 1, 2, 3, 4, 5]
+    both = Space(SPACE.spec, (8, 16))
+    assert len(set(both.nets())) == both.count() == 180 + 6 * 7 * 7
+    assert both.smallest() == SPACE.smallest()
+
+
+@pytest.mark.parametrize("budget", [800_000, 1_000_000, 1_200_000, 1_500_000, 2_000_000, 2_500_000])
+def test_under_a_budget_it_ends_near_the_best_of_all_nets_with_a_fifth_of_the_trainings(budget):
+    requirement = Requirement(max_macs=budget)
+    state, results = run(requirement)
+    fitting = [net for net in SPACE.nets() if macs(net) <= budget]
+    assert set(results) <= set(fitting)
+    assert formula(state.best) >= max(map(formula, fitting)) - 0.003
+    assert len(results) <= 36
+
+
+@pytest.mark.parametrize("budget", [1_250_000, 1_880_000, 2_500_000])
+def test_it_is_not_caught_in_the_middle_where_the_ends_of_the_family_are_better(budget):
+    gains = {0: (0.05, 0.03, 0.01), 5: (0.0, 0.02, 0.01)}  # as trained at width 8: level 0, depthwise
+
+    def ends(spec):
+        return 0.55 + sum(gains[k][stage] for stage, k in enumerate(spec.levels) if k in gains)
+
+    state, results = run(Requirement(max_macs=budget), accuracy=ends, patience=3)
+    fitting = [net for net in SPACE.nets() if macs(net) <= budget]
+    assert ends(state.best) == max(map(ends, fitting))
+    assert len(results) <= len(fitting) / 2
+
+
+def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_stage():
+    state, _ = run(BUDGET)
+    first = [p for p in state.proposals if p.round == 1]
+    assert [p.spec.level for p in first] == [3, 4]  # levels 0 to 2 are over 1.2 M
+    assert "coarsest uniform level that fits" in first[0].reason
+    assert state.rejected[SPACE.net(2)] == "over budget: 1,425,728 macs > 1,200,000"
+    later = [p for p in state.proposals if not isinstance(p.spec.level, int)]
+    assert later
+    assert all("stage" in p.reason and p.parent is not None for p in later)
+    alone = [p.spec.levels for p in later if "as coarse as fits" in p.reason]
+    assert alone == [(4, 1, 5), (4, 5, 2), (2, 5, 5)]  # the last level is (4, 5, 5)
+    assert any(p.reason.startswith("fnet-l3-x0.5 with stage 1 coarser: 89.0 % expected, give or") for p in later)
+    assert len(state.steps) == max(p.round for p in state.proposals)
+    assert state.steps[0].startswith("round 1, up the uniform levels: fnet-l3-x0.5 ")
+    better = [step for step in state.steps if "best is" in step]
+    assert better[0].endswith("best is fnet-l3-x0.5 (the coarsest uniform level that fits)")
+    (reason,) = [p.reason for p in state.proposals if p.spec == state.best]
+    assert better[-1].endswith(f"best is {state.best.name} ({reason})")
+
+
+def test_every_order_of_completion_walks_the_same_way():
+    expected, results = run(BUDGET)
+    orders = set()
+    for seed in range(20):
+        state, others = run(BUDGET, order=random.Random(seed))
+        assert state == expected
+        assert others == results
+        orders.add(tuple(others))
+    assert len(orders) > 5
+
+
+def test_what_is_kept_between_calls_changes_nothing_not_even_the_order_of_what_was_rejected():
+    requirement = Requirement(max_latency_ms=1.0)
+
+    def excess(spec):
+        return "over budget" if sum(spec.levels) % 3 else None
+
+    memory, results, state = {}, {}, None
+    while state is None or state.pending:
+        results |= {} if state is None else {state.pending[0].spec: Result(formula(state.pending[0].spec))}
+        state, anew = (walk(SPACE, requirement, results, excess=excess, memory=kept) for kept in (memory, None))
+        assert state == anew
+        assert list(state.rejected) == list(anew.rejected)
+    assert len(state.rejected) > 20
+
+
+def test_a_seed_decides_ties_and_nothing_else_and_zero_is_a_seed():
+    flat = [run(BUDGET, accuracy=lambda spec: 0.5, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert flat[0] == flat[1]
+    twins = Space(fnet.ModelSpec(0, width=16, stages=((1, 1), (1, 1))), (16,))  # (1, 2) costs what (2, 1) does
+    requirement = Requirement(max_macs=macs(twins.net((1, 2))))
+    flat = [run(requirement, twins, accuracy=lambda spec: 0.5, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert flat[0] == flat[1]
+    assert len({tuple(p.spec for p in state.proposals) for state in flat}) > 1
+    assert run(BUDGET, seed=0)[0].best == run(BUDGET, seed=5)[0].best
+
+
+def test_with_a_floor_it_finds_few_macs_that_reach_it():
+    for floor in (0.86, 0.89, 0.91):
+        state, results = run(Requirement(min_accuracy=floor))
+        least = min((net for net in SPACE.nets() if formula(net) >= floor), key=macs)
+        assert formula(state.best) >= floor
+        assert macs(state.best) <= 1.1 * macs(least)
+        assert len(results) <= 45
+
+
+def refinements(state):
+    rounds = {}
+    for proposal in state.proposals:
+        if "expected" in proposal.reason:
+            rounds.setdefault(proposal.round, []).append(proposal.spec.levels)
+    return list(rounds.values())
+
+
+def test_a_round_has_three_nets_unlike_each_other_and_patience_counts_from_the_last_better_one():
+    flat = refinements(run(BUDGET, accuracy=lambda spec: 0.5, patience=3)[0])
+    assert [len(nets) for nets in flat] == [3, 3, 3]  # none is better than the last level, which has fewest MACs
+    for nets in flat:
+        assert all(sum(a != b for a, b in zip(*pair)) > 1 for pair in itertools.combinations(nets, 2))
+    state, _ = run(BUDGET, patience=2)
+    (last,) = (i for i, step in enumerate(state.steps) if i > 2 and "best is" in step)  # the first three do not refine
+    assert len(state.steps) == last + 1 + 2
+
+
+def test_few_nets_are_looked_at_for_a_round_and_where_none_fits_the_walk_ends():
+    fitting, looked, results = {*SPACE.uniform(8)}, set(), {}
+
+    def step():
+        return walk(
+            SPACE,
+            Requirement(max_latency_ms=1.0),
+            results,
+            excess=lambda spec: looked.add(spec) or (None if spec in fitting else "over budget"),
+        )
+
+    while pending := step().pending:
+        results |= {p.spec: Result(formula(p.spec)) for p in pending}
+    alone = {(a, b, c) for a, b, c in (net.levels for net in looked) if [a == 4, b == 5, c == 5].count(True) >= 2}
+    assert len(looked) <= len(fitting) + len(alone) + 24 < len(list(SPACE.nets())) / 2
+
+
+def test_once_the_floor_is_reached_nothing_with_more_macs_is_trained():
+    state, _ = run(Requirement(min_accuracy=0.86), patience=5)
+    best = []
+    for number in range(1, state.proposals[-1].round + 1):
+        batch = [p.spec for p in state.proposals if p.round == number]
+        assert all(macs(spec) < min(map(macs, best), default=math.inf) for spec in batch)
+        best += [spec for spec in batch if formula(spec) >= 0.86]
+    assert state.best == state.ranked[0] == min(best, key=macs)
+    assert max(state.ranked, key=formula) != state.best
+
+
+def test_chance_does_not_choose_among_nets_that_all_are_far_below_the_floor():
+    def steep(spec):
+        return 0.95 - 0.05 * sum(level and 1 + level for level in spec.levels)
+
+    walks = [run(Requirement(min_accuracy=0.8), accuracy=steep, seed=seed, patience=3)[0] for seed in range(4)]
+    assert len({tuple(p.spec for p in state.proposals) for state in walks}) == 1
+
+
+def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
+    budget = round(1.2 * macs(SPACE.net((0, 5, 5))))
+
+    def excess(spec):
+        """Deep levels are too slow, coarse ones over the MACs."""
+        if macs(spec) > budget:
+            return "over budget: macs"
+        return "over budget: latency" if spec.levels[0] > 0 else None
+
+    fitting = [net for net in SPACE.nets() if excess(net) is None]
+    assert fitting
+    assert not any(isinstance(net.level, int) for net in fitting)
+    results, asked = {}, []
+
+    def step():
+        asked.clear()
+        return walk(
+            SPACE, Requirement(max_macs=budget), results, excess=lambda spec: asked.append(spec) or excess(spec)
+        )
+
+    state = step()
+    (start,) = state.pending
+    assert "no uniform level fits" in start.reason
+    assert start.spec in fitting
+    while state.pending:
+        results[state.pending[0].spec] = Result(formula(state.pending[0].spec))
+        state = step()
+    assert set(results) <= set(fitting)
+    assert formula(state.best) >= max(map(formula, fitting)) - 0.003
+    failed = {start.spec: Result(None)}
+    (another,) = walk(SPACE, Requirement(max_macs=budget), failed, excess=excess).pending
+    assert another.spec in fitting
+    assert another.spec != start.spec
+    nothing = walk(SPACE, Requirement(max_macs=budget), {}, excess=lambda spec: asked.append(spec) or "over")
+    assert nothing.finished
+    assert not nothing.proposals
+    assert 6 < len(nothing.rejected) <= 6 + 24
+
+
+def test_a_floor_out_of_reach_ends_with_the_best_there_is():
+    state, _ = run(Requirement(min_accuracy=0.99, max_macs=1_200_000))
+    assert state.best == run(BUDGET)[0].best
+
+
+def test_several_widths_are_walked_and_the_better_one_is_found():
+    space = Space(SPACE.spec, (8, 16))
+    requirement = Requirement(max_macs=3_000_000)
+    state, _ = run(requirement, space, accuracy=lambda spec: formula(spec) + 0.01 * spec.width)
+    assert state.best.width == 16
+    state, _ = run(requirement, space, accuracy=lambda spec: formula(spec) - 0.01 * spec.width)
+    assert state.best.width == 8
+
+
+def test_a_failed_net_is_passed_over():
+    failing = run(BUDGET)[0].best
+    state, results = run(BUDGET, curve=lambda p: Result(None if p.spec == failing else formula(p.spec)))
+    assert results[failing].accuracy is None
+    assert state.best not in (None, failing)
+    assert any("failed" in step for step in state.steps)
+    state, results = run(BUDGET, curve=lambda p: Result(None))
+    assert state.best is None
+    assert len(results) == 3
+
+
+def test_what_is_given_up_is_never_the_best_and_a_hopeless_curve_is_below_the_threshold():
+    def learn(proposal):
+        final = formula(proposal.spec)
+        curve = [final * (1 - 0.5 ** (epoch + 1)) for epoch in range(10)]
+        for epoch, (value, least) in enumerate(zip(curve, proposal.threshold or [0] * 10), 1):
+            if value < least:
+                return Result(2.0, tuple(curve[:epoch]), pruned=True)
+        return Result(final, tuple(curve))
+
+    expected = run(BUDGET)[0].best
+    state, results = run(BUDGET, curve=learn)
+    pruned = [spec for spec, result in results.items() if result.pruned]
+    assert pruned
+    assert state.best == expected
+    assert all(formula(spec) < formula(expected) for spec in pruned)
+    assert any("given up after epoch" in step for step in state.steps)
+    assert not [p for p in state.proposals if p.parent in pruned]
+
+
+def test_a_floor_spares_nets_that_are_worse_than_the_best_and_good_enough():
+    results = {}
+    requirement = Requirement(min_accuracy=0.6)
+    for spec in SPACE.uniform(8)[:2]:
+        results[spec] = Result(0.9, (0.5, 0.7, 0.9))
+    state = walk(SPACE, requirement, results, excess=lambda spec: None)
+    (threshold,) = {p.threshold for p in state.pending}
+    assert threshold[-1] == pytest.approx(0.9 - 0.3 - 0.02, abs=1e-4)
+
+
+def test_no_training_is_given_up_in_its_first_half():
+    results = {spec: Result(0.8, (0.3, 0.6, 0.7, 0.8)) for spec in SPACE.uniform(8)[:2]}
+    state = walk(SPACE, Requirement(max_macs=10**7), results, excess=lambda spec: None)
+    (threshold,) = {p.threshold for p in state.pending}
+    assert threshold[:2] == (0, 0)
+    assert 0.5 < threshold[2] < 0.7
+
+
+def test_requirements_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="nothing is required; give at least one of max_macs"):
+        Requirement()
+    with pytest.raises(ValueError, match="min_accuracy is 90; it must be above 0 and at most 1"):
+        Requirement(min_accuracy=90)
+    with pytest.raises(ValueError, match="max_macs is 0; it must be above 0"):
+        Requirement(max_macs=0)
+    with pytest.raises(TypeError, match="max_latency_ms is '1'; it must be a number"):
+        Requirement(max_latency_ms="1")
+    requirement = Requirement(max_macs=10, max_latency_ms=0.5)
+    assert requirement.excess({"macs": 10}) is None
+    assert requirement.excess({"macs": 10, "latency_ms": 0.6}) == "over budget: 0.6 latency_ms > 0.5"
+
+
+def test_effects_of_a_stage_are_found_from_all_results_together():
+    state, results = run(BUDGET)
+    effects = stage_effects(SPACE, results, state.best)
+    assert [len(changes) for changes in effects] == [5, 6, 6]
+    for stage, changes in enumerate(effects):
+        for level, change in enumerate(changes):
+            other = SPACE.net(tuple(level if i == stage else k for i, k in enumerate(state.best.levels)))
+            assert (change == 0) == (other == state.best)
+            if other in results:
+                assert change == pytest.approx(100 * (formula(other) - formula(state.best)), abs=0.8)
+
+
+def test_errors_are_expected_to_fall_in_proportion():
+    curve = (0.5, 0.8, 0.9)
+    assert after(curve, 2, 0.7) == pytest.approx(0.85)  # 30 % of errors, where 20 % became 10 %
+    assert before(curve, 2, 0.85) == pytest.approx(0.7)
+    assert after(curve, 3, 0.7) == 0.7
+    assert after((0.9, 1.0), 1, 0.8) == pytest.approx(0.99)  # 0.5 % stands for none
+
+
+def test_a_training_given_up_tells_how_far_behind_it_was():
+    results = {spec: Result(formula(spec), (0.3, formula(spec))) for spec in SPACE.uniform(8)}
+    best = max(results, key=formula)
+    regular = SPACE.net((0, 5, 5))
+    near, far = (results | {regular: Result(2.0, (reached,), pruned=True)} for reached in (0.29, 0.1))
+    untold, near, far = (stage_effects(SPACE, found, best)[0][0] for found in (results, near, far))
+    assert far < near - 0.5
+    assert stage_effects(SPACE, results | {SPACE.net((0, 5, 5)): Result(None)}, best)[0][0] == untold
+    longer = results | {regular: Result(0.2, (0.1, 0.1, 0.2), pruned=True)}  # than the best's, which had enough
+    assert stage_effects(SPACE, longer, best)[0][0] < near
+
+
+def test_ten_thousand_nets_are_a_space_too():
+    space = Space(fnet.ModelSpec(0, stages=((1, 1), *STAGES)), (8, 16, 24, 32))
+    count = sum(1 for _ in itertools.islice(space.nets(), 10_001))
+    assert count > 5_000
+    state, results = run(Requirement(max_macs=10_000_000), space)
+    assert macs(state.best) <= 10_000_000
+    assert len(results) < 100

@@ -1,0 +1,154 @@
+import csv
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_progressive import SPACE, formula
+
+import factorizenet_tf as fnet
+from factorizenet_tf.tuner.exhaustive import add_row, curve, fresh, missing, read_rows
+from factorizenet_tf.tuner.replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise
+from factorizenet_tf.tuner.space import Space
+
+EPOCHS, BUDGET = 9, 1_300_000
+FOLDER = Path(__file__).parents[2] / "tuner"
+
+
+def learn(net):
+    return tuple(round(formula(net) * (1 - 0.4 ** (epoch + 1)), 4) for epoch in range(EPOCHS))
+
+
+@pytest.fixture(scope="module")
+def table():
+    return Table(SPACE, {net: learn(net) for net in SPACE.nets()})
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "BayesianOptimization"])
+def test_each_strategy_finds_a_good_net_and_is_charged_what_it_trains(table, strategy):
+    fitting = table.fitting(BUDGET)
+    found = replay(strategy, table, BUDGET, seed=0, most=10 * len(fitting) * EPOCHS, stops=True)
+    assert found.target == table.best(BUDGET) - 0.003
+    assert found.best[-1] <= table.best(BUDGET)
+    assert list(found.best) == sorted(found.best)
+    assert list(found.spent) == sorted(set(found.spent))
+    assert found.epochs >= found.spent[-1] >= EPOCHS
+    if found.reached is not None:
+        assert found.best_at(found.reached) >= found.target > found.best_at(found.reached - 1)
+
+
+def test_the_walk_spends_less_than_a_fifth_and_than_stock_oracles(table):
+    budget = 2_000_000
+    total = len(table.fitting(budget)) * EPOCHS
+    walked = replay("walk", table, budget, seed=0, most=total)
+    assert walked.reached <= total / 5
+    assert walked.epochs <= total / 2
+    for strategy in ("RandomSearch", "GridSearch", "Hyperband"):
+        reached = [replay(strategy, table, budget, seed=s, most=total, stops=True).reached for s in range(9)]
+        assert walked.reached < np.median([total if r is None else r for r in reached]), strategy
+
+
+def test_whole_trainings_cost_all_their_epochs_and_nets_over_budget_nothing(table):
+    found = replay("GridSearch", table, BUDGET, seed=0, most=10**9)
+    assert found.epochs == len(table.fitting(BUDGET)) * EPOCHS
+    assert found.spent == tuple(range(EPOCHS, found.epochs + 1, EPOCHS))
+    assert found.best[-1] == table.best(BUDGET)
+    whole = replay("walk, nothing given up", table, BUDGET, seed=0, most=10**9)
+    assert whole.epochs == len(whole.spent) * EPOCHS
+
+
+def test_bayesian_optimization_is_replayed_too(table):
+    found = replay("BayesianOptimization", table, 10**9, seed=0, most=11 * EPOCHS, stops=False)
+    assert found.epochs == 11 * EPOCHS
+    assert found.best[-1] > 0.85
+
+
+def test_a_seed_replays_the_same_way(table):
+    for strategy in ("RandomSearch", "Hyperband"):
+        first, second, other = (replay(strategy, table, BUDGET, seed=s, most=500) for s in (3, 3, 4))
+        assert first == second != other
+
+
+def test_rows_become_a_table_and_two_seeds_the_noise(table):
+    def row(net, seed, shift):
+        epochs = {f"epoch_{i}": f"{v + shift:.4f}" for i, v in enumerate(table.curves[net], 1)}
+        return {"name": net.name, "level": ".".join(map(str, net.levels)), "seed": str(seed), **epochs}
+
+    rows = [row(net, 0, 0) for net in SPACE.nets()]
+    assert read_table(rows, SPACE.spec) == table
+    with pytest.raises(ValueError, match=r"lacks 1 nets of seed 0, e\.g\. fnet-l0-x0\.5"):
+        read_table(rows[1:], SPACE.spec)
+    assert seed_noise(rows) == (0.0, 0)
+    noise, count = seed_noise([*rows, row(SPACE.net(1), 1, 0.02), row(SPACE.net(2), 1, -0.02)])
+    assert (noise, count) == (pytest.approx(0.02 / math.sqrt(2)), 2)
+    assert noisy(table, 0.01, 0) is table
+    shifts = [noisy(table, 0.01, 1).curves[net][-1] - table.curves[net][-1] for net in table.curves]
+    assert np.std(shifts) == pytest.approx(0.01, rel=0.2)
+
+
+def test_a_net_is_trained_and_its_row_kept_once(digits, tmp_path):
+    spec = fnet.ModelSpec(2, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    recipe = fnet.recipe_for("digits", epochs=3, warmup_epochs=1)
+    epochs = list(curve(fresh(spec, 0), digits, recipe))
+    assert len(epochs) == 3
+    assert epochs[-1][0] > 0.2
+    path = tmp_path / "table.csv"
+    nets = list(Space(spec, (8,)).nets())
+    assert missing(nets, path, 0, 0, 1) == nets
+    for _ in range(2):
+        add_row(path, spec, recipe, epochs)
+    (row,) = read_rows(path)
+    assert [float(row[f"epoch_{i}"]) for i in (1, 2, 3)] == [round(accuracy, 4) for accuracy, _ in epochs]
+    assert spec not in missing(nets, path, 0, 0, 1)
+    assert spec in missing(nets, path, 1, 0, 1)
+    parts = [missing(nets, path, 1, part, 3) for part in range(3)]
+    assert sorted(net.name for part in parts for net in part) == sorted(net.name for net in nets)
+    with pytest.raises(ValueError, match="has rows of 3 epochs, not 1"):
+        add_row(path, nets[0], recipe, epochs[:1])
+
+
+def test_training_for_the_table_is_training(digits, tmp_path):
+    spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=1, calibration_images=64)
+    run = fnet.train(spec, digits, out=tmp_path / "run", recipe=recipe, verbose=False)
+    expected = [row["val_accuracy"] for row in run.history() if row["phase"] == "float"]
+    assert [accuracy for accuracy, _ in curve(fresh(spec, 0), digits, recipe)] == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.slow
+def test_the_scripts_make_a_table_and_a_summary(tmp_path):
+    shape = ["--size", "16", "--channels", "1", "--stages", "1x2"]
+    command = [
+        sys.executable,
+        FOLDER / "exhaustive.py",
+        "--dataset",
+        "digits",
+        *shape,
+        "--epochs",
+        "2",
+        "--out",
+        tmp_path / "t.csv",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    lines = iter(process.stdout.readline, "")
+    (first,) = [next(line for line in lines if line.startswith("1/4 "))]
+    assert first.endswith(" h left\n")
+    process.kill()  # after its first net
+    process.communicate()
+    kept = read_rows(tmp_path / "t.csv")
+    assert 1 <= len(kept) < 4
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"4 nets, {4 - len(kept)} to train here" in result.stdout
+    rows = read_rows(tmp_path / "t.csv")
+    assert len(rows) == 4
+    assert all(row in rows for row in kept)
+    command = [sys.executable, FOLDER / "replay.py", "--table", tmp_path / "t.csv", *shape, "--seeds", "2"]
+    command += ["--strategies", "walk", "RandomSearch", "--out", tmp_path, "--max-macs", "90000"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "4 nets, 2 epochs" in result.stdout
+    rows = list(csv.DictReader((tmp_path / "replay_summary.csv").read_text().splitlines()))
+    assert [row["strategy"] for row in rows] == ["walk", "RandomSearch"]
+    assert len((tmp_path / "replay.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")

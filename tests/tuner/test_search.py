@@ -1,0 +1,184 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_tuner import Fake, FakeRun
+
+import factorizenet_tf as fnet
+from factorizenet_tf.cli import main
+from factorizenet_tf.requirement import Requirement
+from factorizenet_tf.tuner import search as search_module
+from factorizenet_tf.tuner import tuner as search_tuner
+from factorizenet_tf.tuner.search import frontier_of, search
+from factorizenet_tf.tuner.space import macs
+
+SPEC = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (1, 2)))
+OPTIONS = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2,1x2", "--quiet"]
+
+
+class Formula(Fake):
+    """More MACs are better."""
+
+    def __call__(self, spec, dataset, *, out, **options):
+        run = super().__call__(spec, dataset, out=out, **options)
+        accuracies = dict.fromkeys(run.metrics["accuracy"]["validation"], round(macs(spec) / 200_000, 4))
+        return FakeRun(run.metrics | {"accuracy": {"validation": accuracies}, "macs": macs(spec)})
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    new = Formula()
+    monkeypatch.setattr(search_tuner, "train", new)
+    return new
+
+
+def call(*arguments):
+    return main(["search", *map(str, arguments)])
+
+
+def test_a_search_leaves_every_trial_and_every_rejected_net_with_its_reason(digits, tmp_path, fake):
+    found = search(SPEC, digits, Requirement(max_macs=100_000), out=tmp_path / "out", verbose=False)
+    fitting = [
+        net
+        for net in (
+            fnet.ModelSpec((a, b), width=8, input_shape=(16, 16, 1), stages=SPEC.stages)
+            for a in range(4)
+            for b in range(5)
+        )
+        if macs(net) <= 100_000
+    ]
+    assert found.best == max(fitting, key=macs)
+    assert found.reached
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == [row["name"] for row in found.rows]
+    trained = [row for row in rows if row["status"] == "trained"]
+    assert [row["name"] for row in trained] == [spec.name for spec in fake.calls]
+    effects = [line for line in found.summary.splitlines() if line.startswith("  stage ")]
+    assert [line.partition(":")[0] for line in effects] == ["  stage 1, level 0 to 3", "  stage 2, level 0 to 4"]
+    for line, level in zip(effects, found.best.levels):
+        assert line.partition(": ")[2].split(", ")[level] == "it is here"
+    over = next(row for row in rows if row["level"] == "0.0")
+    assert (over["status"], over["reason"]) == ("rejected", "over budget: 166,208 macs > 100,000")
+    assert all(row["reason"] for row in rows)
+    assert {row["status"] for row in rows} == {"trained", "rejected"}
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert summary == found.summary + "\n"
+    assert f"the answer is {found.best.name}:" in summary
+    assert "required: macs <= 100,000" in summary
+    assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_again_it_gives_the_same_and_trains_nothing(digits, tmp_path, fake):
+    first, second = (
+        search(SPEC, digits, Requirement(max_macs=100_000), out=tmp_path / "out", verbose=False) for _ in range(2)
+    )
+    assert first == second
+    assert len(fake.calls) == len(set(fake.calls))
+
+
+def test_one_training_alone_is_an_answer_and_its_own_level_is_told_from_others(digits, tmp_path, fake):
+    requirement = Requirement(max_macs=100_000)
+    found = search(SPEC, digits, requirement, out=tmp_path / "out", max_trials=1, verbose=False)
+    assert found.best == fake.calls[0]
+    first, second = found.summary.splitlines()[-2:]  # nothing tells one level from another yet
+    assert first == "  stage 1, level 0 to 3: +0.0, it is here, +0.0, +0.0"
+    assert second == "  stage 2, level 0 to 4: +0.0, it is here, +0.0, +0.0, +0.0"
+
+
+def test_the_frontier_has_the_nets_that_none_beats_with_fewer_macs():
+    def row(name, count, accuracy, status="trained"):
+        return {"name": name, "macs": count, "a": accuracy, "status": status}
+
+    rows = [row("a", 3, 0.9), row("b", 1, 0.7), row("c", 2, 0.6), row("d", 2, 0.8), row("e", 4, 0.9)]
+    assert frontier_of([*rows, row("f", 0, 0.99, "given up")], "a") == ["b", "d", "a"]
+
+
+@pytest.mark.parametrize("refused", ["0", "1"])
+def test_a_net_that_may_not_be_published_is_named_and_the_others_are_published(tmp_path, monkeypatch, refused):
+    best = SPEC
+    rows = [
+        {"name": name, "trial": trial, "status": "trained", "macs": count, "val_int8_accuracy": count / 10}
+        for trial, name, count in (("0", "fnet-small", 1), ("1", best.name, 2))
+    ]
+    found = search_module.Found(tmp_path, best, rows, [], "", True)
+    published, said = [], []
+    monkeypatch.setattr(search_module, "load_run", str)
+    monkeypatch.setattr(search_module, "refusals", lambda run: ["it is bad"] if f"trial_{refused}" in run else [])
+    monkeypatch.setattr(
+        search_module.zoo, "publish", lambda run, zoo_dir, verbose: published.append(run.parent.name) or []
+    )
+    progress = SimpleNamespace(say=said.append)
+    if refused == "1":
+        with pytest.raises(RuntimeError, match=rf"the answer, {best.name}, is not published: it is bad; it is in"):
+            search_module._publish(found, tmp_path, progress, False)
+    else:
+        search_module._publish(found, tmp_path, progress, False)
+    assert published == [f"trial_{1 - int(refused)}"]
+    assert f"{rows[int(refused)]['name']} is not published: it is bad" in said
+
+
+def test_a_floor_out_of_reach_ends_with_the_best_and_exit_code_1(tmp_path, fake, capsys):
+    code = call(*OPTIONS, "--min-accuracy", 0.99, "--out", tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert "no net reaches the floor; the best is fnet-l0-x0.5: 83.10 %" in out
+    assert err.startswith("error: no net was found that meets the requirement")
+
+
+def test_the_command_prints_json_and_the_best_net(tmp_path, fake, capsys):
+    assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["best"] in [net.name for net in fake.calls if macs(net) == max(map(macs, fake.calls))]
+    assert {row["name"] for row in printed["nets"] if row["status"] == "trained"} == {s.name for s in fake.calls}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing is required; give at least one of max_macs"),
+        (["--max-macs", 30_000], "max_macs is 30,000; the smallest net, fnet-l4-x0.5, has 42,048 MACs"),
+        (["--max-macs", -1], "max_macs is -1; it must be above 0"),
+        (["--min-accuracy", 97], "min_accuracy is 97.0; it must be above 0 and at most 1"),
+        (["--max-macs", 60_000, "--width", "8,x"], "width is '8,x'; it must be a multiple of 8"),
+        (["--max-macs", 60_000, "--width", "12"], "width is 12; it must be a positive multiple of 8"),
+        (["--max-macs", 60_000, "--patience", -1], "patience is -1; it must be at least 0"),
+        (["--max-macs", 60_000, "--max-trials", 0], "max_trials is 0; it must be at least 1"),
+        (["--max-macs", 60_000, "--qat-epochs", 0], "the recipe has no QAT"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(options, message, tmp_path, fake, capsys):
+    assert call(*OPTIONS, *options, "--out", tmp_path / "out") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not fake.calls
+
+
+def test_another_search_in_the_folder_is_refused_with_the_difference(tmp_path, fake, capsys):
+    assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out") == 0
+    assert call(*OPTIONS, "--max-macs", 70_000, "--out", tmp_path / "out") == 2
+    assert "search.max_macs is 60000 there, 70000 now" in capsys.readouterr().err
+    (tmp_path / "out" / "oracle.json").write_text("{")
+    assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out") == 2
+    assert "oracle.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_script_searches_publishes_loads_back_and_predicts(tmp_path):
+    script = Path(__file__).parents[2] / "tuner" / "search.py"
+    command = [sys.executable, script, "--size", "16", "--channels", "1", "--width", "8", "--max-macs", "250000"]
+    command += ["--epochs", "8", "--qat-epochs", "2", "--max-trials", "2"]
+    command += ["--out", tmp_path / "search", "--publish", tmp_path / "zoo"]
+    for _ in range(2):
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+    names = fnet.zoo.names(zoo_dir=tmp_path / "zoo")
+    assert {name.rpartition("-")[2] for name in names} == {"float", "int8"}
+    assert "this run is published already, as fnet-" in result.stderr
+    assert "the answer is fnet-" in result.stdout
+    assert "predicted" in result.stdout

@@ -1,0 +1,365 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras_tuner
+import pytest
+import tensorflow as tf
+from filelock import FileLock
+
+import factorizenet_tf as fnet
+from factorizenet_tf.runs import load_run
+from factorizenet_tf.tuner import FactorizationOracle, FactorizationTuner, Requirement, search_space
+from factorizenet_tf.tuner import space as measured_costs
+from factorizenet_tf.tuner import tuner as search_tuner
+
+SPEC = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (1, 2)))
+RECIPE = fnet.recipe_for("digits", epochs=2, qat_epochs=1, calibration_images=64)
+BUDGET = 60_000  # levels 2 to 4
+
+
+def make(folder, digits, *, max_macs=BUDGET, recipe=RECIPE, **options):
+    keys = ("seed", "max_trials", "min_accuracy", "patience")
+    oracle = FactorizationOracle(SPEC, max_macs=max_macs, **{k: options.pop(k) for k in keys if k in options})
+    return FactorizationTuner(oracle, digits, recipe=recipe, directory=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def searched(digits, tmp_path_factory):
+    """A search of two trials, the second with inherited weights."""
+    tuner = make(tmp_path_factory.mktemp("search"), digits, max_trials=3, inherit=True)
+    tuner.search()
+    return tuner
+
+
+def statuses(tuner):
+    return [trial.status for trial in tuner._own_oracle.trials.values()]
+
+
+def test_a_trial_is_a_whole_run_with_all_its_metrics(searched):
+    first, _, third = searched._own_oracle.trials.values()
+    assert statuses(searched) == ["COMPLETED"] * 3
+    run = searched.load_run(first)
+    assert run.spec.level == 2
+    accuracies = run.metrics["accuracy"]["validation"]
+
+    def value(name):
+        return first.metrics.get_last_value(name)
+
+    assert first.score == pytest.approx(accuracies["tflite"], abs=1e-6)
+    assert value("val_int8_accuracy") == accuracies["tflite"]
+    assert value("val_qat_accuracy") == pytest.approx(accuracies["qat"], abs=1e-6)
+    assert value("val_float_accuracy_epoch_2") == pytest.approx(run.history()[1]["val_accuracy"], abs=1e-6)
+    assert value("macs") == fnet.count_macs(run.spec)
+    assert value("size_bytes") == len((run.folder / "model.tflite").read_bytes())
+    assert value("latency_ms") > 0
+    assert third.hyperparameters.values["walk/parent"] == "1"
+    assert json.loads((searched.run_folder("0") / "initial.json").read_text()) == {"weights": None}
+    assert json.loads((searched.run_folder("2") / "initial.json").read_text())["weights"]
+
+
+def test_the_best_model_comes_back(searched, digits):
+    (trial,) = searched.oracle.get_best_trials()
+    (model,) = searched.get_best_models()
+    assert fnet.accuracy(model, digits.validation) == pytest.approx(trial.metrics.get_last_value("val_qat_accuracy"))
+
+
+def test_a_finished_search_is_given_without_training(searched, digits, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", None)
+    again = make(searched.directory, digits, max_trials=3, inherit=True)
+    again.search()
+    assert [t.score for t in again.oracle.trials.values()] == [t.score for t in searched.oracle.trials.values()]
+
+
+def test_changed_requirement_recipe_and_data_are_refused_with_the_difference(searched, digits):
+    folder = searched.directory
+    with pytest.raises(ValueError, match=r"search\.max_macs is 60000 there, 70000 now"):
+        make(folder, digits, max_macs=70_000, inherit=True)
+    with pytest.raises(ValueError, match=r"search\.inherit is True there, False now"):
+        make(folder, digits)
+    with pytest.raises(ValueError, match=r"search\.recipe_epochs is 2 there, 3 now"):
+        make(folder, digits, inherit=True, recipe=fnet.recipe_for("digits", epochs=3, calibration_images=64))
+    other = fnet.load_dataset((digits.train.images, digits.train.labels))
+    with pytest.raises(ValueError, match=r"dataset\.images is .* there"):
+        make(folder, other, inherit=True)
+    (Path(folder) / "new" / "search").mkdir(parents=True)
+    (Path(folder) / "new" / "search" / "letter.txt").write_text("")
+    with pytest.raises(ValueError, match="holds other files and no search"):
+        make(Path(folder) / "new", digits)
+
+
+def test_what_does_not_fit_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match="the recipe has no QAT"):
+        make(tmp_path, digits, recipe=fnet.recipe_for("digits", qat_epochs=0))
+    with pytest.raises(ValueError, match=r"the images are \(16, 16, 1\), the net takes \(32, 32, 3\)"):
+        FactorizationTuner(FactorizationOracle(fnet.ModelSpec(0), max_macs=10**7), digits, directory=tmp_path)
+    with pytest.raises(ValueError, match="the objective is 'val_loss'; it must be one of val_float_accuracy"):
+        FactorizationTuner(FactorizationOracle(SPEC, max_macs=10**7, objective="val_loss"), digits, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class Fake:
+    """Stands for `train`: raises what it is told at each net, or does as if."""
+
+    def __init__(self, *errors):
+        self.errors, self.calls = list(errors), []
+
+    def __call__(self, spec, dataset, *, out, **options):
+        self.calls.append(spec)
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+        accuracies = dict.fromkeys(("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite"), 0.5)
+        metrics = {"accuracy": {"validation": accuracies}, "macs": 1, "size_bytes": 1, "training_seconds": 1}
+        return FakeRun(metrics)
+
+
+class FakeRun:
+    def __init__(self, metrics):
+        self.metrics = metrics
+
+    def int8_model(self):
+        return self
+
+    def latency_ms(self):
+        return fnet.Latency(1.0, 1.0, 1.0, 1, 1)
+
+
+def test_a_net_whose_loss_explodes_or_that_needs_too_much_memory_is_skipped(digits, tmp_path, monkeypatch):
+    fake = Fake(fnet.NanLossError("the loss is nan"), None, tf.errors.ResourceExhaustedError(None, None, "OOM"))
+    monkeypatch.setattr(search_tuner, "train", fake)
+    tuner = make(tmp_path, digits)
+    tuner.search()
+    assert statuses(tuner)[:3] == ["FAILED", "COMPLETED", "FAILED"]
+    assert "the loss is nan" in tuner.oracle.trials["0000"].message
+    assert "fnet-l4-x0.5 does not fit into memory: OOM" in tuner.oracle.trials["0002"].message
+    assert len(fake.calls) == len(set(fake.calls)) > 3
+
+
+def test_three_failures_in_a_row_end_the_search_with_the_reason(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", Fake(*[MemoryError("all gone")] * 3))
+    with pytest.raises(RuntimeError, match=r"3 trials in a row failed.*all gone"):
+        make(tmp_path, digits).search()
+
+
+def test_a_bug_stops_the_search_as_it_is_and_the_next_search_does_the_trial_again(digits, tmp_path, monkeypatch):
+    fake = Fake(None, ZeroDivisionError("my own"))
+    monkeypatch.setattr(search_tuner, "train", fake)
+    with pytest.raises(ZeroDivisionError, match="my own") as raised:
+        make(tmp_path, digits).search()
+    assert any(entry.name == "__call__" for entry in raised.traceback)
+    assert len(fake.calls) == 2
+    again = make(tmp_path, digits)
+    again.search()
+    assert fake.calls[2] == fake.calls[1]
+    assert set(statuses(again)) == {"COMPLETED"}
+
+
+def test_a_full_disk_ends_the_search(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", Fake(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path, digits).search()
+
+
+def test_a_hopeless_training_is_given_up_and_ranks_last(digits, tmp_path):
+    tuner = make(tmp_path, digits, max_trials=1)
+    trial = tuner.oracle.create_trial("tuner0")
+    trial.hyperparameters.values["walk/threshold"] = "1.01 1.01"
+    metrics = tuner.run_trial(trial)
+    assert metrics["pruned"] == 1
+    assert metrics["val_int8_accuracy"] == metrics["val_float_accuracy_epoch_1"] < 0.9
+    assert "val_float_accuracy_epoch_2" not in metrics
+    assert tuner.run_trial(trial) == metrics  # as after a kill between giving up and saying so
+    tuner.oracle.update_trial(trial.trial_id, metrics)
+    trial.status = "COMPLETED"
+    tuner.oracle.end_trial(trial)
+    assert trial.score < 0
+
+
+def test_a_stock_oracle_searches_the_same_nets_and_trains_none_over_budget(digits, tmp_path, monkeypatch):
+    fake = Fake()
+    monkeypatch.setattr(search_tuner, "train", fake)
+    objective = keras_tuner.Objective("val_int8_accuracy", "max")
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        objective=objective, max_trials=8, seed=1, hyperparameters=search_space(SPEC)
+    )
+    oracle.verbose = 0
+    requirement = Requirement(max_macs=BUDGET)
+    tuner = FactorizationTuner(
+        oracle, digits, spec=SPEC, requirement=requirement, recipe=RECIPE, directory=tmp_path, prune=False
+    )
+    tuner.search()
+    scores = [trial.score for trial in oracle.trials.values()]
+    assert 0 < len(fake.calls) < 8
+    assert all(fnet.count_macs(spec) <= BUDGET for spec in fake.calls)
+    assert sorted({round(score, 3) for score in scores}) == [-1.0, 0.5] or sorted(set(scores)) == [0.0, 0.5]
+    with pytest.raises(ValueError, match="a RandomSearchOracle knows no net; give spec="):
+        FactorizationTuner(oracle, digits, recipe=RECIPE, directory=tmp_path / "other")
+
+
+def stock(folder, digits, kind="RandomSearchOracle", requirement=None, recipe=RECIPE, spec=SPEC, **options):
+    options = {"max_trials": 4} | options if kind == "RandomSearchOracle" else options
+    objective = keras_tuner.Objective("val_int8_accuracy", "max")
+    oracle = getattr(keras_tuner.oracles, kind)(
+        objective=objective, seed=1, hyperparameters=search_space(spec), **options
+    )
+    oracle.verbose = 0
+    return FactorizationTuner(
+        oracle, digits, spec=spec, requirement=requirement, recipe=recipe, directory=folder, prune=False
+    )
+
+
+def test_a_stock_search_keeps_to_measured_budgets_and_to_its_folder(digits, tmp_path, monkeypatch):
+    fake, measured = Fake(), []
+
+    def measure(spec, wanted, labels=None):
+        measured.append(spec)
+        return {"latency_ms": 0.1 * spec.levels[0]}
+
+    monkeypatch.setattr(search_tuner, "train", fake)
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    requirement = Requirement(max_macs=120_000, max_latency_ms=0.15)
+    stock(tmp_path, digits, requirement=requirement, max_trials=12).search()
+    assert fake.calls
+    assert all(spec.levels[0] < 2 for spec in fake.calls)
+    assert any(spec.levels[0] >= 2 for spec in measured)
+    assert all(fnet.count_macs(spec) <= 120_000 for spec in measured)
+    with pytest.raises(ValueError, match=r"search\.max_latency_ms is 0\.15 there, 0\.2 now"):
+        stock(tmp_path, digits, requirement=Requirement(max_macs=120_000, max_latency_ms=0.2))
+    other = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
+    with pytest.raises(ValueError, match=r"search\.stages is \[\[1, 2\], \[1, 2\]\] there"):
+        stock(tmp_path, digits, requirement=requirement, spec=other)
+
+
+def test_what_an_oracle_cannot_keep_to_is_refused(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"min_accuracy is 0\.9; a RandomSearchOracle looks for the highest accuracy"):
+        stock(tmp_path, digits, requirement=Requirement(min_accuracy=0.9))
+    with pytest.raises(ValueError, match=r"a FactorizationOracle has its own requirement; leave .* out"):
+        make(tmp_path, digits, requirement=Requirement(max_macs=BUDGET))
+    with pytest.raises(ValueError, match="the HyperbandOracle's max_epochs is 9, the recipe's epochs 2"):
+        stock(tmp_path, digits, "HyperbandOracle", max_epochs=9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hyperband_searches_and_its_best_models_are_finished_ones(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", Fake())
+    tuner = stock(tmp_path, digits, "HyperbandOracle", max_epochs=2, factor=2)
+    tuner.search()
+    assert set(statuses(tuner)) == {"COMPLETED"}
+    values = [trial.hyperparameters.values for trial in tuner.oracle.trials.values()]
+    assert {v["tuner/epochs"] for v in values} == {1, 2}
+    assert any(v.get("tuner/trial_id") for v in values)
+    monkeypatch.setattr(tuner, "load_model", lambda trial: trial.trial_id)
+    assert tuner.get_best_models() == []
+    last = list(tuner.oracle.trials)[-1]
+    tuner.run_folder(last).mkdir(parents=True)
+    (tuner.run_folder(last) / "metrics.json").touch()
+    assert tuner.get_best_models() == [last]
+
+
+def test_a_trial_held_after_its_epochs_is_gone_on_with_by_the_next_round(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", epochs=4, qat_epochs=1, calibration_images=64)
+    tuner = stock(tmp_path, digits, "HyperbandOracle", recipe=recipe, max_epochs=4, factor=2)
+    first, second = (tuner.oracle.create_trial(name) for name in ("tuner0", "tuner1"))
+    first.hyperparameters.values |= {"tuner/epochs": 1}
+    metrics = tuner.run_trial(first)
+    assert metrics["pruned"] == 1
+    assert metrics["val_int8_accuracy"] == metrics["val_float_accuracy_epoch_1"]
+    second.hyperparameters.values = first.hyperparameters.values | {"tuner/epochs": 2, "tuner/trial_id": first.trial_id}
+    again = tuner.run_trial(second)
+    assert again["val_float_accuracy_epoch_1"] == metrics["val_float_accuracy_epoch_1"]
+    assert "val_float_accuracy_epoch_2" in again
+    assert "val_float_accuracy_epoch_3" not in again
+    rows = [(tuner.run_folder(t.trial_id) / "history.csv").read_text().splitlines() for t in (first, second)]
+    assert rows[0] == rows[1][:2]  # to the seconds: it was not trained twice
+    assert len(rows[1]) == 3
+
+
+def test_two_processes_do_not_search_in_one_folder(digits, tmp_path, monkeypatch):
+    tuner = make(tmp_path, digits, max_trials=1)
+    monkeypatch.setattr(search_tuner, "train", Fake())
+    held = FileLock(tmp_path / "search" / ".lock")
+    with held, pytest.raises(RuntimeError, match=r"another process searches in .*search; wait for its end"):
+        tuner.search()
+    tuner.search()
+    assert statuses(tuner) == ["COMPLETED"]
+
+
+def test_metrics_without_the_objective_are_a_bug_that_is_named(digits, tmp_path, monkeypatch):
+    tuner = make(tmp_path, digits)
+    monkeypatch.setattr(tuner, "run_trial", lambda trial: {"loss": 1.0})
+    with pytest.raises(ValueError, match="run_trial gave no val_int8_accuracy, but loss"):
+        tuner.search()
+
+
+def test_a_search_whose_oracle_file_is_lost_goes_on(digits, tmp_path, monkeypatch):
+    fake = Fake(None, None, ZeroDivisionError)
+    monkeypatch.setattr(search_tuner, "train", fake)
+    with pytest.raises(ZeroDivisionError):
+        make(tmp_path, digits).search()
+    (tmp_path / "search" / "oracle.json").unlink()
+    make(tmp_path, digits).search()
+    assert fake.calls[3] == fake.calls[2]
+    assert len(set(fake.calls)) == len(fake.calls) - 1
+
+
+COMMAND = """
+import sys, factorizenet_tf as fnet
+from factorizenet_tf.recipe import recipe_from_json
+from factorizenet_tf.spec import spec_from_json
+spec, recipe = spec_from_json(sys.argv[1]), recipe_from_json(sys.argv[2])
+data = fnet.load_dataset("digits", input_shape=spec.input_shape)
+oracle = fnet.tuner.FactorizationOracle(spec, max_macs=60_000, max_trials=2)
+fnet.tuner.FactorizationTuner(oracle, data, recipe=recipe, directory=sys.argv[3]).search()
+"""
+
+
+def epochs(folder, phase):
+    history = folder / "history.csv"
+    rows = list(csv.DictReader(history.read_text().splitlines())) if history.exists() else []
+    return sum(row["phase"] == phase for row in rows)
+
+
+PHASES = {
+    "proposal": lambda trial, run: (trial / "trial.json").exists() and not run.exists(),
+    "float": lambda trial, run: epochs(run, "float") == 1,
+    "qat": lambda trial, run: (run / "float.h5").exists() and not (run / "qat.h5").exists(),
+    "conversion": lambda trial, run: (run / "qat.h5").exists() and not (run / "metrics.json").exists(),
+    "report": lambda trial, run: (run / "metrics.json").exists() and '"RUNNING"' in (trial / "trial.json").read_text(),
+}
+
+
+def kill_in(phases, folder, digits):
+    """Search as a process of its own, killed in each phase; gives the finished search."""
+    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=2, calibration_images=64)
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND, SPEC.to_json(), recipe.to_json(), folder]
+    trial = folder / "search" / "trial_0"
+    for phase in phases:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not PHASES[phase](trial, trial / "run"):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, phase
+        assert '"RUNNING"' in (trial / "trial.json").read_text()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    tuner = make(folder, digits, max_trials=2, recipe=recipe)
+    assert statuses(tuner) == ["COMPLETED"] * 2
+    assert tuner.oracle.end_order == ["0", "1"]
+    left = sorted(set(os.listdir(folder / "search")) - {".lock"})
+    assert left == ["dataset.json", "oracle.json", "search.json", "trial_0", "trial_1"]
+    for ended in tuner.oracle.trials.values():
+        rows = [(row["phase"], row["epoch"]) for row in tuner.load_run(ended).history()]
+        assert rows == [("float", 1), ("float", 2), ("qat", 1), ("qat", 2)]
+        observations = ended.metrics.get_history("val_int8_accuracy")
+        assert [len(observation.value) for observation in observations] == [1]
+    return tuner
+
+
+@pytest.mark.slow
+def test_killed_in_every_phase_one_after_the_other_the_same_command_goes_on(digits, tmp_path):
+    tuner = kill_in(list(PHASES), tmp_path, digits)
+    assert load_run(tuner.run_folder("0")).metrics["name"] == "fnet-l2-x0.5"
