@@ -39,9 +39,8 @@ def measure_load(
         FileNotFoundError, ValueError: as `serving_export.export`.
         RuntimeError: the server did not start.
     """
-    from ..loading import int8_content
+    from ..loading import resolve
     from ..serving.saved_model import export
-    from ..tflite.int8_model import Int8Model
 
     sources = _sources(source)
     if not seconds > 0 or clients < 1:
@@ -50,7 +49,7 @@ def measure_load(
         progress.say("exporting")
         made = {precision: export(one, folder, precision=precision) for precision, one in sources.items()}
         stock = _stock_saved_model(sources["float"], Path(folder) / "stock") if _is_grouped(sources["int8"]) else None
-        int8 = Int8Model(int8_content(sources["int8"]))
+        int8 = resolve(sources["int8"]).int8_model()
         image = np.random.default_rng(0).integers(0, 256, (1, *int8.input_shape), np.uint8)
         progress.say("in this process, in turns")
         rows, bare = _bare(int8, made, stock, image, seconds)
@@ -150,9 +149,9 @@ def _signature_call(folder, image):
 def _stock_saved_model(source, folder):
     """The float net saved by tf_keras as it is: a clone has the slow grouped convolutions again."""
     from .._keras import keras, tf
-    from ..loading import load_float
+    from ..loading import resolve
 
-    model = load_float(source)
+    model = resolve(source).float_model()
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
     tf.saved_model.save(clone, str(folder))
@@ -160,10 +159,10 @@ def _stock_saved_model(source, folder):
 
 
 def _is_grouped(source) -> bool:
-    from ..loading import int8_content
+    from ..loading import resolve
     from ..tflite.latency import int8_convolutions
 
-    return any(groups > 1 for _, _, groups in int8_convolutions(int8_content(source)))
+    return any(groups > 1 for _, _, groups in int8_convolutions(resolve(source).tflite()))
 
 
 def _in_turns(calls, seconds) -> dict[str, float]:

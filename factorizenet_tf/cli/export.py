@@ -11,6 +11,7 @@ from ..console import print_json, show
 from .options import (
     Json,
     Quiet,
+    ZooOption,
     import_tensorflow,
 )
 
@@ -21,7 +22,7 @@ FILES_AT_ONCE = 64  # what `serve` and an exported version's batching take in on
 
 def export(
     source: Annotated[
-        Path, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
+        str, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
     ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
     io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
@@ -46,13 +47,14 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="With --serving, of a run: int8 or float.", show_default="int8")
     ] = None,
+    zoo_: ZooOption = None,
     as_json: Json = False,
 ):
     """Write a trained net where it is used: as .tflite, SavedModel, C++ sources, or for TensorFlow Serving.
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
-    from ..loading import export_saved_model, export_tflite, int8_content, int8_file, model_name
+    from ..loading import resolve
     from ..tflite.regroup import read_table
 
     if tflite is None and saved_model is None and micro is None and serving is None:
@@ -64,24 +66,35 @@ def export(
     if serving is None and not (version is None and name is None and precision is None):
         raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
     table = None if latencies is None else read_table(latencies)
-    if saved_model is not None or serving is not None or int8_file(source).suffix != ".tflite":
+    for path in (tflite, saved_model, micro):
+        if path is not None and path.exists():
+            raise FileExistsError(f"{path} is there already; choose another name or remove it")
+    net = resolve(source, zoo_dir=zoo_)
+    if saved_model is not None or serving is not None or net.kind in ("weights", "keras"):
         import_tensorflow()
     written = []
     if tflite is not None:
-        exported = export_tflite(source, tflite, lower=lower, latencies=table, io=io)
+        from ..tflite.export import export_tflite
+
+        exported = export_tflite(
+            net.tflite(), tflite, name=net.name, labels=net.labels, lower=lower, latencies=table, io=io
+        )
         written.append(exported.row())
         if exported.lowering is not None and exported.lowering.layers and not as_json:
             show(exported.lowering.rows(), False, f"Groups, by latencies of {exported.lowering.table.machine}")
     if saved_model is not None:
-        written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
+        from ..models.convert import write_saved_model
+
+        model = net.float_model() if net.kind == "run" else net.model()
+        written.append({"file": str(saved_model), "bytes": write_saved_model(model, saved_model)})
     if micro is not None:
         from ..tflite.micro_export import export_micro
 
-        written.append(export_micro(int8_content(source), micro, name=model_name(source)).row())
+        written.append(export_micro(net.tflite(), micro, name=net.name).row())
     if serving is not None:
         from ..serving.saved_model import export as export_serving
 
-        written.append(export_serving(source, serving, name=name, version=version, precision=precision).row())
+        written.append(export_serving(net, serving, name=name, version=version, precision=precision).row())
     if as_json:
         print_json(written)
     else:
@@ -98,6 +111,7 @@ def latencies(
     width: Annotated[int, typer.Option(help="Without sources: every level of this width's family.")] = 16,
     size: Annotated[int, typer.Option(help="Its images' height and width in pixels.")] = 32,
     threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    zoo_: ZooOption = None,
     as_json: Json = False,
 ):
     """Measure on this machine how fast grouped convolutions run in fewer groups.
@@ -105,13 +119,13 @@ def latencies(
     Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
-    from ..loading import int8_content
+    from ..loading import resolve
     from ..tflite.latency import int8_convolutions, largest_groups, measure_convolutions, planned_convolutions
 
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     if sources:
-        found = [row[1:] for source in sources for row in int8_convolutions(int8_content(source))]
+        found = [row[1:] for source in sources for row in int8_convolutions(resolve(source, zoo_dir=zoo_).tflite())]
     else:
         found = planned_convolutions(width, (size, size, 3))
     shapes = largest_groups(found)
@@ -149,6 +163,7 @@ def serve(
     max_requests: Annotated[int, typer.Option(help="At once; the next is 503.")] = 64,
     request_seconds: Annotated[float, typer.Option(help="Until a request must be whole.")] = 10.0,
     grace_seconds: Annotated[int, typer.Option(help="That running requests get at the end.")] = 10,
+    zoo_: ZooOption = None,
 ):
     """Serve models over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
     from ..serving.server import Limits
@@ -161,7 +176,7 @@ def serve(
         body_seconds=request_seconds,
         grace_seconds=grace_seconds,
     )
-    serve_models(sources, host=host, port=port, threads=threads, limits=limits, started=_say_started)
+    serve_models(sources, host=host, port=port, threads=threads, limits=limits, zoo_dir=zoo_, started=_say_started)
 
 
 def predict(

@@ -116,7 +116,12 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
 
     Returns:
         The bytes of all its files.
+
+    Raises:
+        FileExistsError: `folder` is there already.
     """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; choose another name or remove it")
     module = tf.Module()
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")

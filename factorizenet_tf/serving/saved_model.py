@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import keras, tf, to_float
-from ..loading import ServedNet, served_net
+from ..loading import Source, check_served_name, resolve
 from ..machine import versions as package_versions
 from ..models.native import in_fewer_groups, inference_kernels
 from .config import BATCH_SIZES, Labels, config_locked, read_labels, versions_in, write_configs
@@ -116,6 +116,7 @@ def export(
     version: int | None = None,
     precision: str | None = None,
     labels=None,
+    zoo_dir: str | os.PathLike | None = None,
 ) -> ServingExport:
     """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and its configuration.
 
@@ -126,12 +127,17 @@ def export(
     monitoring.config, docker-compose.yml and serve.sh.
 
     Args:
-        source, name, precision, labels: as for `serving_source.served_net`.
+        source: what `loading.resolve` takes.
         folder: made where it is not there; may hold other models.
+        name: for clients; None takes the source's own.
+        precision: of a run, "int8" or "float"; None takes int8. Another source has its own.
+        labels: class names by number; None takes the source's, or numbers where it has none.
+        zoo_dir: where a name is looked up, as for `zoo.load`.
         version: an integer above the newest one; None takes the next.
 
     Raises:
-        ValueError: the version is not above the newest, or as `served_net`.
+        ValueError: the version is not above the newest, the source is a .tflite or has another precision, the name cannot
+            be served, the labels are of another number than the classes, or as `loading.resolve`.
         FileExistsError: `folder/name` holds something else, or another export took the version in the meantime.
         FileNotFoundError: there is nothing at the source.
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
@@ -142,7 +148,7 @@ def export(
     folder = Path(folder)
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
         raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
-    net = served_net(source, name=name, precision=precision, labels=labels)
+    net = _served(resolve(source, zoo_dir=zoo_dir).with_precision(precision), name, labels)
     base = folder / net.name
     if base.exists():
         others = [p.name for p in base.iterdir() if not p.name.isdecimal()] if base.is_dir() else ["a file"]
@@ -180,6 +186,27 @@ def export(
     return ServingExport(target, net.name, version, net.precision, size, tflite_bytes, chosen)
 
 
+@dataclass(frozen=True, eq=False)
+class _Served:
+    """A net as a version is written from: `tflite` are the true int8 model's bytes, None for float."""
+
+    name: str
+    precision: str
+    model: keras.Model
+    tflite: bytes | None
+    labels: tuple[str, ...]
+
+
+def _served(source: Source, name, labels) -> _Served:
+    model = source.model()
+    classes = int(model.output_shape[-1])
+    labels = tuple(labels or source.labels or map(str, range(classes)))
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels for {classes} classes; give one name a class")
+    tflite = source.tflite() if source.precision == "int8" else None
+    return _Served(check_served_name(name or source.name), source.precision, model, tflite, labels)
+
+
 def _serving_protos():
     try:
         from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
@@ -192,7 +219,7 @@ def _serving_protos():
     return model_pb2, predict_pb2, prediction_log_pb2
 
 
-def _write_version(net: ServedNet, folder: Path, version: int) -> None:
+def _write_version(net: _Served, folder: Path, version: int) -> None:
     from .._keras import tf
     from ..tflite.io_types import for_server
 

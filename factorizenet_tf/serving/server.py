@@ -57,6 +57,7 @@ def serve(
     port: int = 8501,
     threads: int = 1,
     limits: Limits | None = None,
+    zoo_dir: str | os.PathLike | None = None,
     started=None,
 ) -> None:
     """Serve models until SIGINT or SIGTERM; running requests are then finished.
@@ -67,6 +68,7 @@ def serve(
         port: 0 takes a free one.
         threads: of one inference.
         limits: None: the defaults.
+        zoo_dir: where names are looked up, as for `zoo.load`.
         started: a function that is called with the nets and the address once the port is bound.
 
     Raises:
@@ -79,7 +81,7 @@ def serve(
         raise ValueError(f"port is {port}; it must be from 1 to 65535, or 0 for a free one")
     limits = limits or Limits()
     kserve = _kserve()
-    nets = all_nets(sources, threads=threads)
+    nets = all_nets(sources, threads=threads, zoo_dir=zoo_dir)
     if not nets:
         raise ValueError("nothing to serve; give a name of `factorizenet list` or a run's folder")
     bound = _bound(host, port)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..tflite.int8_model import Int8Model
-
 __all__ = ["Net", "all_nets", "load_net", "read_image"]
 
 PIXELS_MOST = 4096 * 4096
@@ -50,33 +48,35 @@ class Net:
         }
 
 
-def load_net(source: str, *, threads: int = 1) -> Net:
+def load_net(source: str, *, threads: int = 1, zoo_dir: str | os.PathLike | None = None) -> Net:
     """Load what a server is asked to serve.
 
     Args:
         source: a name of the zoo or a run's folder or a .tflite (its int8 LiteRT model), or a version that `export
             --serving` wrote, DIR/name/version (its SavedModel, by TensorFlow). `other=` before it names it otherwise.
         threads: of one inference of LiteRT.
+        zoo_dir: where a name is looked up.
 
     Raises:
         FileNotFoundError: there is nothing at the source.
         ValueError: it is damaged, or its name cannot be served.
     """
-    from ..loading import check_name, int8_content, model_name, source_labels
+    from ..loading import check_served_name, named_source, resolve
 
-    called, _, source = source.rpartition("=")
+    called, source = named_source(source)
     path = Path(source)
     if (path / "saved_model.pb").is_file():
         return _saved_model(path.resolve(), called)
-    model = Int8Model(int8_content(source), threads=threads)
-    labels = model.labels or source_labels(source) or tuple(map(str, range(model.num_classes)))
-    name = check_name(called or model_name(source))
+    found = resolve(source, zoo_dir=zoo_dir)
+    model = found.int8_model(threads=threads)
+    labels = found.labels or tuple(map(str, range(model.num_classes)))
+    name = check_served_name(called or found.name)
     return Net(name, 1, labels, model.input_shape, model.predict, "int8 LiteRT")
 
 
-def _saved_model(path: Path, called: str) -> Net:
+def _saved_model(path: Path, called: str | None) -> Net:
     from .._keras import tf
-    from ..loading import check_name
+    from ..loading import check_served_name
 
     if not (path / "assets" / "labels.txt").is_file() or not path.name.isdecimal():
         raise ValueError(f"{path} is no version that `factorizenet export --serving` wrote; export it again")
@@ -88,7 +88,7 @@ def _saved_model(path: Path, called: str) -> Net:
     def logits_of(images, _kept=loaded):
         return signature(image=tf.constant(images))["logits"].numpy()
 
-    return Net(check_name(called or path.parent.name), int(path.name), labels, shape, logits_of, "SavedModel")
+    return Net(check_served_name(called or path.parent.name), int(path.name), labels, shape, logits_of, "SavedModel")
 
 
 def read_image(content: bytes, shape: Sequence[int]) -> np.ndarray:
@@ -114,9 +114,11 @@ def read_image(content: bytes, shape: Sequence[int]) -> np.ndarray:
         raise ValueError(f"{len(content)} bytes that are no PNG or JPEG image ({error})") from None
 
 
-def all_nets(sources: Sequence[str | os.PathLike], *, threads: int = 1) -> list[Net]:
+def all_nets(
+    sources: Sequence[str | os.PathLike], *, threads: int = 1, zoo_dir: str | os.PathLike | None = None
+) -> list[Net]:
     """`load_net` of each. Raises ValueError where two have one name, too."""
-    nets = [load_net(str(source), threads=threads) for source in sources]
+    nets = [load_net(str(source), threads=threads, zoo_dir=zoo_dir) for source in sources]
     names = [net.name for net in nets]
     for name in names:
         if names.count(name) > 1:

@@ -13,7 +13,7 @@ from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset
 from ..files import write_bytes, write_text
-from ..loading import load_float
+from ..loading import Source, resolve
 from ..machine import machine, versions
 from ..models.build import build
 from ..models.convert import to_tflite
@@ -21,7 +21,7 @@ from ..models.evaluate import accuracy, agreement
 from ..models.quantize import quantize_aware
 from ..models.weights import copy_weights, fingerprint, load_weights, save_weights
 from ..recipe import Recipe, recipe_for
-from ..runs import IN_MEMORY, Run, claim, load_run
+from ..runs import IN_MEMORY, Run, load_run, open_run_folder
 from ..spec import ModelSpec
 from ..tflite.int8_model import Int8Model
 from .loop import Trainer
@@ -37,7 +37,7 @@ def train(
     *,
     out: str | os.PathLike,
     recipe: Recipe | None = None,
-    initial: str | os.PathLike | keras.Model | None = None,
+    initial: str | os.PathLike | Source | keras.Model | None = None,
     callbacks: Sequence = (),
     strategy=None,
     verbose: bool = True,
@@ -51,7 +51,7 @@ def train(
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`.
         out: the run's folder; made where it is not there.
         recipe: None for the data set's own, `recipe_for(dataset.name)`.
-        initial: fine-tuning: what `load_float` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
+        initial: fine-tuning: what `loading.resolve` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
             whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
             itself, the same at each call. None: random weights.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
@@ -68,10 +68,11 @@ def train(
     recipe = recipe or recipe_for(dataset.name)
     _check(spec, dataset, recipe, strategy)
     folder = Path(out)
-    start = initial if initial is None or isinstance(initial, keras.Model) else load_float(initial)
+    source = None if initial is None else resolve(initial)
+    start = None if source is None else source.float_model()
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
-    claim(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
+    open_run_folder(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
     if (folder / "metrics.json").exists():
         return load_run(folder)
     with Progress(verbose) as progress:
@@ -107,7 +108,7 @@ def train(
             "size_bytes": len(content),
             "operators": sorted(set(models["tflite"].operators)),
             "tensor_types": sorted(models["tflite"].tensor_types),
-            "initial": IN_MEMORY if isinstance(initial, keras.Model) else initial and str(initial),
+            "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.given,
             "machine": machine(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in trainer.history), 1),

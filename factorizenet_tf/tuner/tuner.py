@@ -20,7 +20,7 @@ from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
 from ..recipe import Recipe, recipe_for
 from ..requirement import Requirement
-from ..runs import CHECKPOINT_FILE, Run, check_folder, claim_folder, dataset_identity, load_run, read_checkpoint
+from ..runs import CHECKPOINT_FILE, Run, check_same_run, dataset_fingerprint, load_run, open_folder, read_checkpoint
 from ..spec import ModelSpec
 from ..training.loop import NanLossError
 from ..training.train import check_data, train
@@ -197,7 +197,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         if self._is_worker():
             self.oracle = chief.patient_client(self.oracle, has_ended=chief.end_watch(folder))
             return
-        claim_folder(folder, self._identity(oracle), "search")
+        open_folder(folder, self._identity(oracle), "search")
         self.costs.open(folder)
         if (folder / ORACLE_FILE).exists() or (walked and any(folder.glob("trial_*/trial.json"))):
             oracle.reload()
@@ -216,7 +216,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             "prune": self.prune,
             **{f"recipe_{name}": value for name, value in dataclasses.asdict(self.recipe).items()},
         }
-        return {SEARCH_FILE: json.dumps(fields, indent=2) + "\n", DATASET_FILE: dataset_identity(self.dataset)}
+        return {SEARCH_FILE: json.dumps(fields, indent=2) + "\n", DATASET_FILE: dataset_fingerprint(self.dataset)}
 
     def search(self) -> None:
         """Run trials until the oracle has no more; as chief, answer the workers until then.
@@ -243,7 +243,7 @@ class FactorizationTuner(keras_tuner.Tuner):
 
     def _work_for_chief(self):
         self.oracle.get_space()  # once the chief answers it has claimed the folder
-        check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
+        check_same_run(Path(self.project_dir), self._identity(self._own_oracle), "search")
         self.costs.open(Path(self.project_dir))
         self._work()
 

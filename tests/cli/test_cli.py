@@ -511,9 +511,11 @@ def test_a_folder_of_another_run_is_refused_naming_the_difference_and_left_as_it
     before = contents(begun)
     same = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2,2x2", "--out", begun]
     message = fails("train", *same, "--level", 1, "--epochs", 7, "--qat-epochs", 1)
-    assert "recipe.epochs is 6 there, 7 now" in message
+    assert "recipe.epochs: the folder has 6, you gave 7" in message
     assert "spec.level" not in message
-    assert "spec.level is 1 there, 2 now" in fails("train", *same, "--level", 2, "--epochs", 6, "--qat-epochs", 1)
+    assert "spec.level: the folder has 1, you gave 2" in fails(
+        "train", *same, "--level", 2, "--epochs", 6, "--qat-epochs", 1
+    )
     assert contents(begun) == before
 
 
@@ -715,7 +717,7 @@ def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_j
     assert metrics["accuracy"]["test"]["float"] > 0.7  # one epoch from scratch: about 0.2
     scratch = ["train", *SMALL, "--level", 1, "--stages", "1x2,2x2", "--epochs", 1, "--qat-epochs", 1]
     assert prints_json(*scratch, "--out", tmp_path / "scratch")["accuracy"]["test"]["float"] < 0.6
-    assert "initial.weights is" in fails(*scratch, "--from", run.folder, "--out", tmp_path / "scratch")
+    assert "initial.weights: the folder has" in fails(*scratch, "--from", run.folder, "--out", tmp_path / "scratch")
 
 
 def test_a_baseline_is_trained_by_name(prints_json, fails, tmp_path):

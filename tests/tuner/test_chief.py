@@ -18,7 +18,7 @@ COMMAND = """
 import json, os, sys, time
 from pathlib import Path
 import factorizenet_tf as fnet
-from factorizenet_tf.runs import dataset_identity
+from factorizenet_tf.runs import dataset_fingerprint
 from factorizenet_tf.spec import spec_from_json
 sys.path.insert(0, sys.argv[3])
 from test_progressive import formula
