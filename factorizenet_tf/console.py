@@ -1,12 +1,69 @@
-"""What a long job says on stderr: a line an epoch or step of work, and a bar on a terminal."""
+"""What jobs and commands print: progress on stderr, tables and JSON on stdout, and no C++ notices in between."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import sys
+import threading
+from collections.abc import Iterator
 
-__all__ = ["Progress", "print_accuracies", "print_json", "show", "show_rows", "text_table"]
+__all__ = ["Progress", "print_accuracies", "print_json", "quiet_native_stderr", "show", "show_rows", "text_table"]
+
+
+class _Silence:
+    """File descriptor 2 pointed at nothing while at least one thread wants it so."""
+
+    lock, depth, kept, stderr = threading.Lock(), 0, -1, None
+
+    @classmethod
+    def begin(cls):
+        with cls.lock:
+            if not cls.depth:
+                cls.kept, cls.stderr = os.dup(2), sys.stderr
+                if _is_descriptor_2(sys.stderr):  # what Python says goes on being seen
+                    sys.stderr.flush()
+                    sys.stderr = open(cls.kept, "w", buffering=1, encoding=sys.stderr.encoding, closefd=False)  # noqa: SIM115
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+            cls.depth += 1
+
+    @classmethod
+    def end(cls):
+        with cls.lock:
+            cls.depth -= 1
+            if not cls.depth:
+                os.dup2(cls.kept, 2)
+                sys.stderr = cls.stderr
+                os.close(cls.kept)
+
+
+def _is_descriptor_2(stream) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # none, or one in memory
+        return False
+
+
+@contextlib.contextmanager
+def quiet_native_stderr() -> Iterator[None]:
+    """Keep off stderr what C++ libraries write there within the block; Python's own lines pass.
+
+    TensorFlow at its import, its converter and LiteRT write notices that no log level stops. Blocks may be nested and
+    run in several threads. FACTORIZENET_TRACEBACK shows all.
+    """
+    silenced = False
+    if not os.environ.get("FACTORIZENET_TRACEBACK"):
+        with contextlib.suppress(OSError):  # the process has no stderr
+            _Silence.begin()
+            silenced = True
+    try:
+        yield
+    finally:
+        if silenced:
+            _Silence.end()
 
 
 class Progress:

@@ -67,23 +67,20 @@ class Dataset:
 
 
 def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: str = "images") -> np.ndarray:
-    """`images` where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
+    """Give images back where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
 
     Raises:
-        TypeError: another type or dtype.
-        ValueError: another rank or size, or none at all.
+        TypeError: another type or dtype; the message says how to convert it.
+        ValueError: another rank, size or order of axes, or none at all.
     """
     if not isinstance(images, np.ndarray):
         raise TypeError(
             f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)"
         )
     if images.dtype != np.uint8:
-        hint = (
-            "multiply images in 0..1 by 255 and round"
-            if np.issubdtype(images.dtype, np.floating)
-            else "clip to 0..255 and cast"
-        )
-        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({hint})")
+        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({_to_uint8(images.dtype)})")
+    if images.ndim == 3 and shape is not None and images.shape[1:] == tuple(shape[:2]) and shape[2] == 1:
+        raise ValueError(f"{what} has shape {images.shape}, without channels; add the axis: images[..., None]")
     if images.ndim != 4:
         raise ValueError(
             f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]"
@@ -92,9 +89,32 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
         raise ValueError(f"{what} is empty; at least one image is needed")
     if shape is not None and images.shape[1:] != tuple(shape):
         raise ValueError(
-            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: resize them"
+            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: "
+            f"{_to_shape(images.shape[1:], tuple(shape))}"
         )
     return images
+
+
+def _to_uint8(dtype) -> str:
+    if np.issubdtype(dtype, np.floating):
+        return "multiply images in 0..1 by 255 and round"
+    if dtype == np.int8:
+        return "an int8 model's input is the image minus 128: images.view(np.uint8) ^ 128"
+    if dtype == np.uint16:
+        return "of 16-bit images keep the upper byte: (images >> 8).astype(np.uint8)"
+    if np.issubdtype(dtype, np.bool_):
+        return "images.astype(np.uint8) * 255"
+    return "cast values that lie in 0..255: images.astype(np.uint8)"
+
+
+def _to_shape(given, needed) -> str:
+    """What makes images of one (height, width, channels) ones of another."""
+    if given == (needed[2], *needed[:2]):
+        return "the channels come first; transpose them: images.transpose(0, 2, 3, 1)"
+    if given[:2] == needed[:2] and given[2] in (1, 3):
+        how = "np.repeat(images, 3, -1)" if given[2] == 1 else "PIL's convert('L') of each, and images[..., None]"
+        return f"convert them: {how}"
+    return f"resize them, as load_dataset(..., input_shape={needed}) does"
 
 
 def load_dataset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -122,8 +123,7 @@ class ModelSpec:
     @property
     def name(self) -> str:
         """`fnet-l<level>`, with `-x<width / 16>` where the width is not 16. Says nothing of input, classes or stages."""
-        level = self.level if isinstance(self.level, int) else ".".join(map(str, self.level))
-        return f"fnet-l{level}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
+        return f"fnet-l{level_text(self.level)}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
 
     def plan(self) -> tuple[Layer, ...]:
         """Every convolution and the dense layer, in order: what `build` builds and the closed-form cost counts."""
@@ -159,30 +159,51 @@ class ResNet8:
         return json.dumps(fields, indent=2) + "\n"
 
 
+def level_text(level: int | tuple[int, ...]) -> str:
+    """Write a level as names, tables and options have it: "2", or one a stage joined by dots, "1.2.4"."""
+    return ".".join(map(str, level)) if isinstance(level, tuple) else str(level)
+
+
+def level_from_text(text: str) -> int | tuple[int, ...]:
+    """Read what `level_text` wrote.
+
+    Raises:
+        ValueError: it is neither a number nor numbers joined by dots.
+    """
+    try:
+        levels = tuple(int(part) for part in text.split("."))
+    except ValueError:
+        raise ValueError(f"level is {text!r}; it must be a number, or one a stage joined by dots, e.g. 1.2.4") from None
+    return levels[0] if len(levels) == 1 else levels
+
+
 def max_level(spec: ModelSpec) -> int:
     """The last level of a spec's macro-architecture: groups = channels (depthwise) in every block."""
     return max(_last_levels(spec.width, spec.stages))
 
 
 def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):  # NumPy's integers are, its bool is not
         raise TypeError(f"{name} is {value!r}; it must be an int")
-    return value.__index__()
+    return int(value)
 
 
 def _stages(stages: object) -> tuple[Stage, ...]:
     try:
-        pairs = tuple(Stage(*stage) for stage in stages)
+        given = tuple(Stage(*stage) for stage in stages)
     except TypeError:
         raise TypeError(f"stages is {stages!r}; it must be (blocks, stride) pairs, e.g. ((1, 1), (3, 2))") from None
-    if not pairs:
+    if not given:
         raise ValueError("stages is empty; give at least one (blocks, stride) pair")
-    for i, (blocks, stride) in enumerate(pairs, 1):
-        if _integer(f"blocks of stage {i}", blocks) < 1:
+    pairs = []
+    for i, (blocks, stride) in enumerate(given, 1):
+        pair = Stage(_integer(f"blocks of stage {i}", blocks), _integer(f"stride of stage {i}", stride))
+        if pair.blocks < 1:
             raise ValueError(f"stage {i} has {blocks} blocks; it needs at least 1")
-        if _integer(f"stride of stage {i}", stride) not in (1, 2):
+        if pair.stride not in (1, 2):
             raise ValueError(f"stage {i} has stride {stride}; it must be 1 or 2")
-    return pairs
+        pairs.append(pair)
+    return tuple(pairs)
 
 
 def _input_shape(input_shape: object, stages: tuple[Stage, ...]) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The commands that make a run, by training or quantizing, and that evaluate; `cli` adds them to its own."""
+"""The commands that train, quantize and evaluate."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from .options import (
     Quiet,
     Stages,
     Width,
+    given_options,
     given_or,
     import_tensorflow,
     load_data,
+    parse_stages,
+    refuse_unused,
     spec_from,
 )
 
@@ -29,6 +32,7 @@ __all__ = ["evaluate", "quantize", "train"]
 
 
 def train(
+    context: typer.Context,
     dataset: DatasetOption,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
     level: LevelOption = "2",
@@ -37,7 +41,7 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level and width, too.",
+            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and stages, too.",
         ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
@@ -60,37 +64,28 @@ def train(
     Then converts it to int8 and evaluates float, PTQ, QAT and .tflite on the whole validation and test splits.
     """
     from ..recipe import recipe_for
+    from ..spec import ResNet8
 
-    given = {
-        "epochs": epochs,
-        "qat_epochs": qat_epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    if baseline not in (None, "resnet8"):
-        raise ValueError(f"baseline is {baseline!r}; there is resnet8")
-    if baseline and start:
-        raise ValueError("--baseline and --from exclude each other; give one")
-    spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)  # an error here costs no waiting
-    import_tensorflow()
+    names = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
+    given = {name: context.params[name] for name in names if context.params[name] is not None}
+    recipe = recipe_for(dataset, **given)
     shape = None
     if start is not None:
-        from ..loading import spec_of
-
-        source = spec_of(start)
-        shape = source.input_shape if size is None and channels is None else None
-    data = load_data(dataset, size, channels, data_dir, shape=shape)
-    height, _, depth = data.image_shape
-    if start is not None:
-        spec = dataclasses.replace(source, input_shape=data.image_shape, num_classes=data.num_classes)
+        if baseline is not None:
+            raise ValueError("--baseline and --from exclude each other; give one")
+        import_tensorflow()
+        spec = _spec_to_start_from(context, start)
+        shape = spec.input_shape if size is None and channels is None else None
     elif baseline is not None:
-        from ..spec import ResNet8
-
-        spec = ResNet8(input_shape=data.image_shape, num_classes=data.num_classes)
-    else:
-        spec = spec_from(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
+        if baseline != "resnet8":
+            raise ValueError(f"baseline is {baseline!r}; there is resnet8")
+        refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "stages")
+        spec = ResNet8()
+    else:  # an error here costs no waiting
+        spec = spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)
+    import_tensorflow()
+    data = load_data(dataset, size, channels, data_dir, shape=shape)
+    spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
     from ..training.train import train as train_net
 
     run = train_net(spec, data, out=out, recipe=recipe, initial=start, verbose=not quiet)
@@ -103,7 +98,33 @@ def train(
     )
 
 
+def _spec_to_start_from(context, start):
+    """The spec of the net named by --from, where no option asks for another one."""
+    from ..loading import spec_of
+    from ..spec import ResNet8, level_from_text, level_text
+
+    spec = spec_of(start)
+    names = ("level", "width", "stages")
+    if isinstance(spec, ResNet8):
+        refuse_unused(context, f"--from {start} is a {spec.name}", *names)
+        return spec
+    options = given_options(context, *names)
+    asked = {
+        "level": level_from_text(context.params["level"]) if "--level" in options else spec.level,
+        "width": context.params["width"] if "--width" in options else spec.width,
+        "stages": parse_stages(context.params["stages"]) if "--stages" in options else spec.stages,
+    }
+    if options and dataclasses.replace(spec, **asked) != spec:
+        stages = ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages)
+        raise ValueError(
+            f"--from {start} is a net of level {level_text(spec.level)}, width {spec.width} and stages {stages}, and the "
+            f"training has the same; leave out {' and '.join(options)}, or --from to train another net from the start"
+        )
+    return spec
+
+
 def quantize(
+    context: typer.Context,
     model: Annotated[
         Path, typer.Argument(help="Your tf_keras model: .keras, .h5 or a SavedModel's folder, images in 0..1 in.")
     ],
@@ -116,6 +137,8 @@ def quantize(
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
+    if method != "qat":
+        refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
     from ..loading import load_any, quantize_own
     from ..recipe import recipe_for
@@ -133,6 +156,7 @@ def quantize(
 
 
 def evaluate(
+    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(help="A name of the zoo, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")
     ],
@@ -160,6 +184,7 @@ def evaluate(
         from ..loading import load_any
 
         model = load_any(path)
+        refuse_unused(context, f"{file} is no .tflite and no latency is measured", "threads")
         shape = tuple(model.input_shape[1:])
     data = load_data(dataset, None, None, data_dir, shape=shape)
     from ..models.evaluate import accuracy
