@@ -67,7 +67,7 @@ def quiet_native_stderr() -> Iterator[None]:
 
 
 class Progress:
-    """Lines and bars by Rich; silent where not verbose. Use as a context."""
+    """Say on stderr how far a long job is, by Rich: lines, and a bar on a terminal. Use as a context; silent where not verbose."""
 
     def __init__(self, verbose: bool = True):
         self._verbose = verbose
@@ -90,19 +90,19 @@ class Progress:
             self._rich.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         if self._rich:
             self._rich.console.print(text, highlight=False, soft_wrap=True)
 
     def bar(self, text: str, total: int, *, done: int = 0) -> Bar:
-        """A bar that replaces the one before, `done` steps of it filled."""
+        """Show a bar in the place of the one before, `done` of its `total` steps filled."""
         if self._rich:
             for task in self._rich.task_ids:
                 self._rich.remove_task(task)
         return Bar(self._rich, text, self._rich and self._rich.add_task(text, total=total, completed=done))
 
     def epoch(self, name: str, row: dict, epochs: int) -> None:
-        """The line of a finished epoch."""
+        """Print the line of a finished epoch."""
         self.say(
             f"{name} {row['phase']} {row['epoch']}/{epochs}: loss {row['loss']:.3f}, accuracy {100 * row['accuracy']:.1f} %, "
             f"validation {100 * row['val_accuracy']:.1f} %, {row['seconds']:.0f} s"
@@ -116,7 +116,7 @@ class Bar:
         self._rich, self._text, self._task = rich, text, task
 
     def advance(self, *, loss: float | None = None) -> None:
-        """One step further."""
+        """Fill a step, and show the loss behind the text."""
         if self._rich:
             text = self._text if loss is None else f"{self._text} loss {loss:.3f}"
             self._rich.update(self._task, advance=1, description=text)
@@ -163,7 +163,7 @@ def show_rows(rows: list[dict], *, title: str) -> None:
 
 
 def text_table(rows: list[dict]) -> str:
-    """Dicts of equal keys as the text of a table."""
+    """Give dicts of equal keys as the text of a table."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=WIDE)

@@ -45,24 +45,24 @@ class Cost(NamedTuple):
 
 
 def count_macs(spec_or_model) -> int:
-    """MACs of one image; argument and errors as for `cost_rows`."""
+    """Count the MACs of one image; argument and errors as for `cost_rows`."""
     return sum(row.macs for row in cost_rows(spec_or_model))
 
 
 def count_params(spec_or_model) -> int:
-    """Parameters as Keras counts them (BatchNorm's four a channel included, quantizers' ranges not)."""
+    """Count parameters as Keras does (BatchNorm's four a channel included, quantizers' ranges not)."""
     return sum(row.params for row in cost_rows(spec_or_model))
 
 
 def cost_table(spec_or_model) -> pandas.DataFrame:
-    """A row for each layer with weights, the fields of `Cost` as columns; argument and errors as for `cost_rows`."""
+    """Tabulate each layer with weights, the fields of `Cost` as columns; argument and errors as for `cost_rows`."""
     import pandas
 
     return pandas.DataFrame(cost_rows(spec_or_model), columns=Cost._fields)
 
 
 def cost_rows(spec_or_model) -> list[Cost]:
-    """The cost of each layer with weights, in order.
+    """List the cost of each layer with weights, in order.
 
     Args:
         spec_or_model: a ModelSpec (closed form, nothing is built, no TensorFlow), or any functional or sequential

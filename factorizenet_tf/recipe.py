@@ -69,7 +69,7 @@ class Recipe:
             object.__setattr__(self, field.name, plain)  # JSON takes no number of NumPy's
 
     def to_json(self) -> str:
-        """The recipe as a JSON object that `recipe_from_json` reads back."""
+        """Write the recipe as a JSON object that `recipe_from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
@@ -91,7 +91,7 @@ _RANGES = {
 
 
 def recipe_for(dataset_name: str, **changes) -> Recipe:
-    """The recipe a data set is trained with unless the caller says otherwise; `changes` replaces fields.
+    """Give the recipe that a data set is trained with unless the caller says otherwise; `changes` replaces fields.
 
     Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate.
     """
@@ -102,7 +102,7 @@ def recipe_for(dataset_name: str, **changes) -> Recipe:
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """The recipe that `Recipe.to_json` wrote. Raises ValueError where the text is none."""
+    """Read the recipe that `Recipe.to_json` wrote. Raises ValueError where the text is none."""
     try:
         return Recipe(**json.loads(text))
     except TypeError as error:
@@ -110,7 +110,7 @@ def recipe_from_json(text: str) -> Recipe:
 
 
 def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:
-    """The rate of one step: linear from near 0 to `peak` over the warm-up, then a cosine to 0 at `steps`."""
+    """Give the learning rate of a step: linear from near 0 to `peak` over the warm-up, then a cosine to 0 at `steps`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -40,7 +40,7 @@ class Layer(NamedTuple):
 
 
 def groups_at(level: int, channels: int) -> int:
-    """Groups of a 3x3 convolution over `channels` at a level of at least 1: 2**level, or one a channel.
+    """Give the groups of a 3x3 convolution over `channels` at a level of at least 1: 2**level, or one a channel.
 
     `channels` groups (depthwise) is what remains where 2**level does not divide the channels or is not below them.
     Source: our choice (the paper's abstract fixes no group counts).
@@ -50,7 +50,7 @@ def groups_at(level: int, channels: int) -> int:
 
 
 def last_level(channels: int) -> int:
-    """The first level at which `channels` channels are convolved depthwise; deeper ones change nothing."""
+    """Give the first level at which `channels` channels are convolved depthwise; deeper ones change nothing."""
     level = 1
     while groups_at(level, channels) < channels:
         level += 1
@@ -126,11 +126,11 @@ class ModelSpec:
         return f"fnet-l{level_text(self.level)}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
 
     def plan(self) -> tuple[Layer, ...]:
-        """Every convolution and the dense layer, in order: what `build` builds and the closed-form cost counts."""
+        """List every convolution and the dense layer, in order: what `build` builds and the closed-form cost counts."""
         return tuple(_plan(self))
 
     def to_json(self) -> str:
-        """The spec as a JSON object that `spec_from_json` reads back."""
+        """Write the spec as a JSON object that `spec_from_json` reads back."""
         fields = {
             "family": "factorizenet",
             "level": self.level,
@@ -154,7 +154,7 @@ class ResNet8:
     name: str = "baseline-resnet8"
 
     def to_json(self) -> str:
-        """The spec as JSON that `spec_from_json` reads back."""
+        """Write the spec as JSON that `spec_from_json` reads back."""
         fields = {"family": "resnet8", "input_shape": self.input_shape, "num_classes": self.num_classes}
         return json.dumps(fields, indent=2) + "\n"
 
@@ -178,7 +178,7 @@ def level_from_text(text: str) -> int | tuple[int, ...]:
 
 
 def max_level(spec: ModelSpec) -> int:
-    """The last level of a spec's macro-architecture: groups = channels (depthwise) in every block."""
+    """Give the last level of a spec's macro-architecture: groups = channels (depthwise) in every block."""
     return max(_last_levels(spec.width, spec.stages))
 
 
@@ -272,7 +272,7 @@ def _plan(spec: ModelSpec):
 
 
 def spec_from_json(text: str):
-    """The spec, a `ModelSpec` or a baseline's, that its `to_json` wrote.
+    """Read the spec, a `ModelSpec` or a baseline's, that its `to_json` wrote.
 
     Raises:
         ValueError: the text is no spec; the message says what is wrong with it.

@@ -103,7 +103,7 @@ def is_weights_file(path: str | os.PathLike) -> bool:
 
 
 def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
-    """The spec and the precision ("float" or "int8") in a weights file.
+    """Read the spec and the precision ("float" or "int8") in a weights file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -190,7 +190,7 @@ def copy_weights(source, model, *, head: str = "logits") -> list[str]:
 
 
 def fingerprint(model) -> str:
-    """SHA-256 of all weights of a model, in order."""
+    """Hash all weights of a model, in order, by SHA-256."""
     digest = hashlib.sha256()
     for array in model.get_weights():
         digest.update(np.ascontiguousarray(array))

@@ -14,7 +14,7 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf import data, files
+from factorizenet_tf import data, files, runs
 from factorizenet_tf.benchmarks import benchmark
 from factorizenet_tf.cli import main
 
@@ -128,10 +128,10 @@ def test_train_prints_the_metrics_it_wrote_and_a_second_time_gives_the_same_run(
     assert (out / "checkpoint.npz").stat().st_mtime_ns == written
 
 
-def test_train_prints_a_line_an_epoch_on_stderr_unless_quiet_and_its_table_on_stdout(capsys, tmp_path):
+def test_train_prints_a_line_an_epoch_on_stderr_unless_quiet_and_its_table_on_stdout(capfd, tmp_path):
     command = [str(a) for a in ["train", *SMALL[:-1], "--epochs", 2, "--qat-epochs", 0, "--out"]]
     assert main([*command, str(tmp_path / "loud")]) == 0
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert [line.split(":")[0] for line in err.splitlines() if "float" in line] == [
         "fnet-l2-x0.5 float 1/2",
         "fnet-l2-x0.5 float 2/2",
@@ -139,7 +139,7 @@ def test_train_prints_a_line_an_epoch_on_stderr_unless_quiet_and_its_table_on_st
     assert "ptq per channel" in out
     assert " MACs" in out
     assert main([*command, str(tmp_path / "quiet"), "--quiet"]) == 0
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
 
 
 def test_ctrl_c_exits_130_with_one_line_and_the_same_command_continues(prints_json, tmp_path):
@@ -587,9 +587,9 @@ def test_a_full_disk_exits_1_and_leaves_the_last_whole_epoch(fails, prints_json,
 
 
 def test_a_loss_that_is_no_number_exits_1_and_keeps_the_checkpoint(fails, monkeypatch, tmp_path):
-    from factorizenet_tf.training import loop as phase
+    from factorizenet_tf.training import loop
 
-    made = phase.compiled_step
+    made = loop.compiled_step
 
     def nan_in_the_second_epoch(*arguments):
         step, calls = made(*arguments), []
@@ -601,12 +601,12 @@ def test_a_loss_that_is_no_number_exits_1_and_keeps_the_checkpoint(fails, monkey
 
         return call
 
-    monkeypatch.setattr(phase, "compiled_step", nan_in_the_second_epoch)
+    monkeypatch.setattr(loop, "compiled_step", nan_in_the_second_epoch)
     out = tmp_path / "run"
     message = fails("train", *SMALL, "--epochs", 3, "--out", out, code=1)
     assert "the loss is nan at step 6 of float epoch 2" in message
     assert "lower learning rate" in message
-    assert fnet.checkpoint.read_checkpoint(out / "checkpoint.npz").epoch == 1
+    assert runs.read_checkpoint(out / "checkpoint.npz").epoch == 1
     assert not (out / "float.h5").exists()
 
 
@@ -708,6 +708,7 @@ def test_a_published_run_is_not_published_twice(fails, run, zoo):
 
 def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_json, fails, run, tmp_path):
     command = ["train", "--from", run.folder, "--dataset", "digits", "--epochs", 1, "--qat-epochs", 1, "--quiet"]
+    command += ["--level", 1, "--width", 8, "--stages", "1x2,2x2"]  # what it is anyway
     metrics = prints_json(*command, "--out", tmp_path / "tuned")
     tuned = fnet.load_run(tmp_path / "tuned")
     assert tuned.spec == run.spec
@@ -725,6 +726,25 @@ def test_a_baseline_is_trained_by_name(prints_json, fails, tmp_path):
     assert fnet.load_run(tmp_path / "run").spec == fnet.baselines.ResNet8(input_shape=(8, 8, 1))
     assert "there is resnet8" in fails("train", "--baseline", "vgg", "--dataset", "digits", "--out", tmp_path / "x")
     assert "exclude each other" in fails(*command, "--from", tmp_path / "run")
+
+
+def test_an_option_that_would_have_no_effect_is_refused_with_the_reason(fails, saved, run, tmp_path):
+    new = ["--dataset", "digits", "--out", tmp_path / "new", "--quiet"]
+    for options in (["--level", 3], ["--width", 16], ["--stages", "2x2,2x2"], ["--level", "0.1"]):
+        message = fails("train", "--from", run.folder, *new, *options)
+        assert "is a net of level 1, width 8 and stages 1x2,2x2" in message
+        assert f"leave out {options[0]}" in message
+    for options in (["--level", 2], ["--width", 16], ["--stages", "1x2"]):
+        message = fails("train", "--baseline", "resnet8", *new, *options)
+        assert f"--baseline resnet8 is one net, so {options[0]} would have no effect" in message
+    model = saved(small_net())
+    message = fails("quantize", model, "--method", "ptq", "--qat-epochs", 3, *new)
+    assert "--method ptq trains nothing, so --qat-epochs would have no effect" in message
+    message = fails("evaluate", run.folder / "float.h5", "--dataset", "digits", "--threads", 2)
+    assert "so --threads would have no effect" in message
+    message = fails("train", *SMALL, "--data-dir", tmp_path, "--out", tmp_path / "new")
+    assert "--data-dir is where TFDS keeps its data, and digits is none of its sets" in message
+    assert not (tmp_path / "new").exists()
 
 
 # Analysis and study

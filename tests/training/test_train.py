@@ -16,7 +16,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.training.loop import make_step, read_checkpoint
+from factorizenet_tf.runs import read_checkpoint
+from factorizenet_tf.training import train as training
+from factorizenet_tf.training.loop import batchnorm_estimator, make_step
 
 COMMAND = """
 import sys, factorizenet_tf as fnet
@@ -249,12 +251,53 @@ def test_a_disk_that_fills_up_leaves_the_epoch_before_and_no_half_file(digits, s
     assert [row["epoch"] for row in checkpoint.history] == [1, 2]
 
 
-def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_decay": 1.0}, r"the loss is nan at step \d+ of float epoch 1; no epoch was finished: use a lower"),
+        ({}, r"the mean loss of float epoch 1 is [\d.e+]+; guessing has 2.3; no epoch was finished: use a lower"),
+    ],
+    ids=["not finite", "far above guessing"],
+)
+def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path, changes, message):
     spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
-    recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0, weight_decay=1.0)
-    with pytest.raises(fnet.NanLossError, match=r"of float epoch 1; no epoch was finished: use a lower learning rate"):
+    recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0, **changes)
+    with pytest.raises(fnet.NanLossError, match=f"training diverged: {message}"):
         fnet.train(spec, digits, out=tmp_path, recipe=recipe, verbose=False)
     assert sorted(os.listdir(tmp_path)) == ["dataset.json", "initial.json", "recipe.json", "spec.json"]
+
+
+def test_a_net_worse_than_guessing_that_cannot_be_converted_diverged(digits, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no int8 form")
+
+    monkeypatch.setattr(training, "to_tflite", fail)
+    spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=0, learning_rate=0.0)  # as it was made: a loss above ln(10)
+    with pytest.raises(fnet.DivergedError, match=r"loss is \S+, more than guessing's 2.3, .*\(no int8 form\)"):
+        fnet.train(spec, digits, out=tmp_path / "diverged", recipe=recipe, verbose=False)
+    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=0)  # one that learns
+    with pytest.raises(RuntimeError, match="^no int8 form$"):
+        fnet.train(spec, digits, out=tmp_path / "learns", recipe=recipe, verbose=False)
+
+
+def test_batchnorms_statistics_are_those_of_the_training_images(digits):
+    spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    model, recipe = fnet.build(spec), fnet.Recipe(batch_size=100, crop_padding=0.0, flip=False)
+    estimate = batchnorm_estimator(model, digits.train, recipe, tf.distribute.get_strategy())
+    for _ in range(2):  # the same, however often
+        estimate()
+        inputs = model.get_layer("stem")(digits.train.images[:1200] / np.float32(255)).numpy()  # 12 whole batches
+        norm = model.get_layer("stem_bn")
+        np.testing.assert_allclose(norm.moving_mean, inputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(norm.moving_variance, inputs.var((0, 1, 2)), rtol=1e-3)
+    assert not np.allclose(model.get_layer("stage1_block1_pointwise_bn").moving_variance, 1)
+
+
+def test_the_last_float_epochs_accuracy_is_that_of_the_file(run, digits):
+    last = [row for row in run.history() if row["phase"] == "float"][-1]
+    assert last["val_accuracy"] == run.metrics["accuracy"]["validation"]["float"]
+    assert last["val_accuracy"] == fnet.accuracy(run.float_model(), digits.validation)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits, spec, tmp_path):
