@@ -277,7 +277,7 @@ def test_a_net_worse_than_guessing_that_cannot_be_converted_diverged(digits, tmp
     with pytest.raises(fnet.DivergedError, match=r"loss is \S+, more than guessing's 2.3, .*\(no int8 form\)"):
         fnet.train(spec, digits, out=tmp_path / "diverged", recipe=recipe, verbose=False)
     recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=0)  # one that learns
-    with pytest.raises(RuntimeError, match="^no int8 form$"):
+    with pytest.raises(RuntimeError, match=r"^no int8 form$"):
         fnet.train(spec, digits, out=tmp_path / "learns", recipe=recipe, verbose=False)
 
 
