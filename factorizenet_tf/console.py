@@ -1,12 +1,13 @@
-"""What a long job says on stderr: a line an epoch or step of work, and a bar on a terminal."""
+"""What commands print: progress of a long job on stderr, tables and JSON on stdout, and which extra is missing."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import sys
 
-__all__ = ["Progress", "print_accuracies", "print_json", "show", "show_rows", "text_table"]
+__all__ = ["Progress", "print_accuracies", "print_json", "require_extra", "show", "show_rows", "text_table"]
 
 
 class Progress:
@@ -66,6 +67,31 @@ class Bar:
 
 
 WIDE = 200
+
+
+def require_extra(*modules: str, extra: str, what: str) -> None:
+    """Look for the modules that a job will import, before it starts; none of them is imported.
+
+    Args:
+        modules: names as in `import`, e.g. "altair" or "tflite_micro".
+        extra: the extra of factorizenet_tf that installs them, e.g. "report".
+        what: what needs them, as a gerund: "drawing figures", "measuring RAM".
+
+    Raises:
+        ModuleNotFoundError: some are not installed; the message names them and the remedy, its `name` is the first one.
+    """
+    missing = [module for module in modules if not _is_installed(module)]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'", name=missing[0]
+        )
+
+
+def _is_installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def print_json(value) -> None:
