@@ -1,8 +1,9 @@
-"""What jobs and commands print: progress on stderr, tables and JSON on stdout, and no C++ notices in between."""
+"""What jobs and commands print on stderr and stdout, what is kept off them, and which extra is missing."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -10,7 +11,16 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["Progress", "print_accuracies", "print_json", "quiet_native_stderr", "show", "show_rows", "text_table"]
+__all__ = [
+    "Progress",
+    "print_accuracies",
+    "print_json",
+    "quiet_native_stderr",
+    "require_extra",
+    "show",
+    "show_rows",
+    "text_table",
+]
 
 
 class _Silence:
@@ -123,6 +133,31 @@ class Bar:
 
 
 WIDE = 200
+
+
+def require_extra(*modules: str, extra: str, what: str) -> None:
+    """Look for the modules that a job will import, before it starts; none of them is imported.
+
+    Args:
+        modules: names as in `import`, e.g. "altair" or "tflite_micro".
+        extra: the extra of factorizenet_tf that installs them, e.g. "report".
+        what: what needs them, as a gerund: "drawing figures", "measuring RAM".
+
+    Raises:
+        ModuleNotFoundError: some are not installed; the message names them and the remedy, its `name` is the first one.
+    """
+    missing = [module for module in modules if not _is_installed(module)]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'", name=missing[0]
+        )
+
+
+def _is_installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def print_json(value) -> None:
