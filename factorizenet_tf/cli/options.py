@@ -10,31 +10,6 @@ import typer
 
 from ..console import quiet_native_stderr
 
-__all__ = [
-    "Channels",
-    "Classes",
-    "DataChannels",
-    "DataDir",
-    "DataSize",
-    "DatasetOption",
-    "Json",
-    "LevelOption",
-    "Name",
-    "Quiet",
-    "Size",
-    "Stages",
-    "Width",
-    "ZooOption",
-    "amount_option",
-    "given_options",
-    "given_or",
-    "import_tensorflow",
-    "load_data",
-    "parse_stages",
-    "refuse_unused",
-    "spec_from",
-]
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 LevelOption = Annotated[str, typer.Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
 Width = Annotated[int, typer.Option(help="Channels of the stem, a multiple of 8.")]

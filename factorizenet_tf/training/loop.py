@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -240,18 +239,10 @@ def batchnorm_estimator(
     return estimate
 
 
-class Epoch(NamedTuple):
-    """Means of an epoch's steps, and the learning rate of its last one."""
-
-    loss: float
-    accuracy: float
-    learning_rate: float
-
-
 def train_epoch(
     run: Callable, split: Split, recipe: Recipe, phase: str, epoch: int, *, callbacks=None, last_saved: str = ""
-) -> Epoch:
-    """Train one epoch of a phase.
+) -> dict[str, float]:
+    """Train one epoch of a phase; give "learning_rate" of its last step, and mean "loss" and "accuracy".
 
     Args:
         run: from `compiled_step`.
@@ -280,7 +271,7 @@ def train_epoch(
         losses.append(loss)
         accuracies.append(hit)
         callbacks.on_train_batch_end(i, {"loss": loss, "accuracy": hit})
-    return Epoch(float(np.mean(losses)), float(np.mean(accuracies)), rate)
+    return {"learning_rate": rate, "loss": float(np.mean(losses)), "accuracy": float(np.mean(accuracies))}
 
 
 def _diverged(what, last_saved):
@@ -354,13 +345,11 @@ class TrainingLoop:
             done = train_epoch(run, split, recipe, phase, epoch, callbacks=callbacks, last_saved=saved)
             if estimate is not None:
                 estimate()
-            _check_finite(done, model, f"{phase} epoch {epoch + 1}", saved)
+            _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
             row = {
                 "phase": phase,
                 "epoch": epoch + 1,
-                "learning_rate": done.learning_rate,
-                "loss": done.loss,
-                "accuracy": done.accuracy,
+                **done,
                 "val_accuracy": accuracy(model, self.dataset.validation),
                 "seconds": round(time.perf_counter() - start, 2),
             }
@@ -408,10 +397,10 @@ class _Bars(keras.callbacks.Callback):
         self.bar.advance(loss=logs["loss"])
 
 
-def _check_finite(done, model, epoch, last_saved):
+def _check_finite(loss, model, epoch, last_saved):
     guessing = math.log(model.output_shape[-1])
-    if done.loss > DIVERGED_LOSS * guessing:
-        raise _diverged(f"the mean loss of {epoch} is {done.loss:.3g}; guessing has {guessing:.3g}", last_saved)
+    if loss > DIVERGED_LOSS * guessing:
+        raise _diverged(f"the mean loss of {epoch} is {loss:.3g}; guessing has {guessing:.3g}", last_saved)
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
             raise _diverged(f"{variable.name} is not finite after {epoch}", last_saved)

@@ -106,6 +106,31 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(digits, spec, tmp_path):
         fnet.train(spec, digits, out=tmp_path / "file" / "run")
 
 
+@pytest.fixture
+def quick(run, monkeypatch):
+    """Conversions that give the run's own file: they are half of a short training's time."""
+    content = (run.folder / "model.tflite").read_bytes()
+    monkeypatch.setattr(training, "to_tflite", lambda *arguments, **options: content)
+
+
+def test_interrupted_in_both_phases_a_run_goes_on_as_if_it_had_not_been(run, digits, recipe, tmp_path, quick):
+    for epochs in (2, 4, 1):
+        with pytest.raises(KeyboardInterrupt):
+            fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(epochs)], verbose=False)
+    again = fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, verbose=False)
+    assert [(row["phase"], row["epoch"]) for row in again.history()] == EPOCHS
+    assert_same_training(again, run)
+
+
+def assert_same_training(one, other):
+    """Sums of several threads may differ in the last bit, and that grows."""
+    losses = [[row["loss"] for row in each.history()] for each in (one, other)]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    for a, b in zip(one.qat_model().get_weights(), other.qat_model().get_weights()):
+        np.testing.assert_allclose(a, b, atol=0.05 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.slow
 def test_killed_in_both_phases_the_same_command_continues(run, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-W", "ignore", "-c", COMMAND, run.spec.to_json(), run.recipe.to_json(), folder]
@@ -127,10 +152,7 @@ def test_killed_in_both_phases_the_same_command_continues(run, tmp_path):
     assert (folder / "history.csv").read_text().startswith(second)
     killed = fnet.load_run(folder)
     assert [(row["phase"], row["epoch"]) for row in killed.history()] == EPOCHS
-    losses = [[row["loss"] for row in each.history()] for each in (killed, run)]
-    np.testing.assert_allclose(*losses, rtol=0.02)
-    for a, b in zip(killed.qat_model().get_weights(), run.qat_model().get_weights()):
-        np.testing.assert_allclose(a, b, atol=0.05 * max(1, np.abs(b).max()))
+    assert_same_training(killed, run)
     assert sorted(os.listdir(folder)) == sorted(FILES)
 
 
@@ -196,7 +218,7 @@ class Record(keras.callbacks.Callback):
         self.ended += 1
 
 
-def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path):
+def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path, quick):
     record = Record()
     # Nothing improves by that much after the first epoch, so the second is the last.
     stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
@@ -340,6 +362,7 @@ def test_xla_compiles_the_step_and_every_variable_is_listed():
     assert all(captured.ref() in known for captured in compiled.get_concrete_function(*arguments).captured_inputs)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one_device_does(digits, tmp_path):
     code = """
 import sys, numpy as np, tensorflow as tf, tf_keras
