@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 
 from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float
@@ -70,16 +68,48 @@ def is_quantize_aware(model: keras.Model) -> bool:
 
 
 def _initialise_ranges(quantized, calibration):
-    """Set the weights' ranges to their own, and the activations' to those over the images where there are some."""
-    with _recording(quantized, activations=calibration is not None) as records:
-        if calibration is None:
-            shape = [1 if d is None else d for d in quantized.input_shape]
-            quantized(tf.zeros(shape), training=False)
-        else:
-            for start in range(0, len(calibration), CALIBRATION_BATCH):
-                quantized(to_float(calibration[start : start + CALIBRATION_BATCH]), training=False)
-    for record in records:
-        record.assign()
+    """Set the weights' ranges to their own, and the activations' to those over the images where there are some.
+
+    TFMOT's wrappers take no new quantizers once they are built, so during the forward passes theirs are of other classes.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
+        LastValueQuantizer,
+        MovingAverageQuantizer,
+    )
+
+    records = {}  # range variables, batch minima and maxima of each quantizer of activations
+
+    def record(self, inputs, training, weights, **kwargs):
+        _, lows, highs = records.setdefault(id(weights["min_var"]), (weights, [], []))
+        lows.append(float(tf.reduce_min(inputs)))
+        highs.append(float(tf.reduce_max(inputs)))
+        return inputs
+
+    def set_range(self, inputs, training, weights, **kwargs):
+        return LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
+
+    if calibration is None:
+        shape = [1 if d is None else d for d in quantized.input_shape]
+        batches = [tf.zeros(shape)]
+    else:
+        starts = range(0, len(calibration), CALIBRATION_BATCH)
+        batches = (to_float(calibration[start : start + CALIBRATION_BATCH]) for start in starts)
+    originals = {id(q): (q, type(q)) for q in _quantizers(quantized)}
+    try:
+        for quantizer, original in originals.values():
+            if issubclass(original, MovingAverageQuantizer):
+                quantizer.__class__ = type("Recording", (original,), {"__call__": record})
+            elif issubclass(original, LastValueQuantizer):
+                quantizer.__class__ = type("Ranging", (original,), {"__call__": set_range})
+        for batch in batches:
+            quantized(batch, training=False)
+    finally:
+        for quantizer, original in originals.values():
+            quantizer.__class__ = original
+    if calibration is not None:
+        for variables, lows, highs in records.values():  # TFLite's ranges contain zero
+            variables["min_var"].assign(min(0.0, sum(lows) / len(lows)))
+            variables["max_var"].assign(max(0.0, sum(highs) / len(highs)))
 
 
 def _quantize_model(model):
@@ -105,60 +135,6 @@ def _quantizers(model):
         yield from getattr(layer, "_output_quantizers", None) or ()
         for _, quantizer, _ in getattr(layer, "_weight_vars", ()):
             yield quantizer
-
-
-class _Record:
-    """Running sums of a quantizer's batch minima and maxima, by its range variables."""
-
-    def __init__(self, weights):
-        self.weights, self.low, self.high, self.count = weights, 0.0, 0.0, 0
-
-    def add(self, inputs):
-        self.low += float(tf.reduce_min(inputs))
-        self.high += float(tf.reduce_max(inputs))
-        self.count += 1
-
-    def assign(self):
-        # TFLite's ranges contain zero.
-        self.weights["min_var"].assign(min(0.0, self.low / self.count))
-        self.weights["max_var"].assign(max(0.0, self.high / self.count))
-
-
-@contextlib.contextmanager
-def _recording(model, *, activations):
-    """Within the block a forward pass sets the weights' ranges to their own and, where asked, records activations.
-
-    Wrappers take no new quantizers once they are built, so within the block theirs are of another class. The list that
-    the block is given is filled when it ends.
-    """
-    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
-        LastValueQuantizer,
-        MovingAverageQuantizer,
-    )
-
-    records = {}
-
-    def record(self, inputs, training, weights, **kwargs):
-        if activations:
-            records.setdefault(id(weights["min_var"]), _Record(weights)).add(inputs)
-        return inputs
-
-    def set_range(self, inputs, training, weights, **kwargs):
-        return LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
-
-    originals = {id(q): (q, type(q)) for q in _quantizers(model)}
-    found = []
-    try:
-        for quantizer, original in originals.values():
-            if issubclass(original, MovingAverageQuantizer):
-                quantizer.__class__ = type("Recording", (original,), {"__call__": record})
-            elif issubclass(original, LastValueQuantizer):
-                quantizer.__class__ = type("Ranging", (original,), {"__call__": set_range})
-        yield found
-    finally:
-        for quantizer, original in originals.values():
-            quantizer.__class__ = original
-        found.extend(records.values())
 
 
 def _fix_input_range(model):
