@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Dataset", "Split", "check_images", "load_dataset"]
+__all__ = ["Dataset", "Split", "check_images", "load_dataset", "read_image"]
 
 VALIDATION_SHARE = 0.1
 VALIDATION_MOST = 5_000
@@ -19,6 +20,8 @@ SPLIT_SEED = 0
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 BYTES_MOST = 8 * 2**30
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # Pillow's names; PPM is PGM and PBM, too
+MAX_PIXELS = 89_478_485  # of one file, Pillow's own threshold for a decompression bomb: 256 MiB as RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +223,52 @@ def _folder(root, shape):
     return root.resolve().name, classes, train, test
 
 
-def _read_folder(root, classes, shape):
+def read_image(path_or_bytes: str | os.PathLike | bytes, shape: Sequence[int] | None = None) -> np.ndarray:
+    """Read an image file as uint8 (height, width, channels), as every part of this package reads one.
+
+    PNG, JPEG, BMP, WebP, PPM, PGM and PBM are read. Of 16 bits a channel the upper 8 count, in grey as in colour. A palette
+    becomes its colours, CMYK becomes RGB, transparency is dropped, EXIF's orientation is not applied, and of an
+    animation the first frame counts.
+
+    Args:
+        path_or_bytes: a file, or its content.
+        shape: (height, width, channels) to resize to: bilinear with antialiasing, aspect not kept; 3 channels are RGB,
+            1 is its luma (0.299 R + 0.587 G + 0.114 B). None keeps the file's height and width, in RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image of these formats, is truncated or damaged, or has more than MAX_PIXELS pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    is_content = isinstance(path_or_bytes, bytes)
+    what = f"the image of {len(path_or_bytes):,} bytes" if is_content else f"the image {os.fspath(path_or_bytes)}"
+    try:
+        with Image.open(io.BytesIO(path_or_bytes) if is_content else path_or_bytes, formats=IMAGE_FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
+            return _fit_picture(_in_8_bits(picture), shape or (picture.height, picture.width, 3))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {path_or_bytes}") from None
+    except UnidentifiedImageError:
+        reason = "its first bytes are of none of them"
+    except Exception as error:  # each of Pillow's decoders raises its own
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    raise ValueError(f"{what} is broken or no PNG, JPEG, BMP, WebP or PPM ({reason}); replace or remove it")
+
+
+def _in_8_bits(picture):
+    """A Pillow image whose conversion to L or RGB loses and warns of nothing but transparency."""
     from PIL import Image
 
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion clips at 255
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels")
+    return picture.convert("RGBA") if "transparency" in picture.info and picture.mode == "P" else picture
+
+
+def _read_folder(root, classes, shape):
     images, labels = [], []
     for label, name in enumerate(classes):
         files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
@@ -231,17 +277,9 @@ def _read_folder(root, classes, shape):
                 f"the class folder {root / name} has no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some or remove it"
             )
         for file in files:
-            try:
-                with Image.open(file) as opened:
-                    if opened.mode[0] in "IF":  # PIL would clip, not scale
-                        raise ValueError(f"mode {opened.mode}, more than 8 bits a channel")
-                    pixels = np.asarray(opened.convert("L" if shape and shape[2] == 1 else "RGB"))
-            except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them on broken files
-                raise ValueError(
-                    f"the image {file} is broken or no 8-bit one ({error}); replace or remove it"
-                ) from None
-            shape = shape or (*pixels.shape[:2], 3)
-            images.append(_resized(pixels, shape))
+            pixels = read_image(file, shape)
+            shape = shape or pixels.shape
+            images.append(pixels)
             labels.append(label)
     return Split(np.stack(images), np.array(labels, np.int32))
 
@@ -342,7 +380,13 @@ def _resized(image, shape):
 
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
-    picture = Image.fromarray(image).convert("L" if shape[2] == 1 else "RGB")
+    return _fit_picture(Image.fromarray(image), shape)
+
+
+def _fit_picture(picture, shape):
+    from PIL import Image
+
+    picture = picture.convert("L" if shape[2] == 1 else "RGB")
     if picture.size != (shape[1], shape[0]):
         picture = picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(shape)

@@ -102,11 +102,12 @@ def test_a_half_read_jpeg_is_named_too(tmp_path):
         fnet.load_dataset(tmp_path)
 
 
-def test_an_image_of_16_bits_is_refused_and_not_clipped(tmp_path):
-    write_images(tmp_path)
-    Image.fromarray(np.full((7, 9), 40_000, np.uint16)).save(tmp_path / "cat" / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png is broken or no 8-bit one \(mode I;16"):
-        fnet.load_dataset(tmp_path)
+def test_of_an_image_of_16_bits_the_upper_8_count(tmp_path):
+    write_images(tmp_path, size=(9, 7))
+    for name in ("cat", "dog"):
+        for file in (tmp_path / name).iterdir():
+            Image.fromarray(np.full((7, 9), 40_000, np.uint16)).save(file)
+    assert (fnet.load_dataset(tmp_path).train.images == 156).all()  # 40,000 / 256
 
 
 def test_a_class_that_only_the_test_folder_has_is_named(tmp_path):
