@@ -14,11 +14,11 @@ import numpy as np
 __all__ = ["Dataset", "Split", "check_images", "load_dataset", "read_image"]
 
 VALIDATION_SHARE = 0.1
-VALIDATION_MOST = 5_000
+MAX_VALIDATION_IMAGES = 5_000
 TEST_SHARE = 0.2  # cut from data that comes without a test split
 SPLIT_SEED = 0
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-BYTES_MOST = 8 * 2**30
+MAX_BYTES = 8 * 2**30
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # Pillow's names; PPM is PGM and PBM, too
 MAX_PIXELS = 89_478_485  # of one file, Pillow's own threshold for a decompression bomb: 256 MiB as RGB
@@ -61,11 +61,11 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """(height, width, channels) of every image."""
         return self.train.images.shape[1:]
 
     def calibration(self, count: int) -> np.ndarray:
-        """The first `count` training images (uint8); their order was shuffled once with the split's seed."""
+        """Give the first `count` training images (uint8); their order was shuffled once with the split's seed."""
         return self.train.images[:count]
 
 
@@ -127,7 +127,7 @@ def load_dataset(
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
 ) -> Dataset:
-    """A data set in memory, its images resized to `input_shape` where they have another size.
+    """Load a data set into memory, its images resized to `input_shape` where they have another size.
 
     The validation split is 10 % of the training images, at most 5,000, drawn with a fixed seed; data without a test
     split gives 20 % of its images to one, drawn likewise. Grey images become RGB, and RGB ones grey, as asked.
@@ -163,7 +163,7 @@ def load_dataset(
     if test is None:
         count = max(1, round(TEST_SHARE * len(order)))
         order, test = order[count:], Split(train.images[order[:count]], train.labels[order[:count]])
-    count = min(max(1, round(VALIDATION_SHARE * len(order))), VALIDATION_MOST)
+    count = min(max(1, round(VALIDATION_SHARE * len(order))), MAX_VALIDATION_IMAGES)
     if len(order) - count < 1:
         raise ValueError(f"{title} has {len(train)} images; three splits need at least 4")
     validation = Split(train.images[order[:count]], train.labels[order[:count]])
@@ -185,7 +185,9 @@ def _digits(shape):
 def _arrays(arrays):
     pairs = arrays if isinstance(arrays[0], tuple) else (arrays,)
     if not 1 <= len(pairs) <= 2 or any(len(pair) != 2 for pair in pairs):
-        raise ValueError("arrays must be (images, labels) or ((images, labels), (test_images, test_labels))")
+        raise ValueError(
+            f"arrays is a tuple of {len(arrays)}; it must be (images, labels) or ((images, labels), (test_images, test_labels))"
+        )
     splits = []
     for images, labels in pairs:
         images, labels = check_images(images), np.asarray(labels)
@@ -304,9 +306,9 @@ def _tfds(name, shape, data_dir, download):
     if None in shape:
         raise ValueError(f"the images of {name!r} differ in size; give input_shape, e.g. (96, 96, 3)")
     needed = sum(s.num_examples for s in splits.values()) * int(np.prod(shape))
-    if needed > BYTES_MOST:
+    if needed > MAX_BYTES:
         raise ValueError(
-            f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {BYTES_MOST / 2**30:.0f}; use a smaller input_shape"
+            f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {MAX_BYTES / 2**30:.0f}; use a smaller input_shape"
         )
     train = _read_tfds(builder, "train", own, shape)
     last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)

@@ -224,7 +224,7 @@ def test_a_tfds_set_on_disk_is_read_without_a_network(tfds_folder, monkeypatch):
 
 
 def test_a_set_too_large_for_the_memory_is_refused_before_it_is_read(tfds_folder, monkeypatch):
-    monkeypatch.setattr(data, "BYTES_MOST", 40 * 28 * 28 - 1)
+    monkeypatch.setattr(data, "MAX_BYTES", 40 * 28 * 28 - 1)
     with pytest.raises(ValueError, match=r"'dummy_mnist' at \(28, 28, 1\) would take .* use a smaller input_shape"):
         fnet.load_dataset("dummy_mnist", data_dir=tfds_folder)
 
