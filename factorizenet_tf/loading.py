@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data import Dataset, load_dataset
-from .models.weights import is_weights_file, read_header
 from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model
@@ -155,7 +154,7 @@ class Source:
         if self.card is not None:
             return self.card.spec
         if self.kind == "weights":
-            return read_header(self.path)[0]
+            return self._header[0]
         if self._run_folder is None:
             return None
         file = self._run_folder / SPEC_FILE
@@ -173,7 +172,7 @@ class Source:
 
             return "int8" if is_quantize_aware(self._own_model) else "float"
         if self.kind == "weights":
-            return read_header(self.path)[1]
+            return self._header[1]
         return self.run_precision if self.card is None else self.card.precision
 
     @cached_property
@@ -339,6 +338,12 @@ class Source:
         return fields if isinstance(fields, dict) else {}
 
     @cached_property
+    def _header(self):
+        from .models.weights import read_header
+
+        return read_header(self.path)
+
+    @cached_property
     def _own_model(self):
         if self.memory is not None:
             return self.memory
@@ -360,9 +365,9 @@ class Source:
             file = self._run_file(FLOAT_FILE if precision == "float" else QAT_FILE)
         else:
             file = self.path or self.store.path(self.card.file("weights"))
-        from .models.load import load_net
+        from .models.weights import load_model
 
-        return load_net(file, self.spec, precision)
+        return load_model(file, spec=self.spec, precision=precision)
 
     def _run_file(self, name) -> Path:
         if (self.path / name).is_file():
@@ -402,6 +407,8 @@ def _kind_of_folder(path) -> str:
 def _kind_of_file(path) -> str:
     if path.suffix.lower() == ".tflite":
         return "tflite"
+    from .models.weights import is_weights_file
+
     try:
         return "weights" if is_weights_file(path) else "keras"
     except OSError as error:

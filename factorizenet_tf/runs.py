@@ -63,15 +63,15 @@ class Run:
 
     def float_model(self):
         """Load the float tf_keras model with its trained weights."""
-        from .models.load import load_net
+        from .models.weights import load_model
 
-        return load_net(self.folder / FLOAT_FILE, self.spec, "float")
+        return load_model(self.folder / FLOAT_FILE, spec=self.spec, precision="float")
 
     def qat_model(self):
         """Load the quantization-aware tf_keras model with its trained weights."""
-        from .models.load import load_net
+        from .models.weights import load_model
 
-        return load_net(self.folder / QAT_FILE, self.spec, "int8")
+        return load_model(self.folder / QAT_FILE, spec=self.spec, precision="int8")
 
     def int8_model(self, *, threads: int = 1) -> Int8Model:
         """Load the int8 .tflite on LiteRT."""

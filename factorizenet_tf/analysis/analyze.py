@@ -11,7 +11,7 @@ from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset, Split, check_images, load_dataset
 from ..loading import Source, resolve
-from ..models.convert import pinned
+from ..models.convert import with_full_range_pixels
 from .distributions import describe
 from .graph import Graph, by_channel, graph_of
 from .measure import BATCH, activations, layer_errors, output_ranges, outputs
@@ -100,7 +100,7 @@ def _analyze(net, name, dataset, calibration, evaluation, asked, sensitivity, ve
         check_images(calibration, graph.input_shape, "calibration")
         if split is not None:
             check_images(split.images, graph.input_shape, "evaluation")
-    calibration = pinned(calibration)  # as the converter sees them
+    calibration = with_full_range_pixels(calibration)  # as the converter sees them
     tables = {name: [] for name in TABLES}
     reference = graphs.get("float") or graphs["qat"]
     tables["nets"].append(_net_row(net, name, models, dataset, calibration, split, asked))

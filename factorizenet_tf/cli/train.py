@@ -1,4 +1,4 @@
-"""The commands that make a run, by training or quantizing, and that evaluate; `cli` adds them to its own."""
+"""The commands that train, quantize and evaluate."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from .options import (
     Stages,
     Width,
     ZooOption,
+    given_options,
     given_or,
     import_tensorflow,
     load_data,
+    parse_stages,
+    refuse_unused,
     spec_from,
 )
 
@@ -30,6 +33,7 @@ __all__ = ["evaluate", "quantize", "train"]
 
 
 def train(
+    context: typer.Context,
     dataset: DatasetOption,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
     level: LevelOption = "2",
@@ -38,7 +42,7 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level and width, too.",
+            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and stages, too.",
         ),
     ] = None,
     zoo_: ZooOption = None,
@@ -62,40 +66,27 @@ def train(
     Then converts it to int8 and evaluates float, PTQ, QAT and .tflite on the whole validation and test splits.
     """
     from ..recipe import recipe_for
+    from ..spec import ResNet8
 
-    given = {
-        "epochs": epochs,
-        "qat_epochs": qat_epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    if baseline not in (None, "resnet8"):
-        raise ValueError(f"baseline is {baseline!r}; there is resnet8")
-    if baseline and start:
-        raise ValueError("--baseline and --from exclude each other; give one")
-    spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)  # an error here costs no waiting
+    names = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
+    given = {name: context.params[name] for name in names if context.params[name] is not None}
+    recipe = recipe_for(dataset, **given)
     source, shape = None, None
     if start is not None:
-        from ..loading import resolve
-
-        source = resolve(start, zoo_dir=zoo_)
-        if source.spec is None:
-            raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
-        source = source.with_precision("float")
-        shape = source.spec.input_shape if size is None and channels is None else None
+        if baseline is not None:
+            raise ValueError("--baseline and --from exclude each other; give one")
+        source, spec = _source_to_start_from(context, start, zoo_)
+        shape = spec.input_shape if size is None and channels is None else None
+    elif baseline is not None:
+        if baseline != "resnet8":
+            raise ValueError(f"baseline is {baseline!r}; there is resnet8")
+        refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "stages")
+        spec = ResNet8()
+    else:  # an error here costs no waiting
+        spec = spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)
     import_tensorflow()
     data = load_data(dataset, size, channels, data_dir, shape=shape)
-    height, _, depth = data.image_shape
-    if start is not None:
-        spec = dataclasses.replace(source.spec, input_shape=data.image_shape, num_classes=data.num_classes)
-    elif baseline is not None:
-        from ..spec import ResNet8
-
-        spec = ResNet8(input_shape=data.image_shape, num_classes=data.num_classes)
-    else:
-        spec = spec_from(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
+    spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
     from ..training.train import train as train_net
 
     run = train_net(spec, data, out=out, recipe=recipe, initial=source, verbose=not quiet)
@@ -108,7 +99,37 @@ def train(
     )
 
 
+def _source_to_start_from(context, start, zoo):
+    """The float net named by --from and its spec, where no option asks for another one."""
+    from ..loading import resolve
+    from ..spec import ResNet8, level_from_text, level_text
+
+    source = resolve(start, zoo_dir=zoo)
+    spec = source.spec
+    if spec is None:
+        raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
+    source = source.with_precision("float")
+    names = ("level", "width", "stages")
+    if isinstance(spec, ResNet8):
+        refuse_unused(context, f"--from {start} is a {spec.name}", *names)
+        return source, spec
+    options = given_options(context, *names)
+    asked = {
+        "level": level_from_text(context.params["level"]) if "--level" in options else spec.level,
+        "width": context.params["width"] if "--width" in options else spec.width,
+        "stages": parse_stages(context.params["stages"]) if "--stages" in options else spec.stages,
+    }
+    if options and dataclasses.replace(spec, **asked) != spec:
+        stages = ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages)
+        raise ValueError(
+            f"--from {start} is a net of level {level_text(spec.level)}, width {spec.width} and stages {stages}, and the "
+            f"training has the same; leave out {' and '.join(options)}, or --from to train another net from the start"
+        )
+    return source, spec
+
+
 def quantize(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -125,6 +146,8 @@ def quantize(
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
+    if method != "qat":
+        refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
     from ..loading import resolve
     from ..recipe import recipe_for
@@ -145,6 +168,7 @@ def quantize(
 
 
 def evaluate(
+    context: typer.Context,
     net: Annotated[
         str, typer.Argument(help="A name of the zoo, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")
     ],
@@ -175,6 +199,7 @@ def evaluate(
         source.check_data_known()
     if source.tflite_file is None:
         import_tensorflow()
+        refuse_unused(context, f"{net} is no .tflite and no latency is measured", "threads")
     model = source.model() if source.tflite_file is None else source.int8_model(threads=threads)
     data = load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
     if dataset is None:

@@ -1,4 +1,4 @@
-"""Load a tf_keras model from a file: a net of ours from its spec and weights, or a whole model of the user's."""
+"""Load a whole tf_keras model of the user's from a file."""
 
 from __future__ import annotations
 
@@ -8,31 +8,8 @@ import zipfile
 from pathlib import Path
 
 from .._keras import functional_model, keras
-from ..spec import ModelSpec, ResNet8
-from .build import build
-from .quantize import quantize_aware
-from .weights import load_weights
 
-__all__ = ["load_keras_model", "load_net"]
-
-
-def load_net(path: str | os.PathLike, spec: ModelSpec | ResNet8, precision: str) -> keras.Model:
-    """Build a spec's net and load its trained weights.
-
-    Args:
-        path: the weights file, as `save_weights` writes it.
-        spec: the net in it.
-        precision: "float", or "int8" for the quantization-aware model.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds another net or precision.
-    """
-    model = build(spec)
-    if precision == "int8":
-        model = quantize_aware(model)
-    load_weights(model, path, spec=spec, precision=precision)
-    return model
+__all__ = ["load_keras_model"]
 
 
 def load_keras_model(path: str | os.PathLike) -> keras.Model:

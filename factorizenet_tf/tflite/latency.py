@@ -190,10 +190,10 @@ def measure_convolutions(groups: dict[Convolution, int], *, threads: int = 1) ->
     """
     from importlib.metadata import version
 
-    from ..machine import machine
+    from ..machine import cpu_name
 
     milliseconds = {shape: _measured(shape, shape.group_counts(most), threads) for shape, most in groups.items()}
-    return LatencyTable(milliseconds, machine(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
+    return LatencyTable(milliseconds, cpu_name(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
 
 
 def _measured(shape, counts, threads) -> dict[int, float]:
