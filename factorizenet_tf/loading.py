@@ -22,10 +22,10 @@ from .models.weights import is_weights_file, load_weights, read_header
 from .runs import Run, load_run
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model
-from .tflite.io_types import with_io
+from .tflite.io_types import check_io, with_uint8_io
 from .tflite.latency import LatencyTable
 from .tflite.metadata import with_metadata
-from .tflite.regroup import Lowering, check_lower, compare, lower_fastest
+from .tflite.regroup import Regrouping, check_regroup, compare, regroup_fastest
 
 __all__ = [
     "ServedNet",
@@ -377,22 +377,22 @@ class TfliteExport:
         path: of the file.
         size_bytes: its length.
         net: the net in it, int8 in and out whatever the file's types are.
-        lowering: what was chosen for each grouped convolution; None where it was not lowered.
+        regrouping: the choice for each grouped convolution; None where it was not regrouped.
     """
 
     path: Path
     size_bytes: int
     net: bytes
-    lowering: Lowering | None
+    regrouping: Regrouping | None
 
     def row(self) -> dict:
         """File, bytes and `net`'s median latency on this machine: LiteRT with XNNPACK, batch 1, one thread.
 
-        Of a lowered one bytes, RAM and latency beside the plain net's instead (`lowering.compare`).
+        Where it was regrouped: bytes, RAM and latency beside the plain net's instead (`regroup.compare`).
         """
         row = {"file": str(self.path), "bytes": self.size_bytes}
-        if self.lowering is not None:
-            return row | compare(self.lowering.plain, self.lowering.content)
+        if self.regrouping is not None:
+            return row | compare(self.regrouping.plain, self.regrouping.content)
         return row | {"latency_ms": round(Int8Model(self.net).latency_ms().median_ms, 4)}
 
 
@@ -446,7 +446,7 @@ def export_tflite(
     source: str | os.PathLike,
     path: str | os.PathLike,
     *,
-    lower: str = "none",
+    regroup: str = "none",
     latencies: LatencyTable | None = None,
     io: str = "int8",
 ) -> TfliteExport:
@@ -455,7 +455,8 @@ def export_tflite(
     Args:
         source: what to export.
         path: the file.
-        lower, latencies: as for `to_tflite`.
+        regroup: "none", or "fastest": the number of groups that runs fastest, by `regroup_fastest`.
+        latencies: for regroup="fastest": the table measured on the target; None measures here.
         io: type of input and output, "int8" or "uint8".
 
     Raises:
@@ -465,13 +466,16 @@ def export_tflite(
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} is there already; choose another name or remove it")
-    check_lower(lower, latencies)
+    check_regroup(regroup, latencies)
+    check_io(io)
     plain = int8_content(source)
-    lowering = lower_fastest(plain, latencies) if lower == "fastest" else None
-    net = plain if lowering is None else lowering.content
-    content = with_metadata(with_io(net, io), name=model_name(source), description=DESCRIPTION)
+    regrouping = regroup_fastest(plain, latencies) if regroup == "fastest" else None
+    net = plain if regrouping is None else regrouping.content
+    content = with_metadata(
+        with_uint8_io(net) if io == "uint8" else net, name=model_name(source), description=DESCRIPTION
+    )
     write_bytes(path, content)
-    return TfliteExport(path, len(content), net, lowering)
+    return TfliteExport(path, len(content), net, regrouping)
 
 
 def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> int:

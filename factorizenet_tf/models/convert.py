@@ -12,15 +12,11 @@ import numpy as np
 
 from .._keras import functional_model, keras, tf, to_float
 from ..data import check_images
-from ..tflite.flatbuffer import with_associated_files
-from ..tflite.latency import LatencyTable
-from ..tflite.regroup import check_lower, lower_fastest
+from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
 __all__ = ["pinned", "to_tflite", "write_saved_model"]
-
-LABELS_FILE = "labels.txt"
 
 
 def to_tflite(
@@ -29,8 +25,6 @@ def to_tflite(
     calibration: np.ndarray | None = None,
     per_channel: bool = True,
     labels: Sequence[str] | None = None,
-    lower: str = "none",
-    latencies: LatencyTable | None = None,
 ) -> bytes:
     """An int8 TensorFlow Lite model: int8 in and out, the input's scale 1/255 and zero point -128.
 
@@ -43,17 +37,13 @@ def to_tflite(
         calibration: training images for PTQ, uint8 (n, height, width, channels).
         per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
         labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
-        lower: "none", or "fastest": grouped convolutions become what runs fastest, by measurement on this machine or
-            by `latencies`; more bytes, the same outputs bit by bit (`lowering.lower_fastest`).
-        latencies: a table measured on the target (`factorizenet latencies`), for lower="fastest".
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
         ValueError: a float model without calibration, a quantization-aware one with it or per tensor, labels that
-            disagree with the number of classes, another `lower`, or latencies that lack a layer.
+            disagree with the number of classes.
     """
     functional_model(model, "to_tflite")
-    check_lower(lower, latencies)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
@@ -83,8 +73,6 @@ def to_tflite(
         converter._experimental_disable_per_channel = not per_channel
     with _quiet_logger():
         content = converter.convert()
-    if lower == "fastest":
-        content = lower_fastest(content, latencies).content
     if labels is not None:
         content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
     return content
