@@ -8,9 +8,8 @@ import tf_keras as keras
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 from factorizenet_tf.loading import resolve
-from factorizenet_tf.models import load
+from factorizenet_tf.models import load, weights
 from factorizenet_tf.models.quantize import is_quantize_aware
-from factorizenet_tf.models.weights import read_header
 
 INT8, FLOAT = "fnet-l1-x0.5-int8", "fnet-l1-x0.5-float"  # of the session's zoo, in none else
 REFUSED = {
@@ -22,7 +21,7 @@ REFUSED = {
 }
 # What each use gets of each source: a float or qat (fake-quantized) Keras model, the true int8 net, or a refusal.
 TABLE = """
-source      python   train   evaluate  analyze    quantize  tflite  lowered  micro   latencies  serve   saved_model  serving
+source      python   train   evaluate  analyze    quantize  tflite  regrouped  micro   latencies  serve   saved_model  serving
 int8-name   qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
 int8-name@1 qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
 float-name  float    float   float     float      float     float!  float!   float!  float!     float!  float        float
@@ -43,7 +42,7 @@ COMMANDS = {  # the arguments around the source, and the function that gets the 
     "analyze": ("analyze {}", "analysis.analyze._analyze"),
     "quantize": ("quantize {} --dataset digits --out new", "training.quantize.quantize_own"),
     "tflite": ("export {} --tflite new", "tflite.export.export_tflite"),
-    "lowered": ("export {} --tflite new --lower fastest", "tflite.export.lower_fastest"),
+    "regrouped": ("export {} --tflite new --regroup fastest", "tflite.export.regroup_fastest"),
     "micro": ("export {} --micro new", "tflite.micro_export.export_micro"),
     "latencies": ("latencies {} --out new", "tflite.latency.int8_convolutions"),
     "serve": ("serve {} --port 0", "serving.server_nets.Net"),
@@ -75,11 +74,11 @@ def sources(run, tmp_path_factory):
 def quick(monkeypatch, models, digits):
     """Loading from a file takes a model that is there, once the file is found to be of that spec and precision."""
 
-    def load_net(path, spec, precision):
-        assert read_header(path) == (spec, precision)
+    def load_model(path, *, spec, precision):
+        assert weights.read_header(path) == (spec, precision)
         return {"float": models.float, "int8": models.qat}[precision]
 
-    monkeypatch.setattr(load, "load_net", load_net)
+    monkeypatch.setattr(weights, "load_model", load_model)
     monkeypatch.setattr(load, "load_keras_model", KEPT)
     for module, name in (("loading", "load_dataset"), ("analysis.analyze", "load_dataset"), ("cli.train", "load_data")):
         module = importlib.import_module(f"factorizenet_tf.{module}")

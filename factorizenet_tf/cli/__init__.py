@@ -9,8 +9,8 @@ import sys
 import typer
 
 from .analyze import analyze, study
-from .export import export, label, latencies, loadtest, predict, serve
-from .models import benchmark, describe, levels, list_models, publish, show_card, verify
+from .export import export, label, latencies, predict, serve
+from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
 
@@ -33,7 +33,6 @@ for _command in (
     quantize,
     evaluate,
     export,
-    benchmark,
     analyze,
     study,
     verify,
@@ -43,7 +42,6 @@ for _command in (
     label,
     serve,
     predict,
-    loadtest,
 ):
     app.command()(_command)
 app.command("list")(list_models)

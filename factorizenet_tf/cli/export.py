@@ -10,12 +10,12 @@ import typer
 from ..console import print_json, show
 from .options import (
     Json,
-    Quiet,
     ZooOption,
+    find_net,
     import_tensorflow,
 )
 
-__all__ = ["export", "label", "latencies", "loadtest", "predict", "serve"]
+__all__ = ["export", "label", "latencies", "predict", "serve"]
 
 FILES_AT_ONCE = 64  # what `serve` and an exported version's batching take in one request
 
@@ -26,16 +26,26 @@ def export(
     ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
     io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
-    lower: Annotated[
-        str, typer.Option(help="fastest: rewrite grouped convolutions of the .tflite as what runs fastest.")
+    regroup: Annotated[
+        str,
+        typer.Option(
+            "--regroup", "--lower", help="fastest: write grouped convolutions with the groups that run fastest."
+        ),
     ] = "none",
     latencies: Annotated[
         Path | None,
-        typer.Option(help="With --lower: the target's table, from `latencies`.", show_default="measured here"),
+        typer.Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here"),
     ] = None,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
     micro: Annotated[
-        Path | None, typer.Option(help="Write C++ sources for TensorFlow Lite Micro to this new folder.")
+        Path | None, typer.Option(help="Write C and C++ sources for TensorFlow Lite Micro to this new folder.")
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help="With --micro: reference, cmsis-nn (Arm Cortex-M) or esp-nn (ESP32-S3), for the size of the arena.",
+            show_default="reference",
+        ),
     ] = None,
     serving: Annotated[
         Path | None, typer.Option(help="Write the next version for TensorFlow Serving below this folder.")
@@ -54,34 +64,35 @@ def export(
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
-    from ..loading import resolve
-    from ..tflite.regroup import read_table
+    from ..tflite.latency import read_table
+    from ..tflite.micro_kernels import check_kernels
 
     if tflite is None and saved_model is None and micro is None and serving is None:
         raise ValueError(
             "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
         )
-    if tflite is None and (lower != "none" or latencies is not None or io != "int8"):
-        raise ValueError("--lower, --latencies and --io are of the .tflite; give --tflite FILE, too")
+    if tflite is None and (regroup != "none" or latencies is not None or io != "int8"):
+        raise ValueError("--regroup, --latencies and --io are of the .tflite; give --tflite FILE, too")
     if serving is None and not (version is None and name is None and precision is None):
         raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
+    if micro is None and kernels is not None:
+        raise ValueError("--kernels is of the sources for a microcontroller; give --micro FOLDER, too")
+    check_kernels(kernels or "reference")
     table = None if latencies is None else read_table(latencies)
     for path in (tflite, saved_model, micro):
         if path is not None and path.exists():
             raise FileExistsError(f"{path} is there already; choose another name or remove it")
-    net = resolve(source, zoo_dir=zoo_)
+    net = find_net(source, zoo_)
     if saved_model is not None or serving is not None or net.kind in ("weights", "keras"):
         import_tensorflow()
     written = []
     if tflite is not None:
         from ..tflite.export import export_tflite
 
-        exported = export_tflite(
-            net.tflite(), tflite, name=net.name, labels=net.labels, lower=lower, latencies=table, io=io
-        )
+        exported = export_tflite(net.tflite(), tflite, name=net.name, regroup=regroup, latencies=table, io=io)
         written.append(exported.row())
-        if exported.lowering is not None and exported.lowering.layers and not as_json:
-            show(exported.lowering.rows(), False, f"Groups, by latencies of {exported.lowering.table.machine}")
+        if exported.regrouping is not None and exported.regrouping.layers and not as_json:
+            show(exported.regrouping.rows(), False, f"Groups, by latencies of {exported.regrouping.table.machine}")
     if saved_model is not None:
         from ..models.convert import write_saved_model
 
@@ -90,7 +101,10 @@ def export(
     if micro is not None:
         from ..tflite.micro_export import export_micro
 
-        written.append(export_micro(net.tflite(), micro, name=net.name).row())
+        sources = export_micro(net.tflite(), micro, name=net.name, kernels=kernels or "reference")
+        written.append(sources.row())
+        if not as_json:
+            print(sources.arena_note())
     if serving is not None:
         from ..serving.saved_model import export as export_serving
 
@@ -103,7 +117,7 @@ def export(
 
 
 def latencies(
-    out: Annotated[Path, typer.Option(help="The table, for `export --lower fastest --latencies`.")],
+    out: Annotated[Path, typer.Option(help="The table, for `export --regroup fastest --latencies`.")],
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="int8 nets whose layers are measured: names of the zoo, runs' folders, .tflite files."),
@@ -119,16 +133,15 @@ def latencies(
     Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
-    from ..loading import resolve
     from ..tflite.latency import int8_convolutions, largest_groups, measure_convolutions, planned_convolutions
 
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     if sources:
-        found = [row[1:] for source in sources for row in int8_convolutions(resolve(source, zoo_dir=zoo_).tflite())]
+        convolutions = [row[1:] for source in sources for row in int8_convolutions(find_net(source, zoo_).tflite())]
     else:
-        found = planned_convolutions(width, (size, size, 3))
-    shapes = largest_groups(found)
+        convolutions = planned_convolutions(width, (size, size, 3))
+    shapes = largest_groups(convolutions)
     if not shapes:
         raise ValueError(f"no grouped convolution in {', '.join(sources or [])}: there is nothing to measure")
     table = measure_convolutions(shapes, threads=threads)
@@ -201,19 +214,6 @@ def predict(
             found = client.predict_files(contents[first : first + FILES_AT_ONCE])
             rows += _class_rows(images[first : first + FILES_AT_ONCE], found, model)
     show(rows, as_json, model)
-
-
-def loadtest(
-    source: Annotated[str, typer.Argument(help="A name of the zoo, or a run's folder.")],
-    seconds: Annotated[float, typer.Option(help="Of each load.")] = 5.0,
-    clients: Annotated[int, typer.Option(help="Of the loads with several.")] = 8,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Measure how a net serves, int8 against float, bare and behind the server."""
-    from ..benchmarks.load import measure_load
-
-    show(measure_load(source, seconds=seconds, clients=clients, verbose=not quiet), as_json, "Load")
 
 
 def _class_rows(paths, found, model):

@@ -20,6 +20,7 @@ from .options import (
     Stages,
     Width,
     ZooOption,
+    find_net,
     given_options,
     given_or,
     import_tensorflow,
@@ -101,10 +102,9 @@ def train(
 
 def _source_to_start_from(context, start, zoo):
     """The float net named by --from and its spec, where no option asks for another one."""
-    from ..loading import resolve
     from ..spec import ResNet8, level_from_text, level_text
 
-    source = resolve(start, zoo_dir=zoo)
+    source = find_net(start, zoo)
     spec = source.spec
     if spec is None:
         raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
@@ -149,11 +149,10 @@ def quantize(
     if method != "qat":
         refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
-    from ..loading import resolve
     from ..recipe import recipe_for
     from ..training.quantize import quantize_own
 
-    source = resolve(model, zoo_dir=zoo_)
+    source = find_net(model, zoo_)
     if source.kind == "run":
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
@@ -190,11 +189,9 @@ def evaluate(
 
     Of an int8 net on LiteRT (an -int8 name, a run, a .tflite) its bytes and latency, too.
     """
-    from ..loading import resolve
-
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    source = resolve(net, zoo_dir=zoo_)
+    source = find_net(net, zoo_)
     if dataset is None:
         source.check_data_known()
     if source.tflite_file is None:

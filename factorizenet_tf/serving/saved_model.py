@@ -221,7 +221,7 @@ def _serving_protos():
 
 def _write_version(net: _Served, folder: Path, version: int) -> None:
     from .._keras import tf
-    from ..tflite.io_types import for_server
+    from ..tflite.io_types import with_serving_signature
 
     module, signatures = serving_module(net.model, net.labels)
     with tempfile.TemporaryDirectory() as temporary:
@@ -233,7 +233,7 @@ def _write_version(net: _Served, folder: Path, version: int) -> None:
             module.files.append(tf.saved_model.Asset(str(path)))
         tf.saved_model.save(module, str(folder), signatures=signatures)
     if net.tflite is not None:
-        (folder / "model.tflite").write_bytes(for_server(net.tflite))
+        (folder / "model.tflite").write_bytes(with_serving_signature(net.tflite))
     (folder / WARM_UP_FILE).parent.mkdir()
     with tf.io.TFRecordWriter(str(folder / WARM_UP_FILE)) as writer:
         for batch in BATCH_SIZES:
