@@ -9,7 +9,7 @@ import sys
 import typer
 
 from .analyze import analyze, study
-from .export import export, label, latencies, loadtest, predict, serve
+from .export import export, latencies, predict, serve
 from .models import benchmark, describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
@@ -40,10 +40,8 @@ for _command in (
     publish,
     search,
     latencies,
-    label,
     serve,
     predict,
-    loadtest,
 ):
     app.command()(_command)
 app.command("list")(list_models)
