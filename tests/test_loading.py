@@ -45,7 +45,7 @@ COMMANDS = {  # the arguments around the source, and the function that gets the 
     "regrouped": ("export {} --tflite new --regroup fastest", "tflite.export.regroup_fastest"),
     "micro": ("export {} --micro new", "tflite.micro_export.export_micro"),
     "latencies": ("latencies {} --out new", "tflite.latency.int8_convolutions"),
-    "serve": ("serve {} --port 0", "serving.server_nets.Net"),
+    "serve": ("serve {} --port 0", "serving.classifier.Classifier"),
     "saved_model": ("export {} --saved-model new", "models.convert.write_saved_model"),
     "serving": ("export {} --serving new", "serving.saved_model.serving_module"),
 }
@@ -123,7 +123,7 @@ def test_each_use_gets_the_net_that_is_named_or_says_what_it_needs(
 
     text, function = COMMANDS[use]
     if use == "serve":  # the one that gets it among other things
-        reach_first, reach = reach, lambda *arguments, **options: reach_first(arguments[4])
+        reach_first, reach = reach, lambda *arguments, **options: reach_first(arguments[1])
     monkeypatch.setattr(f"factorizenet_tf.{function}", reach)
     has_data = source.partition("@")[0] in ("int8-name", "float-name", "run", "float.h5", "qat.h5")
     data = [] if has_data or use not in ("evaluate", "analyze") else ["--dataset", "digits"]

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from .analyze import analyze, study
-from .export import export, label, latencies, predict, serve
+from .export import export, latencies, predict, serve
 from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
@@ -39,7 +39,6 @@ for _command in (
     publish,
     search,
     latencies,
-    label,
     serve,
     predict,
 ):
