@@ -12,5 +12,5 @@ from .recipe import Recipe, recipe_for
 from .runs import Run, load_run
 from .spec import ModelSpec, Stage, max_level
 from .tflite.int8_model import Int8Model, Latency
-from .training.loop import NanLossError
+from .training.loop import DivergedError, NanLossError
 from .training.train import train

@@ -20,6 +20,7 @@ from ..recipe import Recipe, learning_rate_at
 from ..runs import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
 
 __all__ = [
+    "DivergedError",
     "NanLossError",
     "Step",
     "Trainer",
@@ -132,8 +133,19 @@ def make_step(model: keras.Model, recipe: Recipe) -> Step:
 PHASES = ("float", "qat")
 
 
-class NanLossError(ArithmeticError):
-    """The loss became NaN or infinite; the last good checkpoint is kept and nothing after it was written."""
+# An epoch whose mean loss is that many times the loss of a guess, ln(classes), is diverged: weights that give such logits
+# have no int8 form.
+DIVERGED_LOSS = 10
+
+
+class DivergedError(ArithmeticError):
+    """The training diverged: loss or weights are not finite, or the loss is far above that of guessing.
+
+    The checkpoint of the last good epoch is kept and nothing after it was written.
+    """
+
+
+NanLossError = DivergedError  # its name up to 0.2
 
 
 @dataclass
@@ -172,11 +184,22 @@ class Trainer:
         last = self.history[-1]
         return f"{last['phase']} epoch {last['epoch']} stays in {self.folder / CHECKPOINT_FILE}"
 
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(f"training diverged: {what}; {self._kept()}: use a lower learning rate in a new folder")
+
+    def _check_epoch(self, epoch: str, loss: float, model: keras.Model) -> None:
+        guess = math.log(model.output_shape[-1])
+        if loss > DIVERGED_LOSS * guess:
+            raise self._diverged(f"the mean loss of {epoch} is {loss:.3g}, that of guessing {guess:.3g}")
+        for variable in model.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise self._diverged(f"{variable.name} is not finite after {epoch}")
+
     def fit(self, phase: str, model: keras.Model) -> None:
         """Train a model to the end of "float" or "qat", from the checkpoint where it is of this phase.
 
         Raises:
-            NanLossError: the loss is no longer finite.
+            DivergedError: the loss or a weight is not finite, or an epoch's loss is far above that of guessing.
             OSError: the folder cannot be written.
         """
         warn_without_native_gradient(model)
@@ -211,14 +234,12 @@ class Trainer:
                 )
                 loss, hit = (float(v) for v in compiled(images, labels, rate, seed))
                 if not math.isfinite(loss):
-                    raise NanLossError(
-                        f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}; {self._kept()}: "
-                        "use a lower learning rate in a new folder"
-                    )
+                    raise self._diverged(f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}")
                 losses.append(loss)
                 hits.append(hit)
                 bar.advance(loss=loss)
                 callbacks.on_train_batch_end(i, {"loss": loss, "accuracy": hit})
+            self._check_epoch(f"{phase} epoch {epoch + 1}", float(np.mean(losses)), model)
             row = {
                 "phase": phase,
                 "epoch": epoch + 1,
