@@ -16,7 +16,7 @@ from ..recipe import Recipe
 from ..requirement import MEASURED, Requirement, pareto_front
 from ..runs import load_run
 from ..spec import ModelSpec
-from ..zoo.publish import refusals
+from ..zoo.publishing import refusals
 from . import chief
 from ._keras_tuner import TrialStatus
 from .oracle import REASON, ROUND, FactorizationOracle, result_of
