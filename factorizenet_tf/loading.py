@@ -7,7 +7,6 @@ only where a Keras model is loaded, or an int8 net is asked for that stands nowh
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -21,8 +20,9 @@ from .data import Dataset, load_dataset
 from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model
-from .zoo.cards import Card, Cards, find
-from .zoo.store import FolderStore, UrlStore, open_stores
+from .zoo.cards import Card
+from .zoo.catalog import find
+from .zoo.store import FolderStore, UrlStore
 
 if TYPE_CHECKING:
     from ._keras import keras
@@ -31,8 +31,6 @@ __all__ = ["Source", "check_served_name", "named_source", "resolve"]
 
 MODEL_FILES = (".tflite", ".h5", ".hdf5", ".keras")
 RUN_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE)
-ZOO_VARIABLE = "FACTORIZENET_ZOO"
-NEAR = 0.5  # similarity of a name that is offered; difflib's default, 0.6, misses fnet-2
 
 
 def resolve(
@@ -48,10 +46,11 @@ def resolve(
             the environment variable FACTORIZENET_ZOO.
 
     Raises:
-        FileNotFoundError: there is no such file, folder or name (near names are offered).
-        ValueError: the file is damaged, the name stands for different nets in two zoos, or it has no such version.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the file is damaged, there is no such name (near ones are offered) or version, or two zoos have
+            different nets of that name.
         TypeError: it is an object of another kind, a Keras 3 model among them.
-        ConnectionError: a zoo cannot be read, and the others have no such name.
+        ConnectionError: `zoo_dir` cannot be fetched.
     """
     if isinstance(source, Source):
         return source
@@ -68,8 +67,11 @@ def resolve(
     if path.exists():
         return Source(given, _kind_of_file(path), path=path)
     if path.suffix.lower() in MODEL_FILES or len(path.parts) > 1:
-        raise _not_found(given)
-    return _resolve_name(given, zoo_dir)
+        raise FileNotFoundError(
+            f"no model at {given}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
+        )
+    card, store = find(given, zoo_dir)
+    return Source(given, "name", card=card, store=store)
 
 
 def named_source(text: str) -> tuple[str | None, str]:
@@ -106,7 +108,7 @@ class Source:
         kind: "name" (of a zoo), "run" (a folder), "tflite", "weights" (float.h5, qat.h5) or "keras" (a tf_keras model).
         path: of the file or folder; None for a name and a model in memory.
         card: of a name.
-        cards, store: the zoo that the name is of.
+        store: the zoo that the name is of.
         memory: the tf_keras model itself, where it was given.
         run_precision: which of a run's nets is meant, "int8" or "float"; see `with_precision`.
     """
@@ -115,7 +117,6 @@ class Source:
     kind: str
     path: Path | None = None
     card: Card | None = None
-    cards: Cards | None = None
     store: FolderStore | UrlStore | None = None
     memory: object = None
     run_precision: str = "int8"
@@ -142,7 +143,7 @@ class Source:
     @property
     def zoo(self) -> str | None:
         """Folder or address of the zoo that a name is of."""
-        return None if self.store is None else _where(self.store)
+        return None if self.store is None else self.store.location
 
     @cached_property
     def spec(self) -> ModelSpec | ResNet8 | None:
@@ -223,7 +224,7 @@ class Source:
             return None
         other = "float" if self.card.precision == "int8" else "int8"
         reference = f"{self.card.name.removesuffix(self.card.precision)}{other}@{self.card.version}"
-        found = [card for card in self.cards if card.reference == reference]
+        found = [card for card in self.store.cards() if card.reference == reference]
         return dataclasses.replace(self, given=reference, card=found[0]) if found else None
 
     def with_precision(self, precision: str | None) -> Source:
@@ -413,49 +414,3 @@ def _kind_of_file(path) -> str:
         return "weights" if is_weights_file(path) else "keras"
     except OSError as error:
         raise ValueError(f"{path} is damaged ({error}); restore it from a copy or save the model again") from None
-
-
-def _resolve_name(name, zoo_dir) -> Source:
-    """Look a name up in all stores: each index is read once."""
-    sources, unread, known = [], [], []
-    for store in open_stores(zoo_dir):
-        try:
-            cards = store.cards()
-        except (OSError, ValueError) as error:
-            unread.append((store, error))
-            continue
-        known.append((store, cards))
-        for card in (find(cards, name),) if any(name in (card.name, card.reference) for card in cards) else ():
-            sources.append(Source(name, "name", card=card, cards=cards, store=store))
-    if not sources:
-        if unread:
-            raise unread[0][1]
-        for _, cards in known:
-            if name.partition("@")[0] in {card.name for card in cards}:
-                find(cards, name)  # raises: it has no such version
-        raise _not_found(name, known, zoo_dir)
-    if len({tuple(sorted(file.sha256 for file in source.card.files)) for source in sources}) > 1:
-        zoos = [source.zoo for source in sources]
-        raise ValueError(
-            f"{name} is one net in the zoo {zoos[0]} and another in {zoos[1]}; say which by --zoo (zoo_dir=) with one of these"
-        )
-    for store, error in unread:
-        warnings.warn(f"the zoo {_where(store)} was not looked at for {name}: {error}", RuntimeWarning, stacklevel=4)
-    return sources[0]
-
-
-def _not_found(given, known=(), zoo_dir=None) -> FileNotFoundError:
-    text = f"no model at {given}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
-    names = [card.name for _, cards in known for card in cards.newest()]
-    near = difflib.get_close_matches(given.partition("@")[0].lower(), names, n=3, cutoff=NEAR)
-    if near:
-        text += f"; did you mean {', '.join(map(repr, dict.fromkeys(near)))}?"
-    if known:
-        looked = " and ".join(_where(store) for store, _ in known)
-        others = "--zoo (zoo_dir=)" + ("" if zoo_dir or len(known) > 1 else f" or the variable {ZOO_VARIABLE}")
-        text += f" (names were looked up in {looked}; {others} names another zoo)"
-    return FileNotFoundError(text)
-
-
-def _where(store) -> str:
-    return str(getattr(store, "folder", None) or store.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 import typer
 
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one plain line, as errors are
     try:
         code = app(arguments or ["--help"], standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
