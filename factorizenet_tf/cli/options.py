@@ -24,6 +24,7 @@ __all__ = [
     "Stages",
     "Width",
     "ZooOption",
+    "amount_option",
     "given_or",
     "import_tensorflow",
     "load_data",
@@ -53,6 +54,20 @@ ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]
 Name = Annotated[str, typer.Argument(help="A name of `factorizenet list`.")]
+
+
+def amount_option(help: str):
+    """Declare an option that takes an amount as `requirement.amount` reads it: 12500000, 12.5e6, 12.5M, 100k."""
+    return typer.Option(help=help, parser=_parse_amount, metavar="AMOUNT")
+
+
+def _parse_amount(text):
+    from ..requirement import amount
+
+    try:
+        return amount(text)
+    except ValueError as error:  # Typer would drop its message
+        raise typer.BadParameter(str(error)) from None
 
 
 def import_tensorflow():
