@@ -309,7 +309,9 @@ class Source:
         """Raise ValueError where it is not known what data it was trained on."""
         if self.dataset_name is None:
             reason = "was trained on arrays" if self.dataset_title else "is not known to go with any data"
-            raise ValueError(f"{self.given} {reason}; give --dataset (in Python, the images or dataset=)")
+            raise ValueError(
+                f"{self.given} {reason}; give --dataset, in Python dataset= or give calibration: uint8 training images"
+            )
 
     def warn_if_other_data(self, dataset: Dataset) -> None:
         """Warn where a data set has another title than the one that the net was trained on."""

@@ -1,13 +1,15 @@
 import functools
 import importlib
 import shutil
+import zipfile
 
+import numpy as np
 import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
-from factorizenet_tf.loading import resolve
+from factorizenet_tf.loading import named_source, resolve
 from factorizenet_tf.models import load, weights
 from factorizenet_tf.models.quantize import is_quantize_aware
 
@@ -36,8 +38,9 @@ own         float    spec!   float     float      float     float!  float!   flo
 """
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 CELLS = [(row[0], use, cell) for row in ROWS for use, cell in zip(HEAD[1:], row[1:])]
+TRAIN = "train --from {} --dataset digits --out new"
 COMMANDS = {  # the arguments around the source, and the function that gets the net
-    "train": ("train --from {} --dataset digits --out new", "training.train.train"),
+    "train": (TRAIN, "training.train.train"),
     "evaluate": ("evaluate {}", "models.evaluate.accuracy"),
     "analyze": ("analyze {}", "analysis.analyze._analyze"),
     "quantize": ("quantize {} --dataset digits --out new", "training.quantize.quantize_own"),
@@ -135,3 +138,161 @@ def test_each_use_gets_the_net_that_is_named_or_says_what_it_needs(
     else:
         assert message == f"error: reached {cell}\n"
     assert not list(tmp_path.glob("new*"))
+
+
+# What is known of a net
+
+
+def test_a_source_knows_its_net_whatever_it_was_named_by(run, zoo, sources, digits):
+    for source in ("int8-name", "int8-name@1", "float-name", "float-name@1", "run", "float.h5", "qat.h5"):
+        found, precision = resolve(sources[source], zoo_dir=zoo), "float" if "float" in source else "int8"
+        assert (found.spec, found.labels, found.input_shape) == (run.spec, digits.class_names, (16, 16, 1))
+        assert (found.name, found.precision) == (f"{run.spec.name}-{precision}", precision)
+        assert (found.dataset_name, found.dataset_title) == ("digits", "digits")
+    assert (found.zoo, found.reference) == (None, str(run.folder / "qat.h5"))
+    named = resolve(INT8, zoo_dir=zoo)
+    assert (named.zoo, named.reference, named.sibling.reference) == (str(zoo), f"{INT8}@1", f"{FLOAT}@1")
+    assert resolve(named) is named
+    own = resolve(sources["own.h5"])
+    assert (own.name, own.spec, own.labels, own.dataset_name, own.input_shape) == ("own", None, None, None, (16, 16, 1))
+    int8 = resolve(sources["net.tflite"])
+    assert (int8.name, int8.labels, int8.precision) == ("net", digits.class_names, "int8")
+    assert resolve(run).with_precision("float").name == f"{run.spec.name}-float"
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be int8 or float"):
+        resolve(run).with_precision("int4")
+
+
+def test_a_model_in_memory_is_a_source_and_another_object_is_not(models, zoo):
+    assert resolve(models.float).model() is models.float
+    assert (resolve(models.qat).precision, resolve(models.qat).name) == ("int8", models.qat.name)
+    with pytest.raises(TypeError, match="got Int8Model; it needs a tf_keras"):
+        resolve(models.int8)
+
+
+def test_a_resolution_reads_the_index_once(zoo, monkeypatch):
+    from factorizenet_tf.zoo.store import FolderStore
+
+    reads, cards = [], FolderStore.cards
+    monkeypatch.setattr(FolderStore, "cards", lambda store: [reads.append(store), cards(store)][1])
+    found = resolve(f"{INT8}@1", zoo_dir=zoo)
+    assert found.int8_model().labels == found.labels
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate {}", "export {} --tflite t", "serve {}", "latencies {} --out t", TRAIN.replace("new", "t")]
+)
+def test_every_command_offers_near_names_in_capitals_too_and_says_where_others_are_looked_up(command, zoo, capsys):
+    arguments = command.format("FNET-L2-INT8").split()
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "did you mean 'fnet-l2-int8'" in message
+    assert "--zoo, or by FACTORIZENET_ZOO, which is not set" in message
+    assert main([*arguments, "--zoo", str(zoo)]) == 2
+    assert f"did you mean {INT8!r}?" in (message := capsys.readouterr().err)
+    assert f"(in {zoo})" in message
+
+
+def test_a_name_of_two_zoos_is_refused_until_one_is_said(zoo, tmp_path, monkeypatch):
+    other = shutil.copytree(zoo, tmp_path / "other")
+    text = (other / "index.json").read_text().replace(INT8, "fnet-l2-int8").replace(FLOAT, "fnet-l2-float")
+    (other / "index.json").write_text(text)
+    monkeypatch.setenv("FACTORIZENET_ZOO", str(other))
+    with pytest.raises(ValueError, match=r"two zoos have a model 'fnet-l2-int8', and not the same.*--zoo"):
+        resolve("fnet-l2-int8")
+    assert resolve("fnet-l2-int8", zoo_dir=other).input_shape == (16, 16, 1)
+    monkeypatch.setenv("FACTORIZENET_ZOO", str(zoo))
+    assert (resolve(INT8).zoo, resolve("fnet-l2-int8").input_shape) == (str(zoo), (32, 32, 3))
+
+
+def test_a_name_before_the_source_is_split_off_and_an_equals_sign_in_a_path_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    assert named_source("lr=0.1") == (None, "lr=0.1")  # it exists
+    assert named_source("runs/lr=0.1") == (None, "runs/lr=0.1")
+    assert named_source("mine=runs/lr=0.1") == ("mine", "runs/lr=0.1")
+    assert named_source("fnet-l2-int8@1") == (None, "fnet-l2-int8@1")
+
+
+def test_an_unfinished_run_says_that_it_is_and_how_to_go_on(run, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("spec.json", "recipe.json", "dataset.json", "float.h5"):
+        shutil.copy(run.folder / name, begun)
+    said = f"no finished run in {begun}: it has no model.tflite; it was begun: give the command that began it again"
+    for command in ("evaluate {}", "export {} --tflite new", "serve {}", "latencies {} --out new"):
+        assert main(command.format(begun).split()) == 2
+        assert said in capsys.readouterr().err
+    assert resolve(begun).float_model().input_shape == (None, 16, 16, 1)
+    with pytest.raises(FileNotFoundError, match=r"has no qat\.h5; it was begun"):
+        resolve(begun).qat_model()
+    (begun / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no qat\.h5: it was trained without QAT"):
+        resolve(begun).qat_model()
+    (begun / "spec.json").write_text("{")
+    with pytest.raises(ValueError, match=r"spec\.json is damaged"):
+        resolve(begun).name  # noqa: B018
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no model in .*: a run's folder has spec\.json"):
+        resolve(tmp_path / "empty")
+
+
+# The user's own models
+
+
+@pytest.mark.parametrize("name", ["own.keras", "own.h5", "own"])
+def test_a_model_of_ones_own_is_loaded_with_its_weights(sources, noise, name):
+    images = noise(3) / np.float32(255)
+    expected = keras.models.load_model(sources[name], compile=False).predict(images, verbose=0)
+    np.testing.assert_allclose(resolve(sources[name]).model().predict(images, verbose=0), expected, atol=1e-6)
+
+
+def test_a_lambda_layer_inside_a_nested_model_is_refused_and_its_code_not_run(tmp_path):
+    from tf_keras.src.saving.serialization_lib import in_safe_mode
+
+    mark, before = tmp_path / "code-was-run", in_safe_mode()
+    code = keras.layers.Lambda(lambda x, path=str(mark): [open(path, "w").close(), x][1])
+    inner = keras.Sequential([keras.Input((16, 16, 1)), code])
+    assert mark.exists()
+    outer = [keras.Input((16, 16, 1)), inner, keras.layers.Flatten(), keras.layers.Dense(10)]
+    keras.Sequential(outer).save(tmp_path / "nested.h5")
+    mark.unlink()
+    with pytest.raises(ValueError, match="has a Lambda layer"):
+        resolve(tmp_path / "nested.h5").model()
+    assert not mark.exists()
+    assert in_safe_mode() is before
+
+
+def test_a_layer_that_is_only_named_lambda_is_none(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="Lambda"), keras.layers.Dense(10)])
+    model.save(tmp_path / "named.h5")
+    assert resolve(tmp_path / "named.h5").model().layers[0].name == "Lambda"
+
+
+def test_files_that_are_no_image_classifier_are_refused_with_what_would_be(run, tmp_path):
+    import h5py
+
+    net().save_weights(tmp_path / "weights.h5")
+    with zipfile.ZipFile(tmp_path / "photos.keras", "w") as file:
+        file.writestr("a.txt", "a photo")
+    first, second = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
+    head = keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.Add()([first, second])))
+    keras.Model([first, second], head).save(tmp_path / "two.keras")
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)]).save(tmp_path / "map.keras")
+    for name in ("float.h5", "qat.h5"):
+        shutil.copy(run.folder / name, tmp_path / name)
+    with h5py.File(tmp_path / "float.h5", "a") as file:
+        del file[next(name for name in file if name.startswith("stem"))]
+    with h5py.File(tmp_path / "qat.h5", "a") as file:
+        file.attrs["factorizenet_spec"] = "{}"
+    messages = {
+        "weights.h5": "weights.h5 is no model that tf_keras can load .*; save it with tf_keras",
+        "photos.keras": "photos.keras is no model that tf_keras can load",
+        "two.keras": "it must take images",
+        "map.keras": "it must take images",
+        "float.h5": "does not fit the model",
+        "qat.h5": "not a spec",
+    }
+    for name, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            resolve(tmp_path / name).model()

@@ -19,7 +19,7 @@ from ..recipe import Recipe
 from ..requirement import MEASURED, Requirement, frontier
 from ..runs import load_run
 from ..spec import ModelSpec
-from ..zoo.publishing import publish_errors
+from ..zoo.publishing import refusals
 from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
 from .space import macs
 from .tuner import OBJECTIVES, FactorizationTuner
@@ -189,7 +189,7 @@ def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: b
     names = dict.fromkeys(frontier_names(found.rows, "val_int8_accuracy"))
     if found.best is not None:
         names[found.best.name] = None
-    errors = {name: publish_errors(load_run(found.run_folder(name))) for name in names}
+    errors = {name: refusals(load_run(found.run_folder(name))) for name in names}
     with Progress(verbose) as progress:
         for name in names:
             if errors[name]:
