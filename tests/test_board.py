@@ -73,8 +73,9 @@ def test_the_small_install_has_no_tensorflow_and_runs_the_commands(board):
     (wheel,) = board.glob("factorizenet_tf-*.whl")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     call(*install, "--no-deps", wheel)
-    shipped = call(python, "-c", "import factorizenet_tf; print(factorizenet_tf.__path__[0])").strip()
-    call(*install, "-r", Path(shipped) / "requirements-board.txt")
+    find = "import importlib.util as u; print(*u.find_spec('factorizenet_tf').submodule_search_locations)"
+    assert find in (ROOT / "docs" / "deploy.md").read_text()
+    call(*install, "-r", Path(call(python, "-c", find).strip()) / "requirements-board.txt")
     installed = call(python, "-m", "pip", "list", "--format=freeze")
     assert "factorizenet" in installed
     assert not any(name in installed.lower().replace("-", "_") for name in ("tensorflow", *HEAVY))
