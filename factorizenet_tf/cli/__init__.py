@@ -10,7 +10,7 @@ import typer
 
 from .analyze import analyze, study
 from .export import export, latencies, predict, serve
-from .models import benchmark, describe, levels, list_models, publish, show_card, verify
+from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
 
@@ -33,7 +33,6 @@ for _command in (
     quantize,
     evaluate,
     export,
-    benchmark,
     analyze,
     study,
     verify,

@@ -8,27 +8,37 @@ from typing import Annotated
 import typer
 
 from ..console import print_json, show
-from .options import Json, ZooOption, import_tensorflow
+from .options import Json, ZooOption, find_net, import_tensorflow
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
 
 def export(
     source: Annotated[
-        Path, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
+        str, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
     ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
     io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
-    lower: Annotated[
-        str, typer.Option(help="fastest: rewrite grouped convolutions of the .tflite as what runs fastest.")
+    regroup: Annotated[
+        str,
+        typer.Option(
+            "--regroup", "--lower", help="fastest: write grouped convolutions with the groups that run fastest."
+        ),
     ] = "none",
     latencies: Annotated[
         Path | None,
-        typer.Option(help="With --lower: the target's table, from `latencies`.", show_default="measured here"),
+        typer.Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here"),
     ] = None,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
     micro: Annotated[
-        Path | None, typer.Option(help="Write C++ sources for TensorFlow Lite Micro to this new folder.")
+        Path | None, typer.Option(help="Write C and C++ sources for TensorFlow Lite Micro to this new folder.")
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help="With --micro: reference, cmsis-nn (Arm Cortex-M) or esp-nn (ESP32-S3), for the size of the arena.",
+            show_default="reference",
+        ),
     ] = None,
     serving: Annotated[
         Path | None, typer.Option(help="Write the next version for TensorFlow Serving below this folder.")
@@ -40,46 +50,62 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="With --serving, of a run: int8 or float.", show_default="int8")
     ] = None,
+    zoo_: ZooOption = None,
     as_json: Json = False,
 ):
     """Write a trained net where it is used: as .tflite, SavedModel, C++ sources, or for TensorFlow Serving.
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
-    from ..loading import export_saved_model, export_tflite, int8_content, int8_file, model_name
-    from ..tflite.regroup import read_table
+    from ..tflite.latency import read_table
+    from ..tflite.micro_kernels import check_kernels
 
     if tflite is None and saved_model is None and micro is None and serving is None:
         raise ValueError(
             "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
         )
-    if tflite is None and (lower != "none" or latencies is not None or io != "int8"):
-        raise ValueError("--lower, --latencies and --io are of the .tflite; give --tflite FILE, too")
+    if tflite is None and (regroup != "none" or latencies is not None or io != "int8"):
+        raise ValueError("--regroup, --latencies and --io are of the .tflite; give --tflite FILE, too")
     if serving is None and not (version is None and name is None and precision is None):
         raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
+    if micro is None and kernels is not None:
+        raise ValueError("--kernels is of the sources for a microcontroller; give --micro FOLDER, too")
+    check_kernels(kernels or "reference")
     if serving is not None:
         from ..serving.models_config import import_protos
 
         import_protos("apis.prediction_log_pb2")  # a missing package is said before the work
     table = None if latencies is None else read_table(latencies)
-    if saved_model is not None or serving is not None or int8_file(source).suffix != ".tflite":
+    for path in (tflite, saved_model, micro):
+        if path is not None and path.exists():
+            raise FileExistsError(f"{path} is there already; choose another name or remove it")
+    net = find_net(source, zoo_)
+    if saved_model is not None or serving is not None or net.kind in ("weights", "keras"):
         import_tensorflow()
     written = []
     if tflite is not None:
-        exported = export_tflite(source, tflite, lower=lower, latencies=table, io=io)
+        from ..tflite.export import export_tflite
+
+        exported = export_tflite(net.tflite(), tflite, name=net.name, regroup=regroup, latencies=table, io=io)
         written.append(exported.row())
-        if exported.lowering is not None and exported.lowering.layers and not as_json:
-            show(exported.lowering.rows(), False, f"Groups, by latencies of {exported.lowering.table.machine}")
+        if exported.regrouping is not None and exported.regrouping.layers and not as_json:
+            show(exported.regrouping.rows(), False, f"Groups, by latencies of {exported.regrouping.table.machine}")
     if saved_model is not None:
-        written.append({"file": str(saved_model), "bytes": export_saved_model(source, saved_model)})
+        from ..models.convert import write_saved_model
+
+        model = net.float_model() if net.kind == "run" else net.model()
+        written.append({"file": str(saved_model), "bytes": write_saved_model(model, saved_model)})
     if micro is not None:
         from ..tflite.micro_export import export_micro
 
-        written.append(export_micro(int8_content(source), micro, name=model_name(source)).row())
+        sources = export_micro(net.tflite(), micro, name=net.name, kernels=kernels or "reference")
+        written.append(sources.row())
+        if not as_json:
+            print(sources.arena_note())
     if serving is not None:
         from ..serving.saved_model import export as export_serving
 
-        written.append(export_serving(source, serving, name=name, version=version, precision=precision).row())
+        written.append(export_serving(net, serving, name=name, version=version, precision=precision).row())
     if as_json:
         print_json(written)
     else:
@@ -88,7 +114,7 @@ def export(
 
 
 def latencies(
-    out: Annotated[Path, typer.Option(help="The table, for `export --lower fastest --latencies`.")],
+    out: Annotated[Path, typer.Option(help="The table, for `export --regroup fastest --latencies`.")],
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="int8 nets whose layers are measured: names of the zoo, runs' folders, .tflite files."),
@@ -96,6 +122,7 @@ def latencies(
     width: Annotated[int, typer.Option(help="Without sources: every level of this width's family.")] = 16,
     size: Annotated[int, typer.Option(help="Its images' height and width in pixels.")] = 32,
     threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    zoo_: ZooOption = None,
     as_json: Json = False,
 ):
     """Measure on this machine how fast grouped convolutions run in fewer groups.
@@ -103,16 +130,15 @@ def latencies(
     Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
-    from ..loading import int8_content
     from ..tflite.latency import int8_convolutions, largest_groups, measure_convolutions, planned_convolutions
 
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     if sources:
-        found = [row[1:] for source in sources for row in int8_convolutions(int8_content(source))]
+        convolutions = [row[1:] for source in sources for row in int8_convolutions(find_net(source, zoo_).tflite())]
     else:
-        found = planned_convolutions(width, (size, size, 3))
-    shapes = largest_groups(found)
+        convolutions = planned_convolutions(width, (size, size, 3))
+    shapes = largest_groups(convolutions)
     if not shapes:
         raise ValueError(f"no grouped convolution in {', '.join(sources or [])}: there is nothing to measure")
     table = measure_convolutions(shapes, threads=threads)

@@ -6,12 +6,10 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from .. import zoo
-from ..loading import check_name, int8_content, model_name, source_labels
+from ..loading import check_served_name, named_source, resolve
 from ..tflite.int8_model import Int8Model
 
 __all__ = ["Classifier", "load_classifier", "load_classifiers"]
@@ -53,13 +51,10 @@ def load_classifier(
         FileNotFoundError: there is nothing at the source.
         ValueError: it is damaged or a float net, or its name cannot be a part of an address.
     """
-    if zoo_dir is not None and not Path(source).exists():
-        content, labels = zoo.load(str(source), "path", zoo_dir=zoo_dir).read_bytes(), None
-    else:
-        content, labels = int8_content(source), source_labels(source)
-    model = Int8Model(content, threads=threads)
-    labels = model.labels or labels or tuple(map(str, range(model.num_classes)))
-    return Classifier(check_name(name or model_name(source)), model, labels)
+    net = resolve(source, zoo_dir=zoo_dir)
+    model = net.int8_model(threads=threads)
+    labels = net.labels or tuple(map(str, range(model.num_classes)))
+    return Classifier(check_served_name(name or net.name), model, labels)
 
 
 def load_classifiers(
@@ -73,10 +68,7 @@ def load_classifiers(
     if not sources:
         raise ValueError("nothing to serve; give a name of `factorizenet list` or a run's folder")
     classifiers = {}
-    for source in map(str, sources):
-        name, equals, rest = source.partition("=")
-        is_named = equals and len(Path(name).parts) == 1 and not Path(source).exists()  # runs/lr=0.1 is a path
-        called, source = (name, rest) if is_named else (None, source)
+    for called, source in map(named_source, map(str, sources)):
         classifier = load_classifier(source, name=called, threads=threads, zoo_dir=zoo_dir)
         if classifier.name in classifiers:
             raise ValueError(f"two models are called {classifier.name!r}; name one otherwise: other={source}")

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import keras, tf, to_float
-from ..loading import ServedNet, served_net
+from ..loading import Source, check_served_name, resolve
 from ..machine import versions as package_versions
 from ..models.native import in_fewer_groups, inference_kernels
-from ..tflite.io_types import for_server
+from ..tflite.io_types import with_serving_signature
 from .models_config import add_model, check_config, import_protos
 
 __all__ = ["BATCH_SIZES", "WARM_UP_FILE", "ServingExport", "export", "serving_module"]
@@ -124,6 +124,7 @@ def export(
     version: int | None = None,
     precision: str | None = None,
     labels=None,
+    zoo_dir: str | os.PathLike | None = None,
 ) -> ServingExport:
     """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and add it to models.config.
 
@@ -133,12 +134,17 @@ def export(
     what else is in that file stays as it is (`models_config.add_model`).
 
     Args:
-        source, name, precision, labels: as for `loading.served_net`.
+        source: what `loading.resolve` takes.
         folder: made where it is not there; may hold other models.
+        name: for clients; None takes the source's own.
+        precision: of a run, "int8" or "float"; None takes int8. Another source has its own.
+        labels: class names by number; None takes the source's, or numbers where it has none.
+        zoo_dir: where a name is looked up, as for `zoo.load`.
         version: an integer above the newest one; None takes the next.
 
     Raises:
-        ValueError: the version is not above the newest; models.config cannot be added to; or as `served_net`.
+        ValueError: the version is not above the newest, models.config cannot be added to, the source is a .tflite or has
+            another precision, the name cannot be served, labels and classes differ in number; or as `loading.resolve`.
         FileExistsError: `folder/name` holds something else, or another export took the version in the meantime.
         FileNotFoundError: there is nothing at the source.
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
@@ -149,7 +155,7 @@ def export(
     folder = Path(folder)
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
         raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
-    net = served_net(source, name=name, precision=precision, labels=labels)
+    net = _served(resolve(source, zoo_dir=zoo_dir).with_precision(precision), name, labels)
     check_config(folder, net.name)
     version = _next_version(folder / net.name, version)
     target = folder / net.name / str(version)
@@ -170,6 +176,27 @@ def export(
     return ServingExport(target, net.name, version, net.precision, size, tflite_bytes)
 
 
+@dataclass(frozen=True, eq=False)
+class _Served:
+    """A net as a version is written from: `tflite` are the true int8 model's bytes, None for float."""
+
+    name: str
+    precision: str
+    model: keras.Model
+    tflite: bytes | None
+    labels: tuple[str, ...]
+
+
+def _served(source: Source, name, labels) -> _Served:
+    model = source.model()
+    classes = int(model.output_shape[-1])
+    labels = tuple(labels or source.labels or map(str, range(classes)))
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels for {classes} classes; give one name a class")
+    tflite = source.tflite() if source.precision == "int8" else None
+    return _Served(check_served_name(name or source.name), source.precision, model, tflite, labels)
+
+
 def _next_version(base: Path, version: int | None) -> int:
     """Choose the version above the newest in the model's folder, or the given one where that is above it, too."""
     entries = [path.name for path in base.iterdir()] if base.is_dir() else ["a file"] if base.exists() else []
@@ -184,7 +211,7 @@ def _next_version(base: Path, version: int | None) -> int:
     return newest + 1 if version is None else version
 
 
-def _write_version(net: ServedNet, folder: Path, version: int) -> None:
+def _write_version(net: _Served, folder: Path, version: int) -> None:
     module, signatures = serving_module(net.model, net.labels)
     with tempfile.TemporaryDirectory() as temporary:
         texts = {"labels.txt": "\n".join(net.labels) + "\n", "metadata.json": _metadata(net, version)}
@@ -195,7 +222,7 @@ def _write_version(net: ServedNet, folder: Path, version: int) -> None:
             module.files.append(tf.saved_model.Asset(str(path)))
         tf.saved_model.save(module, str(folder), signatures=signatures)
     if net.tflite is not None:
-        (folder / "model.tflite").write_bytes(for_server(net.tflite))
+        (folder / "model.tflite").write_bytes(with_serving_signature(net.tflite))
     (folder / WARM_UP_FILE).parent.mkdir()
     with tf.io.TFRecordWriter(str(folder / WARM_UP_FILE)) as writer:
         for batch in BATCH_SIZES:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..console import Progress
 from ..files import locked, write_csv, write_text
-from ..machine import machine
+from ..machine import cpu_name
 from ..recipe import recipe_for
 from ..runs import IN_MEMORY, Run, load_run
 from ..spec import DEFAULT_STAGES, ResNet8
@@ -196,7 +196,7 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
 def _latencies(contents, spec) -> list[dict]:
     """Latency fields of a card for each .tflite, measured in turns with ResNet-8's at one and at two threads."""
     reference = _reference(spec.input_shape, spec.num_classes)
-    results = [{"latency_machine": machine()} for _ in contents]
+    results = [{"latency_machine": cpu_name()} for _ in contents]
     for threads, infix in ((1, ""), (2, "_2_threads")):
         rival = Int8Model(reference, threads=threads)
         models = [Int8Model(content, threads=threads) for content in contents]
