@@ -193,9 +193,8 @@ def test_a_body_that_does_not_come_is_a_408(run, monkeypatch):
 
 
 def test_headers_that_are_too_long_are_a_400_and_one_connection_too_many_a_503(server):
-    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 400_000 + b"\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    connection.sendall(head)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000)
     assert received(connection).startswith("HTTP/1.1 400")
     idle = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(64)]
     until = time.monotonic() + 20
