@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+from serving_contract import encoded
 
 from factorizenet_tf.cli import main
 
 
 @pytest.fixture
-def files(digits, encoded, tmp_path):
+def files(digits, tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, image in zip(paths, digits.test.images):
         path.write_bytes(encoded(image))

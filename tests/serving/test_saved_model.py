@@ -1,7 +1,6 @@
 import json
 import shutil
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from serving_contract import check_contract
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 from factorizenet_tf.serving import saved_model
 from factorizenet_tf.serving.saved_model import BATCH_SIZES, WARM_UP_FILE, export
@@ -44,9 +42,9 @@ def test_versions_lie_where_the_server_looks_for_them(int8, floating, folder, ru
 
 
 @pytest.mark.parametrize("precision", ["int8", "float"])
-def test_the_contract_is_kept_with_the_models_own_numbers(precision, ask, models, digits, encoded):
+def test_the_contract_is_kept_with_the_models_own_numbers(precision, ask, models, digits):
     images = digits.test.images[:40]
-    logits = check_contract(lambda signature, values: ask(signature, values, precision), images, encoded, REFUSALS)
+    logits = check_contract(lambda signature, values: ask(signature, values, precision), images, REFUSALS)
     model = models.qat if precision == "int8" else models.float
     difference = np.abs(logits - model(images / np.float32(255), training=False))
     # Of the fake-quantized net a rounding tie may fall otherwise where a processor sums in another order.
@@ -175,31 +173,6 @@ def test_a_version_that_another_export_took_meanwhile_is_not_written_over(quick,
     assert (tmp_path / "models" / "net" / "1" / "saved_model.pb").read_bytes() == b"theirs"
 
 
-def test_a_polling_server_never_sees_half_a_version(run, tmp_path):
-    folder = tmp_path / "models"
-    stop, seen, broken = threading.Event(), set(), []
-    wanted = ("saved_model.pb", "variables/variables.index", "assets/labels.txt", "assets/metadata.json", WARM_UP_FILE)
-
-    def poll():
-        while not stop.is_set():
-            for version in folder.glob("net/*"):
-                missing = [name for name in wanted if not (version / name).is_file()]
-                broken.extend(missing)
-                if not missing:
-                    seen.add(version.name)
-
-    reader = threading.Thread(target=poll)
-    reader.start()
-    try:
-        export(run.folder, folder, precision="float", name="net")
-    finally:
-        stop.set()
-        reader.join(60)
-    assert seen <= {"1"}
-    assert broken == []
-    tf.saved_model.load(str(folder / "net" / "1"))
-
-
 @pytest.mark.parametrize("name", ["a/b", "../net", "", "a b", ".hidden", "ü", "-x"])
 def test_names_that_cannot_be_a_folder_or_an_address_are_refused(name, run, tmp_path):
     with pytest.raises(ValueError, match="cannot be served; use letters"):
@@ -261,7 +234,3 @@ def test_a_missing_package_is_named_before_the_work(run, tmp_path, monkeypatch, 
     assert main(arguments) == 1
     assert "needs tensorflow-serving-api: pip install 'factorizenet_tf[serve]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_public_name_is_the_same_function():
-    assert fnet.serving.export is export

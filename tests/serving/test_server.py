@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from serving_contract import check_contract
+from serving_contract import check_contract, encoded
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
@@ -58,13 +58,13 @@ def received(connection):
 # What it answers
 
 
-def test_the_contract_is_kept_with_the_int8_nets_numbers(ask, models, digits, encoded):
+def test_the_contract_is_kept_with_the_int8_nets_numbers(ask, models, digits):
     images = digits.test.images[:16]
-    logits = check_contract(ask, images, encoded, RefusedError)
+    logits = check_contract(ask, images, RefusedError)
     np.testing.assert_allclose(logits, models.int8.predict(images), rtol=1e-5)
 
 
-def test_columns_and_wrapped_rows_are_taken_too(post, digits, encoded):
+def test_columns_and_wrapped_rows_are_taken_too(post, digits):
     image = digits.test.images[0]
     (expected,) = post({"instances": [image.tolist()]}).json()["predictions"]
     file = {"b64": base64.b64encode(encoded(image)).decode()}
