@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text
-from ..plots import frontier
 from .cards import Card, Cards
 
 __all__ = ["card_page", "table_page", "write_pages"]
@@ -20,11 +19,13 @@ NAMES = {
 
 
 def write_pages(zoo: Path, cards: Cards) -> None:
-    """Write README.md, cards/*.md and frontier.svg; without matplotlib no figure, and an older one is removed."""
+    """Write README.md, cards/*.md and frontier.svg; without the extra `report` no figure, and an older one is removed."""
     newest = cards.newest()
     figure = zoo / "frontier.svg"
     try:
-        frontier(newest, figure)
+        from ..plots import zoo_frontier
+
+        zoo_frontier(newest, figure)
     except ModuleNotFoundError:
         figure.unlink(missing_ok=True)
     write_text(
