@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tf_keras as keras
+from user_model import small_net
 
 import factorizenet_tf as fnet
 from factorizenet_tf import data, files
@@ -19,57 +20,6 @@ from factorizenet_tf.benchmarks import benchmark
 from factorizenet_tf.cli import main
 
 SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
-
-
-@pytest.fixture
-def succeeds(capsys):
-    """Runs a command that must succeed and gives what it printed on stdout."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        assert main([str(a) for a in arguments]) == 0
-        return capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
-def prints_json(succeeds):
-    """Runs a command with --json and gives what all of its stdout parses to."""
-    return lambda *arguments: json.loads(succeeds(*arguments, "--json"))
-
-
-@pytest.fixture
-def fails(capsys):
-    """Runs a command that must fail with a code and one plain line on stderr, and gives the line."""
-
-    def call(*arguments, code=2):
-        capsys.readouterr()
-        assert main([str(a) for a in arguments]) == code
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.count("\n") == 1
-        assert err.startswith("error: ")
-        return err
-
-    return call
-
-
-def small_net(*layers, shape=(8, 8, 1), classes=10, activation=None):
-    body = [keras.layers.Conv2D(8, 3, strides=2, padding="same"), keras.layers.BatchNormalization()]
-    head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(classes, activation=activation)]
-    return keras.Sequential([keras.Input(shape), *body, keras.layers.ReLU(), *layers, *head], name="mine")
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """Saves a model under the test's folder and gives its path."""
-
-    def save(model, name="mine.keras"):
-        model.save(tmp_path / name)
-        return tmp_path / name
-
-    return save
 
 
 def in_a_process(*arguments, **options):
@@ -680,14 +630,14 @@ def test_an_unknown_model_is_one_line_with_the_nearest_name(fails, zoo):
     assert "did you mean 'fnet-l1-x0.5-int8'" in fails("card", "fnet-l1-x0.5-int4", "--zoo", zoo)
 
 
-def test_verify_exits_1_where_a_model_is_not_what_its_card_says(succeeds, capsys, zoo, tmp_path):
+def test_verify_exits_1_where_a_model_is_not_what_its_card_says(succeeds, capfd, zoo, tmp_path):
     name = "fnet-l1-x0.5-int8"
     assert "1 models, " in succeeds("verify", name, "--zoo", zoo, "--quiet")
     copy = shutil.copytree(zoo, tmp_path / "zoo")
     path = copy / fnet.zoo.card(name, zoo_dir=copy).file("tflite").path
     path.write_bytes(path.read_bytes() + b"more")
     assert main(["verify", "--all", "--zoo", str(copy), "--quiet"]) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert "FAILED" in out
     assert err == f"error: 1 of 2 models are not what their cards say: {name}\n"
 
