@@ -18,6 +18,7 @@ import numpy as np
 from .console import require_extra
 from .files import write_bytes
 from .requirement import frontier as frontier_of
+from .spec import level_text
 
 require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 
@@ -71,7 +72,7 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     rows = [
         {
             "net": card.name,
-            "level": f"l{_joined(card.level)}" if card.level is not None else "",
+            "level": f"l{level_text(card.level)}" if card.level is not None else "",
             "series": _series(card),
         }
         | {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
@@ -347,10 +348,6 @@ def _series(card):
     if isinstance(card.level, int):
         return f"width {card.width}"
     return "per-stage levels" if card.level else "ResNet-8"
-
-
-def _joined(level):
-    return ".".join(map(str, level)) if isinstance(level, tuple) else str(level)
 
 
 def _precision(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
 import os
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ import numpy as np
 from ..console import Bar, Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset, Split, check_images, load_dataset
-from ..loading import Subject, subject_of
-from ..models.convert import pinned
+from ..loading import Source, resolve
+from ..models.convert import with_full_range_pixels
+from ..spec import level_text
 from .distributions import describe
 from .graph import FusedGraph, by_channel, fuse
 from .measure import BATCH, Outputs, activations, layer_errors, output_ranges, outputs
@@ -95,7 +95,7 @@ def analyze(
 
     Args:
         model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one brings its -float
-            sibling); a `Run` or its folder; a .h5 or .keras file.
+            sibling); a `Run` or its folder; else what `loading.resolve` takes, but no .tflite.
         calibration: training images, uint8 (n, height, width, channels); None: the first of the net's data.
         evaluation: images and labels that accuracies are measured on; None: the validation split of the net's data, or
             none where calibration is given and dataset is not.
@@ -111,9 +111,9 @@ def analyze(
         ValueError: no images, sizes or bits that do not fit, an unbuilt or nested model, layers that cannot be read.
         FileNotFoundError: no such name or file.
     """
-    config = AnalysisConfig(**settings)
-    subject = _with_data(model_or_name, dataset, data_dir, zoo_dir, calibration is None, {})
-    return _analyzed(subject, calibration, evaluation, config, verbose)
+    config, net = AnalysisConfig(**settings), resolve(model_or_name, zoo_dir=zoo_dir)
+    data = _data([net], dataset, data_dir, calibration is None)
+    return _analyze(net, _net_name(net), data[net], calibration, evaluation, config, verbose)
 
 
 def compare_levels(
@@ -131,56 +131,62 @@ def compare_levels(
 
     Args:
         subjects: analyses, or what `analyze` takes. Nets of one name, such as two runs of one spec, are told apart by
-            their folders, or else by a number.
+            their folders or files, else by a number.
         calibration, evaluation, dataset, data_dir, zoo_dir, verbose, settings: as for `analyze`, for the nets that are
             no analyses yet.
 
     Raises:
         ValueError: nothing to compare, or one thing twice; else as `analyze`.
     """
-    subjects = list(subjects)
-    if not subjects:
+    config, given = AnalysisConfig(**settings), list(subjects)
+    if not given:
         raise ValueError("nothing to compare; give analyses, names, run folders or models")
-    given = [_given(subject) for subject in subjects]
-    if twice := sorted({str(key) for key in given if given.count(key) > 1}):
+    subjects = [one if isinstance(one, Analysis) else resolve(one, zoo_dir=zoo_dir) for one in given]
+    nets = [subject for subject in subjects if isinstance(subject, Source)]
+    keys = [net.given for net in nets if net.memory is None] + [id(one) for one in given if isinstance(one, Analysis)]
+    if twice := [str(key) for number, key in enumerate(keys) if key in keys[:number]]:
         raise ValueError(f"{', '.join(twice)} is given twice; give each net once")
-    config, loaded, analyses = AnalysisConfig(**settings), {}, []
+    names, data = _distinct_names(nets), _data(nets, dataset, data_dir, calibration is None)
+    analyses = []
     for subject in subjects:
-        if not isinstance(subject, Analysis):
-            subject = _with_data(subject, dataset, data_dir, zoo_dir, calibration is None, loaded)
-            subject = _analyzed(subject, calibration, evaluation, config, verbose)
+        if isinstance(subject, Source):
+            subject = _analyze(subject, names[subject], data[subject], calibration, evaluation, config, verbose)
         analyses.append(subject)
-    names = [name for analysis in analyses for name in analysis.names]
-    alike = {name for name in names if names.count(name) > 1}
-    return concat(
-        [
-            analysis.renamed({name: key for name in analysis.names if name in alike})
-            if isinstance(key, str)
-            else analysis
-            for key, analysis in zip(given, analyses)
-        ]
-    )
+    return concat(analyses)
 
 
-def _given(subject):
-    """How the caller named a net: the text of a name, file or folder, or the object's own repr."""
-    place = getattr(subject, "folder", subject)
-    return os.fspath(place) if isinstance(place, (str, os.PathLike)) else id(subject)
+def _net_name(net: Source) -> str:
+    """What tables call a net: a name as it was given, its version too, and a run by its spec, since it has two nets."""
+    if net.kind == "name":
+        return net.given
+    return net.spec.name if net.kind == "run" and net.spec is not None else net.name
 
 
-def _with_data(source, dataset, data_dir, zoo_dir, needs_data, loaded) -> Subject:
-    """The net that a caller named, with the data that was asked for or is needed; `loaded` has data by name and shape."""
-    given = dataset if isinstance(dataset, Dataset) else None
-    subject = subject_of(source, dataset=given, zoo_dir=zoo_dir, needs_data=False)
-    name = subject.dataset_name if dataset is None else dataset
-    if name is None or isinstance(name, Dataset) or (dataset is None and not needs_data):
-        return subject
-    shape = tuple(next(iter(subject.models.values())).input_shape[1:])
-    if (name, shape) not in loaded:
-        loaded[name, shape] = load_dataset(name, input_shape=shape, data_dir=data_dir)
+def _distinct_names(nets: Sequence[Source]) -> dict[Source, str]:
+    """What tables call nets that are compared: those of one name by their folder or file, or by the whole path."""
+    names = {net: _net_name(net) for net in nets}
+    for other in (lambda net: net.path.resolve().name if net.path else net.given, lambda net: net.given):
+        taken = [*names.values()]
+        names = {net: other(net) if taken.count(name) > 1 else name for net, name in names.items()}
+    return names
+
+
+def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
+    """Each net's data: what the caller gave, or what the net was trained on where that is needed; loaded once for all."""
+    if isinstance(dataset, Dataset) or (dataset is None and not is_needed):
+        return dict.fromkeys(nets, dataset)
     if dataset is None:
-        subject.note_other_data(loaded[name, shape])
-    return dataclasses.replace(subject, dataset=loaded[name, shape])
+        for net in nets:
+            net.check_data_known()
+    loaded, data = {}, {}
+    for net in nets:
+        name, shape = dataset or net.dataset_name, net.input_shape
+        if (name, shape) not in loaded:
+            loaded[name, shape] = load_dataset(name, input_shape=shape, data_dir=data_dir)
+        data[net] = loaded[name, shape]
+        if dataset is None:
+            net.warn_if_other_data(data[net])
+    return data
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,40 +213,33 @@ class _Job:
         return self.progress.bar(f"{self.keys['net']} {self.keys['source']} {text}", passes * -(-len(images) // BATCH))
 
 
-def _analyzed(subject, calibration, evaluation, config, verbose) -> Analysis:
-    calibration = _calibration(subject, calibration, config)
-    split = _evaluation(subject, evaluation, config)
-    graphs = {source: fuse(model) for source, model in subject.models.items()}
+def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) -> Analysis:
+    if calibration is None:
+        calibration = data.calibration(config.calibration_images)
+    split = _evaluation(data, evaluation, config)
+    models = net.models()
+    graphs = {source: fuse(model) for source, model in models.items()}
     for graph in graphs.values():
         check_images(calibration, graph.input_shape, "calibration")
         if split is not None:
             check_images(split.images, graph.input_shape, "evaluation")
-    tables = {name: [] for name in TABLES}
-    tables["nets"].append(_net_row(subject, calibration, split, config))
-    calibration = pinned(calibration)  # as the converter sees them
+    tables = {table: [] for table in TABLES}
+    images = {"calibration_images": len(calibration), "evaluation_images": 0 if split is None else len(split)}
+    tables["nets"].append(_net_row(net, name, models, data, images, config))
+    calibration = with_full_range_pixels(calibration)  # as the converter sees them
     reference = graphs.get("float") or graphs["qat"]
+    tflite = net.int8_model() if net.tflite_file is not None else None
     with Progress(verbose) as progress:
         for source, graph in graphs.items():
-            keys, names = {"net": subject.name, "source": source}, _tensors(subject, graph)
-            progress.say(f"{subject.name} ({source}): {len(graph.operations)} operations, {len(calibration)} images")
-            _measure(_Job(graph, reference, keys, names, calibration, split, config, tables, progress))
+            keys, tensors = {"net": name, "source": source}, _tensors(tflite, graph)
+            progress.say(f"{name} ({source}): {len(graph.operations)} operations, {len(calibration)} images")
+            _measure(_Job(graph, reference, keys, tensors, calibration, split, config, tables, progress))
     return from_rows(tables)
 
 
-def _calibration(subject, calibration, config):
-    if calibration is not None:
-        return calibration
-    if subject.dataset is None:
-        raise ValueError(
-            f"{subject.name} is not known to go with any data; give a dataset (--dataset), or give calibration: uint8 "
-            "training images"
-        )
-    return subject.dataset.calibration(config.calibration_images)
-
-
-def _evaluation(subject, evaluation, config):
+def _evaluation(data, evaluation, config):
     if evaluation is None:
-        split = None if subject.dataset is None else subject.dataset.validation
+        split = None if data is None else data.validation
         if split is None or config.evaluation_images is None:
             return split
         return Split(split.images[: config.evaluation_images], split.labels[: config.evaluation_images])
@@ -255,31 +254,28 @@ def _evaluation(subject, evaluation, config):
     return evaluation
 
 
-def _net_row(subject, calibration, split, config):
-    model = next(iter(subject.models.values()))
-    level = getattr(subject.spec, "level", None)
+def _net_row(net, name, models, data, images, config):
+    model, level = next(iter(models.values())), getattr(net.spec, "level", None)
     return {
-        "net": subject.name,
-        "source": "+".join(subject.models),
-        "level": ".".join(map(str, level)) if isinstance(level, tuple) else None if level is None else str(level),
-        "width": getattr(subject.spec, "width", None),
+        "net": name,
+        "source": "+".join(models),
+        "level": None if level is None else level_text(level),
+        "width": getattr(net.spec, "width", None),
         "macs": count_macs(model),
         "params": count_params(model),
-        "dataset": subject.dataset.title if subject.dataset is not None else None,
-        "calibration_images": len(calibration),
-        "evaluation_images": 0 if split is None else len(split),
+        "dataset": None if data is None else data.title,
+        **images,
         "scheme": config.scheme,
         "weight_bits": config.weight_bits,
         "activation_bits": config.activation_bits,
     }
 
 
-def _tensors(subject, graph) -> dict[str, str]:
+def _tensors(tflite, graph) -> dict[str, str]:
     """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
-    if subject.tflite is None:
-        return {}
     try:
-        return tensor_names(subject.tflite, [op.name for op in graph.quantized if op.kind != "input"])
+        layers = [op.name for op in graph.quantized if op.kind != "input"]
+        return {} if tflite is None else tensor_names(tflite, layers)
     except ValueError:
         return {}
 

@@ -17,8 +17,8 @@ from ..data import Dataset
 from ..files import write_csv, write_text
 from ..recipe import Recipe, recipe_for
 from ..requirement import COSTS, Requirement, best
-from ..runs import Run, claim_folder, dataset_identity
-from ..spec import ModelSpec
+from ..runs import Run, dataset_fingerprint, open_folder
+from ..spec import ModelSpec, level_text
 from ..training.train import train
 from .analyze import analyze
 from .report import report_html
@@ -198,8 +198,8 @@ def _open_folder(folder, dataset, specs, recipe, sensitivity):
         "sensitivity": sensitivity,
         "macro": _family(specs[0]),
     }
-    texts = {"study.json": json.dumps(about, indent=2) + "\n", "dataset.json": dataset_identity(dataset)}
-    claim_folder(folder, texts, "study")
+    texts = {"study.json": json.dumps(about, indent=2) + "\n", "dataset.json": dataset_fingerprint(dataset)}
+    open_folder(folder, texts, "study")
 
 
 def _published(spec, dataset, recipe, zoo_dir):
@@ -233,7 +233,7 @@ def _published_row(card, zoo_dir) -> dict:
 
 
 def _row(spec, origin, costs, accuracies):
-    level = spec.level if isinstance(spec.level, int) else ".".join(map(str, spec.level))
+    level = spec.level if isinstance(spec.level, int) else level_text(spec.level)
     by_split = {f"{split}_{p}": accuracies[split][p] for split in ("validation", "test") for p in PRECISIONS}
     return {"name": spec.name, "level": level, "origin": origin} | costs | by_split
 
