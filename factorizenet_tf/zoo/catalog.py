@@ -238,14 +238,13 @@ def evaluate(
     key = "tflite" if card.precision == "int8" else "float"
     model = load_card(card, store, "tflite" if key == "tflite" else "keras", threads=os.cpu_count() or 1)
     images = getattr(data, split)
-    published = card.accuracies.get(split, {}).get(key)
     return {
         "name": name,
         "dataset": data.title,
         "split": split,
         "images": len(images),
         "accuracy": accuracy(model, images),
-        "published": published if data.title == card.dataset else None,
+        "published": card.accuracies.get(split, {}).get(key) if data.title == card.dataset else None,
     }
 
 

@@ -32,23 +32,12 @@ from .store import INDEX_FILE, FolderStore
 
 __all__ = ["PublishError", "measure_latencies", "publish_errors", "publish_run", "training_command"]
 
-LEAST_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
-LARGEST_LOSS = 0.01  # of validation accuracy, from float to the .tflite
-LARGEST_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, not make up for a broken float net
+MIN_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
+MAX_LOSS = 0.01  # of validation accuracy, from float to the .tflite
+MAX_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, not make up for a broken float net
 # int8 kernels that LiteRT and TensorFlow Lite for Microcontrollers both have; none of them computes in float
 OPERATORS = frozenset(
-    [
-        "ADD",
-        "AVERAGE_POOL_2D",
-        "CONCATENATION",
-        "CONV_2D",
-        "DEPTHWISE_CONV_2D",
-        "FULLY_CONNECTED",
-        "MAX_POOL_2D",
-        "MEAN",
-        "PAD",
-        "RESHAPE",
-    ]
+    "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED MAX_POOL_2D MEAN PAD RESHAPE".split()  # noqa: SIM905
 )
 LATENCY_ROUNDS = 9
 ROLES = {"float": {"weights": "float.h5"}, "int8": {"weights": "qat.h5", "tflite": "model.tflite"}}
@@ -70,24 +59,24 @@ def publish_errors(run: Run) -> list[str]:
         return [f"the run in {run.folder} does not say its machine and versions; train it with this version"]
     errors = []
     agreement = metrics["agreement"]
-    if agreement["top1"] < LEAST_AGREEMENT:
+    if agreement["top1"] < MIN_AGREEMENT:
         errors.append(
             f"its .tflite and its QAT Keras model agree on {100 * agreement['top1']:.1f} % of {agreement['images']} "
-            f"images (at least {100 * LEAST_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
+            f"images (at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
         )
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
     loss = validation["float"] - validation["tflite"]
-    most, least = (max(share, 3 / images) for share in (LARGEST_LOSS, LARGEST_GAIN))  # of a small split, three images
-    if loss > most:
+    max_loss, max_gain = (max(share, 3 / images) for share in (MAX_LOSS, MAX_GAIN))  # of a small split, three images
+    if loss > max_loss:
         errors.append(
-            f"int8 is {100 * loss:.2f} points below float on validation (at most {100 * most:.2f} are allowed); "
+            f"int8 is {100 * loss:.2f} points below float on validation (at most {100 * max_loss:.2f} are allowed); "
             "train it with more qat_epochs"
         )
-    if -loss > least:
+    if -loss > max_gain:
         errors.append(
-            f"float is {-100 * loss:.2f} points below int8 on validation (at most {100 * least:.2f} are allowed): the float "
-            "net is not trained to its end, or its BatchNorm statistics lag behind its weights; train it again with this "
-            "version, with more epochs or a smaller batch_size"
+            f"float is {-100 * loss:.2f} points below int8 on validation (at most {100 * max_gain:.2f} are allowed): it was "
+            "not trained to its end, or its BatchNorm statistics lag behind its weights; train it again with this version, "
+            "with more epochs or a smaller batch_size"
         )
     strange = sorted(set(metrics["operators"]) - OPERATORS)
     if strange:
@@ -118,6 +107,8 @@ def training_command(run: Run, dataset: dict) -> str:
     if initial and initial != IN_MEMORY and not re.fullmatch(r"[a-z0-9.-]+-float(@\d+)?", initial):
         initial = f"path/to/{Path(initial).name}"
         notes.append(f"{initial}: the float net it starts from")
+    notes += ["images, labels: your arrays"] if data == "arrays" else []
+    notes += ["model: the float net it starts from"] if initial == IN_MEMORY else []
     height, width, channels = spec.input_shape
     options = {"epochs", "qat_epochs", "batch_size", "learning_rate", "seed"}
     if changed.keys() <= options and initial != IN_MEMORY and data != "arrays" and height == width:
@@ -127,18 +118,14 @@ def training_command(run: Run, dataset: dict) -> str:
         parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
         command = " ".join(["factorizenet train", *parts, f"--out runs/{spec.name}"])
     else:
-        if data == "arrays":
-            notes.append("images, labels: your arrays")
-        if initial == IN_MEMORY:
-            notes.append("model: the float net it starts from")
-        data = "(images, labels)" if data == "arrays" else repr(data)
+        name = "(images, labels)" if data == "arrays" else repr(data)
         start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
         changes = "".join(f", {name}={value!r}" for name, value in changed.items())
         command = (
-            f"fnet.train({_expression(spec)}, fnet.load_dataset({data}, input_shape={spec.input_shape}), "
-            f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{changes}){start})"
+            f"fnet.train({_expression(spec)}, fnet.load_dataset({name}, input_shape={spec.input_shape}), "
+            f"out='runs/{spec.name}', recipe=fnet.recipe_for({data!r}{changes}){start})"
         )
-    return "  # ".join([command, *(["; ".join(notes)] if notes else [])])
+    return command + (f"  # {'; '.join(notes)}" if notes else "")
 
 
 def _net_options(spec, initial):
@@ -163,7 +150,8 @@ def _expression(spec) -> str:
 
 
 def _is_folder(name):
-    return os.sep in name or Path(name).is_dir()
+    """Tell whether `load_dataset` takes a name for a folder."""
+    return os.sep in name or (name not in ("digits", "arrays") and Path(name).is_dir())
 
 
 def publish_run(
@@ -223,7 +211,10 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
         for cards in alike.values():
             progress.say(f"measuring the latency of {len(cards)} models of {cards[0].spec.input_shape}")
             contents = [store.path(card.file("tflite")).read_bytes() for card in cards]
-            new |= {card.reference: latency for card, latency in zip(cards, _latencies(contents, cards[0].spec))}
+            new |= {
+                card.reference: latency | {"older": {}}
+                for card, latency in zip(cards, _latencies(contents, cards[0].spec))
+            }
     with locked(zoo / ".lock", LOCK_SECONDS):
         cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
         _write_index(zoo, cards)
