@@ -10,8 +10,8 @@ import warnings
 import typer
 
 from .analyze import analyze, study
-from .export import export, label, latencies, loadtest, predict, serve
-from .models import benchmark, describe, levels, list_models, publish, show_card, verify
+from .export import export, latencies, predict, serve
+from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
 
@@ -34,17 +34,14 @@ for _command in (
     quantize,
     evaluate,
     export,
-    benchmark,
     analyze,
     study,
     verify,
     publish,
     search,
     latencies,
-    label,
     serve,
     predict,
-    loadtest,
 ):
     app.command()(_command)
 app.command("list")(list_models)

@@ -14,7 +14,6 @@ from .options import (
     Channels,
     Classes,
     DataDir,
-    DatasetOption,
     Json,
     LevelOption,
     Name,
@@ -28,7 +27,7 @@ from .options import (
     spec_from,
 )
 
-__all__ = ["benchmark", "describe", "levels", "list_models", "publish", "show_card", "verify"]
+__all__ = ["describe", "levels", "list_models", "publish", "show_card", "verify"]
 
 
 def levels(
@@ -203,44 +202,3 @@ def publish(
 def _span(groups):
     low, high = min(groups), max(groups)
     return str(low) if low == high else f"{low}-{high}"
-
-
-def benchmark(
-    dataset: DatasetOption = "digits",
-    width: Width = 16,
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
-    run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
-    part: Annotated[str, typer.Option(help="all, training, search, zoo or micro.")] = "all",
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Measure speed and memory as ratios in one run.
-
-    Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
-    memory; with --run the .tflite against QAT Keras. A search's start and proposals; how fast the zoo lists, loads and
-    verifies, and how far TensorFlow Lite Micro's outputs are from LiteRT's on each of its int8 models.
-    """
-    if part not in ("all", "training", "search", "zoo", "micro"):
-        raise ValueError(f"part is {part!r}; it must be all, training, search, zoo or micro")
-    import_tensorflow()
-    rows = []
-    if part in ("all", "training"):
-        from ..benchmarks.benchmark import measure
-
-        rows += measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
-    if part in ("all", "search"):
-        from ..benchmarks.search import measure_search
-
-        rows += measure_search(verbose=not quiet)
-    if part in ("all", "zoo"):
-        from ..benchmarks.zoo import measure_zoo
-
-        rows += measure_zoo(data_dir=data_dir, verbose=not quiet)
-    if part in ("all", "micro"):
-        from ..benchmarks.micro import measure_micro
-
-        rows += measure_micro(data_dir=data_dir, verbose=not quiet)
-    if not rows:
-        raise ValueError("the zoo is empty, so there is nothing to measure; publish models first")
-    show(rows, as_json, "Benchmark")

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..console import Progress
 from ..files import atomic_folder, locked, write_text
-from ..machine import machine
+from ..machine import cpu_name
 from ..recipe import recipe_for
 from ..runs import IN_MEMORY, Run, load_run
 from ..spec import DEFAULT_STAGES, ResNet8
@@ -228,7 +228,7 @@ def _latencies(contents, spec) -> list[dict]:
     times = np.array(times)
     medians = zip(np.median(times, axis=0)[1:], np.median(times[:, 1:] / times[:, :1], axis=0))
     return [
-        {"latency_ms": round(float(ms), 5), "latency_ratio": round(float(ratio), 3), "latency_machine": machine()}
+        {"latency_ms": round(float(ms), 5), "latency_ratio": round(float(ratio), 3), "latency_machine": cpu_name()}
         for ms, ratio in medians
     ]
 
