@@ -106,14 +106,7 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(digits, spec, tmp_path):
         fnet.train(spec, digits, out=tmp_path / "file" / "run")
 
 
-@pytest.fixture
-def quick(run, monkeypatch):
-    """Conversions that give the run's own file: they are half of a short training's time."""
-    content = (run.folder / "model.tflite").read_bytes()
-    monkeypatch.setattr(training, "to_tflite", lambda *arguments, **options: content)
-
-
-def test_interrupted_in_both_phases_a_run_goes_on_as_if_it_had_not_been(run, digits, recipe, tmp_path, quick):
+def test_interrupted_in_both_phases_a_run_goes_on_as_if_it_had_not_been(run, digits, recipe, tmp_path, no_conversion):
     for epochs, left in ((3, ("float", 3)), (4, ("qat", 1))):
         with pytest.raises(KeyboardInterrupt):
             fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(epochs)], verbose=False)
@@ -221,7 +214,7 @@ class Record(keras.callbacks.Callback):
         self.ended += 1
 
 
-def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path, quick):
+def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path, no_conversion):
     record = Record()
     # Nothing improves by that much after the first epoch, so the second is the last.
     stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
