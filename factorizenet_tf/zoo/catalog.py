@@ -194,16 +194,9 @@ def load_card(card: Card, store: FolderStore | UrlStore, format: str, *, threads
     path = store.path(_file(card, "weights"))
     if format == "path":
         return path
-    from ..models.build import build
-    from ..models.weights import load_weights
+    from ..models.weights import load_model
 
-    model = build(card.spec)
-    if card.precision == "int8":
-        from ..models.quantize import quantize_aware
-
-        model = quantize_aware(model)
-    load_weights(model, path, spec=card.spec, precision=card.precision)
-    return model
+    return load_model(path, spec=card.spec, precision=card.precision)
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from ..files import atomic_folder, locked, write_text
 from ..machine import cpu_name
 from ..recipe import recipe_for
 from ..runs import IN_MEMORY, Run, load_run
-from ..spec import DEFAULT_STAGES, ResNet8
+from ..spec import DEFAULT_STAGES, ResNet8, level_text
 from ..tflite.int8_model import Int8Model
 from ..tflite.micro import arena_bytes
 from .cards import Card, Cards, PublishedFile, check_name, index_to_json
@@ -133,8 +133,7 @@ def _net_options(spec, initial):
         return [f"--from {shlex.quote(initial)}"]
     if isinstance(spec, ResNet8):
         return ["--baseline resnet8"]
-    level = ".".join(map(str, spec.level)) if isinstance(spec.level, tuple) else spec.level
-    parts = [f"--level {level}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
+    parts = [f"--level {level_text(spec.level)}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
     if spec.stages != DEFAULT_STAGES:
         parts.append("--stages " + ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages))
     return parts
