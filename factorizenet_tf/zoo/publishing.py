@@ -40,8 +40,15 @@ OPERATORS = frozenset(
     "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED MAX_POOL_2D MEAN PAD RESHAPE".split()  # noqa: SIM905
 )
 LATENCY_ROUNDS = 9
-ROLES = {"float": {"weights": "float.h5"}, "int8": {"weights": "qat.h5", "tflite": "model.tflite"}}
-FILES = {"float.h5", "qat.h5", "model.tflite", "history.csv", "float_saved_model.zip", "int8_saved_model.zip"}
+FILES = {  # of a publication, by precision and role
+    "float": {"weights": "float.h5", "saved_model": "float_saved_model.zip", "history": "history.csv"},
+    "int8": {
+        "weights": "qat.h5",
+        "tflite": "model.tflite",
+        "saved_model": "int8_saved_model.zip",
+        "history": "history.csv",
+    },
+}
 LOCK_SECONDS = 600  # for several publishers before this one
 OWN_SHAPES = {"digits": (32, 32, 3), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}  # no --size needed
 
@@ -183,11 +190,8 @@ def publish_run(
             _remove_unlisted(zoo, before)
             folder = _write_files(zoo, name, contents)
             version = 1 + max((card.version for card in before if card.name == f"{name}-int8"), default=0)
-            fields = _shared_fields(run, dataset) | {"version": version, "licence": licence, "zoo": str(zoo)}
-            new = []
-            for precision in ("float", "int8"):
-                files = _published_files(precision, folder, contents)
-                new.append(_card(run, f"{name}-{precision}", precision, files, fields, measured))
+            place = {"version": version, "licence": licence, "zoo": str(zoo)}
+            new = _new_cards(run, name, dataset, folder, contents, measured, place)
             _write_index(zoo, Cards(sorted([*before, *new], key=_order)))
         progress.say(f"published as {' and '.join(card.reference for card in new)} in {zoo}")
     return Cards(new)
@@ -275,56 +279,67 @@ def _write_files(zoo, name, contents) -> str:
     return folder
 
 
-def _published_files(precision, folder, contents) -> tuple[PublishedFile, ...]:
-    names = ROLES[precision] | {"saved_model": f"{precision}_saved_model.zip", "history": "history.csv"}
-    return tuple(
-        PublishedFile(role, f"{folder}/{name}", hashlib.sha256(contents[name]).hexdigest(), len(contents[name]))
-        for role, name in names.items()
-    )
+def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Card]:
+    """Make the cards of a run, float and int8.
 
-
-def _shared_fields(run, dataset) -> dict:
-    """Give the fields of a card that float and int8 have alike."""
-    metrics, data = run.metrics, dataset["name"]
-    if _is_folder(data) and Path(data).is_relative_to(Path.home()):
-        data = f"~/{Path(data).relative_to(Path.home()).as_posix()}"  # a card is for others, too
-    return {
-        "spec": run.spec,
-        "older": {},
-        "dataset": dataset["title"],
-        "dataset_name": data,
-        "class_names": tuple(dataset["class_names"]),
-        "images": metrics["images"],
-        "macs": metrics["macs"],
-        "params": metrics["params"],
-        "accuracies": metrics["accuracy"],
-        "recipe": dataclasses.asdict(run.recipe),
-        "command": training_command(run, dataset),
-        "training_seconds": metrics["training_seconds"],
-        "training_machine": metrics["machine"],
-        "versions": metrics["versions"],
-        "published": datetime.date.today().isoformat(),
+    Args:
+        run: what is published.
+        name: without the precision.
+        dataset: the run's dataset.json.
+        folder, contents: path in the zoo and files of the publication.
+        measured: RAM and latency of the int8 net.
+        place: version, licence and zoo.
+    """
+    metrics = run.metrics
+    scale, zero_point = run.int8_model().input_quantization
+    int8 = measured | {
+        "agreement": metrics["agreement"],
+        "operators": tuple(metrics["operators"]),
+        "input_scale": float(scale),
+        "input_zero_point": int(zero_point),
     }
+    own = {"float": dict.fromkeys(int8) | {"operators": ()}, "int8": int8}
+    cards = []
+    for precision, main, scored in (("float", "weights", "float"), ("int8", "tflite", "tflite")):
+        files = {
+            role: PublishedFile(
+                role, f"{folder}/{file}", hashlib.sha256(contents[file]).hexdigest(), len(contents[file])
+            )
+            for role, file in FILES[precision].items()
+        }
+        card = Card(
+            name=f"{name}-{precision}",
+            spec=run.spec,
+            precision=precision,
+            dataset=dataset["title"],
+            dataset_name=_from_home(dataset["name"]),
+            class_names=tuple(dataset["class_names"]),
+            images=metrics["images"],
+            macs=metrics["macs"],
+            params=metrics["params"],
+            size_bytes=files[main].size_bytes,
+            older={},
+            validation_accuracy=metrics["accuracy"]["validation"][scored],
+            accuracy=metrics["accuracy"]["test"][scored],
+            accuracies=metrics["accuracy"],
+            recipe=dataclasses.asdict(run.recipe),
+            command=training_command(run, dataset),
+            training_seconds=metrics["training_seconds"],
+            training_machine=metrics["machine"],
+            versions=metrics["versions"],
+            published=datetime.date.today().isoformat(),
+            files=tuple(files.values()),
+            **own[precision],
+            **place,
+        )
+        cards.append(card)
+    return cards
 
 
-def _card(run, name, precision, files, fields, measured) -> Card:
-    metrics, is_int8 = run.metrics, precision == "int8"
-    key, role = ("tflite", "tflite") if is_int8 else ("float", "weights")
-    scale, zero_point = run.int8_model().input_quantization if is_int8 else (None, None)
-    return Card(
-        name=name,
-        precision=precision,
-        size_bytes=next(file.size_bytes for file in files if file.role == role),
-        validation_accuracy=metrics["accuracy"]["validation"][key],
-        accuracy=metrics["accuracy"]["test"][key],
-        agreement=metrics["agreement"] if is_int8 else None,
-        operators=tuple(metrics["operators"]) if is_int8 else (),
-        input_scale=float(scale) if is_int8 else None,
-        input_zero_point=int(zero_point) if is_int8 else None,
-        files=files,
-        **fields,
-        **(measured if is_int8 else dict.fromkeys(measured)),
-    )
+def _from_home(name):
+    """Write a folder below the home folder as ~/...: a card is for others, too."""
+    path, home = Path(name), Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else name
 
 
 def _order(card):
@@ -358,11 +373,12 @@ def _check_new(cards, name, content, run, dataset):
 def _remove_unlisted(zoo, cards):
     """Remove what a publication left that was killed; nothing that is not a publication's own."""
     listed = {Path(file.path).parent.name for card in cards for file in card.files}
+    published = {name for roles in FILES.values() for name in roles.values()}
     for folder in (zoo / "models").glob("*"):
         if folder.name in listed or folder.is_symlink() or not folder.is_dir():
             continue
         names = {path.name for path in folder.iterdir()}
-        is_named = re.fullmatch(r".+-[0-9a-f]{8}", folder.name) and names <= FILES
+        is_named = re.fullmatch(r".+-[0-9a-f]{8}", folder.name) and names <= published
         has_weights = bool(names & {"float.h5", "qat.h5"})
         if (folder.name.startswith(".aside-") and (has_weights or not names)) or (is_named and has_weights):
             shutil.rmtree(folder)

@@ -365,12 +365,7 @@ def test_the_command_of_a_set_at_its_own_size_is_as_short_as_can_be(run):
     )
 
 
-def test_a_card_names_data_below_the_home_folder_from_there(run, monkeypatch, tmp_path):
+def test_a_card_names_data_below_the_home_folder_from_there(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name, written in (
-        (f"{tmp_path}/data/signs", "~/data/signs"),
-        ("digits", "digits"),
-        ("/mnt/signs", "/mnt/signs"),
-    ):
-        dataset = {"name": name, "title": "signs", "class_names": ["a", "b"]}
-        assert publishing._shared_fields(run, dataset)["dataset_name"] == written
+    for name, written in ((f"{tmp_path}/my/signs", "~/my/signs"), ("digits", "digits"), ("/mnt/signs", "/mnt/signs")):
+        assert publishing._from_home(name) == written
