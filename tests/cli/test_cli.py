@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -537,51 +536,6 @@ def test_the_installed_command_passes_the_exit_code_on(tmp_path):
 
 
 # Zoo
-
-
-def test_list_prints_the_models_within_the_limits(succeeds, prints_json, zoo):
-    rows = prints_json("list", "--zoo", zoo)
-    assert [row["name"] for row in rows] == ["fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"]
-    assert prints_json("list", "--zoo", zoo, "--precision", "float") == rows[:1]
-    assert prints_json("list", "--zoo", zoo, "--max-macs", 1) == []
-    assert prints_json("list", "--zoo", zoo, "--best") == rows[1:]
-    assert "fnet-l1-x0.5-int8" in succeeds("list", "--zoo", zoo)
-
-
-def test_card_prints_the_page_and_the_entry(succeeds, prints_json, zoo):
-    name = "fnet-l1-x0.5-int8"
-    assert succeeds("card", name, "--zoo", zoo).strip() == (zoo / "cards" / f"{name}.md").read_text().strip()
-    assert prints_json("card", name, "--zoo", zoo) == json.loads((zoo / "index.json").read_text())["models"][1]
-
-
-def test_an_unknown_model_is_one_line_with_the_nearest_name(fails, zoo):
-    assert "did you mean 'fnet-l1-x0.5-int8'" in fails("card", "fnet-l1-x0.5-int4", "--zoo", zoo)
-
-
-def test_verify_exits_1_where_a_model_is_not_what_its_card_says(succeeds, capfd, zoo, tmp_path):
-    name = "fnet-l1-x0.5-int8"
-    assert "1 models, " in succeeds("verify", name, "--zoo", zoo, "--quiet")
-    copy = shutil.copytree(zoo, tmp_path / "zoo")
-    path = copy / fnet.zoo.card(name, zoo_dir=copy).file("tflite").path
-    path.write_bytes(path.read_bytes() + b"more")
-    assert main(["verify", "--all", "--zoo", str(copy), "--quiet"]) == 1
-    out, err = capfd.readouterr()
-    assert "FAILED" in out
-    assert err == f"error: 1 of 2 models are not what their cards say: {name}\n"
-
-
-def test_verify_and_publish_say_what_they_need(fails, run, tmp_path):
-    assert "give names of models, or --all" in fails("verify")
-    assert "give the runs' folders and --zoo FOLDER" in fails("publish", run.folder)
-    assert "no finished run" in fails("publish", tmp_path, "--zoo", tmp_path / "zoo", "--quiet")
-
-
-def test_a_published_run_is_not_published_twice(fails, run, zoo):
-    said = fails("publish", run.folder, "--zoo", zoo, "--quiet")
-    assert f"this run is published already, as {run.spec.name}-int8@1" in said
-    assert "--name mine is for one run, not 2" in fails(
-        "publish", run.folder, run.folder, "--zoo", zoo, "--name", "mine"
-    )
 
 
 def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_json, fails, run, tmp_path):

@@ -29,6 +29,13 @@ def test_the_page_of_a_baseline_names_it_and_no_level(zoo):
     assert "of depth factorization" not in page
 
 
+def test_a_page_states_one_thread_and_the_licence_that_the_publisher_gave(zoo):
+    card = fnet.zoo.list(zoo_dir=zoo)[1]
+    assert "2 threads" not in card_page(dataclasses.replace(card, older={"latency_2_threads_ms": 1.0}))
+    assert "The publisher states no licence. Published" in card_page(card)
+    assert "Licence of the weights: MIT. Published" in card_page(dataclasses.replace(card, licence="MIT"))
+
+
 def test_lossy_data_is_said_to_be_lossy(zoo):
     card = fnet.zoo.list(zoo_dir=zoo)[1]
     assert "JPEG" not in card_page(card)
