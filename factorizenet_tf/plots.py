@@ -6,6 +6,7 @@ it where a figure is drawn.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .console import require_extra
-from .files import write_bytes
+from .files import write_bytes, written_aside
 from .requirement import frontier as frontier_of
 from .spec import level_text
 
@@ -333,15 +334,18 @@ def beside(panels: Sequence[alt.Chart]) -> alt.HConcatChart:
 def save(chart, path: str | os.PathLike) -> None:
     """Write a chart as .png or .svg, by the path's suffix. Raises OSError where it cannot be written."""
     import vl_convert
+    from PIL import Image
 
     if not isinstance(chart, alt.HConcatChart):
         chart = chart.properties(width=620)
     chart = chart.configure(font="DejaVu Sans", background="white").configure_view(continuousHeight=340)
     spec = chart.to_json()
     if str(path).endswith(".svg"):
-        write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
-    else:
-        write_bytes(path, vl_convert.vegalite_to_png(spec, scale=1.5))
+        return write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
+    drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, scale=1.5)))
+    with written_aside(path) as aside:
+        drawn.convert("RGB").save(aside, format="png", optimize=True)  # a third of the bytes
+    return None
 
 
 def _series(card):
