@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def search_frontier(
     points = _lines(drawn, x, y, "width", stroke=0)
     named = _names(drawn if len(drawn) <= MAX_NAMES else best, x, y, "level")
     subtitle = "line: not beaten with fewer MACs; at the points: the stages' levels"
-    save(alt.layer(line, points, named, title={"text": title, "subtitle": subtitle}), path)
+    save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
 
 
 def replay_costs(replays: Mapping, epochs: int, path: str | os.PathLike) -> None:
