@@ -1,5 +1,7 @@
 """`factorizenet analyze` and `study`."""
 
+import sys
+
 import pytest
 from user_model import small_net
 
