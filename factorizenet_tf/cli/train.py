@@ -140,8 +140,9 @@ def quantize(
     if method != "qat":
         refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
-    from ..loading import load_any, quantize_own
+    from ..loading import load_any
     from ..recipe import recipe_for
+    from ..training.quantize import quantize_own
 
     own = load_any(model)
     recipe = recipe_for(dataset, **({} if qat_epochs is None else {"qat_epochs": qat_epochs}))
