@@ -73,8 +73,7 @@ def quantize_own(
             content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
         models = {"float": model, "tflite": Int8Model(content)}
         write_bytes(folder / "model.tflite", content)
-        measured = measure(models, dataset, ("validation", "test"), progress)
-        metrics = {"name": model.name, "method": method, **measured}
+        metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 

@@ -155,7 +155,7 @@ def test_a_model_of_ones_own_is_quantized_from_each_format_by_each_method(prints
     metrics = prints_json(*arguments)
     assert metrics == json.loads((out / "metrics.json").read_text())
     assert metrics["method"] == method
-    assert metrics["images"] == {"validation": 144, "test": 359}
+    assert metrics["images"] == {"train": 1294, "validation": 144, "test": 359}
     model = fnet.Int8Model(out / "model.tflite")
     assert model.size_bytes == metrics["size_bytes"]
     assert model.labels == tuple("0123456789")
