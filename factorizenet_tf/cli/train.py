@@ -137,7 +137,7 @@ def quantize(
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
-    if method != "qat":
+    if method in ("ptq", "ptq-per-tensor"):
         refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
     from ..loading import load_any
