@@ -83,7 +83,7 @@ def _proposals(widths):
             times.append(time.thread_time() - start)
             if trial.status != "RUNNING":
                 return sum(1 for _ in oracle.space.nets()), times
-            accuracy = 0.5 + 0.02 * math.log(macs(oracle._spec(trial)))
+            accuracy = 0.5 + 0.02 * math.log(macs(oracle.net(trial)))
             oracle.update_trial(trial.trial_id, {oracle.objective.name: accuracy})
             trial.status = "COMPLETED"
             oracle.end_trial(trial)

@@ -51,6 +51,27 @@ def import_tensorflow():
     from .. import _keras  # noqa: F401
 
 
+def find_net(net: str, zoo_dir: str | None):
+    """Find the net that a command is given, TensorFlow imported quietly first where it takes that to read the file.
+
+    Args:
+        net: what `loading.resolve` takes, as text.
+        zoo_dir: of --zoo.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: as `loading.resolve`.
+    """
+    from ..loading import resolve
+
+    path = Path(net)
+    if (path.is_file() and path.suffix.lower() != ".tflite") or (path / "saved_model.pb").is_file():
+        import_tensorflow()
+    return resolve(net, zoo_dir=zoo_dir)
+
+
 def given_options(context: typer.Context, *names: str) -> list[str]:
     """List the options, "--qat-epochs" and the like, that the user gave among those of some parameters' names."""
     return [

@@ -13,13 +13,11 @@ import numpy as np
 from .._keras import functional_model, keras, tf, to_float
 from ..console import quiet_native_stderr
 from ..data import check_images
-from ..tflite.flatbuffer import with_associated_files
+from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
 __all__ = ["to_tflite", "with_full_range_pixels", "write_saved_model"]
-
-LABELS_FILE = "labels.txt"
 
 
 def to_tflite(
@@ -107,7 +105,12 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
 
     Returns:
         The bytes of all its files.
+
+    Raises:
+        FileExistsError: `folder` is there already.
     """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; choose another name or remove it")
     module = tf.Module()
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")

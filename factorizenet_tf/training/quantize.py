@@ -15,7 +15,7 @@ from ..models.convert import to_tflite
 from ..models.quantize import is_quantize_aware, quantize_aware
 from ..models.weights import fingerprint
 from ..recipe import Recipe
-from ..runs import claim
+from ..runs import open_run_folder
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
 from .train import measure
@@ -61,7 +61,7 @@ def quantize_own(
     quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
     folder = Path(out)
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
-    claim(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
+    open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     with Progress(verbose) as progress:
         if quantized is not None:
             strategy = tf.distribute.get_strategy()

@@ -17,7 +17,7 @@ from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset
 from ..files import write_bytes, write_text
-from ..loading import load_float
+from ..loading import Source, resolve
 from ..machine import cpu_name, versions
 from ..models.build import build
 from ..models.convert import to_tflite
@@ -25,7 +25,7 @@ from ..models.evaluate import accuracy, agreement
 from ..models.quantize import quantize_aware, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, recipe_for
-from ..runs import IN_MEMORY, Run, claim, load_run
+from ..runs import IN_MEMORY, Run, load_run, open_run_folder
 from ..spec import ModelSpec
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop, diverged
@@ -41,7 +41,7 @@ def train(
     *,
     out: str | os.PathLike,
     recipe: Recipe | None = None,
-    initial: str | os.PathLike | keras.Model | None = None,
+    initial: str | os.PathLike | Source | keras.Model | None = None,
     callbacks: Sequence = (),
     strategy=None,
     verbose: bool = True,
@@ -55,7 +55,7 @@ def train(
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`.
         out: the run's folder; made where it is not there.
         recipe: None for the data set's own, `recipe_for(dataset.name)`.
-        initial: fine-tuning: what `load_float` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
+        initial: fine-tuning: what `loading.resolve` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
             whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
             itself, the same at each call. None: random weights.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
@@ -71,11 +71,12 @@ def train(
     """
     recipe = recipe or recipe_for(dataset.name)
     _check_training(spec, dataset, recipe, strategy)
-    start = initial if initial is None or isinstance(initial, keras.Model) else load_float(initial)
+    source = None if initial is None else resolve(initial)
+    start = None if source is None else source.float_model()
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
     folder = Path(out)
-    claim(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
+    open_run_folder(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
     if (folder / "metrics.json").exists():
         return load_run(folder)
     strategy = strategy or tf.distribute.get_strategy()
@@ -87,7 +88,7 @@ def train(
         metrics = {
             "name": spec.name,
             **measure(models, dataset, progress),
-            "initial": IN_MEMORY if isinstance(initial, keras.Model) else initial and str(initial),
+            "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.given,
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),

@@ -578,7 +578,7 @@ def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(prints_j
     assert fnet.load_run(tmp_path / "tuned").spec == run.spec
     assert metrics["initial"] == str(run.folder)
     assert metrics["accuracy"]["test"]["float"] > 0.7  # one epoch from scratch: about 0.25
-    assert "initial.weights is" in fails(*command, "--out", run.folder)
+    assert "initial.weights: the folder has" in fails(*command, "--out", run.folder)
 
 
 def test_a_baseline_is_trained_by_name(succeeds, fails, run, monkeypatch, tmp_path):

@@ -73,10 +73,10 @@ def test_a_finished_run_is_given_without_training(run, digits, recipe):
 
 def test_a_folder_with_another_run_is_refused_with_the_difference(run, digits, recipe, tmp_path):
     before = files(run.folder)
-    with pytest.raises(ValueError, match=r"recipe\.epochs is 6 there, 7 now"):
+    with pytest.raises(ValueError, match=r"recipe\.epochs: the folder has 6, you gave 7"):
         fnet.train(run.spec, digits, out=run.folder, recipe=dataclasses.replace(recipe, epochs=7), verbose=False)
     other = fnet.ModelSpec(2, width=8, input_shape=(16, 16, 1), stages=run.spec.stages)
-    with pytest.raises(ValueError, match=r"spec\.level is 1 there, 2 now"):
+    with pytest.raises(ValueError, match=r"spec\.level: the folder has 1, you gave 2"):
         fnet.train(other, digits, out=run.folder, recipe=recipe, verbose=False)
     fewer = dataclasses.replace(digits, train=fnet.Split(digits.train.images[:500], digits.train.labels[:500]))
     with pytest.raises(ValueError, match=r"dataset\.images"):
