@@ -73,6 +73,8 @@ def train(
     given = {name: context.params[name] for name in names if context.params[name] is not None}
     recipe = recipe_for(dataset, **given)
     source, shape = None, None
+    if start is None:
+        refuse_unused(context, "without --from no net is looked up", "zoo_")
     if start is not None:
         if baseline is not None:
             raise ValueError("--baseline and --from exclude each other; give one")

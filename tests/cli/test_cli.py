@@ -607,6 +607,8 @@ def test_an_option_that_would_have_no_effect_is_refused_with_the_reason(fails, s
     assert "--method ptq trains nothing, so --qat-epochs would have no effect" in message
     message = fails("evaluate", run.folder / "float.h5", "--dataset", "digits", "--threads", 2)
     assert "so --threads would have no effect" in message
+    message = fails("train", *SMALL, "--zoo", tmp_path, "--out", tmp_path / "new")
+    assert "without --from no net is looked up, so --zoo would have no effect" in message
     message = fails("train", *SMALL, "--data-dir", tmp_path, "--out", tmp_path / "new")
     assert "--data-dir is where TFDS keeps its data, and digits is none of its sets" in message
     assert not (tmp_path / "new").exists()
