@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._keras import keras, tf
@@ -30,7 +31,7 @@ from ..spec import ModelSpec
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop, diverged
 
-__all__ = ["check_data", "measure", "train"]
+__all__ = ["check_data", "conversion_of", "measure", "train"]
 
 AGREEMENT_IMAGES = 1_000
 
@@ -160,7 +161,7 @@ def _convert(loop, float_model, qat_model) -> dict:
     dataset = loop.dataset
     calibration = dataset.calibration(loop.recipe.calibration_images)
     models = {"float": float_model}
-    try:
+    with conversion_of(loop):
         for kind in ("tensor", "channel"):
             loop.progress.say(f"quantizing after training, per {kind}")
             content = to_tflite(
@@ -171,16 +172,23 @@ def _convert(loop, float_model, qat_model) -> dict:
             models["qat"] = qat_model
             content = to_tflite(qat_model, labels=dataset.class_names)
         models["tflite"] = Int8Model(content)
+    write_bytes(loop.folder / "model.tflite", content)
+    return models
+
+
+@contextlib.contextmanager
+def conversion_of(loop: TrainingLoop) -> Iterator[None]:
+    """Raise DivergedError where what is converted in the block has no int8 form, and its loss was above guessing's."""
+    try:
+        yield
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the converter raises many kinds
-        loss, guessing = loop.history[-1]["loss"], math.log(dataset.num_classes)
+        loss, guessing = loop.history[-1]["loss"], math.log(loop.dataset.num_classes)
         if loss <= guessing:
             raise
         what = f"its last epoch's loss is {loss:.3g}, more than guessing's {guessing:.3g}, and the net has no int8 form"
         raise diverged(f"{what} ({error})") from error
-    write_bytes(loop.folder / "model.tflite", content)
-    return models
 
 
 def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
