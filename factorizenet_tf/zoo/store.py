@@ -216,6 +216,10 @@ def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: f
             return fetcher.fetch(name, processor=readable, downloader=download)
         except requests.RequestException as error:
             reason = str(error).strip().partition("\n")[0][:200]
+            if isinstance(error, requests.Timeout):
+                reason = f"no answer within {timeout} seconds"
+            elif isinstance(error, requests.ConnectionError):  # urllib3's text names its own objects
+                reason = "no connection, or one that broke off"
             remedy = "check the address and the network, try again, or use a zoo folder"
             raise ConnectionError(f"{url} could not be fetched ({reason}); {remedy}") from None
         except ValueError as error:
