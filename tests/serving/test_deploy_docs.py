@@ -118,15 +118,17 @@ def test_the_three_commands_go_from_a_zoo_to_a_server(run, picture, digits, tmp_
         assert tuple(labels.read_text().split()) == digits.class_names
     micro = subprocess.run(command(f"factorizenet export {name} --micro micro", tmp_path / "zoo"), cwd=tmp_path)
     assert micro.returncode == 0
-    assert f"// {name}, an int8" in (tmp_path / "micro" / "model.h").read_text()
+    (header,) = (tmp_path / "micro").glob("*_model.h")
+    assert f"/* {name}, an int8" in header.read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's command")
 def test_curl_and_the_python_lines_get_answers(picture, tmp_path, monkeypatch):
-    from factorizenet_tf.benchmarks.server import running_server
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tuner")
+    from benchmark import running_server
 
     title = "From zoo to server in three commands"
-    with running_server([NAME]) as url:
+    with running_server(NAME) as url:
         script = "set -e\n" + block(title, number=1).replace("http://localhost:8501", url)
         result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -155,7 +157,7 @@ def test_the_board_and_the_microcontroller_lines_run_as_they_stand(picture, tmp_
     plain, fast = (fnet.Int8Model(file) for file in (fnet.zoo.load("fnet-l4-int8", "path"), tmp_path / "fast.tflite"))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(fast.predict_quantized(images), plain.predict_quantized(images))
-    assert f"// {NAME}, an int8" in (tmp_path / "sources" / "model.h").read_text()
+    assert f"/* {NAME}, an int8" in (tmp_path / "sources" / "fnet_l2_int8_model.h").read_text()
 
 
 @pytest.mark.slow
