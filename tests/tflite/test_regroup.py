@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -31,12 +33,12 @@ SHAPES = [
 def outputs(content, images, **options):
     interpreter = Interpreter(model_content=content, **options)
     interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (input_,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     results = []
     for image in images:
-        interpreter.set_tensor(taken["index"], image[None])
+        interpreter.set_tensor(input_["index"], image[None])
         interpreter.invoke()
-        results.append(interpreter.get_tensor(given["index"]))
+        results.append(interpreter.get_tensor(output["index"]))
     return np.concatenate(results)
 
 
@@ -135,28 +137,28 @@ def test_groups_that_do_not_divide_are_refused():
 
 @pytest.fixture(scope="module")
 def net():
-    """A net with 2, 4 and 8 groups (16, 32 channels at level 3 and less), labelled."""
-    spec = fnet.ModelSpec((2, 3), width=16, input_shape=(16, 16, 1), stages=((1, 1), (2, 2)))
-    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1)).astype(np.uint8)
-    return fnet.to_tflite(fnet.quantize_aware(fnet.build(spec), calibration=images), labels="0123456789")
+    """A published net with 8 groups, labelled."""
+    return fnet.zoo.load("fnet-l3-int8", "path").read_bytes()
 
 
-def test_a_whole_net_gives_the_same_bits_and_keeps_its_labels(net, noise):
-    groups = [found for _, _, found in int8_convolutions(net)]
-    assert sorted({*groups}) == [1, 4, 8]
-    regrouped = with_groups(net, [1] * len(groups))
+@pytest.fixture
+def pictures(noise):
+    return noise(50, (32, 32, 3))
+
+
+def test_a_whole_net_gives_the_same_bits_and_keeps_its_labels(net, pictures):
+    convolutions = int8_convolutions(net)
+    assert sorted({groups for _, _, groups in convolutions}) == [1, 8]
+    regrouped = with_groups(net, [1] * len(convolutions))
     plain, dense = fnet.Int8Model(net), fnet.Int8Model(regrouped)
-    np.testing.assert_array_equal(plain.predict_quantized(noise(200)), dense.predict_quantized(noise(200)))
-    assert dense.labels == tuple("0123456789")
+    np.testing.assert_array_equal(plain.predict_quantized(pictures), dense.predict_quantized(pictures))
+    assert dense.labels == plain.labels == fnet.zoo.card("fnet-l3-int8").class_names
     assert dense.input_quantization == plain.input_quantization
-    kept = sum(shape.filters * shape.input_shape[2] * 9 for _, shape, found in int8_convolutions(net) if found > 1)
-    was = sum(
-        shape.filters * shape.input_shape[2] * 9 / found for _, shape, found in int8_convolutions(net) if found > 1
-    )
-    assert len(regrouped) - len(net) == pytest.approx(kept - was, abs=600)  # the old kernels are not left in the file
+    before = sum(shape.filters * shape.input_shape[2] * 9 // 8 for _, shape, groups in convolutions if groups > 1)
+    assert len(regrouped) - len(net) == pytest.approx(7 * before, abs=600)  # the old kernels are not left in the file
 
 
-def test_measured_here_every_layer_is_in_the_table_and_the_net_is_the_same(net, noise):
+def test_measured_here_every_layer_is_in_the_table_and_the_net_is_the_same(net, pictures):
     regrouped = regroup_fastest(net)
     measured = regrouped.table.milliseconds
     assert {(shape, groups) for _, shape, groups in int8_convolutions(net) if groups > 1} == {
@@ -166,8 +168,8 @@ def test_measured_here_every_layer_is_in_the_table_and_the_net_is_the_same(net, 
     assert [layer.groups for layer in regrouped.layers] == [n for _, _, n in int8_convolutions(net) if n > 1]
     for layer in regrouped.layers:
         assert layer.chosen_ms <= layer.plain_ms
-    expected = fnet.Int8Model(net).predict_quantized(noise(50))
-    np.testing.assert_array_equal(fnet.Int8Model(regrouped.content).predict_quantized(noise(50)), expected)
+    expected = fnet.Int8Model(net).predict_quantized(pictures)
+    np.testing.assert_array_equal(fnet.Int8Model(regrouped.content).predict_quantized(pictures), expected)
     assert all(row["name"].startswith("quant_stage") for row in regrouped.rows())
 
 
@@ -231,7 +233,7 @@ def test_functions_are_timed_in_turns():
     assert slow > 4 > fast
 
 
-def test_a_table_measured_by_the_command_regroups_an_export(net, noise, tmp_path, capsys):
+def test_a_table_measured_by_the_command_regroups_an_export(net, pictures, tmp_path, capsys):
     (tmp_path / "net.tflite").write_bytes(net)
     source, out, made = (str(tmp_path / name) for name in ("net.tflite", "table.json", "regrouped.tflite"))
     assert main(["latencies", source, "--out", out, "--json"]) == 0
@@ -251,27 +253,32 @@ def test_a_table_measured_by_the_command_regroups_an_export(net, noise, tmp_path
     assert row["regrouped_bytes"] > row["plain_bytes"] == len(net)
     assert row["plain_ram_bytes"] == row["regrouped_ram_bytes"] == arena_bytes(net)
     assert min(row["plain_ms"], row["regrouped_ms"], row["speedup"]) > 0
-    expected = fnet.Int8Model(net).predict_quantized(noise(50))
-    np.testing.assert_array_equal(fnet.Int8Model(made).predict_quantized(noise(50)), expected)
+    expected = fnet.Int8Model(net).predict_quantized(pictures)
+    np.testing.assert_array_equal(fnet.Int8Model(made).predict_quantized(pictures), expected)
     assert main(["latencies", source, "--out", out]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
-def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch, capsys):
-    asked = {}
-
-    def measured(shapes, *, threads):
-        asked.update(shapes)
-        return table({shape: {1: 1.0} for shape in shapes})
-
-    monkeypatch.setattr(latency, "measure_convolutions", measured)
-    assert main(["latencies", "--out", str(tmp_path / "table.json"), "--width", "24"]) == 0
-    capsys.readouterr()
-    wanted = {
-        (layer.input_shape, layer.stride): 0
+def test_without_a_source_the_command_measures_the_family_and_imports_no_tensorflow(tmp_path):
+    code = f"""
+import sys
+from factorizenet_tf.cli import main
+from factorizenet_tf.tflite import latency
+asked = {{}}
+def measured(groups, *, threads):
+    asked.update(groups)
+    return latency.LatencyTable({{shape: {{1: 1.0}} for shape in groups}}, "a board", "a runtime", threads)
+latency.measure_convolutions = measured
+assert main(["latencies", "--out", {str(tmp_path / "table.json")!r}, "--width", "24"]) == 0
+assert not {{"tensorflow", "tf_keras"}} & set(sys.modules)
+print(sorted((shape.input_shape, shape.stride[0], shape.input_shape[2] % groups) for shape, groups in asked.items()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    grouped = {
+        (layer.input_shape, layer.stride, 0)
         for level in range(1, fnet.max_level(fnet.ModelSpec(0, width=24)) + 1)
         for layer in fnet.ModelSpec(level, width=24).plan()
         if layer.kind == "grouped"
     }
-    assert {(shape.input_shape, shape.stride[0]) for shape in asked} == set(wanted)
-    assert all(shape.input_shape[2] % groups == 0 for shape, groups in asked.items())
+    assert result.stdout.splitlines()[-1] == str(sorted(grouped))
