@@ -38,7 +38,7 @@ def test_the_published_figures_of_the_suggested_net_come_out():
 
 
 def test_resnet8_is_the_one_of_mlperf_tiny():
-    model = fnet.baselines.resnet8()
+    model = fnet.build(fnet.baselines.ResNet8())
     assert fnet.count_macs(model) == 12_501_632
     assert fnet.count_params(model) == model.count_params() == 78_666
 

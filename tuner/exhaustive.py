@@ -12,16 +12,27 @@ line says how long the rest will take. `--only` and `--epochs` are for trying it
 from __future__ import annotations
 
 import argparse
+import csv
+import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 import factorizenet_tf as fnet
+from factorizenet_tf._keras import keras, tf
+from factorizenet_tf.files import locked, write_csv
+from factorizenet_tf.models.build import build
+from factorizenet_tf.recipe import learning_rate_at
 from factorizenet_tf.spec import DEFAULT_STAGES
-from factorizenet_tf.tuner.exhaustive import add_row, curve, fresh, missing, part_of
-from factorizenet_tf.tuner.space import Space
+from factorizenet_tf.training.loop import DivergedError, batches, compiled_step, make_step
+from factorizenet_tf.tuner.space import Space, macs
 
 RESULTS = Path(__file__).parent / "results" / "exhaustive.csv"
+CHUNK = 500  # validation images a prediction
+LOCK_SECONDS = 60  # a row takes milliseconds
 
 
 def main() -> None:
@@ -47,12 +58,8 @@ def main() -> None:
     part, parts = map(int, arguments.part.split("/"))
     data = fnet.load_dataset(arguments.dataset, input_shape=(arguments.size, arguments.size, arguments.channels))
     data = part_of(data, arguments.images, arguments.validation)
-    stages = DEFAULT_STAGES
-    if arguments.stages:
-        stages = tuple(tuple(map(int, stage.split("x"))) for stage in arguments.stages.split(","))
-    spec = fnet.ModelSpec(
-        0, width=arguments.width, input_shape=data.image_shape, num_classes=data.num_classes, stages=stages
-    )
+    options = {"input_shape": data.image_shape, "num_classes": data.num_classes}
+    spec = fnet.ModelSpec(0, width=arguments.width, stages=parse_stages(arguments.stages), **options)
     recipe = fnet.recipe_for(
         arguments.dataset,
         epochs=arguments.epochs,
@@ -81,8 +88,100 @@ def main() -> None:
         )
 
 
+def parse_stages(text: str | None) -> tuple:
+    """Read blocks x stride of each stage, e.g. 3x2,2x2,2x1; None gives the package's."""
+    return tuple(tuple(map(int, stage.split("x"))) for stage in text.split(",")) if text else DEFAULT_STAGES
+
+
+def fresh(spec: fnet.ModelSpec, seed: int) -> keras.Model:
+    """Build a net with random weights of a seed, and free what was built before."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    return build(spec)
+
+
+def curve(model: keras.Model, dataset: fnet.Dataset, recipe: fnet.Recipe) -> Iterator[tuple[float, float]]:
+    """Train a model in float as `train` does, without files, and yield (validation accuracy 0..1, seconds) of each epoch.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+    """
+    step = make_step(model, recipe)
+    run = compiled_step(step, tf.distribute.get_strategy(), recipe.batch_size)
+    predict = tf.function(step.predict)
+    steps = len(dataset.train) // recipe.batch_size
+    for epoch in range(recipe.epochs):
+        start, losses = time.perf_counter(), []
+        for i, (images, labels, seed) in enumerate(batches(dataset.train, recipe, "float", epoch)):
+            rate = learning_rate_at(
+                epoch * steps + i,
+                steps=recipe.epochs * steps,
+                warmup_steps=round(recipe.warmup_epochs * steps),
+                peak=recipe.learning_rate,
+            )
+            losses.append(run(images, labels, rate, seed)[0])
+        if not np.isfinite(float(tf.reduce_sum(losses))):
+            raise DivergedError(
+                f"training diverged: the loss of {model.name} is not finite in epoch {epoch + 1}; use a lower learning rate"
+            )
+        yield _accuracy(predict, dataset.validation), time.perf_counter() - start
+
+
+def part_of(dataset: fnet.Dataset, images: int, validation: int) -> fnet.Dataset:
+    """Cut a data set to its first so many training and validation images (their order was shuffled once)."""
+
+    def first(split, count):
+        return fnet.Split(split.images[:count], split.labels[:count])
+
+    return dataclasses.replace(
+        dataset, train=first(dataset.train, images), validation=first(dataset.validation, validation)
+    )
+
+
+def missing(nets: list[fnet.ModelSpec], path: Path, seed: int, part: int, parts: int) -> list[fnet.ModelSpec]:
+    """Give this process's part of the nets, without those that the table has with this seed."""
+    done = {(row["name"], int(row["seed"])) for row in read_rows(path)}
+    return [net for net in nets[part::parts] if (net.name, seed) not in done]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a table; none where there is no file."""
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def add_row(path: Path, spec: fnet.ModelSpec, recipe: fnet.Recipe, epochs: list[tuple[float, float]]) -> None:
+    """Put a net's row into the table, whole or not at all; several processes may do so.
+
+    Raises:
+        OSError: the table cannot be written.
+        ValueError: it has another number of epochs.
+    """
+    row = {
+        "name": spec.name,
+        "level": ".".join(map(str, spec.levels)),
+        "seed": str(recipe.seed),
+        "macs": str(macs(spec)),
+        "seconds": f"{sum(seconds for _, seconds in epochs):.1f}",
+        **{f"epoch_{number}": f"{accuracy:.4f}" for number, (accuracy, _) in enumerate(epochs, 1)},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock"), LOCK_SECONDS):
+        rows = [r for r in read_rows(path) if (r["name"], r["seed"]) != (row["name"], row["seed"])]
+        if rows and rows[0].keys() != row.keys():
+            raise ValueError(f"{path} has rows of {len(rows[0]) - 5} epochs, not {len(epochs)}; give another file")
+        write_csv(path, sorted([*rows, row], key=lambda r: (int(r["seed"]), -int(r["macs"]), r["name"])))
+
+
+def _accuracy(predict, split: fnet.Split) -> float:
+    hits = 0
+    for start in range(0, len(split), CHUNK):
+        images = tf.constant(split.images[start : start + CHUNK])
+        hits += int(np.sum(predict(images).numpy() == split.labels[start : start + CHUNK]))
+    return hits / len(split)
+
+
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, fnet.NanLossError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         sys.exit(f"error: {error}")

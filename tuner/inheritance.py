@@ -12,11 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from exhaustive import curve, fresh, part_of, read_rows
+
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
 from factorizenet_tf.models.inherit import inherit
-from factorizenet_tf.tuner.exhaustive import curve, fresh, part_of, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "inheritance.csv"
 STAGES = ((3, 2), (2, 2), (2, 1))

@@ -3,7 +3,10 @@
     python tuner/replay.py                      # the committed table; minutes, most of them BayesianOptimization's
     python tuner/replay.py --noise measured     # each seed on accuracies as another training might have given them
 
-A net is good enough within 0.3 points of the best of all nets under the budget. Writes replay.csv (a row for each
+The table has the validation accuracy of every net after each epoch of one training, so a replay trains nothing: a strategy
+that trains a net for some epochs is told the table's accuracy and charged the epochs. Nets over the budget cost nothing and
+score 0, which favours the strategies that propose them. A net is good enough within 0.3 points of the best of all nets under
+the budget. Writes replay.csv (a row for each
 strategy, budget and seed), replay_summary.csv and replay.png beside the table, and prints the summary.
 """
 
@@ -11,20 +14,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from exhaustive import parse_stages, read_rows
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
 from factorizenet_tf.plots import replay_costs
-from factorizenet_tf.spec import DEFAULT_STAGES
-from factorizenet_tf.tuner.exhaustive import read_rows
-from factorizenet_tf.tuner.replay import STRATEGIES, noisy, read_table, replay, seed_noise
-from factorizenet_tf.tuner.space import macs
+from factorizenet_tf.requirement import amount
+from factorizenet_tf.tuner.oracle import keras_tuner, search_space, spec_of
+from factorizenet_tf.tuner.progressive import Result, Search, propose
+from factorizenet_tf.tuner.space import Space, macs
 
 RESULTS = Path(__file__).parent / "results"
+WITHIN = 0.003  # of the exhaustive best: the goal
 
 
 def main() -> None:
@@ -38,7 +47,7 @@ def main() -> None:
     parser.add_argument("--stages", help="of the table's nets, e.g. 3x2,2x2,2x1 (default: the package's)")
     parser.add_argument("--seeds", type=int, default=20, help="replays of each strategy")
     parser.add_argument(
-        "--max-macs", type=int, nargs="*", help="budgets (default: a third, half, two thirds of level 0)"
+        "--max-macs", type=amount, nargs="*", help="budgets (default: a third, half, two thirds of level 0)"
     )
     parser.add_argument("--strategies", nargs="*", choices=STRATEGIES, default=list(STRATEGIES), help="which")
     parser.add_argument("--noise", default="0", help="standard deviation of an accuracy (0..1), or `measured`")
@@ -47,10 +56,7 @@ def main() -> None:
     rows = read_rows(arguments.table)
     if not rows:
         parser.error(f"there is no table {arguments.table}; run exhaustive.py first")
-    stages = DEFAULT_STAGES
-    if arguments.stages:
-        stages = tuple(tuple(map(int, stage.split("x"))) for stage in arguments.stages.split(","))
-    shape = (arguments.size, arguments.size, arguments.channels)
+    shape, stages = (arguments.size, arguments.size, arguments.channels), parse_stages(arguments.stages)
     table = read_table(rows, fnet.ModelSpec(0, width=arguments.width, input_shape=shape, stages=stages))
     measured, nets = seed_noise(rows)
     print(
@@ -106,6 +112,233 @@ def _summarized(strategy, budget, found, total):
         "median_gap_points": round(float(np.median(gaps)), 2),
         "worst_gap_points": round(max(gaps), 2),
     }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every net of a space with its accuracy (0..1) after each epoch; the last one is its final accuracy."""
+
+    space: Space
+    curves: Mapping[fnet.ModelSpec, tuple[float, ...]]
+
+    @property
+    def epochs(self) -> int:
+        """Count the epochs of each training."""
+        return len(next(iter(self.curves.values())))
+
+    def fitting(self, budget: int) -> list[fnet.ModelSpec]:
+        """List the nets within a budget of MACs."""
+        return [net for net in self.curves if macs(net) <= budget]
+
+    def best(self, budget: int) -> float:
+        """Give the best final accuracy within a budget of MACs."""
+        return max(self.curves[net][-1] for net in self.fitting(budget))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one search spent and found.
+
+    Args:
+        spent: epochs spent so far, at each net that was trained to its end.
+        best: the best final accuracy (0..1) among those nets so far.
+        target: what is good enough.
+        epochs: all that it spent.
+    """
+
+    spent: tuple[int, ...]
+    best: tuple[float, ...]
+    target: float
+    epochs: int
+
+    @property
+    def reached(self) -> int | None:
+        """Epochs spent when a net that is good enough was trained; None: there was none."""
+        return next((spent for spent, best in zip(self.spent, self.best) if best >= self.target), None)
+
+
+class EpochBudget:
+    """Charge a search for what it trains, and end it where it has enough or spends too much."""
+
+    def __init__(self, table, budget, most, stops):
+        self.table, self.budget, self.most, self._stops = table, budget, most, stops
+        self.target = table.best(budget) - WITHIN
+        self.epochs, self.spent, self.best = 0, [], []
+
+    def train(self, net: fnet.ModelSpec, until: int, since: int = 0) -> float:
+        """Give the accuracy after `until` epochs of a training that went on from `since`."""
+        if macs(net) > self.budget:
+            return 0.0
+        self.epochs += until - since
+        accuracy = self.table.curves[net][until - 1]
+        if until == self.table.epochs:
+            self.spent.append(self.epochs)
+            self.best.append(max(accuracy, *self.best[-1:], 0.0))
+        return accuracy
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the search is to end."""
+        return self.epochs >= self.most or (self._stops and bool(self.best) and self.best[-1] >= self.target)
+
+    def result(self) -> Replay:
+        """Give what was spent and found."""
+        return Replay(tuple(self.spent), tuple(self.best), self.target, self.epochs)
+
+
+def replay(strategy: str, table: Table, budget: int, *, seed: int, most: int, stops: bool = False) -> Replay:
+    """Replay one search on a table.
+
+    Args:
+        strategy: a name of STRATEGIES.
+        budget: of MACs.
+        seed: of the strategy.
+        most: epochs after which it is ended.
+        stops: end it once a net is good enough.
+    """
+    spending = EpochBudget(table, budget, most, stops)
+    STRATEGIES[strategy](spending, seed)
+    return spending.result()
+
+
+def _walk(spending, seed, prunes=True):
+    requirement, results, epochs = fnet.tuner.Requirement(max_macs=spending.budget), {}, spending.table.epochs
+    search = Search(
+        spending.table.space, requirement, lambda net: requirement.violation({"macs": macs(net)}), seed=seed
+    )
+    while not spending.is_over and (pending := propose(search, results).pending):
+        net, curve = pending[0].spec, spending.table.curves[pending[0].spec]
+        highest, end = 0.0, epochs
+        for epoch, least in enumerate(pending[0].threshold[: epochs - 1] if prunes else (), 1):
+            highest = max(highest, curve[epoch - 1])
+            if highest < least:
+                end = epoch
+                break
+        results[net] = Result(spending.train(net, end), curve[:end], pruned=end < epochs)
+
+
+def _walk_whole(spending, seed):
+    _walk(spending, seed, prunes=False)
+
+
+def _random(spending, seed):
+    _stock(spending, keras_tuner.oracles.RandomSearchOracle, seed, {"max_trials": len(spending.table.curves)})
+
+
+def _grid(spending, seed):
+    """In GridSearchOracle's own order; the seed says at which of its nets it starts, for it has none of its own."""
+    start = int(np.random.default_rng(seed).integers(len(spending.table.curves))) if seed else 0
+    order = []
+    _stock(OrderRecorder(spending.table, order), keras_tuner.oracles.GridSearchOracle, 1, {})
+    for net in order[start:] + order[:start]:
+        if spending.is_over:
+            return
+        spending.train(net, spending.table.epochs)
+
+
+def _bayesian(spending, seed):
+    _stock(spending, keras_tuner.oracles.BayesianOptimizationOracle, seed, {"max_trials": len(spending.table.curves)})
+
+
+def _hyperband(spending, seed):
+    options = {"max_epochs": spending.table.epochs, "hyperband_iterations": 1_000}
+    _stock(spending, keras_tuner.oracles.HyperbandOracle, seed, options)
+
+
+class OrderRecorder(EpochBudget):
+    """Note the order of proposals and charge nothing."""
+
+    def __init__(self, table, order):
+        super().__init__(table, max(map(macs, table.curves)), np.inf, False)
+        self._order = order
+
+    def train(self, net, until, since=0):
+        """Note the net."""
+        self._order.append(net)
+        return 0.5
+
+
+def _stock(spending, kind: Callable, seed: int, options: dict):
+    """Drive one of KerasTuner's oracles as its tuner does."""
+    space = spending.table.space
+    oracle = kind(
+        objective=keras_tuner.Objective("accuracy", "max"),
+        hyperparameters=search_space(space.spec, space.widths),
+        seed=1 + 10_000 * seed,  # it takes 0 for none, and adds 1 for each trial: seeds nearby are one sequence shifted
+        **options,
+    )
+    oracle.verbose = 0
+    oracle.save = oracle._save_trial = _nothing  # a replay is not resumed
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, of fits that did not converge
+        oracle._set_project_dir(folder, "replay")
+        while not spending.is_over:
+            trial = oracle.create_trial("tuner0")
+            if trial.status != "RUNNING":
+                return
+            values = trial.hyperparameters.values
+            until = values.get("tuner/epochs", spending.table.epochs)
+            accuracy = spending.train(spec_of(space, values), until, values.get("tuner/initial_epoch", 0))
+            oracle.update_trial(trial.trial_id, {"accuracy": accuracy})
+            trial.status = "COMPLETED"
+            oracle.end_trial(trial)
+
+
+def _nothing(*_):
+    return None
+
+
+STRATEGIES = {
+    "walk": _walk,
+    "walk, nothing given up": _walk_whole,
+    "RandomSearch": _random,
+    "GridSearch": _grid,
+    "BayesianOptimization": _bayesian,
+    "Hyperband": _hyperband,
+}
+
+
+def read_table(rows: Sequence[Mapping[str, str]], spec: fnet.ModelSpec, seed: int = 0) -> Table:
+    """Make a table of the rows of `exhaustive.py`.
+
+    Args:
+        rows: of the CSV.
+        spec: gives width, stages, input shape and classes.
+        seed: which trainings.
+
+    Raises:
+        ValueError: nets of the space are missing.
+    """
+    space = Space(spec, (spec.width,))
+    curves = {}
+    for row in rows:
+        if int(row["seed"]) == seed:
+            net = space.net(tuple(map(int, row["level"].split("."))))
+            curves[net] = tuple(float(v) for k, v in row.items() if k.startswith("epoch_"))
+    absent = [net.name for net in space.nets() if net not in curves]
+    if absent:
+        raise ValueError(f"the table lacks {len(absent)} nets of seed {seed}, e.g. {absent[0]}; train them first")
+    return Table(space, curves)
+
+
+def seed_noise(rows: Sequence[Mapping[str, str]]) -> tuple[float, int]:
+    """Estimate the standard deviation (0..1) of a final accuracy over seeds, from nets trained with two; count those, too."""
+    last = list(rows[0])[-1]
+    finals: dict[str, list[float]] = {}
+    for row in rows:
+        finals.setdefault(row["name"], []).append(float(row[last]))
+    pairs = [values for values in finals.values() if len(values) > 1]
+    return (float(np.sqrt(np.mean([np.var(v, ddof=1) for v in pairs]))) if pairs else 0.0), len(pairs)
+
+
+def noisy(table: Table, deviation: float, seed: int) -> Table:
+    """Shift each net's whole curve at random, as other seeds might have; seed 0 leaves the table as it is."""
+    if not seed or not deviation:
+        return table
+    random = np.random.default_rng(seed)
+    shifts = random.normal(0, deviation, len(table.curves))
+    curves = {net: tuple(v + s for v in curve) for (net, curve), s in zip(table.curves.items(), shifts)}
+    return Table(table.space, curves)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 On digits it takes less than 10 minutes of 2 cores. On CIFAR-10 under ResNet-8's MACs it takes hours of one core:
 
-    python tuner/search.py --dataset cifar10 --max-macs 12500000 --epochs 4 --qat-epochs 1 --out runs/search-cifar10
+    python tuner/search.py --dataset cifar10 --max-macs 12.5M --epochs 4 --qat-epochs 1 --out runs/search-cifar10
 
 Killed, the same command goes on. Writes results.csv, summary.txt and frontier.png into --out.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
-from factorizenet_tf.tuner import Requirement
-from factorizenet_tf.tuner.search import search
+from factorizenet_tf.requirement import amount
+from factorizenet_tf.tuner.search import publish_found, search
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--channels", type=int, default=3, help="1 or 3")
     parser.add_argument("--width", type=int, default=16, help="channels of the stem")
-    parser.add_argument("--max-macs", type=int, required=True, help="budget of MACs an image")
+    parser.add_argument("--max-macs", type=amount, required=True, help="budget of MACs an image, e.g. 12.5M")
     parser.add_argument("--epochs", type=int, help="float epochs a net (default: the recipe's)")
     parser.add_argument("--qat-epochs", type=int, help="QAT epochs a net (default: the recipe's)")
     parser.add_argument("--max-trials", type=int, help="nets to train at most")
@@ -41,21 +41,12 @@ def main() -> None:
     spec = fnet.ModelSpec(0, width=arguments.width, input_shape=data.image_shape, num_classes=data.num_classes)
     given = {"epochs": arguments.epochs, "qat_epochs": arguments.qat_epochs}
     recipe = fnet.recipe_for(arguments.dataset, **{k: v for k, v in given.items() if v is not None})
-    found = search(
-        spec,
-        data,
-        Requirement(max_macs=arguments.max_macs),
-        out=arguments.out,
-        recipe=recipe,
-        inherit=arguments.inherit,
-        max_trials=arguments.max_trials,
-        publish=arguments.publish,
-    )
-    if found is None:
-        return
+    oracle = fnet.tuner.FactorizationOracle(spec, max_macs=arguments.max_macs, max_trials=arguments.max_trials)
+    found = search(oracle, data, out=arguments.out, recipe=recipe, inherit=arguments.inherit)
     print(found.summary)
     if found.best is None or arguments.publish is None:
         return
+    publish_found(found, arguments.publish)
     print(fnet.zoo.list(precision="int8", zoo_dir=arguments.publish))
     net = fnet.zoo.load(f"{found.best.name}-int8", "tflite", zoo_dir=arguments.publish)
     images, labels = data.test.images[:8], data.test.labels[:8]
@@ -70,5 +61,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

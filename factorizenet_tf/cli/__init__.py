@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 import typer
 
 from .analyze import analyze, study
-from .export import export, label, latencies, predict, serve
+from .export import export, latencies, predict, serve
 from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
@@ -39,7 +40,6 @@ for _command in (
     publish,
     search,
     latencies,
-    label,
     serve,
     predict,
 ):
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one plain line, as errors are
     try:
         code = app(arguments or ["--help"], standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):

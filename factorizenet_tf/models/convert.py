@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import functional_model, keras, tf, to_float
+from ..console import quiet_native_stderr
 from ..data import check_images
 from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
-__all__ = ["pinned", "to_tflite", "write_saved_model"]
+__all__ = ["to_tflite", "with_full_range_pixels", "write_saved_model"]
 
 
 def to_tflite(
@@ -26,7 +27,7 @@ def to_tflite(
     per_channel: bool = True,
     labels: Sequence[str] | None = None,
 ) -> bytes:
-    """An int8 TensorFlow Lite model: int8 in and out, the input's scale 1/255 and zero point -128.
+    """Convert a model to an int8 .tflite: int8 in and out, the input's scale 1/255 and zero point -128.
 
     So a camera's uint8 becomes the input by subtracting 128. A quantization-aware model brings its ranges; a float one
     is quantized after training (PTQ) with minimum and maximum over the calibration images, of which the first gets one
@@ -67,11 +68,11 @@ def to_tflite(
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     if not aware:
-        images = pinned(check_images(calibration, model.input_shape[1:], "calibration"))
+        images = with_full_range_pixels(check_images(calibration, model.input_shape[1:], "calibration"))
         converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
-    with _quiet_logger():
+    with _quiet_logger(), quiet_native_stderr():
         content = converter.convert()
     if labels is not None:
         content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
@@ -90,8 +91,8 @@ def _quiet_logger():
         logger.setLevel(level)
 
 
-def pinned(images: np.ndarray) -> np.ndarray:
-    """Calibration images with a pixel value of 0 and one of 255 in the first, so that the input's range is 0..1."""
+def with_full_range_pixels(images: np.ndarray) -> np.ndarray:
+    """Copy calibration images, with a pixel value of 0 and one of 255 in the first: the input's range becomes 0..1."""
     images = images.copy()
     images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
     return images
@@ -104,7 +105,12 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
 
     Returns:
         The bytes of all its files.
+
+    Raises:
+        FileExistsError: `folder` is there already.
     """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; choose another name or remove it")
     module = tf.Module()
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")

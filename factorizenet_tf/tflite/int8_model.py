@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..console import quiet_native_stderr
 from ..data import check_images
 from .flatbuffer import LABELS_FILE, associated_files
 
@@ -196,8 +197,9 @@ class Int8Model:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            interpreter = Interpreter(model_content=self._content, num_threads=self.threads, **kwargs)
-            interpreter.allocate_tensors()
+            with quiet_native_stderr():
+                interpreter = Interpreter(model_content=self._content, num_threads=self.threads, **kwargs)
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{self._source} is damaged or no .tflite ({reason}); convert the model again") from None

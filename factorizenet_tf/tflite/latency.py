@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..machine import machine
 from ..spec import ModelSpec, max_level
 from .flatbuffer import operator_name, read_flatbuffer, tensor_name, write_flatbuffer
 
@@ -203,12 +202,14 @@ def measure_convolutions(groups: dict[Convolution, int], *, threads: int = 1) ->
     """
     from importlib.metadata import version
 
+    from ..machine import cpu_name
+
     milliseconds = {}
     for shape, largest in groups.items():
         counts = shape.group_counts(largest)
         times = time_in_turns([_inference(shape, count, threads) for count in counts])
         milliseconds[shape] = dict(zip(counts, np.median(times, axis=0).tolist()))
-    return LatencyTable(milliseconds, machine(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
+    return LatencyTable(milliseconds, cpu_name(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
 
 
 def time_in_turns(

@@ -1,41 +1,45 @@
-"""A whole search: walk, table of every net looked at, frontier, summary, publication."""
+"""Run a whole search: trainings, a table of every net looked at, the frontier, a summary; publish what it found."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from .. import zoo
 from ..console import Progress
 from ..data import Dataset
 from ..files import write_csv, write_text
 from ..recipe import Recipe
-from ..requirement import MEASURED, Requirement, pareto_front
+from ..requirement import MEASURED, Requirement, frontier
 from ..runs import load_run
 from ..spec import ModelSpec
-from ..zoo.publish import refusals
-from . import chief
-from ._keras_tuner import TrialStatus
-from .oracle import REASON, ROUND, FactorizationOracle, result_of
+from ..zoo.publishing import refusals
+from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
 from .space import macs
 from .tuner import OBJECTIVES, FactorizationTuner
 
-__all__ = ["Found", "SearchProgress", "frontier_of", "search"]
+__all__ = ["SearchProgress", "SearchResult", "frontier_names", "publish_found", "report", "search"]
+
+NOISE_DEVIATIONS = 3  # of a binomial count; the best of many nets is above chance by luck, too
 
 
 class SearchProgress:
-    """Lines and a bar by Rich; silent where not verbose. Use as a context.
+    """Say how far a search is, by lines and a bar; silent where not verbose. Use as a context.
 
     Args:
-        oracle: a `FactorizationOracle` of this process, asked for the best so far; None in a worker.
+        oracle: a `FactorizationOracle` of this process, asked for the best so far.
         verbose: whether to say anything.
     """
 
-    def __init__(self, oracle=None, *, verbose: bool = True):
+    def __init__(self, oracle: FactorizationOracle, *, verbose: bool = True):
         self._oracle, self._progress = oracle, Progress(verbose)
+        self._starts: dict[str, float] = {}
         self._seconds: list[float] = []
 
     def __enter__(self) -> SearchProgress:
@@ -46,55 +50,48 @@ class SearchProgress:
         self._progress.__exit__(*exception)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._progress.say(text)
 
-    def begin(self, trial_id: str, spec: ModelSpec, recipe: Recipe, values: dict, done: int) -> None:
-        """A trial starts, `done` of its epochs finished before.
-
-        Args:
-            values: the trial's hyperparameter values, with the walk's reason and round.
-        """
-        self._start = time.monotonic()
+    def begin(self, trial: Trial, spec: ModelSpec, epochs: int, done: int, bar: bool = True) -> None:
+        """Say that a trial starts, `done` of its epochs finished before; with a bar where it is trained here."""
+        self._starts[trial.trial_id] = time.monotonic()
+        values = trial.hyperparameters.values
         again = f", going on after epoch {done}" if done else ""
-        self.say(f"trial {int(trial_id)}: {spec.name}, {values.get(REASON, 'proposed')}{again}")
-        self._bar = self._progress.bar(self._text(spec.name, values), recipe.epochs + recipe.qat_epochs, done=done)
+        self.say(f"trial {int(trial.trial_id)}: {spec.name}, {values.get(REASON, 'proposed')}{again}")
+        if not bar:
+            return
+        text, state = f"{spec.name}, round {values.get(ROUND, '-')}", self._oracle.walk()
+        if state.best is not None:
+            text += f", best {state.best.name}"
+        if self._seconds:
+            remaining = len(state.pending) * sum(self._seconds) / len(self._seconds)
+            text += f", {remaining / 60:.0f} min left in the round"
+        self._bar = self._progress.bar(text, epochs, done=done)
 
     def epoch(self, phase: str, epoch: int, accuracy: float) -> None:
-        """An epoch of the trial ended with this validation accuracy (0..1)."""
+        """Advance the bar: an epoch of the trial ended with this validation accuracy (0..1)."""
         self._bar.advance()
 
-    def end(self, spec: ModelSpec, accuracy: float, pruned: bool) -> None:
-        """The trial ended with this objective (0..1)."""
-        seconds = time.monotonic() - self._start
+    def end(self, trial: Trial, accuracy: float, pruned: bool) -> None:
+        """Say that a trial ended with this objective (0..1)."""
+        seconds = time.monotonic() - self._starts[trial.trial_id]
         self._seconds.append(seconds)
-        result = "given up, hopeless" if pruned else f"{100 * accuracy:.2f} %"
-        self.say(f"  {spec.name}: {result}, {seconds:.0f} s")
-
-    def _text(self, name, values):
-        text = f"{name}, round {values.get(ROUND, '-')}"
-        if self._oracle is None:
-            return text
-        walk = self._oracle.walk()
-        if walk.best is not None:
-            text += f", best {walk.best.name}"
-        if self._seconds:
-            left = len(walk.pending) * sum(self._seconds) / len(self._seconds)
-            text += f", {left / 60:.0f} min left in the round"
-        return text
+        outcome = "given up, hopeless" if pruned else f"{100 * accuracy:.2f} %"
+        self.say(f"  {self._oracle.net(trial).name}: {outcome}, {seconds:.0f} s")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What came of a search.
+class SearchResult:
+    """What a search has found.
 
     Args:
         folder: has results.csv, summary.txt, frontier.png (with extra `report`), and a run in each trial's folder.
         best: the net found, or None.
         rows: results.csv: a dict for every trial and every net rejected untrained, with its reason.
-        steps: a line for each round: what was tried, what came of it.
+        steps: a line for each round: its purpose and its outcome.
         summary: the answer in a few lines.
-        reached: whether the best net keeps to the requirement, its floor included.
+        meets_requirement: whether the best net keeps to the requirement, its floor included.
     """
 
     folder: Path
@@ -102,57 +99,46 @@ class Found:
     rows: list[dict]
     steps: list[str]
     summary: str
-    reached: bool
+    meets_requirement: bool
 
     def run_folder(self, name: str) -> Path:
-        """The finished training of a net by its name. Raises KeyError where there is none."""
+        """Give the folder of a net's finished training. Raises KeyError where there is none."""
         trials = {row["name"]: row["trial"] for row in self.rows if row["status"] == "trained"}
         return self.folder / f"trial_{trials[name]}" / "run"
 
 
 def search(
-    spec: ModelSpec,
+    oracle: FactorizationOracle,
     dataset: Dataset,
-    requirement: Requirement,
     *,
     out: str | os.PathLike,
-    widths: tuple[int, ...] | None = None,
     recipe: Recipe | None = None,
     inherit: bool = False,
     prune: bool = True,
-    seed: int | None = None,
-    max_trials: int | None = None,
-    patience: int = 3,
-    publish: str | os.PathLike | None = None,
+    executor: Executor | None = None,
     verbose: bool = True,
-) -> Found | None:
-    """Search for the best net of a requirement; the same call goes on where it was killed.
+) -> SearchResult:
+    """Search for the best net of the oracle's requirement; the same call goes on where it was killed.
 
     Args:
-        spec, requirement, widths, seed, max_trials, patience: as for `FactorizationOracle`.
+        oracle: a new one; it has the requirement and the nets to choose from.
         dataset, recipe, inherit, prune: as for `FactorizationTuner`.
         out: the search's folder.
-        publish: a zoo folder that the frontier and the best net are added to.
+        executor: as for `FactorizationTuner.search`.
         verbose: say on stderr how far it is.
 
-    Returns:
-        What was found; None in a worker, whose chief has it.
-
     Raises:
-        ValueError: a budget is below the smallest net, arguments do not fit, or the folder holds another search.
-        RuntimeError: three trials failed in a row, or the net found may not be published; the others then are.
-        OSError: a folder cannot be written or the disk is full.
+        ValueError: arguments do not fit, no net fits the requirement, or the folder holds another search.
+        RuntimeError: three trials failed in a row, or another process searches in the folder.
+        OSError: a folder cannot be written, the disk is full, or an executor lost a machine for good.
     """
+    if "KERASTUNER_ORACLE_IP" in os.environ:
+        raise ValueError(
+            "KERASTUNER_ORACLE_IP is set; KerasTuner's chief and workers are FactorizationTuner's, this search takes an "
+            "executor (--ray): unset it"
+        )
     out = Path(out).expanduser().resolve()
-    oracle = FactorizationOracle(
-        spec,
-        **dataclasses.asdict(requirement),
-        widths=widths,
-        seed=seed,
-        max_trials=max_trials,
-        patience=patience,
-    )
-    with SearchProgress(None if chief.is_worker() else oracle, verbose=verbose) as progress:
+    with SearchProgress(oracle, verbose=verbose) as progress:
         tuner = FactorizationTuner(
             oracle,
             dataset,
@@ -163,137 +149,144 @@ def search(
             directory=out.parent,
             project_name=out.name,
         )
-        tuner.search()
-        if chief.is_worker():
-            return None
-        found = report(oracle, dataset, out)
-        if publish is not None:
-            _publish(found, publish, progress, verbose)
-    return found
+        tuner.search(executor)
+    return report(oracle, dataset, out)
 
 
-def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Found:
+def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> SearchResult:
     """Write results.csv, frontier.png and summary.txt of what a search has found so far."""
-    walk = oracle.walk()
+    state, objective, requirement = oracle.walk(), oracle.objective.name, oracle.requirement
     rows = [_trial_row(oracle, trial) for trial in oracle.trials.values()]
-    rows += [_rejected_row(oracle, rows[0], spec, reason) for spec, reason in walk.rejected.items() if rows]
-    floor = oracle.requirement.min_accuracy
-    accuracies = {row["name"]: row[oracle.objective.name] for row in rows}
-    reached = walk.best is not None and (floor is None or accuracies[walk.best.name] >= floor)
-    summary = _summary(oracle, walk, rows, reached)
-    found = Found(folder, walk.best, rows, walk.steps, summary, reached)
+    rows += [_rejected_row(oracle, rows[0], spec, reason) for spec, reason in state.rejected.items() if rows]
+    meets = state.best is not None and (requirement.min_accuracy is None or state.reaches_floor(state.best))
+    summary = _summary(oracle, state, rows, meets, dataset)
+    found = SearchResult(folder, state.best, rows, state.steps, summary, meets)
     if rows:
         write_csv(folder / "results.csv", rows)
     write_text(folder / "summary.txt", summary + "\n")
     try:
         from ..plots import search_frontier
 
-        title = f"{dataset.title}, validation: {_required(oracle.requirement)}"
-        search_frontier(
-            rows, oracle.objective.name, frontier_of(rows, oracle.objective.name), folder / "frontier.png", title=title
-        )
+        title = f"{dataset.title}, validation: {_required(requirement)}"
+        search_frontier(rows, objective, frontier_names(rows, objective), folder / "frontier.png", title=title)
     except ModuleNotFoundError:  # the extra `report` is not installed
         pass
     return found
 
 
-def frontier_of(rows: list[dict], objective: str) -> list[str]:
-    """Names of the trained nets that no other beats with as few MACs, by rising MACs."""
-    trained = [row for row in rows if row["status"] == "trained"]
-    return [row["name"] for row in pareto_front(trained, lambda row: row["macs"], lambda row: row[objective])]
+def frontier_names(rows: list[dict], objective: str) -> list[str]:
+    """List the trained nets that no other beats with as few MACs, by rising MACs."""
+    return [row["name"] for row in frontier((r for r in rows if r["status"] == "trained"), "macs", objective)]
+
+
+def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: bool = True) -> None:
+    """Publish the frontier and the best net of a search in a zoo folder; nets that may not be published are named.
+
+    Raises:
+        RuntimeError: the best net may not be published; the others then are.
+        OSError: the folder cannot be written.
+    """
+    names = dict.fromkeys(frontier_names(found.rows, "val_int8_accuracy"))
+    if found.best is not None:
+        names[found.best.name] = None
+    errors = {name: refusals(load_run(found.run_folder(name))) for name in names}
+    with Progress(verbose) as progress:
+        for name in names:
+            if errors[name]:
+                progress.say(f"{name} is not published: {'; '.join(errors[name])}")
+                continue
+            try:
+                cards = zoo.publish(found.run_folder(name), zoo_dir=Path(zoo_dir).expanduser(), verbose=False)
+                progress.say(f"published in {zoo_dir}: {', '.join(card.reference for card in cards)}")
+            except FileExistsError as error:
+                progress.say(f"{name}: {error}")
+    if found.best is not None and errors[found.best.name]:
+        raise RuntimeError(
+            f"the answer, {found.best.name}, is not published: {'; '.join(errors[found.best.name])}; it is in {found.folder}"
+        )
 
 
 def _trial_row(oracle, trial):
-    spec, values = oracle._spec(trial), trial.hyperparameters.values
+    spec, values = oracle.net(trial), trial.hyperparameters.values
     result = result_of(trial, oracle.objective.name)
     status = {TrialStatus.FAILED: "failed", TrialStatus.COMPLETED: "trained"}.get(trial.status, "not finished")
+    reasons = [values.get(REASON, ""), (trial.message or "").strip().rpartition("\n")[2]]
     if result.pruned:
         status = "given up"
-    message = (trial.message or "").strip().rpartition("\n")[2]
+    elif status == "trained" and (violation := oracle.violation(spec)) is not None:  # costs were measured again
+        status = "over budget"
+        reasons.append(violation)
 
     def metric(name):
-        is_final = status == "trained" and trial.metrics.exists(name)
+        is_final = status in ("trained", "over budget") and trial.metrics.exists(name)
         return round(float(trial.metrics.get_last_value(name)), 6) if is_final else ""
 
     return {
         "trial": trial.trial_id,
         **_net_columns(spec),
         "status": status,
-        "reason": values.get(REASON, "") + (f": {message}" if message else ""),
+        "reason": ": ".join(filter(None, reasons)),
         "round": values.get(ROUND, ""),
         "float_epochs": len(result.curve),
         **{name: metric(name) for name in OBJECTIVES},
-        **{cost: oracle.costs.known(spec).get(cost, metric(cost)) for cost in MEASURED},
+        **{cost: oracle.costs.cached(spec).get(cost, metric(cost)) for cost in MEASURED},
         "seconds": metric("seconds"),
     }
 
 
 def _rejected_row(oracle, row, spec, reason):
-    known = {**_net_columns(spec), "status": "rejected", "reason": reason, **oracle.costs.known(spec)}
+    known = {**_net_columns(spec), "status": "rejected", "reason": reason, **oracle.costs.cached(spec)}
     return {key: known.get(key, "") for key in row}
 
 
 def _net_columns(spec):
-    return {
-        "name": spec.name,
-        "level": ".".join(map(str, spec.levels)),
-        "width": spec.width,
-        "macs": macs(spec),
-    }
+    return {"name": spec.name, "level": ".".join(map(str, spec.levels)), "width": spec.width, "macs": macs(spec)}
 
 
-def _required(requirement):
+def _required(requirement: Requirement) -> str:
     parts = [f"{cost} <= {limit:,}" for cost, limit in requirement.limits.items()]
     if requirement.min_accuracy is not None:
         parts.append(f"accuracy >= {100 * requirement.min_accuracy:g} %")
     return ", ".join(parts)
 
 
-def _summary(oracle, walk, rows, reached):
+def _summary(oracle, state, rows, meets, dataset):
     counts = {status: sum(row["status"] == status for row in rows) for status in ("trained", "given up", "failed")}
-    total = oracle.space.count()
-    lines = [f"required: {_required(oracle.requirement)}"]
-    lines += walk.steps
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    lines.append(f"of {total:,} nets {len(oracle.trials)} were tried ({told or 'none ended'})")
-    if walk.best is None:
-        lines.append("nothing was found: no training ended")
-    else:
-        row = next(row for row in rows if row["name"] == walk.best.name)
-        what = "the answer is" if reached else "no net reaches the floor; the best is"
-        costs = [f"{row['macs']:,} MACs", f"{row['size_bytes']:,.0f} bytes"]
-        costs += [f"{row['ram_bytes']:,.0f} bytes of RAM"] if row["ram_bytes"] != "" else []
-        costs += [f"{row['latency_ms']:.3f} ms"] if "latency_ms" in oracle.requirement.limits else []
-        lines.append(
-            f"{what} {walk.best.name}: {100 * row[oracle.objective.name]:.2f} % {oracle.objective.name}, "
-            f"{', '.join(costs)} ({row['reason']})"
-        )
-        lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
-        for stage, changes in enumerate(oracle.stage_effects(), 1):
-            here = walk.best.levels[stage - 1]
-            told = ", ".join("it is here" if k == here else f"{change:+.1f}" for k, change in enumerate(changes))
-            lines.append(f"  stage {stage}, level 0 to {len(changes) - 1}: {told}")
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    lines = [f"required: {_required(oracle.requirement)}", *state.steps]
+    lines.append(f"of {oracle.space.count():,} nets {len(oracle.trials)} were tried ({counted or 'none ended'})")
+    if state.best is None:
+        return "\n".join([*lines, "nothing was found: no training ended"])
+    row = next(row for row in rows if row["name"] == state.best.name)
+    what = "the answer is" if meets else "no net reaches the floor; the best is"
+    costs = [f"{row['macs']:,} MACs", f"{row['size_bytes']:,.0f} bytes"]
+    costs += [f"{row['ram_bytes']:,.0f} bytes of RAM"] if row["ram_bytes"] != "" else []
+    costs += [f"{row['latency_ms']:.3f} ms"] if "latency_ms" in oracle.requirement.limits else []
+    accuracy = row[oracle.objective.name]
+    lines.append(
+        f"{what} {state.best.name}: {100 * accuracy:.2f} % {oracle.objective.name}, {', '.join(costs)} ({row['reason']})"
+    )
+    lines += _chance_warning(accuracy, dataset)
+    lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
+    for stage, changes in enumerate(oracle.stage_effects(), 1):
+        own = state.best.levels[stage - 1]
+        texts = ["it is here" if k == own else _effect(change) for k, change in enumerate(changes)]
+        lines.append(f"  stage {stage}, level 0 to {len(changes) - 1}: {', '.join(texts)}")
     return "\n".join(lines)
 
 
-def _publish(found, folder, progress, verbose):
-    names = frontier_of(found.rows, "val_int8_accuracy")
-    if found.best is not None and found.best.name not in names:
-        names.append(found.best.name)
-    folder = Path(folder).expanduser()
-    for name in names:
-        reasons = refusals(load_run(found.run_folder(name)))
-        if reasons:
-            progress.say(f"{name} is not published: {'; '.join(reasons)}")
-            continue
-        try:
-            cards = zoo.publish(found.run_folder(name), zoo_dir=folder, verbose=False)
-            progress.say(f"published in {folder}: {', '.join(card.reference for card in cards)}")
-        except FileExistsError as error:
-            progress.say(f"{name}: {error}")
-    if found.best is not None:
-        reasons = refusals(load_run(found.run_folder(found.best.name)))
-        if reasons:
-            raise RuntimeError(
-                f"the answer, {found.best.name}, is not published: {'; '.join(reasons)}; it is in {found.folder}"
-            )
+def _effect(change: float | None) -> str:
+    return "not tried" if change is None else f"{change:+.1f}"
+
+
+def _chance_warning(accuracy: float, dataset: Dataset) -> list[str]:
+    """Say, in a list of one line, that an accuracy is not above that of always answering the most frequent class."""
+    labels = dataset.validation.labels
+    chance = float(np.bincount(labels).max() / len(labels))
+    noise = NOISE_DEVIATIONS * math.sqrt(chance * (1 - chance) / len(labels))
+    if accuracy > chance + noise:
+        return []
+    return [
+        f"this does not differ from chance: answering always the same class gives up to {100 * chance:.1f} %, and "
+        f"{len(labels):,} images tell no difference below {100 * noise:.1f} points; the choice says nothing, train for more epochs"
+    ]

@@ -1,4 +1,4 @@
-"""What a net costs beyond MACs, measured on an untrained int8 conversion and kept in a project's folder."""
+"""List the nets to choose from, and what each costs: MACs by its spec, the rest measured on an untrained int8 conversion."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class Space:
     widths: tuple[int, ...]
 
     def net(self, level: int | tuple[int, ...], width: int | None = None) -> ModelSpec:
-        """The net of a level, or of one level a stage; None: the first width."""
+        """Give the net of a level, or of one level a stage; `width` None is the first one."""
         return _net(self, level, self.widths[0] if width is None else width)
 
     def uniform(self, width: int) -> list[ModelSpec]:
-        """The uniform levels of a width, coarse to fine."""
+        """List the nets of uniform levels of a width, coarse to fine."""
         return list(_uniform(self, width))
 
     def nets(self) -> Iterator[ModelSpec]:
-        """Every net once."""
+        """Yield every net once."""
         for width in self.widths:
             last = self.net(max_level(self.net(0, width)), width).levels
             for levels in itertools.product(*(range(k + 1) for k in last)):
                 yield self.net(levels, width)
 
     def changed(self, net: ModelSpec, stage: int, level: int) -> ModelSpec:
-        """A net with another level in one stage, counted from 0."""
+        """Give a net with another level in one stage, counted from 0."""
         return self.net((*net.levels[:stage], level, *net.levels[stage + 1 :]), net.width)
 
     def count(self) -> int:
-        """How many nets there are."""
+        """Count the nets."""
         return sum(math.prod(k + 1 for k in self.uniform(width)[-1].levels) for width in self.widths)
 
     def smallest(self) -> ModelSpec:
-        """The net with the fewest MACs: the last level of the least width."""
+        """Give the net with the fewest MACs: the last level of the smallest width."""
         return self.uniform(min(self.widths))[-1]
 
 
@@ -73,7 +73,7 @@ macs = functools.lru_cache(maxsize=100_000)(count_macs)
 
 
 def check_budget(space: Space, requirement: Requirement) -> None:
-    """Find out from the specs alone where nothing can fit. Raises ValueError, which names the smallest net."""
+    """Raise ValueError where the specs alone say that no net can fit; it names the smallest net."""
     smallest = space.smallest()
     limits = requirement.limits
     if macs(smallest) > limits.get("macs", math.inf):
@@ -99,7 +99,7 @@ LATENCY_RUNS = 300
 
 
 class MeasuredCosts:
-    """The measured costs of nets, each taken once: the figure that is kept decides from then on.
+    """Measure the costs of nets, each once: the figure that is kept decides from then on.
 
     Args:
         wanted: which of "size_bytes", "ram_bytes" and "latency_ms".
@@ -111,60 +111,52 @@ class MeasuredCosts:
         self._costs: dict[str, dict[str, float]] = {}
         self.labels: tuple[str, ...] | None = None  # class names, which the file holds, too
 
-    def open(self, folder: Path) -> None:
-        """Read what the folder keeps, and keep there what is measured from now on.
+    def load(self, folder: Path) -> None:
+        """Read what a folder keeps, and keep there what is measured from now on.
 
         Raises:
             ValueError: the file there is damaged.
         """
         self._path = folder / COSTS_FILE
-        self._read()
+        try:
+            self._costs |= json.loads(self._path.read_text()) if self._path.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self._path} is damaged ({error}); delete it to have costs measured again") from None
 
-    def _read(self):
-        if self._path is not None and self._path.exists():
-            try:
-                self._costs |= json.loads(self._path.read_text())
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self._path} is damaged ({error}); delete it to have costs measured again") from None
-
-    def known(self, spec: ModelSpec) -> dict[str, float]:
-        """The costs of a net that were measured already."""
+    def cached(self, spec: ModelSpec) -> dict[str, float]:
+        """Give the costs of a net that were measured already."""
         return dict(self._costs.get(spec.name, {}))
 
-    def has(self, spec: ModelSpec) -> bool:
-        """Whether `of` has nothing to measure."""
-        return all(cost in self.known(spec) for cost in self._wanted)
-
-    def of(self, spec: ModelSpec) -> dict[str, float]:
-        """The wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
+    def measure(self, spec: ModelSpec) -> dict[str, float]:
+        """Give the wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
 
         Raises:
             ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
             OSError: the folder cannot be written.
         """
-        if not self.has(spec):
-            self._read()  # another worker may have measured it
-        known = self.known(spec)
-        missing = [cost for cost in self._wanted if cost not in known]
+        costs = self.cached(spec)
+        missing = [cost for cost in self._wanted if cost not in costs]
         if missing:
-            known = known | measure(spec, missing, self.labels)
-            self._read()
-            self._costs[spec.name] = known
+            costs |= measure(spec, missing, self.labels)
+            self._costs[spec.name] = costs
             if self._path is not None:
                 write_text(self._path, json.dumps(self._costs, indent=1, sort_keys=True) + "\n")
-        return {cost: known[cost] for cost in self._wanted}
+        return {cost: costs[cost] for cost in self._wanted}
 
 
 def measure(spec: ModelSpec, wanted: Collection[str], labels: tuple[str, ...] | None = None) -> dict[str, float]:
-    """Size, RAM or latency of a net's int8 .tflite, untrained: the RAM of the trained one, and its bytes to within some 10.
+    """Measure size, RAM or latency of the int8 .tflite of an untrained net.
 
-    Biases are random like weights: the file keeps equal tensors once, so that those of an untrained net, all 0, would
-    take several kB less.
+    RAM is that of the trained net, size differs from it by some 10 bytes. Biases are random like weights: a .tflite keeps
+    equal tensors once, so that an untrained net's biases, all 0, would take several kB less.
 
     Args:
         spec: the net.
         wanted: which of "size_bytes", "ram_bytes" and "latency_ms" (median at one thread).
         labels: class names to be kept in the file.
+
+    Raises:
+        ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
     """
     import numpy as np
 

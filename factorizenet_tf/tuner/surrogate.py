@@ -1,10 +1,10 @@
-"""What the level of each stage does to accuracy, estimated from the nets trained so far.
+"""Estimate what the level of each stage does to accuracy, from the nets trained so far: an additive Gaussian process.
 
-A Gaussian process over a sum: accuracy is taken for a constant, an effect of the level in each stage, an effect of the
-width, one of the MACs, and a little of the combination. Levels next to each other are taken for alike, the regular
-convolution (level 0) for less like the factorized ones, which have two convolutions in its place.
+Accuracy is modelled as a constant, plus an effect of the level in each stage, an effect of the width, one of the MACs, and
+a small effect of the combination. Neighbouring levels are correlated; the regular convolution (level 0) is correlated less
+with the factorized ones, which have two convolutions in its place.
 
-Source: additive Gaussian processes, Duvenaud et al., arXiv 1112.4394; the constants are our choice, by replays of walks.
+Source: additive Gaussian processes, Duvenaud et al., arXiv 1112.4394; the constants are our choice, by replays of searches.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 from ..spec import ModelSpec
 from .space import Space, macs
 
-__all__ = ["Candidates", "Effects", "Estimate"]
+__all__ = ["AdditiveGP", "CandidateSet", "Posterior"]
 
-ALIKE = 0.75  # how much the effect of a level tells about the next one's
-REGULAR = 0.3  # how much a factorized level's effect tells about level 0's, on top of that
-COMBINED = 0.3  # variance of what is no sum of effects, an effect's own being 1
-CONSTANT = 4.0
-NOISE = 0.7  # deviation of a training's accuracy over seeds in points, an effect's own being 1 point
+LEVEL_CORRELATION = 0.75  # between the effects of neighbouring levels
+LEVEL0_CORRELATION = 0.3  # a further factor between level 0 and any factorized level
+INTERACTION_VARIANCE = 0.3  # of what is no sum of effects, where each effect has variance 1
+CONSTANT_VARIANCE = 4.0
+NOISE = 0.7  # standard deviation of a training's accuracy over seeds in points, where each effect has 1 point
 
 
-class Candidates:
-    """Every net of a space as arrays, in the order of `Space.nets`.
+class CandidateSet:
+    """Hold every net of a space as arrays, in the order of `Space.nets`.
 
     Args:
         space: the `Space`.
 
     Attributes:
         levels: int (n, stages).
-        width: int (n,): which of the space's widths.
+        width: int (n,): index into the space's widths.
         macs: int64 (n,). MACs are a sum over stages, so few nets are counted.
     """
 
@@ -45,13 +45,13 @@ class Candidates:
         self._first = np.cumsum([0, *counts])
         levels, costs = [], []
         for width, shape in zip(space.widths, self._shapes):
-            some = np.indices(shape).reshape(len(shape), -1).T
+            of_width = np.indices(shape).reshape(len(shape), -1).T
             regular = space.net(0, width)
-            cost = np.full(len(some), macs(regular))
+            cost = np.full(len(of_width), macs(regular))
             for stage, number in enumerate(shape):
                 alone = [macs(space.changed(regular, stage, level)) for level in range(number)]
-                cost += (np.array(alone) - macs(regular))[some[:, stage]]
-            levels.append(some)
+                cost += (np.array(alone) - macs(regular))[of_width[:, stage]]
+            levels.append(of_width)
             costs.append(cost)
         self.levels, self.macs = np.concatenate(levels), np.concatenate(costs)
         self.width = np.repeat(np.arange(len(counts)), counts)
@@ -59,20 +59,20 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.macs)
 
-    def net(self, place: int) -> ModelSpec:
-        """The net at a place."""
-        width = self._space.widths[self.width[place]]
-        return self._space.net(tuple(int(level) for level in self.levels[place]), width)
+    def net(self, index: int) -> ModelSpec:
+        """Give the net at an index."""
+        width = self._space.widths[self.width[index]]
+        return self._space.net(tuple(int(level) for level in self.levels[index]), width)
 
-    def place(self, net: ModelSpec) -> int:
-        """Where a net is."""
-        which = self._space.widths.index(net.width)
-        return int(self._first[which] + np.ravel_multi_index(net.levels, self._shapes[which]))
+    def index(self, net: ModelSpec) -> int:
+        """Give the index of a net."""
+        width = self._space.widths.index(net.width)
+        return int(self._first[width] + np.ravel_multi_index(net.levels, self._shapes[width]))
 
 
 @dataclass
-class Estimate:
-    """What is expected of every candidate.
+class Posterior:
+    """The accuracy expected of every candidate.
 
     Args:
         mean, deviation: of the accuracy in percent, float (n,).
@@ -80,73 +80,73 @@ class Estimate:
 
     mean: np.ndarray
     deviation: np.ndarray
-    _effects: Effects
+    _process: AdditiveGP
     _known: np.ndarray
     _inverse: np.ndarray
-    _supposed: list[np.ndarray] = field(default_factory=list)
+    _believed: list[np.ndarray] = field(default_factory=list)
 
-    def suppose(self, place: int) -> None:
-        """Take a net for trained with its mean: less deviation at it and its like, every mean as it was."""
-        covariance = self._effects.column(place) - self._known.T @ (self._inverse @ self._known[:, place])
-        for share in self._supposed:
-            covariance -= share * share[place]
+    def believe(self, index: int) -> None:
+        """Treat a candidate as trained with its mean (kriging believer): deviations near it shrink, no mean changes."""
+        covariance = self._process.covariance_with(index) - self._known.T @ (self._inverse @ self._known[:, index])
+        for share in self._believed:
+            covariance -= share * share[index]
         variance = np.square(self.deviation)
-        share = covariance / np.sqrt(variance[place] + NOISE**2)
-        self._supposed.append(share)
+        share = covariance / np.sqrt(variance[index] + NOISE**2)
+        self._believed.append(share)
         self.deviation = _root(variance - np.square(share))
 
 
-class Effects:
-    """Estimates the accuracy of candidates from that of a few.
+class AdditiveGP:
+    """Estimate the accuracy of all candidates from that of a few.
 
     Args:
-        nets: the candidates.
-        widths: of the stem, as the candidates count them.
+        candidates: the nets.
+        widths: of the stem, in the order of the candidates' indices.
     """
 
-    def __init__(self, nets: Candidates, widths: Sequence[int]):
-        self._nets = nets
-        number = np.arange(nets.levels.max() + 1)
-        self._likeness = ALIKE ** np.abs(number[:, None] - number)
-        self._likeness[0, 1:] *= REGULAR
-        self._likeness[1:, 0] *= REGULAR
+    def __init__(self, candidates: CandidateSet, widths: Sequence[int]):
+        self._candidates = candidates
+        number = np.arange(candidates.levels.max() + 1)
+        self._correlation = LEVEL_CORRELATION ** np.abs(number[:, None] - number)
+        self._correlation[0, 1:] *= LEVEL0_CORRELATION
+        self._correlation[1:, 0] *= LEVEL0_CORRELATION
         self._widths = np.log2(widths)
-        size = np.log2(nets.macs)
+        size = np.log2(candidates.macs)
         self._size = size - size.mean()
-        parts = nets.levels.shape[1] + (len(widths) > 1)
-        self._variance = CONSTANT + np.square(self._size) + parts + COMBINED
+        parts = candidates.levels.shape[1] + (len(widths) > 1)
+        self._variance = CONSTANT_VARIANCE + np.square(self._size) + parts + INTERACTION_VARIANCE
         self._columns: dict[int, np.ndarray] = {}
 
-    def column(self, place: int) -> np.ndarray:
-        """How alike every candidate is to one: float (n,)."""
-        if place not in self._columns:
-            nets = self._nets
-            likenesses = [self._likeness[levels[place]][levels] for levels in nets.levels.T]  # one a stage
+    def covariance_with(self, index: int) -> np.ndarray:
+        """Give the prior covariance of every candidate with one: float (n,)."""
+        if index not in self._columns:
+            candidates = self._candidates
+            parts = [self._correlation[levels[index]][levels] for levels in candidates.levels.T]  # one a stage
             if len(self._widths) > 1:
-                distance = np.abs(self._widths - self._widths[nets.width[place]])
-                likenesses.append(np.exp(-distance)[nets.width])
-            alike = CONSTANT + self._size * self._size[place] + sum(likenesses)
-            self._columns[place] = alike + COMBINED * np.prod(likenesses, axis=0)
-        return self._columns[place]
+                distance = np.abs(self._widths - self._widths[candidates.width[index]])
+                parts.append(np.exp(-distance)[candidates.width])
+            total = CONSTANT_VARIANCE + self._size * self._size[index] + sum(parts)
+            self._columns[index] = total + INTERACTION_VARIANCE * np.prod(parts, axis=0)
+        return self._columns[index]
 
-    def estimate(self, accuracies: Mapping[int, float]) -> Estimate:
-        """What is expected of every candidate.
+    def estimate(self, accuracies: Mapping[int, float]) -> Posterior:
+        """Estimate mean and deviation of every candidate.
 
         Args:
-            accuracies: percent, by place; at least one.
+            accuracies: percent, by index; at least one.
         """
         mean, known, inverse = self._solved(accuracies)
         explained = np.einsum("ij,ij->j", known, inverse @ known)
-        return Estimate(mean, _root(self._variance - explained), self, known, inverse)
+        return Posterior(mean, _root(self._variance - explained), self, known, inverse)
 
     def mean(self, values: Mapping[int, float]) -> np.ndarray:
-        """The mean alone, which takes far less time: of any figure that is nearly a sum of effects, as costs are."""
+        """Estimate the mean alone, which is much faster, of any figure that is nearly a sum of effects, as costs are."""
         return self._solved(values)[0]
 
-    def _solved(self, of):
-        places, values = list(of), np.array(list(of.values()))
-        known = np.stack([self.column(place) for place in places])
-        inverse = np.linalg.inv(known[:, places] + NOISE**2 * np.eye(len(places)))
+    def _solved(self, by_index):
+        indices, values = list(by_index), np.array(list(by_index.values()))
+        known = np.stack([self.covariance_with(index) for index in indices])
+        inverse = np.linalg.inv(known[:, indices] + NOISE**2 * np.eye(len(indices)))
         return values.mean() + known.T @ (inverse @ (values - values.mean())), known, inverse
 
 

@@ -1,35 +1,51 @@
-"""The KerasTuner tuner whose trial is a whole training: float, QAT, int8, measured on validation."""
+"""Train what an oracle proposes: a KerasTuner tuner whose trial is a whole training (float, QAT, int8, validation).
+
+A training is one call, `train_net`, that can be repeated anywhere: it goes on after its last whole epoch. Alone the tuner
+makes these calls one after the other; with an executor it sends all nets of a batch to it, and waits for them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import math
 import os
-import shutil
+import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .._keras import keras, tf
-from ..cost import count_macs
 from ..data import Dataset
-from ..files import locked
+from ..files import locked, write_bytes
+from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
 from ..recipe import Recipe, recipe_for
-from ..requirement import Requirement
-from ..runs import CHECKPOINT_FILE, Run, check_folder, claim_folder, dataset_identity, load_run, read_checkpoint
+from ..runs import CHECKPOINT_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
 from ..spec import ModelSpec
-from ..training.loop import NanLossError
+from ..training.loop import DivergedError
 from ..training.train import check_data, train
-from . import chief
-from ._keras_tuner import Trial, TrialStatus, errors, keras_tuner
-from .oracle import PARENT, THRESHOLD, FactorizationOracle, identity_of, metrics_of, spec_of
-from .space import MeasuredCosts, Space
+from .oracle import (
+    PARENT,
+    THRESHOLD,
+    FactorizationOracle,
+    Trial,
+    TrialStatus,
+    keras_tuner,
+    metrics_of,
+    space_identity,
+    spec_of,
+)
+from .space import Space, macs
 
-__all__ = ["OBJECTIVES", "FactorizationTuner", "GivenUp", "Watch", "check_search", "float_curve", "space_of"]
+__all__ = ["OBJECTIVES", "FactorizationTuner", "StopHopelessTraining", "Training", "TrialPruned", "train_net"]
 
 OBJECTIVES = {
     "val_float_accuracy": "float",
@@ -38,14 +54,375 @@ OBJECTIVES = {
     "val_qat_accuracy": "qat",
     "val_int8_accuracy": "tflite",
 }  # metric -> precision in a run's metrics
+SEARCH_FILE, DATASET_FILE, ORACLE_FILE = "search.json", "dataset.json", "oracle.json"
+LOCK_FILE = ".lock"
+IDLE_SECONDS = 1.0
 
 
-def space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
-    """What the oracle searches: its own space, or a stock oracle's widths with the stages of `spec`.
+class TrialPruned(Exception):  # noqa: N818 (no error: an outcome)
+    """The float training was stopped as hopeless; its checkpoint stays."""
+
+
+class StopHopelessTraining(keras.callbacks.Callback):
+    """Raise `TrialPruned` after the first float epoch at which the highest accuracy so far is below the threshold.
+
+    Args:
+        folder: of the run; the epochs that it already has are judged, too.
+        threshold: validation accuracy (0..1) by epoch; empty: never stop.
+        on_epoch: called with (phase, epoch, validation accuracy) after each epoch, or None.
+    """
+
+    def __init__(self, folder: Path, threshold: Sequence[float], on_epoch: Callable | None = None):
+        super().__init__()
+        self.threshold = tuple(threshold)
+        self.curve = _float_curve(folder)
+        self._on_epoch = on_epoch
+
+    def check(self) -> None:
+        """Raise TrialPruned where the epochs so far are hopeless; the last epoch's training is finished anyway."""
+        epoch = len(self.curve)
+        if 0 < epoch < len(self.threshold) and max(self.curve) < self.threshold[epoch - 1]:
+            raise TrialPruned
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Judge an epoch; Keras calls it, with epochs from 0."""
+        phase = "qat" if is_quantize_aware(self.model) else "float"
+        if self._on_epoch is not None:
+            self._on_epoch(phase, epoch + 1, logs["val_accuracy"])
+        if phase == "float":
+            self.curve.append(logs["val_accuracy"])
+            self.check()
+
+
+def _float_curve(folder: Path) -> list[float]:
+    """Give the validation accuracy after each float epoch that a run's folder holds; nothing where there is no run yet."""
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return []
+    return [row["val_accuracy"] for row in read_checkpoint(path).history if row["phase"] == "float"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that one training needs besides the data; it can be sent to another machine.
+
+    Args:
+        spec, recipe: the net and how it is trained.
+        folder: of the run.
+        objective: a name of OBJECTIVES.
+        threshold: as for `StopHopelessTraining`.
+        initial: weights to start from, as `get_weights` gives them; None: random ones.
+        search: content of the search's SEARCH_FILE, by which a machine tells whether it sees the search's own folder.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    folder: Path
+    objective: str
+    threshold: tuple[float, ...] = ()
+    initial: list[np.ndarray] | None = None
+    search: str = ""
+
+
+def train_net(
+    dataset: Dataset, training: Training, callbacks: Sequence = (), on_epoch: Callable | None = None
+) -> dict[str, float]:
+    """Train a net to its end, or until it is hopeless, and give its metrics; repeated, go on after the last whole epoch.
+
+    Of several processes at the same net one trains, and the others wait for it and give what it found.
+
+    Args:
+        dataset: to train on; nets are compared on its validation split.
+        training: what to train.
+        callbacks: tf_keras callbacks.
+        on_epoch: as for `StopHopelessTraining`.
+
+    Returns:
+        Validation accuracy by precision and by float epoch, costs, seconds.
 
     Raises:
-        ValueError: a stock oracle without a spec, or a spec that is not the oracle's.
+        keras_tuner.errors.FailedTrialError: the training diverged or memory ran out; a search goes on with other nets.
     """
+    spec, folder = training.spec, training.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent / LOCK_FILE, -1):
+        stop = StopHopelessTraining(folder, training.threshold, on_epoch)
+        try:
+            stop.check()
+            initial = None
+            if training.initial is not None:
+                initial = build(spec)
+                initial.set_weights(training.initial)
+            options = {"recipe": training.recipe, "initial": initial, "callbacks": [*callbacks, stop]}
+            run = train(spec, dataset, out=folder, verbose=False, **options)
+        except TrialPruned:
+            highest = max(stop.curve)
+            return metrics_of(training.objective, highest, stop.curve, pruned=True) | {"macs": macs(spec)}
+        except DivergedError as error:
+            raise keras_tuner.errors.FailedTrialError(str(error)) from error
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            message = f"{spec.name} does not fit into memory: {str(error)[:200]}"
+            raise keras_tuner.errors.FailedTrialError(message) from error
+        finally:
+            keras.backend.clear_session()
+        accuracies = {metric: run.metrics["accuracy"]["validation"][key] for metric, key in OBJECTIVES.items()}
+        accuracy = accuracies[training.objective]
+        if not math.isfinite(accuracy):
+            raise keras_tuner.errors.FailedTrialError(f"{training.objective} of {spec.name} is {accuracy}")
+        return {
+            **metrics_of(training.objective, accuracy, _float_curve(folder), pruned=False),
+            **accuracies,
+            "macs": run.metrics["macs"],
+            "size_bytes": run.metrics["size_bytes"],
+            "latency_ms": run.int8_model().latency_ms().median_ms,
+            "seconds": run.metrics["training_seconds"],
+        }
+
+
+def _train_anywhere(dataset: Dataset, training: Training) -> tuple[dict[str, float], dict[str, bytes]]:
+    """Train in the search's folder where this machine sees it, else in one of its own, whose files are given back."""
+    search_file = training.folder.parents[1] / SEARCH_FILE
+    if search_file.is_file() and search_file.read_text() == training.search:
+        return train_net(dataset, training), {}
+    with tempfile.TemporaryDirectory() as folder:
+        own = dataclasses.replace(training, folder=Path(folder) / "run")
+        metrics = train_net(dataset, own)
+        return metrics, {path.name: path.read_bytes() for path in own.folder.iterdir()}
+
+
+class FactorizationTuner(keras_tuner.Tuner):
+    """Train what an oracle proposes, each net in its trial's folder, where a killed training goes on.
+
+    It takes a `FactorizationOracle`, or one of KerasTuner's stock oracles over `search_space(spec)`, which know no budget.
+
+    Args:
+        oracle: what proposes.
+        dataset: from `load_dataset(..., input_shape=spec.input_shape)`; nets are compared on its validation split.
+        spec: with a stock oracle, the spec whose stages it searches.
+        recipe: of each trial; None for the data set's own. Needs QAT.
+        inherit: start a net from the trained weights of the one it was made from.
+        prune: stop trainings that the oracle's threshold calls hopeless.
+        callbacks: tf_keras callbacks for each training.
+        progress: a `SearchProgress`, or None.
+        **project: KerasTuner's `directory` and `project_name`, where trials and state are kept and the same arguments go
+            on, and `overwrite`, which deletes what is there first.
+
+    Raises:
+        ValueError: data, recipe, objective and space do not fit, the folder holds another search (the difference is
+            named), or one of its files is damaged.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        oracle: keras_tuner.Oracle,
+        dataset: Dataset,
+        *,
+        spec: ModelSpec | None = None,
+        recipe: Recipe | None = None,
+        inherit: bool = False,
+        prune: bool = True,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        progress=None,
+        **project,
+    ):
+        if unknown := project.keys() - {"directory", "project_name", "overwrite"}:
+            raise TypeError(f"unknown arguments {', '.join(sorted(unknown))}; budgets are a FactorizationOracle's")
+        self.recipe = recipe or recipe_for(dataset.name)
+        self.space = _space_of(oracle, spec)
+        self.dataset = dataset
+        self.inherit, self.prune = inherit, prune
+        self.callbacks, self.progress = tuple(callbacks), progress
+        _check_search(oracle, self.space.spec, dataset, self.recipe)
+        self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
+        project = {"directory": ".", "project_name": "search"} | project
+        super().__init__(oracle, **project | {"directory": os.fspath(project["directory"])})
+        folder = Path(self.project_dir)
+        if isinstance(oracle, FactorizationOracle):
+            oracle.costs.labels = dataset.class_names
+        self._identity = self._search_identity(oracle)
+        if self._is_worker():
+            return
+        open_folder(folder, {SEARCH_FILE: self._identity, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
+        if (folder / ORACLE_FILE).exists():
+            _check_resumable(oracle, folder)
+        elif not isinstance(oracle, FactorizationOracle) or not any(folder.glob("trial_*/trial.json")):
+            oracle.save()
+            return
+        oracle.reload()
+
+    def _search_identity(self, oracle):
+        is_ours = isinstance(oracle, FactorizationOracle)
+        fields = {
+            "oracle": type(oracle).__name__,
+            **(oracle.identity() if is_ours else space_identity(self.space, None, oracle.objective.name)),
+            "inherit": self.inherit,
+            "prune": self.prune,
+            **{f"recipe_{name}": value for name, value in dataclasses.asdict(self.recipe).items()},
+        }
+        return json.dumps(fields, indent=2) + "\n"
+
+    def search(self, executor: Executor | None = None) -> None:
+        """Run trials until the oracle has no more.
+
+        Args:
+            executor: trains the nets of a batch at the same time; None trains one after the other, here. Its calls are
+                told to the oracle in the order in which they were proposed, so the search is the same. Processes, not
+                threads: TensorFlow's random state is a process's. Under KerasTuner's KERASTUNER_ORACLE_IP its own chief
+                and workers search instead, without one.
+
+        Raises:
+            ValueError: no net fits the requirement, or the oracle or callbacks cannot be used with an executor.
+            RuntimeError: three trials failed in a row, or another process searches in the folder.
+            OSError: the disk is full, or an executor lost a machine for good (ConnectionError).
+            Exception: what user code or a stock oracle raised, as it was; the trial is done again by the next search.
+        """
+        if executor is not None and not isinstance(self._own_oracle, FactorizationOracle):
+            raise ValueError(f"a {type(self._own_oracle).__name__} proposes no batches; leave the executor out")
+        if executor is not None and self.callbacks:
+            raise ValueError("callbacks cannot be sent to an executor; leave them or the executor out")
+        if "KERASTUNER_ORACLE_IP" in os.environ:
+            super().search()
+        else:
+            with _alone(Path(self.project_dir)):
+                self.on_search_begin()
+                while trials := self._next_trials(math.inf if executor is not None else 1):
+                    self._run_all(trials, executor)
+                self.on_search_end()
+        failure = getattr(self._own_oracle, "failure", None)
+        if failure is not None:
+            raise failure
+
+    def _next_trials(self, count) -> list[Trial]:
+        """Give so many trials, fewer where the oracle waits for their results; none at the end of the search."""
+        trials = []
+        while len(trials) < count:
+            self.pre_create_trial()
+            trial = self.oracle.create_trial(f"tuner{len(trials)}")
+            if trial.status == TrialStatus.IDLE and not trials:
+                time.sleep(IDLE_SECONDS)
+            elif trial.status != TrialStatus.RUNNING:
+                break
+            else:
+                trials.append(trial)
+        return trials
+
+    def _run_all(self, trials, executor) -> None:
+        if executor is None:
+            for trial in trials:
+                self.on_trial_begin(trial)
+                self._finish(trial, lambda trial=trial: self.run_trial(trial))
+            return
+        futures = []
+        for trial in trials:
+            self.on_trial_begin(trial)
+            training = self._training(trial)
+            self._say_begin(trial, training, bar=False)
+            futures.append(executor.submit(_train_anywhere, self.dataset, training))
+        try:
+            for trial, future in zip(trials, futures):
+                self._finish(trial, lambda trial=trial, future=future: self._received(trial, future))
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _received(self, trial, future) -> dict[str, float]:
+        metrics, files = future.result()
+        folder = self.run_folder(trial.trial_id)
+        for name in sorted(files, key=lambda name: name == "metrics.json"):  # last: it says that a run is whole
+            write_bytes(folder / name, files[name])
+        self._say_end(trial, metrics)
+        return metrics
+
+    def _finish(self, trial, run) -> None:
+        """End a trial by what a call gives or raises."""
+        objective = self._own_oracle.objective.name
+        try:
+            metrics = run()
+            if objective not in metrics:
+                raise ValueError(f"run_trial gave no {objective}, but {', '.join(metrics)}")
+            self.oracle.update_trial(trial.trial_id, metrics)
+            trial.status = TrialStatus.COMPLETED
+        except keras_tuner.errors.FailedTrialError as error:
+            trial.status, trial.message = TrialStatus.FAILED, str(error)
+        except Exception:
+            trial.status, trial.message = TrialStatus.INVALID, traceback.format_exc()
+            self.oracle.end_trial(trial)
+            raise
+        self.on_trial_end(trial)
+
+    def run_trial(self, trial: Trial) -> dict[str, float]:
+        """Train a trial's net here and give its metrics, as `train_net`.
+
+        Raises:
+            keras_tuner.errors.FailedTrialError: the training diverged or memory ran out; the search goes on.
+        """
+        training = self._training(trial)
+        self._say_begin(trial, training)
+        metrics = train_net(self.dataset, training, self.callbacks, self.progress and self.progress.epoch)
+        self._say_end(trial, metrics)
+        return metrics
+
+    def _training(self, trial) -> Training:
+        values = trial.hyperparameters.values
+        spec = spec_of(self.space, values)
+        return Training(
+            spec,
+            self.recipe,
+            self.run_folder(trial.trial_id).absolute(),
+            self._own_oracle.objective.name,
+            tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else (),
+            self._inherited(values.get(PARENT, ""), spec),
+            self._identity,
+        )
+
+    def _inherited(self, parent_id, spec) -> list[np.ndarray] | None:
+        """Give the weights to start from, or None: the same at each call for a trial."""
+        if not self.inherit or not parent_id:
+            return None
+        parent = load_run(self.run_folder(parent_id))
+        if parent.spec.width != spec.width:
+            return None
+        model = inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed)
+        weights = model.get_weights()
+        keras.backend.clear_session()
+        return weights
+
+    def _say_begin(self, trial, training, bar=True):
+        if self.progress is not None:
+            done = len(_float_curve(training.folder))
+            self.progress.begin(trial, training.spec, self.recipe.epochs + self.recipe.qat_epochs, done, bar)
+
+    def _say_end(self, trial, metrics):
+        if self.progress is not None:
+            self.progress.end(trial, metrics[self._own_oracle.objective.name], bool(metrics["pruned"]))
+
+    def run_folder(self, trial_id: str) -> Path:
+        """Give the folder of a trial's training: after its end a run that `load_run` takes."""
+        return Path(self.project_dir) / f"trial_{trial_id}" / "run"
+
+    def load_run(self, trial: Trial) -> Run:
+        """Load the finished training of a trial. Raises FileNotFoundError where it was stopped early or failed."""
+        return load_run(self.run_folder(trial.trial_id))
+
+    def load_model(self, trial: Trial) -> keras.Model:
+        """Load the quantization-aware tf_keras model of a finished trial; `load_run(trial).int8_model()` is the .tflite."""
+        return self.load_run(trial).qat_model()
+
+    def get_best_models(self, num_models: int = 1) -> list[keras.Model]:
+        """Load the best nets, best first, of the trials that were trained to their end, as `load_model` gives them."""
+        trials = self.oracle.get_best_trials(len(self._own_oracle.trials))
+        ended = [trial for trial in trials if (self.run_folder(trial.trial_id) / "metrics.json").is_file()]
+        return [self.load_model(trial) for trial in ended[:num_models]]
+
+    def save(self):
+        """Write the oracle's state; the tuner has none of its own."""
+        if not self._is_worker():
+            self.oracle.save()
+
+
+def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
+    """Give the oracle's own space, or a stock oracle's widths with the stages of `spec`."""
     if isinstance(oracle, FactorizationOracle):
         if spec is not None and spec != oracle.space.spec:
             raise ValueError(f"spec is {spec}, the oracle's is {oracle.space.spec}; leave it out")
@@ -56,20 +433,11 @@ def space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
     return Space(spec, widths)
 
 
-def check_search(
-    oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe, requirement: Requirement | None
-) -> None:
+def _check_search(oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe) -> None:
     """Raise ValueError where they do not fit together, with the value and the remedy."""
-    kind = type(oracle).__name__
-    if requirement is not None and isinstance(oracle, FactorizationOracle):
-        raise ValueError(f"a {kind} has its own requirement; leave {requirement} out")
-    if requirement is not None and requirement.min_accuracy is not None:
+    if hasattr(oracle, "max_epochs"):
         raise ValueError(
-            f"min_accuracy is {requirement.min_accuracy}; a {kind} looks for the highest accuracy: leave it out, or use a FactorizationOracle"
-        )
-    if getattr(oracle, "max_epochs", recipe.epochs) != recipe.epochs:
-        raise ValueError(
-            f"the {kind}'s max_epochs is {oracle.max_epochs}, the recipe's epochs {recipe.epochs}; make them equal"
+            f"a {type(oracle).__name__} compares trainings of a few epochs; a trial here is a whole one: use another oracle"
         )
     if oracle.objective.name not in OBJECTIVES:
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
@@ -78,306 +446,18 @@ def check_search(
     check_data(spec, dataset)
 
 
-class GivenUp(Exception):  # noqa: N818 (no error: an outcome)
-    """The float training was given up, or has the epochs that were asked for; its checkpoint stays."""
-
-
-class Watch(keras.callbacks.Callback):
-    """Raises `GivenUp` after the first float epoch at which the best accuracy so far is below the threshold, or the last that is wanted.
-
-    Args:
-        folder: of the run; a run that goes on is judged by the epochs it has, too.
-        threshold: validation accuracy (0..1) by epoch; empty: never.
-        tell: called with (phase, epoch, validation accuracy) after each epoch, or None.
-        until: float epochs that are wanted; None: all.
-    """
-
-    def __init__(self, folder: Path, threshold: Sequence[float], tell=None, until: int | None = None):
-        super().__init__()
-        self.until = until
-        self.threshold = tuple(threshold)
-        self.curve = float_curve(folder)
-        self._tell = tell
-
-    def check(self) -> None:
-        """Raises GivenUp where the epochs so far are hopeless or enough."""
-        epoch = len(self.curve)
-        if self.until is not None and epoch >= self.until:
-            raise GivenUp
-        if 0 < epoch < len(self.threshold) and max(self.curve) < self.threshold[epoch - 1]:
-            raise GivenUp
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Keras calls it, with epochs from 0."""
-        phase = "qat" if is_quantize_aware(self.model) else "float"
-        if self._tell is not None:
-            self._tell(phase, epoch + 1, logs["val_accuracy"])
-        if phase == "float":
-            self.curve.append(logs["val_accuracy"])
-            self.check()
-
-
-def float_curve(folder: Path) -> list[float]:
-    """Validation accuracy after each float epoch that a run's folder holds; empty where there is no run yet."""
-    path = folder / CHECKPOINT_FILE
-    if not path.exists():
-        return []
-    return [row["val_accuracy"] for row in read_checkpoint(path).history if row["phase"] == "float"]
-
-
-SEARCH_FILE = "search.json"
-DATASET_FILE = "dataset.json"
-ORACLE_FILE = "oracle.json"
-LOCK_FILE = ".lock"
-EPOCHS, CONTINUED = (
-    "tuner/epochs",
-    "tuner/trial_id",
-)  # what Hyperband tells a trial: its epochs, the one it goes on from
-MOST_TRIALS = 1_000_000
-
-
-class FactorizationTuner(keras_tuner.Tuner):
-    """Trains what an oracle proposes, each net in its trial's folder, where a killed training goes on.
-
-    With a `FactorizationOracle`, or a stock one over `search_space(spec)`; Hyperband's trials go on where the one that
-    they continue was held after its epochs, and count by float accuracy until they are trained to the end. Under KerasTuner's environment variables
-    KERASTUNER_TUNER_ID (chief, worker0, ...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT it is a chief or one of
-    several workers, which share `directory`.
-
-    Args:
-        oracle: what proposes.
-        dataset: from `load_dataset(..., input_shape=spec.input_shape)`; nets are compared on its validation split.
-        spec: with a stock oracle, the spec whose stages it searches.
-        requirement: with a stock oracle, budgets: a net over them counts as of accuracy 0 and is not trained. Bytes,
-            RAM and latency are measured as by a `FactorizationOracle`.
-        recipe: of each trial; None for the data set's own. Needs QAT.
-        inherit: start a net from the trained weights of the one it was made from.
-        prune: give up trainings that the oracle's threshold calls hopeless.
-        callbacks: tf_keras callbacks for each training.
-        progress: a `SearchProgress`, or None.
-        directory, project_name: where trials and state are kept; the same arguments go on there.
-        overwrite: delete what is there first.
-
-    Raises:
-        ValueError: data, recipe, objective and space do not fit, the folder holds another search (the difference is
-            named), or one of its files is damaged. A worker says so in `search`, once its chief answers.
-        OSError: the folder cannot be written.
-    """
-
-    def __init__(
-        self,
-        oracle: keras_tuner.Oracle,
-        dataset: Dataset,
-        *,
-        spec: ModelSpec | None = None,
-        requirement: Requirement | None = None,
-        recipe: Recipe | None = None,
-        inherit: bool = False,
-        prune: bool = True,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
-        progress=None,
-        directory: str | os.PathLike = ".",
-        project_name: str = "search",
-        overwrite: bool = False,
-    ):
-        self.recipe = recipe or recipe_for(dataset.name)
-        self.space = space_of(oracle, spec)
-        self.requirement = requirement
-        self.dataset = dataset
-        self.inherit, self.prune = inherit, prune
-        self.callbacks, self.progress = tuple(callbacks), progress
-        check_search(oracle, self.space.spec, dataset, self.recipe, requirement)
-        self.costs = MeasuredCosts(() if requirement is None else requirement.limits)
-        self._own_oracle = oracle
-        super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
-        folder = Path(self.project_dir)
-        walked = isinstance(oracle, FactorizationOracle)
-        costs = oracle.costs if walked else self.costs
-        costs.labels = dataset.class_names
-        if self._is_worker():
-            self.oracle = chief.patient_client(self.oracle, has_ended=chief.end_watch(folder))
-            return
-        claim_folder(folder, self._identity(oracle), "search")
-        self.costs.open(folder)
-        if (folder / ORACLE_FILE).exists() or (walked and any(folder.glob("trial_*/trial.json"))):
-            oracle.reload()
-        else:
-            oracle.save()
-
-    def _identity(self, oracle):
-        if isinstance(oracle, FactorizationOracle):
-            what = oracle.identity()
-        else:
-            what = identity_of(self.space, self.requirement, oracle.objective.name)
-        fields = {
-            "oracle": type(oracle).__name__,
-            **what,
-            "inherit": self.inherit,
-            "prune": self.prune,
-            **{f"recipe_{name}": value for name, value in dataclasses.asdict(self.recipe).items()},
-        }
-        return {SEARCH_FILE: json.dumps(fields, indent=2) + "\n", DATASET_FILE: dataset_identity(self.dataset)}
-
-    def search(self) -> None:
-        """Run trials until the oracle has no more; as chief, answer the workers until then.
-
-        Raises:
-            ValueError: no net fits the requirement, or the chief's search is another than this worker's.
-            RuntimeError: three trials failed in a row, one crashed on a worker, or another process searches in the folder.
-            ConnectionError: the chief stays away.
-            OSError: the disk is full.
-            Exception: what user code or a stock oracle raised, as it was; the trial is done again by the next search.
-        """
-        if self._is_worker():
-            with contextlib.suppress(chief.SearchEndedError):
-                self._work_for_chief()
-            return
-        with _alone(Path(self.project_dir)):
-            if not chief.is_chief():
-                self._work()
-            else:
-                self._serve_workers()
-        failure = getattr(self._own_oracle, "failure", None)
-        if failure is not None:
-            raise failure
-
-    def _work_for_chief(self):
-        self.oracle.get_space()  # once the chief answers it has claimed the folder
-        check_folder(Path(self.project_dir), self._identity(self._own_oracle), "search")
-        self.costs.open(Path(self.project_dir))
-        self._work()
-
-    def _serve_workers(self):
-        is_walk = isinstance(self._own_oracle, FactorizationOracle)
-        raised = (chief.serve if is_walk else chief.serve_stock)(self._own_oracle)
-        chief.say_ended(Path(self.project_dir))
-        if raised is not None:
-            raise raised
-
-    def _work(self):
-        self.on_search_begin()
-        while True:
-            self.pre_create_trial()
-            trial = self.oracle.create_trial(self.tuner_id)
-            if trial.status == TrialStatus.STOPPED:
-                break
-            if trial.status == TrialStatus.IDLE:
-                time.sleep(chief.POLL_SECONDS)
-                continue
-            self.on_trial_begin(trial)
-            self._run_and_end(trial)
-        self.on_search_end()
-
-    def _run_and_end(self, trial):
-        try:
-            if self._is_worker():
-                with chief.heartbeat(self.oracle, trial.trial_id):
-                    metrics = self.run_trial(trial)
-            else:
-                metrics = self.run_trial(trial)
-            if self._own_oracle.objective.name not in metrics:
-                raise ValueError(f"run_trial gave no {self._own_oracle.objective.name}, but {', '.join(metrics)}")
-            self.oracle.update_trial(trial.trial_id, metrics)
-            trial.status = TrialStatus.COMPLETED
-        except errors.FailedTrialError:
-            trial.status, trial.message = TrialStatus.FAILED, traceback.format_exc()
-        except Exception:
-            trial.status, trial.message = TrialStatus.INVALID, traceback.format_exc()
-            with contextlib.suppress(ConnectionError):  # of a chief that is gone: the user's own error matters more
-                self.oracle.end_trial(trial)
-            raise
-        self.on_trial_end(trial)
-
-    def run_trial(self, trial: Trial) -> dict[str, float]:
-        """Train a net and give its metrics: validation accuracy by precision, and by float epoch; costs.
-
-        Raises:
-            keras_tuner.errors.FailedTrialError: the loss was not finite or memory ran out; the search goes on.
-        """
-        values = trial.hyperparameters.values
-        spec = spec_of(self.space, values)
-        objective = self._own_oracle.objective.name
-        macs = count_macs(spec)
-        if self.requirement is not None and self._is_over(spec, macs):
-            return metrics_of(objective, 0.0, [], pruned=True) | {"macs": macs}
-        folder = self.run_folder(trial.trial_id)
-        if values.get(CONTINUED) and not folder.exists():
-            _copy_run(self.run_folder(values[CONTINUED]), folder)
-        until = values.get(EPOCHS, self.recipe.epochs)
-        threshold = tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else ()
-        tell = self.progress and self.progress.epoch
-        watch = Watch(folder, threshold, tell, until if until < self.recipe.epochs else None)
-        if self.progress is not None:
-            self.progress.begin(trial.trial_id, spec, self.recipe, values, len(watch.curve))
-        try:
-            watch.check()
-            start = self._inherited(values.get(PARENT, ""), spec)
-            run = train(
-                spec,
-                self.dataset,
-                out=folder,
-                recipe=self.recipe,
-                initial=start,
-                callbacks=[*self.callbacks, watch],
-                verbose=False,
-            )
-        except GivenUp:
-            metrics = metrics_of(objective, max(watch.curve), watch.curve, pruned=True) | {"macs": macs}
-        except NanLossError as error:
-            raise errors.FailedTrialError(str(error)) from error
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-            raise errors.FailedTrialError(f"{spec.name} does not fit into memory: {str(error)[:200]}") from error
-        else:
-            metrics = _metrics(objective, run, float_curve(folder))
-        finally:
-            keras.backend.clear_session()
-        if self.progress is not None:
-            self.progress.end(spec, metrics[objective], bool(metrics["pruned"]))
-        return metrics
-
-    def _is_over(self, spec, macs):
-        costs = {"macs": macs}
-        if self.requirement.excess(costs) is None:
-            costs |= self.costs.of(spec)
-        return self.requirement.excess(costs) is not None
-
-    def _inherited(self, parent_id, spec):
-        """The model to start from, or None: the same at each call for a trial."""
-        if not self.inherit or not parent_id:
-            return None
-        folder = self.run_folder(parent_id)
-        parent = load_run(folder)
-        if parent.spec.width != spec.width:
-            return None
-        return inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed)
-
-    def run_folder(self, trial_id: str) -> Path:
-        """Where a trial's training is: after its end a run that `load_run` takes."""
-        return Path(self.project_dir) / f"trial_{trial_id}" / "run"
-
-    def load_run(self, trial: Trial) -> Run:
-        """The finished training of a trial. Raises FileNotFoundError where it was given up or failed."""
-        return load_run(self.run_folder(trial.trial_id))
-
-    def load_model(self, trial: Trial) -> keras.Model:
-        """The quantization-aware tf_keras model of a finished trial; `load_run(trial).int8_model()` is the .tflite."""
-        return self.load_run(trial).qat_model()
-
-    def get_best_models(self, num_models: int = 1) -> list[keras.Model]:
-        """The best nets, best first, of the trials that were trained to their end, as `load_model` gives them."""
-        trials = self.oracle.get_best_trials(MOST_TRIALS)
-        ended = [trial for trial in trials if (self.run_folder(trial.trial_id) / "metrics.json").is_file()]
-        return [self.load_model(trial) for trial in ended[:num_models]]
-
-    def save(self):
-        """Write the oracle's state; the tuner has none of its own."""
-        if not self._is_worker():
-            self.oracle.save()
+def _check_resumable(oracle: keras_tuner.Oracle, folder: Path) -> None:
+    """Raise ValueError where KerasTuner cannot go on with an oracle's state."""
+    if isinstance(oracle, keras_tuner.oracles.GridSearchOracle):
+        raise ValueError(
+            f"{folder} holds a grid search, and KerasTuner's GridSearchOracle cannot go on with one (it does not save the "
+            "order of its trials); give overwrite=True or a new folder, or use another oracle"
+        )
 
 
 @contextlib.contextmanager
-def _alone(folder):
-    """Held by the one process that searches in a folder, or is its chief; freed when that ends, killed or not."""
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process search in a folder at a time; it is free again when that ends, killed or not."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder / LOCK_FILE, 0))
@@ -386,24 +466,3 @@ def _alone(folder):
                 f"another process searches in {folder}; wait for its end, or give another folder"
             ) from None
         yield
-
-
-def _copy_run(source, folder):
-    """Copy a run that another trial goes on with, whole or not at all."""
-    if source.exists():
-        aside = folder.with_name(f"{folder.name}.aside")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        aside.replace(folder)
-
-
-def _metrics(objective, run, curve):
-    accuracies = {metric: run.metrics["accuracy"]["validation"][key] for metric, key in OBJECTIVES.items()}
-    return {
-        **metrics_of(objective, accuracies[objective], curve, pruned=False),
-        **accuracies,
-        "macs": run.metrics["macs"],
-        "size_bytes": run.metrics["size_bytes"],
-        "latency_ms": run.int8_model().latency_ms().median_ms,
-        "seconds": run.metrics["training_seconds"],
-    }

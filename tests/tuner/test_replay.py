@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factorizenet_tf.tuner.exhaustive import add_row, curve, fresh, missing, read_rows
+from factorizenet_tf.tuner.replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise
 from test_progressive import SPACE, formula
 
 import factorizenet_tf as fnet
-from factorizenet_tf.tuner.exhaustive import add_row, curve, fresh, missing, read_rows
-from factorizenet_tf.tuner.replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise
 from factorizenet_tf.tuner.space import Space
 
 EPOCHS, BUDGET = 9, 1_300_000

@@ -78,11 +78,11 @@ def test_a_finished_search_is_given_without_training(searched, digits, monkeypat
 
 def test_changed_requirement_recipe_and_data_are_refused_with_the_difference(searched, digits):
     folder = searched.directory
-    with pytest.raises(ValueError, match=r"search\.max_macs is 60000 there, 70000 now"):
+    with pytest.raises(ValueError, match=r"search\.max_macs: the folder has 60000, you gave 70000"):
         make(folder, digits, max_macs=70_000, inherit=True)
-    with pytest.raises(ValueError, match=r"search\.inherit is True there, False now"):
+    with pytest.raises(ValueError, match=r"search\.inherit: the folder has True, you gave False"):
         make(folder, digits)
-    with pytest.raises(ValueError, match=r"search\.recipe_epochs is 2 there, 3 now"):
+    with pytest.raises(ValueError, match=r"search\.recipe_epochs: the folder has 2, you gave 3"):
         make(folder, digits, inherit=True, recipe=fnet.recipe_for("digits", epochs=3, calibration_images=64))
     other = fnet.load_dataset((digits.train.images, digits.train.labels))
     with pytest.raises(ValueError, match=r"dataset\.images is .* there"):
@@ -228,7 +228,7 @@ def test_a_stock_search_keeps_to_measured_budgets_and_to_its_folder(digits, tmp_
     assert all(spec.levels[0] < 2 for spec in fake.calls)
     assert any(spec.levels[0] >= 2 for spec in measured)
     assert all(fnet.count_macs(spec) <= 120_000 for spec in measured)
-    with pytest.raises(ValueError, match=r"search\.max_latency_ms is 0\.15 there, 0\.2 now"):
+    with pytest.raises(ValueError, match=r"search\.max_latency_ms: the folder has 0\.15, you gave 0\.2"):
         stock(tmp_path, digits, requirement=Requirement(max_macs=120_000, max_latency_ms=0.2))
     other = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
     with pytest.raises(ValueError, match=r"search\.stages is \[\[1, 2\], \[1, 2\]\] there"):
