@@ -45,7 +45,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 benchmark: install
-	$(BIN)/factorizenet benchmark
+	$(BIN)/python tuner/benchmark.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

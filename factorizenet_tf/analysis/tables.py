@@ -209,9 +209,7 @@ def tensor_names(tflite, layers: list[str]) -> dict[str, str]:
     Raises:
         ValueError: the file has another number of such operations.
     """
-    plain = tflite._plain()
-    names = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
-    written = [names[op["outputs"][0]] for op in plain._get_ops_details() if op["op_name"] not in SAME_SCALE]
+    written = [name for operator, name in tflite.operator_outputs if operator not in SAME_SCALE]
     if len(written) != len(layers):
         raise ValueError(
             f"the .tflite has {len(written)} quantizing operations, the analysis {len(layers)} layers; give the net's own"

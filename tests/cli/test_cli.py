@@ -15,7 +15,6 @@ from user_model import small_net
 
 import factorizenet_tf as fnet
 from factorizenet_tf import data, files
-from factorizenet_tf.benchmarks import benchmark
 from factorizenet_tf.cli import main
 
 SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
@@ -287,7 +286,6 @@ def test_what_is_not_there_is_named(fails, tmp_path):
         assert str(path) in fails("export", path, "--tflite", new)
         assert str(path) in fails("export", path, "--saved-model", new)
         assert str(path) in fails("quantize", path, "--dataset", "digits", "--out", new)
-    assert str(tmp_path / "none") in fails("benchmark", "--run", tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -320,58 +318,6 @@ def test_export_wants_a_target_that_is_not_there_yet(fails, run, tmp_path):
     for option in ("--tflite", "--saved-model"):
         assert "is there already" in fails("export", run.folder, option, tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"
-
-
-# Benchmark
-
-
-def test_benchmark_sets_each_ratio_against_its_bound(prints_json, succeeds, monkeypatch, run):
-    speeds = {("float", level): 100.0 - 10 * level for level in range(4)}  # level 3 at 0.7
-    speeds |= {("qat", level): 0.5 * speed if level == 1 else 0.9 * speed for (_, level), speed in speeds.items()}
-    results = {"stock": {"images_per_second": 4.0}, "memory": {"waiting": 0.2, "peak_bytes": 2e9}}
-    results["analysis"] = {"calibration": 1024, "images": 2000, "seconds": 61.0, "peak_bytes": 2e9}
-    results["analysis"]["sensitivity_seconds"] = 300.0
-    monkeypatch.setattr(benchmark, "_levels_in_turn", lambda *arguments: speeds)
-    monkeypatch.setattr(benchmark, "_worker", lambda job: results[job["job"]])
-    rows = prints_json("benchmark", "--part", "training", "--quiet")
-    values = [(row["value"], row["holds"]) for row in rows]
-    assert values[:4] == [(1.0, True), (0.9, True), (0.8, True), (0.7, False)]  # against level 0: at least 0.8
-    assert values[4:8] == [(0.9, True), (0.5, False), (0.9, True), (0.9, True)]  # QAT: at least 0.6
-    assert values[8:10] == [(20.0, True), (17.5, True)]  # levels 2 and 3 against unchanged: at least 15
-    assert values[10:12] == [(0.2, False), (2.0, True)]  # waiting at most 0.05; at most 3 GB
-    assert values[12:] == [(61.0, False), (2.0, True), (300.0, True)]  # analysis: 60 s, 2 GB, 300 s
-    with_run = prints_json("benchmark", "--part", "training", "--quiet", "--run", run.folder)[len(rows) :]
-    assert [row["bound"] for row in with_run] == [">= 0.999", "<= 3", ">= 0.995", "<= 0"]
-    assert with_run[0]["value"] == round(run.metrics["agreement"]["within_1_lsb"], 4)
-    assert with_run[1]["value"] == run.metrics["agreement"]["largest_lsb"]
-    assert "False" in succeeds("benchmark", "--part", "training", "--quiet")
-
-
-def test_a_measurement_that_fails_in_its_own_process_exits_1(fails, monkeypatch):
-    speeds = {(kind, level): 1.0 for kind in ("float", "qat") for level in range(3)}
-    monkeypatch.setattr(benchmark, "_levels_in_turn", lambda *arguments: speeds)
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: no memory\n")
-    monkeypatch.setattr(benchmark.subprocess, "run", lambda *arguments, **options: failed)
-    message = fails("benchmark", "--quiet", code=1)
-    assert "the measurement 'stock' failed" in message
-    assert "no memory" in message
-
-
-def test_benchmark_refuses_no_time_and_a_bad_width_before_it_measures(fails):
-    assert "seconds is 0.0; it must be above 0" in fails("benchmark", "--seconds", 0, "--quiet")
-    assert "width is 9" in fails("benchmark", "--width", 9, "--quiet")
-
-
-@pytest.mark.slow
-def test_benchmark_measures_every_level(prints_json, run):
-    rows = prints_json(
-        "benchmark", "--part", "training", "--width", 8, "--seconds", 0.1, "--run", run.folder, "--quiet"
-    )
-    last = fnet.max_level(fnet.ModelSpec(0, width=8))
-    assert len(rows) == 2 * (last + 1) + len(benchmark.COMPARED_LEVELS) + 2 + 3 + 4
-    assert all(row["value"] > 0 for row in rows[: 2 * (last + 1)])
-    peak = next(row for row in rows if "peak memory" in row["what"])
-    assert 0.1 < peak["value"] < 3
 
 
 # Errors of the arguments

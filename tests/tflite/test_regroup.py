@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -7,10 +10,17 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 from factorizenet_tf.tflite import flatbuffer as flatfile
-from factorizenet_tf.tflite import latency as latency_table
-from factorizenet_tf.tflite import regroup as lowering
-from factorizenet_tf.tflite.latency import Convolution, LatencyTable, int8_convolutions, measure_convolutions
-from factorizenet_tf.tflite.regroup import block_dense, lower_fastest, with_groups
+from factorizenet_tf.tflite import latency
+from factorizenet_tf.tflite.latency import (
+    Convolution,
+    LatencyTable,
+    int8_convolutions,
+    measure_convolutions,
+    one_convolution,
+    time_in_turns,
+)
+from factorizenet_tf.tflite.micro import arena_bytes
+from factorizenet_tf.tflite.regroup import block_dense, check_regroup, regroup_fastest, with_groups
 
 SHAPES = [
     Convolution((8, 8, 16), 16, (3, 3), (1, 1), (1, 1), "SAME"),
@@ -23,12 +33,12 @@ SHAPES = [
 def outputs(content, images, **options):
     interpreter = Interpreter(model_content=content, **options)
     interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (input_,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     results = []
     for image in images:
-        interpreter.set_tensor(taken["index"], image[None])
+        interpreter.set_tensor(input_["index"], image[None])
         interpreter.invoke()
-        results.append(interpreter.get_tensor(given["index"]))
+        results.append(interpreter.get_tensor(output["index"]))
     return np.concatenate(results)
 
 
@@ -61,7 +71,7 @@ def test_two_groups_become_one_with_zeros_between_the_blocks():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_divisor_of_the_groups_gives_the_same_bits_on_each_runtime(shape):
-    plain = latency_table._one_convolution(shape, 4)
+    plain = one_convolution(shape, 4)
     images = integers(shape.input_shape)
     reference = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}
     expected = outputs(plain, images)
@@ -75,7 +85,7 @@ def test_every_divisor_of_the_groups_gives_the_same_bits_on_each_runtime(shape):
 
 
 def test_a_kernel_that_several_convolutions_share_is_changed_for_one_of_them_alone():
-    plain = latency_table._one_convolution(SHAPES[0], 8)
+    plain = one_convolution(SHAPES[0], 8)
     model = flatfile.read_flatbuffer(plain)
     (graph,) = model.subgraphs
     graph.tensors.append(flatfile.read_flatbuffer(plain).subgraphs[0].tensors[3])
@@ -94,30 +104,30 @@ def test_a_kernel_that_several_convolutions_share_is_changed_for_one_of_them_alo
 
 def test_the_fastest_of_the_table_is_chosen_where_it_is_faster_by_more_than_noise():
     shape = SHAPES[0]
-    plain = latency_table._one_convolution(shape, 8)
+    plain = one_convolution(shape, 8)
     for times, chosen in (
         ({1: 3.0, 2: 1.0, 4: 2.0, 8: 4.0}, 2),
         ({1: 3.0, 2: 2.0, 4: 2.0, 8: 1.0}, 8),
         ({1: 0.98, 2: 2.0, 4: 2.0, 8: 1.0}, 8),
         ({4: 0.5, 8: 1.0, 16: 0.1, 3: 0.1}, 4),
     ):
-        lowered = lower_fastest(plain, table({shape: times}))
-        assert [(layer.groups, layer.chosen, layer.chosen_ms) for layer in lowered.layers] == [
+        regrouped = regroup_fastest(plain, table({shape: times}))
+        assert [(layer.groups, layer.chosen, layer.chosen_ms) for layer in regrouped.layers] == [
             (8, chosen, times[chosen])
         ]
-        assert int8_convolutions(lowered.content) == [("sums", shape, chosen)]
-        assert (lowered.content == plain) == (chosen == 8)
+        assert int8_convolutions(regrouped.content) == [("sums", shape, chosen)]
+        assert (regrouped.content == plain) == (chosen == 8)
 
 
 def test_a_table_that_lacks_a_layer_is_refused_naming_it():
-    plain = latency_table._one_convolution(SHAPES[0], 8)
+    plain = one_convolution(SHAPES[0], 8)
     for milliseconds in ({}, {SHAPES[1]: {8: 1.0}}, {SHAPES[0]: {1: 1.0, 2: 1.0}}):
         with pytest.raises(ValueError, match=r"table of a board has no latency of a 3x3 convolution of 8x8x16 to 16"):
-            lower_fastest(plain, table(milliseconds))
+            regroup_fastest(plain, table(milliseconds))
 
 
 def test_groups_that_do_not_divide_are_refused():
-    plain = latency_table._one_convolution(SHAPES[0], 4)
+    plain = one_convolution(SHAPES[0], 4)
     for groups in (3, 8, 0, -1):
         with pytest.raises(ValueError, match="has 4 groups; they cannot become"):
             with_groups(plain, [groups])
@@ -127,48 +137,48 @@ def test_groups_that_do_not_divide_are_refused():
 
 @pytest.fixture(scope="module")
 def net():
-    """A net with 2, 4 and 8 groups (16, 32 channels at level 3 and less), labelled."""
-    spec = fnet.ModelSpec((2, 3), width=16, input_shape=(16, 16, 1), stages=((1, 1), (2, 2)))
-    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1)).astype(np.uint8)
-    return fnet.to_tflite(fnet.quantize_aware(fnet.build(spec), calibration=images), labels="0123456789")
+    """A published net with 8 groups, labelled."""
+    return fnet.zoo.load("fnet-l3-int8", "path").read_bytes()
 
 
-def test_a_whole_net_gives_the_same_bits_and_keeps_its_labels(net, noise):
-    groups = [found for _, _, found in int8_convolutions(net)]
-    assert sorted({*groups}) == [1, 4, 8]
-    lowered = with_groups(net, [1] * len(groups))
-    plain, dense = fnet.Int8Model(net), fnet.Int8Model(lowered)
-    np.testing.assert_array_equal(plain.predict_quantized(noise(200)), dense.predict_quantized(noise(200)))
-    assert dense.labels == tuple("0123456789")
+@pytest.fixture
+def pictures(noise):
+    return noise(50, (32, 32, 3))
+
+
+def test_a_whole_net_gives_the_same_bits_and_keeps_its_labels(net, pictures):
+    convolutions = int8_convolutions(net)
+    assert sorted({groups for _, _, groups in convolutions}) == [1, 8]
+    regrouped = with_groups(net, [1] * len(convolutions))
+    plain, dense = fnet.Int8Model(net), fnet.Int8Model(regrouped)
+    np.testing.assert_array_equal(plain.predict_quantized(pictures), dense.predict_quantized(pictures))
+    assert dense.labels == plain.labels == fnet.zoo.card("fnet-l3-int8").class_names
     assert dense.input_quantization == plain.input_quantization
-    kept = sum(shape.filters * shape.input_shape[2] * 9 for _, shape, found in int8_convolutions(net) if found > 1)
-    was = sum(
-        shape.filters * shape.input_shape[2] * 9 / found for _, shape, found in int8_convolutions(net) if found > 1
-    )
-    assert len(lowered) - len(net) == pytest.approx(kept - was, abs=600)  # the old kernels are not left in the file
+    before = sum(shape.filters * shape.input_shape[2] * 9 // 8 for _, shape, groups in convolutions if groups > 1)
+    assert len(regrouped) - len(net) == pytest.approx(7 * before, abs=600)  # the old kernels are not left in the file
 
 
-def test_measured_here_every_layer_is_in_the_table_and_the_net_is_the_same(net, noise):
-    lowered = lower_fastest(net)
-    measured = lowered.table.milliseconds
+def test_measured_here_every_layer_is_in_the_table_and_the_net_is_the_same(net, pictures):
+    regrouped = regroup_fastest(net)
+    measured = regrouped.table.milliseconds
     assert {(shape, groups) for _, shape, groups in int8_convolutions(net) if groups > 1} == {
         (shape, max(times)) for shape, times in measured.items()
     }
     assert all(0 < ms < 100 for times in measured.values() for ms in times.values())
-    assert [layer.groups for layer in lowered.layers] == [n for _, _, n in int8_convolutions(net) if n > 1]
-    for layer in lowered.layers:
+    assert [layer.groups for layer in regrouped.layers] == [n for _, _, n in int8_convolutions(net) if n > 1]
+    for layer in regrouped.layers:
         assert layer.chosen_ms <= layer.plain_ms
-    expected = fnet.Int8Model(net).predict_quantized(noise(50))
-    np.testing.assert_array_equal(fnet.Int8Model(lowered.content).predict_quantized(noise(50)), expected)
-    assert all(row["name"].startswith("quant_stage") for row in lowered.rows())
+    expected = fnet.Int8Model(net).predict_quantized(pictures)
+    np.testing.assert_array_equal(fnet.Int8Model(regrouped.content).predict_quantized(pictures), expected)
+    assert all(row["name"].startswith("quant_stage") for row in regrouped.rows())
 
 
 def test_a_net_without_groups_comes_back_byte_by_byte(net):
     groups = [found for _, _, found in int8_convolutions(net)]
     assert with_groups(net, groups) == net
     dense = with_groups(net, [1] * len(groups))
-    assert lower_fastest(dense).content == dense
-    assert lower_fastest(dense).layers == ()
+    assert regroup_fastest(dense).content == dense
+    assert regroup_fastest(dense).layers == ()
 
 
 def test_written_buffers_lie_where_the_schema_wants_them(net):
@@ -189,42 +199,43 @@ def test_written_buffers_lie_where_the_schema_wants_them(net):
 def test_no_tflite_and_a_cut_one_are_refused(net):
     for content in (b"", b"x" * 100, net[:2000]):
         with pytest.raises(ValueError, match="convert it again"):
-            lower_fastest(content)
+            regroup_fastest(content)
 
 
 def test_a_table_reads_back_and_others_are_refused(tmp_path):
     measured = measure_convolutions({SHAPES[1]: 4})
     assert list(measured.milliseconds[SHAPES[1]]) == [1, 2, 4]
     text = measured.to_json()
-    assert latency_table.table_from_json(text) == measured
+    assert latency.table_from_json(text) == measured
     (tmp_path / "table.json").write_text(text)
-    assert lowering.read_table(tmp_path / "table.json") == measured
+    assert latency.read_table(tmp_path / "table.json") == measured
     newer = json.dumps(json.loads(text) | {"format": 2})
     for damaged in ("", "{}", "[]", text[:-30], newer, text.replace("filters", "filter")):
         with pytest.raises(ValueError, match="the table is no table of latencies"):
-            latency_table.table_from_json(damaged)
+            latency.table_from_json(damaged)
     with pytest.raises(FileNotFoundError, match="no table of latencies at"):
-        lowering.read_table(tmp_path / "none.json")
+        latency.read_table(tmp_path / "none.json")
 
 
-def test_conversion_lowers_where_it_is_asked_to(run, models, digits):
-    plain = (run.folder / "model.tflite").read_bytes()
-    (shapes,) = [{shape for _, shape, groups in int8_convolutions(plain) if groups > 1}]
-    dense = table({shape: {1: 0.1, 2: 1.0} for shape in shapes})
-    lowered = fnet.to_tflite(models.qat, labels="0123456789", lower="fastest", latencies=dense)
-    assert {groups for _, _, groups in int8_convolutions(lowered)} == {1}
-    expected = fnet.Int8Model(plain).predict_quantized(digits.test.images)
-    np.testing.assert_array_equal(fnet.Int8Model(lowered).predict_quantized(digits.test.images), expected)
-    assert fnet.Int8Model(lowered).labels == tuple("0123456789")
-    with pytest.raises(ValueError, match="lower is 'fast'; it must be one of none, fastest"):
-        fnet.to_tflite(models.qat, lower="fast")
-    with pytest.raises(ValueError, match="latencies are for lower="):
-        fnet.to_tflite(models.qat, latencies=dense)
+def test_another_choice_and_a_table_without_one_are_refused():
+    with pytest.raises(ValueError, match="regroup is 'fast'; it must be one of none, fastest"):
+        check_regroup("fast", None)
+    with pytest.raises(ValueError, match="latencies are for regroup="):
+        check_regroup("none", table({}))
 
 
-def test_a_table_measured_by_the_command_lowers_an_export(net, noise, tmp_path, capsys):
+def test_functions_are_timed_in_turns():
+    calls = []
+    times = time_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, seconds=0, runs=2)
+    assert times.shape == (3, 2)
+    assert "".join(calls) == "ab" + 3 * "aabb"
+    (slow, fast), *_ = time_in_turns([lambda: time.sleep(0.004), lambda: None], rounds=1, seconds=0, runs=3)
+    assert slow > 4 > fast
+
+
+def test_a_table_measured_by_the_command_regroups_an_export(net, pictures, tmp_path, capsys):
     (tmp_path / "net.tflite").write_bytes(net)
-    source, out, made = (str(tmp_path / name) for name in ("net.tflite", "table.json", "lowered.tflite"))
+    source, out, made = (str(tmp_path / name) for name in ("net.tflite", "table.json", "regrouped.tflite"))
     assert main(["latencies", source, "--out", out, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["groups"] for row in rows} == {1, 2, 4, 8}
@@ -232,35 +243,42 @@ def test_a_table_measured_by_the_command_lowers_an_export(net, noise, tmp_path, 
     for row in fields["convolutions"]:
         row["milliseconds"] = {groups: 1.0 + (groups != "2") for groups in row["milliseconds"]}
     (tmp_path / "table.json").write_text(json.dumps(fields))
-    arguments = ["export", source, "--tflite", made, "--lower", "fastest", "--latencies", out]
-    assert main([*arguments, "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert {groups for _, _, groups in int8_convolutions((tmp_path / "lowered.tflite").read_bytes())} == {1, 2}
-    assert row["bytes"] == (tmp_path / "lowered.tflite").stat().st_size
-    assert row["lowered_bytes"] > row["plain_bytes"] == len(net)
-    assert row["plain_ram_bytes"] == row["lowered_ram_bytes"] == fnet.micro.arena_bytes(net)
-    assert min(row["plain_ms"], row["lowered_ms"], row["speedup"]) > 0
-    expected = fnet.Int8Model(net).predict_quantized(noise(50))
-    np.testing.assert_array_equal(fnet.Int8Model(made).predict_quantized(noise(50)), expected)
+    for spelling in ("--lower", "--regroup"):
+        (tmp_path / "regrouped.tflite").unlink(missing_ok=True)
+        arguments = ["export", source, "--tflite", made, spelling, "fastest", "--latencies", out]
+        assert main([*arguments, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+    assert {groups for _, _, groups in int8_convolutions((tmp_path / "regrouped.tflite").read_bytes())} == {1, 2}
+    assert row["bytes"] == (tmp_path / "regrouped.tflite").stat().st_size
+    assert row["regrouped_bytes"] > row["plain_bytes"] == len(net)
+    assert row["plain_ram_bytes"] == row["regrouped_ram_bytes"] == arena_bytes(net)
+    assert min(row["plain_ms"], row["regrouped_ms"], row["speedup"]) > 0
+    expected = fnet.Int8Model(net).predict_quantized(pictures)
+    np.testing.assert_array_equal(fnet.Int8Model(made).predict_quantized(pictures), expected)
     assert main(["latencies", source, "--out", out]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
-def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch, capsys):
-    asked = {}
-
-    def measured(shapes, *, threads):
-        asked.update(shapes)
-        return table({shape: {1: 1.0} for shape in shapes})
-
-    monkeypatch.setattr(latency_table, "measure_convolutions", measured)
-    assert main(["latencies", "--out", str(tmp_path / "table.json"), "--width", "24"]) == 0
-    capsys.readouterr()
-    wanted = {
-        (layer.input_shape, layer.stride): 0
+def test_without_a_source_the_command_measures_the_family_and_imports_no_tensorflow(tmp_path):
+    code = f"""
+import sys
+from factorizenet_tf.cli import main
+from factorizenet_tf.tflite import latency
+asked = {{}}
+def measured(groups, *, threads):
+    asked.update(groups)
+    return latency.LatencyTable({{shape: {{1: 1.0}} for shape in groups}}, "a board", "a runtime", threads)
+latency.measure_convolutions = measured
+assert main(["latencies", "--out", {str(tmp_path / "table.json")!r}, "--width", "24"]) == 0
+assert not {{"tensorflow", "tf_keras"}} & set(sys.modules)
+print(sorted((shape.input_shape, shape.stride[0], shape.input_shape[2] % groups) for shape, groups in asked.items()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    grouped = {
+        (layer.input_shape, layer.stride, 0)
         for level in range(1, fnet.max_level(fnet.ModelSpec(0, width=24)) + 1)
         for layer in fnet.ModelSpec(level, width=24).plan()
         if layer.kind == "grouped"
     }
-    assert {(shape.input_shape, shape.stride[0]) for shape in asked} == set(wanted)
-    assert all(shape.input_shape[2] % groups == 0 for shape, groups in asked.items())
+    assert result.stdout.splitlines()[-1] == str(sorted(grouped))
