@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factorizenet_tf.tuner.exhaustive import add_row, curve, fresh, missing, read_rows
-from factorizenet_tf.tuner.replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise
 from test_progressive import SPACE, formula
 
 import factorizenet_tf as fnet
 from factorizenet_tf.tuner.space import Space
 
-EPOCHS, BUDGET = 9, 1_300_000
 FOLDER = Path(__file__).parents[2] / "tuner"
+sys.path.append(str(FOLDER))  # where a script finds the others
+from exhaustive import add_row, curve, fresh, missing, read_rows  # noqa: E402
+from replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise  # noqa: E402
+
+EPOCHS, BUDGET = 9, 1_300_000
 
 
 def learn(net):
@@ -35,8 +37,8 @@ def test_each_strategy_finds_a_good_net_and_is_charged_what_it_trains(table, str
     assert list(found.best) == sorted(found.best)
     assert list(found.spent) == sorted(set(found.spent))
     assert found.epochs >= found.spent[-1] >= EPOCHS
-    if found.reached is not None:
-        assert found.best_at(found.reached) >= found.target > found.best_at(found.reached - 1)
+    good = [spent for spent, best in zip(found.spent, found.best) if best >= found.target]
+    assert found.reached == (good[0] if good else None)
 
 
 def test_the_walk_spends_less_than_a_fifth_and_than_stock_oracles(table):
