@@ -23,21 +23,7 @@ from ..spec import ModelSpec
 from .progressive import Proposal, Result, Search, SearchState, propose, ranking, stage_effects
 from .space import MeasuredCosts, Space, check_budget, macs
 
-__all__ = [
-    "PARENT",
-    "REASON",
-    "ROUND",
-    "THRESHOLD",
-    "FactorizationOracle",
-    "Trial",
-    "TrialStatus",
-    "keras_tuner",
-    "metrics_of",
-    "result_of",
-    "search_space",
-    "space_identity",
-    "spec_of",
-]
+__all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity", "spec_of"]
 
 # What the oracle tells the tuner beside the net, among a trial's hyperparameter values.
 PARENT, REASON, ROUND, THRESHOLD = "walk/parent", "walk/reason", "walk/round", "walk/threshold"
