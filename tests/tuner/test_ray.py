@@ -42,7 +42,15 @@ class Cluster:
     def __init__(self):
         self.folder = tempfile.mkdtemp(dir="/tmp", prefix="ray")  # short: Ray makes sockets in it
         self.address = f"127.0.0.1:{free_port()}"
-        self.start("--head", "--port", self.address.rpartition(":")[2], "--temp-dir", self.folder, "--include-dashboard", "false")
+        self.start(
+            "--head",
+            "--port",
+            self.address.rpartition(":")[2],
+            "--temp-dir",
+            self.folder,
+            "--include-dashboard",
+            "false",
+        )
         self.second = None
 
     def processes(self):
