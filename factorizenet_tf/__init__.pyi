@@ -4,10 +4,11 @@ from .analysis.tables import Analysis, load_analysis
 from .analysis.tracker import DistributionTracker
 from .cost import cost_table, count_macs, count_params
 from .data import Dataset, Split, load_dataset
-from .models.build import FactorizeNet, build
+from .models.build import build
 from .models.convert import to_tflite
 from .models.evaluate import Agreement, accuracy, agreement
 from .models.quantize import quantize_aware
+from .models.weights import FactorizeNet
 from .recipe import Recipe, recipe_for
 from .runs import Run, load_run
 from .spec import ModelSpec, Stage, max_level

@@ -1,6 +1,18 @@
 """Which Keras the package uses, decided once: tf_keras (Keras 2), the only one that TFMOT accepts.
 
-`tf.keras` is Keras 2 or 3 depending on what was imported first, so nothing here touches it.
+`tf.keras` is Keras 2 or 3 depending on what was imported first, so nothing here touches it. What TFMOT puts around layers
+is undone here, too.
+
+Private names of libraries that the package touches, with the version they were read from:
+
+* tf_keras 2.21: `Conv2D._jit_compiled_convolution_op` (models.native), `Model._nodes_by_depth` (cost, analysis.graph),
+  `Model._is_graph_network` (here), `tf_keras.src.saving`: `hdf5_format.save_weights_to_hdf5_group` (models.weights) and
+  `serialization_lib.SafeModeScope` (loading).
+* TFMOT 0.8.1: the wrappers' `_weight_vars`, `_quantize_activations`, `_output_quantizers`, `_output_quantizer_vars` and
+  `quantizer_vars`, an activation's `_pre_activation_vars` and `_post_activation_vars` (models.quantize, analysis.graph),
+  `python.core.quantization.keras.quantizers` (models.quantize).
+* TensorFlow 2.21: `TFLiteConverter._experimental_disable_per_channel` (models.convert).
+* ai-edge-litert 2.3: `Interpreter._get_ops_details` (tflite.int8_model, analysis.tables).
 """
 
 import os
@@ -8,14 +20,17 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import tensorflow as tf
+from .console import quiet_native_stderr
+
+with quiet_native_stderr():  # the C++ side's start-up notices come before it reads any log level
+    import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["functional_model", "keras", "tf", "to_float"]
+__all__ = ["functional_model", "is_input_quantizer", "is_wrapped", "keras", "tf", "to_float", "unwrap"]
 
 
 def functional_model(model: object, what: str) -> keras.Model:
-    """`model` where it is a built functional or sequential tf_keras model.
+    """Give a model back where it is a built functional or sequential tf_keras one.
 
     Args:
         model: what the caller passed.
@@ -40,5 +55,20 @@ def functional_model(model: object, what: str) -> keras.Model:
 
 
 def to_float(images):
-    """uint8 images of any shape to float32 in 0..1, what every net here takes."""
+    """Turn uint8 images of any shape into float32 in 0..1, what every net here takes."""
     return tf.cast(images, tf.float32) * (1 / 255)
+
+
+def is_wrapped(layer: keras.layers.Layer) -> bool:
+    """Whether TFMOT wrapped the layer to quantize its weights or its output."""
+    return type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2")
+
+
+def is_input_quantizer(layer: keras.layers.Layer) -> bool:
+    """Whether TFMOT put the layer behind a model's input to quantize it."""
+    return type(layer).__name__ == "QuantizeLayer"
+
+
+def unwrap(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Give the layer inside TFMOT's wrapper, or the layer itself."""
+    return layer.layer if is_wrapped(layer) else layer

@@ -1,16 +1,83 @@
-"""What a long job says on stderr: a line an epoch or step of work, and a bar on a terminal."""
+"""What jobs and commands print on stderr and stdout, what is kept off them, and which extra is missing."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
 import json
+import os
 import sys
+import threading
+from collections.abc import Iterator
 
-__all__ = ["Progress", "print_accuracies", "print_json", "show", "show_rows", "text_table"]
+__all__ = [
+    "Progress",
+    "print_accuracies",
+    "print_json",
+    "quiet_native_stderr",
+    "require_extra",
+    "show",
+    "show_rows",
+    "text_table",
+]
+
+
+class _Silence:
+    """File descriptor 2 pointed at nothing while at least one thread wants it so."""
+
+    lock, depth, kept, stderr = threading.Lock(), 0, -1, None
+
+    @classmethod
+    def begin(cls):
+        with cls.lock:
+            if not cls.depth:
+                cls.kept, cls.stderr = os.dup(2), sys.stderr
+                if _is_descriptor_2(sys.stderr):  # what Python says goes on being seen
+                    sys.stderr.flush()
+                    sys.stderr = open(cls.kept, "w", buffering=1, encoding=sys.stderr.encoding, closefd=False)  # noqa: SIM115
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+            cls.depth += 1
+
+    @classmethod
+    def end(cls):
+        with cls.lock:
+            cls.depth -= 1
+            if not cls.depth:
+                os.dup2(cls.kept, 2)
+                sys.stderr = cls.stderr
+                os.close(cls.kept)
+
+
+def _is_descriptor_2(stream) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # none, or one in memory
+        return False
+
+
+@contextlib.contextmanager
+def quiet_native_stderr() -> Iterator[None]:
+    """Keep off stderr what C++ libraries write there within the block; Python's own lines pass.
+
+    TensorFlow at its import, its converter and LiteRT write notices that no log level stops. Blocks may be nested and
+    run in several threads. FACTORIZENET_TRACEBACK shows all.
+    """
+    silenced = False
+    if not os.environ.get("FACTORIZENET_TRACEBACK"):
+        with contextlib.suppress(OSError):  # the process has no stderr
+            _Silence.begin()
+            silenced = True
+    try:
+        yield
+    finally:
+        if silenced:
+            _Silence.end()
 
 
 class Progress:
-    """Lines and bars by Rich; silent where not verbose. Use as a context."""
+    """Say on stderr how far a long job is, by Rich: lines, and a bar on a terminal. Use as a context; silent where not verbose."""
 
     def __init__(self, verbose: bool = True):
         self._verbose = verbose
@@ -33,19 +100,19 @@ class Progress:
             self._rich.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         if self._rich:
             self._rich.console.print(text, highlight=False, soft_wrap=True)
 
     def bar(self, text: str, total: int, *, done: int = 0) -> Bar:
-        """A bar that replaces the one before, `done` steps of it filled."""
+        """Show a bar in the place of the one before, `done` of its `total` steps filled."""
         if self._rich:
             for task in self._rich.task_ids:
                 self._rich.remove_task(task)
         return Bar(self._rich, text, self._rich and self._rich.add_task(text, total=total, completed=done))
 
     def epoch(self, name: str, row: dict, epochs: int) -> None:
-        """The line of a finished epoch."""
+        """Print the line of a finished epoch."""
         self.say(
             f"{name} {row['phase']} {row['epoch']}/{epochs}: loss {row['loss']:.3f}, accuracy {100 * row['accuracy']:.1f} %, "
             f"validation {100 * row['val_accuracy']:.1f} %, {row['seconds']:.0f} s"
@@ -59,13 +126,38 @@ class Bar:
         self._rich, self._text, self._task = rich, text, task
 
     def advance(self, *, loss: float | None = None) -> None:
-        """One step further."""
+        """Fill a step, and show the loss behind the text."""
         if self._rich:
             text = self._text if loss is None else f"{self._text} loss {loss:.3f}"
             self._rich.update(self._task, advance=1, description=text)
 
 
 WIDE = 200
+
+
+def require_extra(*modules: str, extra: str, what: str) -> None:
+    """Look for the modules that a job will import, before it starts; none of them is imported.
+
+    Args:
+        modules: names as in `import`, e.g. "altair" or "tflite_micro".
+        extra: the extra of factorizenet_tf that installs them, e.g. "report".
+        what: what needs them, as a gerund: "drawing figures", "measuring RAM".
+
+    Raises:
+        ModuleNotFoundError: some are not installed; the message names them and the remedy, its `name` is the first one.
+    """
+    missing = [module for module in modules if not _is_installed(module)]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'", name=missing[0]
+        )
+
+
+def _is_installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def print_json(value) -> None:
@@ -106,7 +198,7 @@ def show_rows(rows: list[dict], *, title: str) -> None:
 
 
 def text_table(rows: list[dict]) -> str:
-    """Dicts of equal keys as the text of a table."""
+    """Give dicts of equal keys as the text of a table."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=WIDE)

@@ -45,24 +45,24 @@ class Cost(NamedTuple):
 
 
 def count_macs(spec_or_model) -> int:
-    """MACs of one image; argument and errors as for `cost_rows`."""
+    """Count the MACs of one image; argument and errors as for `cost_rows`."""
     return sum(row.macs for row in cost_rows(spec_or_model))
 
 
 def count_params(spec_or_model) -> int:
-    """Parameters as Keras counts them (BatchNorm's four a channel included, quantizers' ranges not)."""
+    """Count parameters as Keras does (BatchNorm's four a channel included, quantizers' ranges not)."""
     return sum(row.params for row in cost_rows(spec_or_model))
 
 
 def cost_table(spec_or_model) -> pandas.DataFrame:
-    """A row for each layer with weights, the fields of `Cost` as columns; argument and errors as for `cost_rows`."""
+    """Tabulate each layer with weights, the fields of `Cost` as columns; argument and errors as for `cost_rows`."""
     import pandas
 
     return pandas.DataFrame(cost_rows(spec_or_model), columns=Cost._fields)
 
 
 def cost_rows(spec_or_model) -> list[Cost]:
-    """The cost of each layer with weights, in order.
+    """List the cost of each layer with weights, in order.
 
     Args:
         spec_or_model: a ModelSpec (closed form, nothing is built, no TensorFlow), or any functional or sequential
@@ -73,13 +73,13 @@ def cost_rows(spec_or_model) -> list[Cost]:
         TypeError: the argument is neither.
     """
     if isinstance(spec_or_model, ModelSpec):
-        return [_planned(layer) for layer in spec_or_model.plan()]
+        return [_from_plan(layer) for layer in spec_or_model.plan()]
     from ._keras import functional_model
 
-    return _counted(functional_model(spec_or_model, "the cost count"))
+    return _from_model(functional_model(spec_or_model, "the cost count"))
 
 
-def _planned(layer: Layer) -> Cost:
+def _from_plan(layer: Layer) -> Cost:
     channels, filters = layer.input_shape[2], layer.output_shape[2]
     kernel = layer.kernel**2 * channels // layer.groups * filters
     is_dense = layer.kind == "dense"
@@ -98,9 +98,10 @@ def _planned(layer: Layer) -> Cost:
 
 
 # Layers whose multiplications, if any, are not counted (see above).
-FREE = frozenset(
+LAYERS_WITHOUT_MACS = frozenset(
     [
         "InputLayer",
+        "QuantizeLayer",
         "ReLU",
         "Activation",
         "LeakyReLU",
@@ -129,13 +130,21 @@ FREE = frozenset(
         "GlobalAveragePooling2D",
         "GlobalMaxPooling2D",
         "Rescaling",
-        "QuantizeLayer",
     ]
 )
 
+# The weights of a layer that are multiplied.
+KERNELS = {
+    **dict.fromkeys(
+        ["Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"], ("kernel",)
+    ),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), ("depthwise_kernel",)),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), ("depthwise_kernel", "pointwise_kernel")),
+}
 
-def _counted(model) -> list[Cost]:
-    from ._keras import keras
+
+def _from_model(model) -> list[Cost]:
+    from ._keras import keras, unwrap
 
     rows: list[Cost] = []
     row_of = {}  # node of a convolution or dense layer -> its row
@@ -143,10 +152,10 @@ def _counted(model) -> list[Cost]:
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             layer = node.layer
-            bare = layer.layer if type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") else layer
+            bare = unwrap(layer)
             if isinstance(bare, keras.Model):
-                new = _counted(bare)
-            elif type(bare).__name__ in FREE:
+                new = _from_model(bare)
+            elif type(bare).__name__ in LAYERS_WITHOUT_MACS:
                 continue
             elif type(bare).__name__ == "BatchNormalization":
                 parent = row_of.get(node.parent_nodes[0]) if node.parent_nodes else None
@@ -177,16 +186,8 @@ def _shape(layer, shapes) -> tuple[int, ...]:
 def _batchnorm(layer, shape) -> Cost:
     channels = shape[layer.axis[0] - 1]
     # Folded into nothing, TFLite multiplies and adds with an int8 constant each.
-    return Cost(
-        layer.name,
-        "batchnorm",
-        1,
-        shape,
-        0,
-        channels * (2 + layer.scale + layer.center),
-        2 * channels,
-        math.prod(shape),
-    )
+    params = channels * (2 + layer.scale + layer.center)
+    return Cost(layer.name, "batchnorm", 1, shape, 0, params, 2 * channels, math.prod(shape))
 
 
 def _multiplying(layer, input_shape, output_shape) -> Cost:
@@ -195,19 +196,7 @@ def _multiplying(layer, input_shape, output_shape) -> Cost:
     outputs, inputs = math.prod(output_shape), math.prod(input_shape)
     channels_last = getattr(layer, "data_format", "channels_last") != "channels_first"
     filters = output_shape[-1] if channels_last else output_shape[0]
-    kernels = {
-        "Conv1D": ("kernel",),
-        "Conv2D": ("kernel",),
-        "Conv3D": ("kernel",),
-        "Dense": ("kernel",),
-        "DepthwiseConv1D": ("depthwise_kernel",),
-        "DepthwiseConv2D": ("depthwise_kernel",),
-        "SeparableConv1D": ("depthwise_kernel", "pointwise_kernel"),
-        "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel"),
-        "Conv1DTranspose": ("kernel",),
-        "Conv2DTranspose": ("kernel",),
-        "Conv3DTranspose": ("kernel",),
-    }.get(name)
+    kernels = KERNELS.get(name)
     if kernels is None:
         raise ValueError(
             f"the layer {layer.name!r} is a {name}, whose MACs are not known here; replace it by stock convolutions and dense layers to count the model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Dataset", "Split", "check_images", "load_dataset"]
+__all__ = ["Dataset", "Split", "check_images", "load_dataset", "read_image"]
 
 VALIDATION_SHARE = 0.1
-VALIDATION_MOST = 5_000
+MAX_VALIDATION_IMAGES = 5_000
 TEST_SHARE = 0.2  # cut from data that comes without a test split
 SPLIT_SEED = 0
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-BYTES_MOST = 8 * 2**30
+MAX_BYTES = 8 * 2**30
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # Pillow's names; PPM is PGM and PBM, too
+MAX_PIXELS = 89_478_485  # of one file, Pillow's own threshold for a decompression bomb: 256 MiB as RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,32 +61,29 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """(height, width, channels) of every image."""
         return self.train.images.shape[1:]
 
     def calibration(self, count: int) -> np.ndarray:
-        """The first `count` training images (uint8); their order was shuffled once with the split's seed."""
+        """Give the first `count` training images (uint8); their order was shuffled once with the split's seed."""
         return self.train.images[:count]
 
 
 def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: str = "images") -> np.ndarray:
-    """`images` where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
+    """Give images back where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
 
     Raises:
-        TypeError: another type or dtype.
-        ValueError: another rank or size, or none at all.
+        TypeError: another type or dtype; the message says how to convert it.
+        ValueError: another rank, size or order of axes, or none at all.
     """
     if not isinstance(images, np.ndarray):
         raise TypeError(
             f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)"
         )
     if images.dtype != np.uint8:
-        hint = (
-            "multiply images in 0..1 by 255 and round"
-            if np.issubdtype(images.dtype, np.floating)
-            else "clip to 0..255 and cast"
-        )
-        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({hint})")
+        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({_to_uint8(images.dtype)})")
+    if images.ndim == 3 and shape is not None and images.shape[1:] == tuple(shape[:2]) and shape[2] == 1:
+        raise ValueError(f"{what} has shape {images.shape}, without channels; add the axis: images[..., None]")
     if images.ndim != 4:
         raise ValueError(
             f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]"
@@ -92,9 +92,32 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
         raise ValueError(f"{what} is empty; at least one image is needed")
     if shape is not None and images.shape[1:] != tuple(shape):
         raise ValueError(
-            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: resize them"
+            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: "
+            f"{_to_shape(images.shape[1:], tuple(shape))}"
         )
     return images
+
+
+def _to_uint8(dtype) -> str:
+    if np.issubdtype(dtype, np.floating):
+        return "multiply images in 0..1 by 255 and round"
+    if dtype == np.int8:
+        return "an int8 model's input is the image minus 128: images.view(np.uint8) ^ 128"
+    if dtype == np.uint16:
+        return "of 16-bit images keep the upper byte: (images >> 8).astype(np.uint8)"
+    if np.issubdtype(dtype, np.bool_):
+        return "images.astype(np.uint8) * 255"
+    return "cast values that lie in 0..255: images.astype(np.uint8)"
+
+
+def _to_shape(given, needed) -> str:
+    """What makes images of one (height, width, channels) ones of another."""
+    if given == (needed[2], *needed[:2]):
+        return "the channels come first; transpose them: images.transpose(0, 2, 3, 1)"
+    if given[:2] == needed[:2] and given[2] in (1, 3):
+        how = "np.repeat(images, 3, -1)" if given[2] == 1 else "PIL's convert('L') of each, and images[..., None]"
+        return f"convert them: {how}"
+    return f"resize them, as load_dataset(..., input_shape={needed}) does"
 
 
 def load_dataset(
@@ -104,7 +127,7 @@ def load_dataset(
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
 ) -> Dataset:
-    """A data set in memory, its images resized to `input_shape` where they have another size.
+    """Load a data set into memory, its images resized to `input_shape` where they have another size.
 
     The validation split is 10 % of the training images, at most 5,000, drawn with a fixed seed; data without a test
     split gives 20 % of its images to one, drawn likewise. Grey images become RGB, and RGB ones grey, as asked.
@@ -140,7 +163,7 @@ def load_dataset(
     if test is None:
         count = max(1, round(TEST_SHARE * len(order)))
         order, test = order[count:], Split(train.images[order[:count]], train.labels[order[:count]])
-    count = min(max(1, round(VALIDATION_SHARE * len(order))), VALIDATION_MOST)
+    count = min(max(1, round(VALIDATION_SHARE * len(order))), MAX_VALIDATION_IMAGES)
     if len(order) - count < 1:
         raise ValueError(f"{title} has {len(train)} images; three splits need at least 4")
     validation = Split(train.images[order[:count]], train.labels[order[:count]])
@@ -162,7 +185,9 @@ def _digits(shape):
 def _arrays(arrays):
     pairs = arrays if isinstance(arrays[0], tuple) else (arrays,)
     if not 1 <= len(pairs) <= 2 or any(len(pair) != 2 for pair in pairs):
-        raise ValueError("arrays must be (images, labels) or ((images, labels), (test_images, test_labels))")
+        raise ValueError(
+            f"arrays is a tuple of {len(arrays)}; it must be (images, labels) or ((images, labels), (test_images, test_labels))"
+        )
     splits = []
     for images, labels in pairs:
         images, labels = check_images(images), np.asarray(labels)
@@ -200,9 +225,52 @@ def _folder(root, shape):
     return root.resolve().name, classes, train, test
 
 
-def _read_folder(root, classes, shape):
+def read_image(path_or_bytes: str | os.PathLike | bytes, shape: Sequence[int] | None = None) -> np.ndarray:
+    """Read an image file as uint8 (height, width, channels), as every part of this package reads one.
+
+    PNG, JPEG, BMP, WebP, PPM, PGM and PBM are read. Of 16 bits a channel the upper 8 count, in grey as in colour. A palette
+    becomes its colours, CMYK becomes RGB, transparency is dropped, EXIF's orientation is not applied, and of an
+    animation the first frame counts.
+
+    Args:
+        path_or_bytes: a file, or its content.
+        shape: (height, width, channels) to resize to: bilinear with antialiasing, aspect not kept; 3 channels are RGB,
+            1 is its luma (0.299 R + 0.587 G + 0.114 B). None keeps the file's height and width, in RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image of these formats, is truncated or damaged, or has more than MAX_PIXELS pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    is_content = isinstance(path_or_bytes, bytes)
+    what = f"the image of {len(path_or_bytes):,} bytes" if is_content else f"the image {os.fspath(path_or_bytes)}"
+    try:
+        with Image.open(io.BytesIO(path_or_bytes) if is_content else path_or_bytes, formats=IMAGE_FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}")
+            return _fit_picture(_in_8_bits(picture), shape or (picture.height, picture.width, 3))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {path_or_bytes}") from None
+    except UnidentifiedImageError:
+        reason = "its first bytes are of none of them"
+    except Exception as error:  # each of Pillow's decoders raises its own
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    raise ValueError(f"{what} is broken or no PNG, JPEG, BMP, WebP or PPM ({reason}); replace or remove it")
+
+
+def _in_8_bits(picture):
+    """A Pillow image whose conversion to L or RGB loses and warns of nothing but transparency."""
     from PIL import Image
 
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion clips at 255
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels")
+    return picture.convert("RGBA") if "transparency" in picture.info and picture.mode == "P" else picture
+
+
+def _read_folder(root, classes, shape):
     images, labels = [], []
     for label, name in enumerate(classes):
         files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
@@ -211,17 +279,9 @@ def _read_folder(root, classes, shape):
                 f"the class folder {root / name} has no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some or remove it"
             )
         for file in files:
-            try:
-                with Image.open(file) as opened:
-                    if opened.mode[0] in "IF":  # PIL would clip, not scale
-                        raise ValueError(f"mode {opened.mode}, more than 8 bits a channel")
-                    pixels = np.asarray(opened.convert("L" if shape and shape[2] == 1 else "RGB"))
-            except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them on broken files
-                raise ValueError(
-                    f"the image {file} is broken or no 8-bit one ({error}); replace or remove it"
-                ) from None
-            shape = shape or (*pixels.shape[:2], 3)
-            images.append(_resized(pixels, shape))
+            pixels = read_image(file, shape)
+            shape = shape or pixels.shape
+            images.append(pixels)
             labels.append(label)
     return Split(np.stack(images), np.array(labels, np.int32))
 
@@ -246,9 +306,9 @@ def _tfds(name, shape, data_dir, download):
     if None in shape:
         raise ValueError(f"the images of {name!r} differ in size; give input_shape, e.g. (96, 96, 3)")
     needed = sum(s.num_examples for s in splits.values()) * int(np.prod(shape))
-    if needed > BYTES_MOST:
+    if needed > MAX_BYTES:
         raise ValueError(
-            f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {BYTES_MOST / 2**30:.0f}; use a smaller input_shape"
+            f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {MAX_BYTES / 2**30:.0f}; use a smaller input_shape"
         )
     train = _read_tfds(builder, "train", own, shape)
     last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
@@ -322,7 +382,13 @@ def _resized(image, shape):
 
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
-    picture = Image.fromarray(image).convert("L" if shape[2] == 1 else "RGB")
+    return _fit_picture(Image.fromarray(image), shape)
+
+
+def _fit_picture(picture, shape):
+    from PIL import Image
+
+    picture = picture.convert("L" if shape[2] == 1 else "RGB")
     if picture.size != (shape[1], shape[0]):
         picture = picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(shape)

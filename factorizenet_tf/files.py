@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed, then renamed."""
+"""Files and folders that are whole or absent: written aside, then renamed."""
 
 from __future__ import annotations
 
@@ -6,50 +6,88 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["locked", "remove_asides", "write_bytes", "write_csv", "write_text", "written_aside"]
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "locked",
+    "make_readable",
+    "remove_partial_files",
+    "write_bytes",
+    "write_csv",
+    "write_text",
+]
 
-_ASIDE = ".aside-"
+_PARTIAL = ".aside-"
 
 
 @contextlib.contextmanager
-def written_aside(path: str | os.PathLike) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to `path` when the block ends well, removed when it fails.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a path beside `path` to write to; rename it to `path` when the block ends well, else remove it.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; `path` is then what it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_ASIDE}{path.name}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.name}-", suffix=path.suffix)
     os.close(handle)
-    aside = Path(name)
+    partial = Path(name)
     try:
-        yield aside
-        with open(aside, "rb+") as file:
+        yield partial
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, path)
+        make_readable(partial)
+        os.replace(partial, path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, *, within: Path | None = None) -> Iterator[Path]:
+    """Give a new folder to write into; rename it to `path` when the block ends well, else remove it.
+
+    Args:
+        path: the folder to make, on the disk of `within`.
+        within: where the new folder lies meanwhile; None: beside `path`.
+
+    Raises:
+        FileExistsError: `path` is there already, from before or from another process meanwhile.
+        OSError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=within or path.parent, prefix=f"{_PARTIAL}{path.name}-"))
+    try:
+        yield partial
+        make_readable(partial)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            raise FileExistsError(f"{path} is there already; choose another name or remove it") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a whole file or nothing. Raises OSError as `written_aside` does."""
-    with written_aside(path) as aside:
-        aside.write_bytes(content)
+    """Write a whole file or nothing. Raises OSError as `atomic_write` does."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Write a whole UTF-8 text file or nothing. Raises OSError as `written_aside` does."""
+    """Write a whole UTF-8 text file or nothing. Raises OSError as `atomic_write` does."""
     write_bytes(path, content.encode())
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> None:
-    """Write dicts of equal keys, at least one, as a whole CSV file or nothing. Raises OSError as `written_aside` does."""
+    """Write dicts of equal keys, at least one, as a whole CSV file or nothing. Raises OSError as `atomic_write` does."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -57,15 +95,23 @@ def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> None:
     write_text(path, text.getvalue())
 
 
-def remove_asides(folder: Path) -> None:
-    """Remove what a process left in a folder that was killed while it wrote aside."""
-    for aside in folder.glob(f"{_ASIDE}*"):
-        aside.unlink(missing_ok=True)
+def remove_partial_files(folder: Path) -> None:
+    """Remove the files that a process left in a folder that was killed while it wrote them."""
+    for partial in folder.glob(f"{_PARTIAL}*"):
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
+
+
+def make_readable(path: Path) -> None:
+    """Give a temporary file or folder, which is its owner's alone, the rights of any other."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, seconds: float) -> Iterator[None]:
-    """Held by one process at a time, and freed when that ends, killed or not.
+    """Hold a lock file that one process holds at a time; it is free when that ends, killed or not.
 
     Raises:
         TimeoutError: another process held it for so many seconds.
@@ -77,7 +123,4 @@ def locked(path: str | os.PathLike, seconds: float) -> Iterator[None]:
         yield
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+written_aside, remove_asides = atomic_write, remove_partial_files  # their older names

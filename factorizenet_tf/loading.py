@@ -1,337 +1,93 @@
-"""A user's own tf_keras model: loaded from a file, quantized after or with training, evaluated."""
+"""Find the net that a user named: `resolve` takes a name, a run's folder, a file or a model, and gives a `Source`.
+
+Every command and function that takes a net asks here, so that one text is the same net everywhere. TensorFlow is imported
+only where a Keras model is loaded, or an int8 net is asked for that stands nowhere as a .tflite.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import warnings
-import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import zoo
-from . import zoo as zoo_module
-from ._keras import functional_model, keras
 from .data import Dataset, load_dataset
-from .files import write_bytes
-from .models.build import build
-from .models.convert import write_saved_model
-from .models.quantize import is_quantize_aware, quantize_aware
-from .models.weights import is_weights_file, load_weights, read_header
-from .runs import Run, load_run
+from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model
-from .tflite.io_types import with_io
-from .tflite.latency import LatencyTable
-from .tflite.metadata import with_metadata
-from .tflite.regroup import Lowering, check_lower, compare, lower_fastest
+from .zoo.cards import Card
+from .zoo.catalog import find
+from .zoo.store import FolderStore, UrlStore
 
-__all__ = [
-    "ServedNet",
-    "Subject",
-    "TfliteExport",
-    "check_name",
-    "export_saved_model",
-    "export_tflite",
-    "int8_content",
-    "int8_file",
-    "load_any",
-    "load_float",
-    "model_name",
-    "served_net",
-    "spec_of",
-    "subject_of",
-]
+if TYPE_CHECKING:
+    from ._keras import keras
+
+__all__ = ["Source", "check_served_name", "named_source", "resolve"]
+
+MODEL_FILES = (".tflite", ".h5", ".hdf5", ".keras")
+RUN_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE)
 
 
-def load_any(path: str | os.PathLike):
-    """The model in a file: an Int8Model (.tflite), one of our weights files rebuilt, or a whole tf_keras model.
+def resolve(
+    source: str | os.PathLike | Run | Source | keras.Model, *, zoo_dir: str | os.PathLike | None = None
+) -> Source:
+    """Find the net that a source names. Where a path exists it is taken, else the text is looked up as a name.
 
     Args:
-        path: a name of the zoo where no such file exists; .tflite; float.h5 or qat.h5 of a run; a run's folder (its
-            .tflite); .keras, .h5 or a SavedModel's folder that tf_keras wrote. No Python code in a file is run: a Lambda
-            layer is refused.
+        source: a name of the zoo, "fnet-l2-int8", or one version of it, "fnet-l2-int8@1"; a folder that `train` or
+            `quantize` wrote, or a `Run`; a .tflite; float.h5 or qat.h5 of a run; a tf_keras model, its .keras or .h5 file
+            or its SavedModel's folder; a `Source`, which is given back.
+        zoo_dir: the zoo, a folder or an http(s) address, where names are looked up; None: that of the package and that of
+            the environment variable FACTORIZENET_ZOO.
 
     Raises:
-        FileNotFoundError: there is nothing at the path.
-        ValueError: what is there is damaged or no image classifier.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the file is damaged, there is no such name (near ones are offered) or version, or two zoos have
+            different nets of that name.
+        TypeError: it is an object of another kind, a Keras 3 model among them.
+        ConnectionError: `zoo_dir` cannot be fetched.
     """
-    path = Path(path)
-    if zoo.is_published(path):
-        return zoo.load(str(path), "tflite" if str(path).endswith("-int8") else "keras")
-    if (path / "model.tflite").is_file():
-        path = path / "model.tflite"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no model at {path}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
-        )
-    if path.suffix == ".tflite":
-        return Int8Model(path)
-    if _is_ours(path):
-        spec, precision = read_header(path)
-        model = build(spec)
-        if precision == "int8":
-            model = quantize_aware(model)
-        load_weights(model, path, spec=spec, precision=precision)
-        return model
-    if _saved_by(path).startswith("3."):
-        raise ValueError(
-            f"{path} was saved by Keras {_saved_by(path)}; TFMOT needs a tf_keras model: build it with `import tf_keras`, "
-            "set its weights and save that"
-        )
-    from tf_keras.src.saving.serialization_lib import SafeModeScope
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, Run):
+        return Source(str(source.folder), "run", path=source.folder)
+    if not isinstance(source, (str, os.PathLike)):
+        from ._keras import functional_model
 
-    try:
-        with SafeModeScope(True):  # load_model's own safe_mode is for .keras files alone
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # each format raises its own
-        reason = str(error).strip().partition("\n")[0][:200]
-        if "Lambda layer" in reason:
-            raise _lambda_error(path) from None
-        raise ValueError(
-            f"{path} is no model that tf_keras can load ({reason}); save it with tf_keras as .keras or .h5"
-        ) from None
-    functional_model(model, "loading")
-    if any(type(layer).__name__ == "Lambda" for layer in model.submodules):
-        raise _lambda_error(path)
-    taken, given = model.input_shape, model.output_shape
-    is_classifier = isinstance(taken, tuple) and len(taken) == 4 and isinstance(given, tuple) and len(given) == 2
-    if not is_classifier or None in taken[1:] or taken[3] not in (1, 3):
-        raise ValueError(
-            f"{path} takes {taken} and gives {given}; it must take images (batch, height, width, channels) of a fixed size "
-            "with 1 or 3 channels and give (batch, classes)"
-        )
-    return model
-
-
-def load_float(source: str | os.PathLike) -> keras.Model:
-    """A float tf_keras model to start from: a -float name of the zoo, a run's folder, float.h5 or a whole model.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_any`, or the model is int8.
-    """
-    folder = Path(source)
-    model = load_any(folder / "float.h5" if (folder / "float.h5").is_file() else folder)
-    if isinstance(model, Int8Model) or is_quantize_aware(model):
-        raise ValueError(f"{source} is int8; training starts from a float model, e.g. fnet-l2-float or a run's folder")
-    return model
-
-
-def spec_of(source: str | os.PathLike) -> ModelSpec | ResNet8:
-    """The spec of a name of the zoo, a run's folder, or a weights file that `train` wrote.
-
-    Raises:
-        FileNotFoundError: there is nothing of that name.
-        ValueError: it is damaged, or a model without a spec.
-    """
-    if zoo.is_published(source):
-        return zoo.card(str(source)).spec
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no model at {source}; give a run's folder, float.h5, or a name of `factorizenet list`"
-        )
-    return read_header(path / "float.h5" if path.is_dir() else path)[0]
-
-
-def _is_ours(path) -> bool:
-    try:
-        return is_weights_file(path)
-    except OSError as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it from a copy or save the model again") from None
-
-
-def _saved_by(path) -> str:
-    """The version of Keras that a .keras or .h5 file says it was saved by, or ""."""
-    import h5py
-
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                return json.loads(file.read("metadata.json"))["keras_version"]
-        with h5py.File(path, "r") as file:
-            return file.attrs.get("keras_version", "")
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return ""
-
-
-def _lambda_error(path) -> ValueError:
-    return ValueError(f"{path} has a Lambda layer, whose code is not run from a file; replace it by stock layers")
-
-
-FILES = (".h5", ".hdf5", ".keras", ".tflite")
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A net to analyse.
-
-    Args:
-        name: in the tables.
-        models: by source: "float", "qat", or both, the float one first.
-        spec: of ours, else None.
-        dataset: what it was trained on; None where that is not known.
-        dataset_name: what `load_dataset` takes for it; None where that is not known.
-        dataset_title: its data as it is; None where that is not known.
-        tflite: the int8 file that goes with it; None where there is none.
-    """
-
-    name: str
-    models: dict[str, keras.Model]
-    spec: ModelSpec | None
-    dataset: Dataset | None
-    dataset_name: str | None = None
-    tflite: Int8Model | None = None
-    dataset_title: str | None = None
-
-    def note_other_data(self, dataset: Dataset) -> None:
-        """Warn where the data of the same name that is here is other than what the net was trained on."""
-        if self.dataset_title not in (None, dataset.title):
-            warnings.warn(
-                f"{self.name}: the data here is {dataset.title}, it was trained on {self.dataset_title}; its accuracies "
-                "here do not compare with the published ones",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-
-def subject_of(model_or_name, *, dataset: Dataset | None = None, zoo_dir=None, needs_data: bool = True) -> Subject:
-    """The net that a caller named.
-
-    Args:
-        model_or_name: as for `analyze`.
-        dataset: its data where the caller has it loaded; else it is loaded where `needs_data`.
-        zoo_dir: where names are looked up.
-        needs_data: whether data is wanted that was not given.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError: as `zoo.load`, `load_run`, `load_any` and `load_dataset`.
-    """
-    if isinstance(model_or_name, Subject):
-        return model_or_name
-    if isinstance(model_or_name, Run):
-        return _run(model_or_name, dataset, needs_data)
-    if not isinstance(model_or_name, (str, os.PathLike)):
-        model = functional_model(model_or_name, "the analysis")
-        return Subject(model.name, {_source(model): model}, None, dataset)
-    path = Path(model_or_name)
-    if (path / "metrics.json").is_file() and (path / "float.h5").is_file():
-        return _run(load_run(path), dataset, needs_data)
+        model = functional_model(source, "factorizenet_tf")
+        return Source(model.name, "keras", memory=model)
+    given, path = os.fspath(source), Path(source)
+    if path.is_dir():
+        return Source(given, _kind_of_folder(path), path=path)
     if path.exists():
-        model = load_any(path)
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"{path} is a .tflite, which has no layers to fold; give its run's folder or its qat.h5")
-        return Subject(path.stem, {_source(model): model}, None, dataset)
-    if path.suffix in FILES or len(path.parts) > 1:
-        raise FileNotFoundError(f"no model at {path}; give a name of the zoo, a run's folder, a .h5 or a .keras file")
-    return _published(str(model_or_name), dataset, zoo_dir, needs_data)
+        return Source(given, _kind_of_file(path), path=path)
+    if path.suffix.lower() in MODEL_FILES or len(path.parts) > 1:
+        raise FileNotFoundError(
+            f"no model at {given}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
+        )
+    card, store = find(given, zoo_dir)
+    return Source(given, "name", card=card, store=store)
 
 
-def _run(run, dataset, needs_data):
-    models = {"float": run.float_model()}
-    if (run.folder / "qat.h5").is_file():
-        models["qat"] = run.qat_model()
-    name = json.loads((run.folder / "dataset.json").read_text())["name"]
-    if dataset is None and needs_data:
-        if name == "arrays":
-            raise ValueError(f"{run.folder} was trained on arrays; give calibration and evaluation, or dataset")
-        dataset = load_dataset(name, input_shape=run.spec.input_shape)
-    tflite = run.int8_model() if (run.folder / "model.tflite").is_file() else None
-    return Subject(run.spec.name, models, run.spec, dataset, None if name == "arrays" else name, tflite)
+def named_source(text: str) -> tuple[str | None, str]:
+    """Split "name=source" into the two; a path that exists or that has "=" in a folder's name is a source alone.
 
-
-def _published(name, dataset, zoo_dir, needs_data):
-    card = zoo_module.card(name, zoo_dir=zoo_dir)
-    models, tflite = {}, None
-    if card.precision == "int8":
-        sibling = f"{card.name.removesuffix('-int8')}-float@{card.version}"  # of the same training
-        if any(other.reference == sibling for other in zoo_module.list(all_versions=True, zoo_dir=zoo_dir)):
-            models["float"] = zoo_module.load(sibling, zoo_dir=zoo_dir)
-        models["qat"] = zoo_module.load(name, zoo_dir=zoo_dir)
-        tflite = zoo_module.load(name, format="tflite", zoo_dir=zoo_dir)
-    else:
-        models["float"] = zoo_module.load(name, zoo_dir=zoo_dir)
-    subject = Subject(name, models, card.spec, dataset, card.dataset_name, tflite, card.dataset)
-    if dataset is None and needs_data:
-        dataset = load_dataset(card.dataset_name, input_shape=card.spec.input_shape)
-        subject.note_other_data(dataset)
-    return replace(subject, dataset=dataset)
-
-
-def _source(model) -> str:
-    return "qat" if is_quantize_aware(model) else "float"
-
-
-PRECISIONS = ("int8", "float")
-RUN_FILES = ("float.h5", "qat.h5", "model.tflite")
-
-
-@dataclass(frozen=True, eq=False)
-class ServedNet:
-    """A net as it is put on a server.
-
-    Args:
-        name: what clients call it.
-        precision: "int8" or "float".
-        model: tf_keras model, images in 0..1 in, logits out; fake-quantized where the precision is "int8".
-        tflite: the true int8 model's bytes; None for float.
-        labels: class names by number.
+    Returns:
+        The name, or None where the text has none, and the source.
     """
-
-    name: str
-    precision: str
-    model: object
-    tflite: bytes | None
-    labels: tuple[str, ...]
+    name, equals, source = text.partition("=")
+    if not equals or Path(text).exists() or "/" in name or os.sep in name:
+        return None, text
+    return name or None, source
 
 
-def served_net(
-    source: str | os.PathLike, *, name: str | None = None, precision: str | None = None, labels=None
-) -> ServedNet:
-    """Load a source for serving.
-
-    Args:
-        source: a name of the zoo, a run's folder, float.h5 or qat.h5, or a tf_keras model's file.
-        name: for clients; None takes the zoo's, or the spec's with its precision.
-        precision: of a run's folder, "int8" unless said; another source has its own.
-        labels: class names; None takes the source's, or numbers where it has none.
-
-    Raises:
-        FileNotFoundError: there is nothing at the source.
-        ValueError: it is damaged or a .tflite, a name that cannot be served, labels that do not agree with the classes,
-            or a precision that the source has not.
-    """
-    from .models.quantize import is_quantize_aware
-
-    if precision not in (None, *PRECISIONS):
-        raise ValueError(f"precision is {precision!r}; it must be int8 or float")
-    path, called = Path(source), name or model_name(source)
-    if zoo.is_published(source):
-        model = zoo.load(str(source), "keras")
-    else:
-        if path.is_dir() and (path / "float.h5").is_file():
-            precision = precision or "int8"
-            path = path / ("qat.h5" if precision == "int8" else "float.h5")
-            called = name or f"{called.removesuffix('-int8')}-{precision}"
-        model = load_any(path)
-    if not hasattr(model, "layers"):
-        raise ValueError(f"{source} is a .tflite; a SavedModel is made from a run's folder or its .h5 files")
-    own = "int8" if is_quantize_aware(model) else "float"
-    if precision not in (None, own):
-        raise ValueError(f"{source} is {own}; it cannot be served as {precision}")
-    tflite = None
-    if own == "int8":
-        tflite = int8_content(_run_of(path) or source)
-    classes = int(model.output_shape[-1])
-    labels = tuple(labels or source_labels(source) or map(str, range(classes)))
-    if len(labels) != classes:
-        raise ValueError(f"{len(labels)} labels for {classes} classes; give one name a class")
-    return ServedNet(check_name(called), own, model, tflite, labels)
-
-
-def check_name(name: str) -> str:
-    """A name where it can be a folder and a part of an address.
+def check_served_name(name: str) -> str:
+    """Give a name back where it can be a folder and a part of an address.
 
     Raises:
         ValueError: it has a slash, a space or another character that cannot.
@@ -343,159 +99,320 @@ def check_name(name: str) -> str:
     return name
 
 
-def source_labels(source: str | os.PathLike) -> tuple[str, ...] | None:
-    """The class names that come with a source; None where there are none."""
-    from .tflite.int8_model import Int8Model
-
-    if zoo.is_published(source):
-        return zoo.card(str(source)).class_names
-    folder = _run_of(Path(source))
-    try:
-        if folder is not None:
-            return tuple(json.loads((folder / "dataset.json").read_text())["class_names"])
-    except (OSError, ValueError, KeyError):  # the .tflite has them, too
-        pass
-    file = int8_file(source)
-    return Int8Model(file).labels if file.suffix == ".tflite" else None
-
-
-def _run_of(path: Path) -> Path | None:
-    """The run's folder that a path is, or is a file of; None where it is none."""
-    if path.name in RUN_FILES and path.is_file():
-        path = path.parent
-    return path if (path / "spec.json").is_file() and (path / "model.tflite").is_file() else None
-
-
-DESCRIPTION = "An int8 image classifier written by factorizenet_tf."
-
-
-@dataclass(frozen=True)
-class TfliteExport:
-    """A written .tflite.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A net that a user named: what is known of it, and its models, which are loaded when they are asked for.
 
     Args:
-        path: of the file.
-        size_bytes: its length.
-        net: the net in it, int8 in and out whatever the file's types are.
-        lowering: what was chosen for each grouped convolution; None where it was not lowered.
+        given: what the user wrote, for messages; a model's name where it is one in memory.
+        kind: "name" (of a zoo), "run" (a folder), "tflite", "weights" (float.h5, qat.h5) or "keras" (a tf_keras model).
+        path: of the file or folder; None for a name and a model in memory.
+        card: of a name.
+        store: the zoo that the name is of.
+        memory: the tf_keras model itself, where it was given.
+        run_precision: which of a run's nets is meant, "int8" or "float"; see `with_precision`.
     """
 
-    path: Path
-    size_bytes: int
-    net: bytes
-    lowering: Lowering | None
+    given: str
+    kind: str
+    path: Path | None = None
+    card: Card | None = None
+    store: FolderStore | UrlStore | None = None
+    memory: object = None
+    run_precision: str = "int8"
 
-    def row(self) -> dict:
-        """File, bytes and `net`'s median latency on this machine: LiteRT with XNNPACK, batch 1, one thread.
+    @cached_property
+    def name(self) -> str:
+        """The net's own name: the zoo's without a version, fnet-l2-int8 for a run, else the file's.
 
-        Of a lowered one bytes, RAM and latency beside the plain net's instead (`lowering.compare`).
+        Only letters, digits, dots, hyphens and underscores, so that it can be a folder and a part of an address.
         """
-        row = {"file": str(self.path), "bytes": self.size_bytes}
-        if self.lowering is not None:
-            return row | compare(self.lowering.plain, self.lowering.content)
-        return row | {"latency_ms": round(Int8Model(self.net).latency_ms().median_ms, 4)}
+        if self.card is not None:
+            return self.card.name
+        if self.spec is not None:
+            return f"{self.spec.name}-{self.precision}"
+        path = self.path.resolve() if self.path is not None else Path(self.given)
+        text = path.name if self.path is None or self.path.is_dir() else path.stem
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "model"
 
+    @property
+    def reference(self) -> str:
+        """What names exactly this net: the name with its version, fnet-l2-int8@1; else what was given."""
+        return self.given if self.card is None else self.card.reference
 
-def int8_file(source: str | os.PathLike) -> Path:
-    """The file that holds a source's int8 net: a .tflite, or what one can be converted from."""
-    folder = Path(source)
-    if zoo.is_published(source):
-        folder = zoo.load(str(source), "path")
-    return folder / "model.tflite" if (folder / "model.tflite").is_file() else folder
+    @property
+    def zoo(self) -> str | None:
+        """Folder or address of the zoo that a name is of."""
+        return None if self.store is None else self.store.location
 
+    @cached_property
+    def spec(self) -> ModelSpec | ResNet8 | None:
+        """What the net was built from; None for a model of the user's own.
 
-def int8_content(source: str | os.PathLike) -> bytes:
-    """The int8 .tflite of a run, a name of the zoo, a .tflite or a qat.h5.
-
-    Raises:
-        FileNotFoundError: there is nothing at `source`.
-        ValueError: it is damaged, or a float model, which needs calibration images (`factorizenet quantize`).
-    """
-    file = int8_file(source)
-    if file.suffix == ".tflite":
-        Int8Model(file)  # a damaged file is not passed on
-        return file.read_bytes()
-    from .models.convert import to_tflite
-    from .models.quantize import is_quantize_aware
-
-    model = load_any(file)
-    if not is_quantize_aware(model):
-        raise ValueError(f"{source} is a float model; `factorizenet quantize` makes it int8 with calibration images")
-    return to_tflite(model)
-
-
-def model_name(source: str | os.PathLike) -> str:
-    """What a source is called where it is used: its name in the zoo, its spec's for a run, else the file's.
-
-    Letters, digits, dots, hyphens and underscores only, so that it can be a folder and a part of an address.
-    """
-    path = Path(source)
-    if not path.exists():
-        return str(source)
-    if (path / "spec.json").is_file():
+        Raises:
+            ValueError: the run's spec.json is damaged.
+        """
+        if self.card is not None:
+            return self.card.spec
+        if self.kind == "weights":
+            return self._header[0]
+        if self._run_folder is None:
+            return None
+        file = self._run_folder / SPEC_FILE
+        text = file.read_text(encoding="utf-8", errors="replace")
         try:
-            return f"{spec_from_json((path / 'spec.json').read_text()).name}-int8"
-        except ValueError:  # a model of one's own
-            pass
-    return (
-        re.sub(r"[^\w.-]+", "-", path.resolve().stem if path.is_file() else path.resolve().name).strip("-.") or "model"
-    )
+            return None if json.loads(text).get("family") == "own" else spec_from_json(text)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged ({error}); restore it from a copy") from None
+
+    @cached_property
+    def precision(self) -> str:
+        """Of the net that the source stands for: "int8", also for its quantization-aware model, or "float"."""
+        if self.kind == "keras":
+            from .models.quantize import is_quantize_aware
+
+            return "int8" if is_quantize_aware(self._own_model) else "float"
+        if self.kind == "weights":
+            return self._header[1]
+        return self.run_precision if self.card is None else self.card.precision
+
+    @cached_property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names by number; None where they are not known."""
+        if self.card is not None:
+            return self.card.class_names
+        if "class_names" in self._dataset:
+            return tuple(self._dataset["class_names"])
+        return None if self.tflite_file is None else Int8Model(self.tflite_file).labels
+
+    @property
+    def dataset_name(self) -> str | None:
+        """What `load_dataset` takes for the data it was trained on; None where that is not known, or was arrays."""
+        name = self._dataset.get("name") if self.card is None else self.card.dataset_name
+        return None if name == "arrays" else name
+
+    @property
+    def dataset_title(self) -> str | None:
+        """The data it was trained on, named as it is, e.g. "CIFAR-10 (JPEG)"; None where that is not known."""
+        return self._dataset.get("title") if self.card is None else self.card.dataset
+
+    @cached_property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images it takes."""
+        if self.spec is not None:
+            return tuple(self.spec.input_shape)
+        return self.int8_model().input_shape if self.tflite_file is not None else tuple(self.model().input_shape[1:])
+
+    @cached_property
+    def tflite_file(self) -> Path | None:
+        """The int8 .tflite of a -int8 name, a run or a .tflite; None for the others.
+
+        Raises:
+            FileNotFoundError: the run is not finished, or the zoo lacks the file.
+            ValueError: the zoo's file is damaged.
+        """
+        if self.kind in ("weights", "keras") or self.precision != "int8":
+            return None
+        if self.card is not None:
+            return self.store.path(self.card.file("tflite"))
+        return self.path if self.kind == "tflite" else self._run_file(TFLITE_FILE)
+
+    @property
+    def sibling(self) -> Source | None:
+        """The net of the same training in the other precision, of a name; None where the zoo has none."""
+        if self.card is None:
+            return None
+        other = "float" if self.card.precision == "int8" else "int8"
+        reference = f"{self.card.name.removesuffix(self.card.precision)}{other}@{self.card.version}"
+        found = [card for card in self.store.cards() if card.reference == reference]
+        return dataclasses.replace(self, given=reference, card=found[0]) if found else None
+
+    def with_precision(self, precision: str | None) -> Source:
+        """Choose a run's "float" or "int8" net; any other source has one precision, and None leaves it.
+
+        Raises:
+            ValueError: the source has another precision, or there is no such one.
+        """
+        if precision not in (None, "int8", "float"):
+            raise ValueError(f"precision is {precision!r}; it must be int8 or float")
+        if precision in (None, self.precision):
+            return self
+        if self.kind == "run":
+            return dataclasses.replace(self, run_precision=precision)
+        raise self._other_precision(precision)
+
+    def float_model(self) -> keras.Model:
+        """Load the float tf_keras model: images in 0..1 in, logits out.
+
+        Raises:
+            FileNotFoundError: the run has none yet.
+            ValueError: the source is int8, or its file is damaged or no image classifier.
+        """
+        return self._keras("float")
+
+    def qat_model(self) -> keras.Model:
+        """Load the quantization-aware tf_keras model, whose int8 self is `tflite`. Raises as `float_model`."""
+        return self._keras("int8")
+
+    def model(self) -> keras.Model:
+        """Load the tf_keras model of the source's own precision. Raises as `float_model`."""
+        return self._keras(self.precision)
+
+    def models(self) -> dict[str, keras.Model]:
+        """Load what there is of "float" and "qat", in this order: both of a run, of an -int8 name and its sibling."""
+        if self.kind == "run":
+            has_qat = (self.path / QAT_FILE).is_file() or not (self.path / FLOAT_FILE).is_file()
+            return {"float": self.float_model()} | ({"qat": self.qat_model()} if has_qat else {})
+        if self.precision == "float":
+            return {"float": self.model()}
+        return ({} if self.sibling is None else {"float": self.sibling.model()}) | {"qat": self.model()}
+
+    def tflite(self) -> bytes:
+        """Read the int8 .tflite, once it is found to be whole; without one, convert the quantization-aware model.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+            ValueError: the net is float, or the file is damaged.
+        """
+        file = self.tflite_file
+        if file is None and self.precision == "int8" and self._run_folder is not None:  # qat.h5 beside its .tflite
+            file = self._run_folder / TFLITE_FILE
+        if file is None or not file.is_file():
+            if self.precision == "float":
+                raise self._other_precision("int8")
+            from .models.convert import to_tflite
+
+            return to_tflite(self.qat_model(), labels=self.labels)
+        Int8Model(file)
+        return file.read_bytes()
+
+    def int8_model(self, *, threads: int = 1) -> Int8Model:
+        """Load the int8 net on LiteRT. Raises as `tflite`."""
+        return Int8Model(self.tflite_file or self.tflite(), threads=threads)
+
+    def load_data(self, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+        """Load the data that it was trained on, in the size that it takes; warn where it is other data of that name.
+
+        Args:
+            data_dir: where TFDS keeps its data.
+
+        Raises:
+            ValueError: it is not known what that was.
+            FileNotFoundError, ValueError: as `load_dataset`.
+        """
+        self.check_data_known()
+        data = load_dataset(self.dataset_name, input_shape=self.input_shape, data_dir=data_dir)
+        self.warn_if_other_data(data)
+        return data
+
+    def check_data_known(self) -> None:
+        """Raise ValueError where it is not known what data it was trained on."""
+        if self.dataset_name is None:
+            reason = "was trained on arrays" if self.dataset_title else "is not known to go with any data"
+            raise ValueError(
+                f"{self.given} {reason}; give --dataset, in Python dataset= or give calibration: uint8 training images"
+            )
+
+    def warn_if_other_data(self, dataset: Dataset) -> None:
+        """Warn where a data set has another title than the one that the net was trained on."""
+        if self.dataset_title not in (None, dataset.title):
+            warnings.warn(
+                f"{self.given}: the data here is {dataset.title}, it was trained on {self.dataset_title}; its accuracies "
+                "here do not compare with the published ones",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    @cached_property
+    def _run_folder(self) -> Path | None:
+        """The folder of the run that this is or is a file of; None where there is none."""
+        if self.path is None or (self.kind != "run" and self.path.name not in RUN_FILES):
+            return None
+        folder = self.path if self.kind == "run" else self.path.parent
+        return folder if (folder / SPEC_FILE).is_file() else None
+
+    @cached_property
+    def _dataset(self) -> dict:
+        """The fields of the run's dataset.json; none where there is no run, or the file is damaged."""
+        try:
+            fields = json.loads((self._run_folder / DATASET_FILE).read_text()) if self._run_folder else {}
+        except (OSError, ValueError):
+            return {}
+        return fields if isinstance(fields, dict) else {}
+
+    @cached_property
+    def _header(self):
+        from .models.weights import read_header
+
+        return read_header(self.path)
+
+    @cached_property
+    def _own_model(self):
+        if self.memory is not None:
+            return self.memory
+        from .models.load import load_keras_model
+
+        return load_keras_model(self.path)
+
+    def _keras(self, precision):
+        if self.kind == "tflite":
+            raise ValueError(
+                f"{self.given} is a .tflite: quantized already, and no Keras model is in it; give its run's folder, or the "
+                ".h5 or .keras file that it was made from"
+            )
+        if self.kind != "run" and self.precision != precision:
+            raise self._other_precision(precision)
+        if self.kind == "keras":
+            return self._own_model
+        if self.kind == "run":
+            file = self._run_file(FLOAT_FILE if precision == "float" else QAT_FILE)
+        else:
+            file = self.path or self.store.path(self.card.file("weights"))
+        from .models.weights import load_model
+
+        return load_model(file, spec=self.spec, precision=precision)
+
+    def _run_file(self, name) -> Path:
+        if (self.path / name).is_file():
+            return self.path / name
+        if not (self.path / METRICS_FILE).is_file():
+            raise not_finished(self.path, name)
+        if self.spec is None:
+            raise ValueError(
+                f"{self.path} has no {name}: it holds a model of your own, quantized; give the file that it was made from"
+            )
+        if name == QAT_FILE:
+            raise ValueError(
+                f"{self.path} has no {name}: it was trained without QAT; train with --qat-epochs 1 or more"
+            )
+        raise FileNotFoundError(f"{self.path / name} is missing; restore it from a copy, or train into a new folder")
+
+    def _other_precision(self, wanted) -> ValueError:
+        offered = f"; give {self.sibling.card.name}" if self.sibling is not None else ""
+        if wanted == "float":
+            offered = offered or "; give a -float name, a run's folder or its float.h5"
+            return ValueError(f"{self.given} is int8, quantized already; a float model is needed{offered}")
+        offered = offered or "; `factorizenet quantize` makes it int8 with calibration images"
+        return ValueError(f"{self.given} is a float model; an int8 one is needed{offered}")
 
 
-def export_tflite(
-    source: str | os.PathLike,
-    path: str | os.PathLike,
-    *,
-    lower: str = "none",
-    latencies: LatencyTable | None = None,
-    io: str = "int8",
-) -> TfliteExport:
-    """Write the int8 .tflite of a source, as `int8_content` takes it, with metadata and labels.
-
-    Args:
-        source: what to export.
-        path: the file.
-        lower, latencies: as for `to_tflite`.
-        io: type of input and output, "int8" or "uint8".
-
-    Raises:
-        FileNotFoundError, ValueError: as `int8_content`, or an argument is another.
-        FileExistsError: `path` is there already.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another name or remove it")
-    check_lower(lower, latencies)
-    plain = int8_content(source)
-    lowering = lower_fastest(plain, latencies) if lower == "fastest" else None
-    net = plain if lowering is None else lowering.content
-    content = with_metadata(with_io(net, io), name=model_name(source), description=DESCRIPTION)
-    write_bytes(path, content)
-    return TfliteExport(path, len(content), net, lowering)
+def _kind_of_folder(path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return "keras"
+    if not (path / SPEC_FILE).is_file() and not (path / TFLITE_FILE).is_file():
+        raise FileNotFoundError(
+            f"no model in {path}: a run's folder has {SPEC_FILE}, a SavedModel's saved_model.pb; give one of these, or a "
+            "name of `factorizenet list`"
+        )
+    return "run"
 
 
-def export_saved_model(source: str | os.PathLike, folder: str | os.PathLike) -> int:
-    """Write a SavedModel with the signature `image` float32 (batch, height, width, channels) in 0..1 -> `logits`.
+def _kind_of_file(path) -> str:
+    if path.suffix.lower() == ".tflite":
+        return "tflite"
+    from .models.weights import is_weights_file
 
-    Args:
-        source: a run's folder (its float model), a name of the zoo, float.h5, qat.h5 or a tf_keras model. Grouped
-            convolutions in it are TensorFlow's native ones, not XLA's.
-        folder: new; written aside and renamed.
-
-    Returns:
-        The bytes of all its files.
-
-    Raises:
-        FileNotFoundError, ValueError: as `own.load_any`.
-        FileExistsError: `folder` is there already.
-    """
-    folder, source = Path(folder), Path(source)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; choose another name or remove it")
-    if zoo.is_published(source):
-        model = zoo.load(str(source), "keras")
-    else:
-        model = load_any(source / "float.h5" if (source / "float.h5").is_file() else source)
-    if isinstance(model, Int8Model):
-        raise ValueError(f"{source} is a .tflite; a SavedModel is made from a run's folder or its .h5 files")
-    return write_saved_model(model, folder)
+    try:
+        return "weights" if is_weights_file(path) else "keras"
+    except OSError as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it from a copy or save the model again") from None

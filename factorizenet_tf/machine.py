@@ -1,4 +1,4 @@
-"""What a measurement was taken on and with."""
+"""The processor and the versions that a measurement was taken with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["machine", "versions"]
+__all__ = ["cpu_name", "versions"]
 
 PACKAGES = ("factorizenet_tf", "tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 INT8_INSTRUCTIONS = (("amx_int8", "AMX"), ("avx512_vnni", "AVX-512 VNNI"), ("avx2", "AVX2"), ("asimddp", "NEON dot"))
 
 
-def machine() -> str:
-    """The processor as a reader knows it, e.g. "AMD EPYC, 2 cores, AVX-512 VNNI": what decides int8 latency."""
+def cpu_name() -> str:
+    """Name the processor as a reader knows it, e.g. "AMD EPYC, 2 cores, AVX-512 VNNI": what decides int8 latency."""
     name, flags = platform.processor() or platform.machine(), ()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -28,11 +28,11 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions that results depend on."""
-    found = {"python": platform.python_version()}
+    """Give the versions of Python and of the packages that results depend on."""
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:  # a bare checkout
             continue
-    return found
+    return numbers

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 __all__ = ["Recipe", "learning_rate_at", "recipe_for", "recipe_from_json"]
 
@@ -52,54 +53,56 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        types = {field.name: field.type for field in dataclasses.fields(self)}
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if types[name] == "int" and not isinstance(value, int):
-                raise ValueError(f"{name} is {value!r}; it must be an int from {low} to {high}")
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; it must be from {low} to {high}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "flip":
+                if type(value).__name__ not in ("bool", "bool_"):  # NumPy's own, too
+                    raise ValueError(f"flip is {value!r}; it must be True or False")
+                plain = bool(value)
+            else:
+                kind, low, high = _RANGES[field.name]
+                is_number = isinstance(value, kind) and not isinstance(value, bool)
+                if not (is_number and math.isfinite(value) and low <= value <= high):
+                    what = "an int" if kind is Integral else "a number"
+                    raise ValueError(f"{field.name} is {value!r}; it must be {what} from {low} to {high}")
+                plain = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(self, field.name, plain)  # JSON takes no number of NumPy's
 
     def to_json(self) -> str:
-        """The recipe as a JSON object that `recipe_from_json` reads back."""
+        """Write the recipe as a JSON object that `recipe_from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-_RANGES = (
-    ("epochs", 1, 100_000),
-    ("qat_epochs", 0, 100_000),
-    ("batch_size", 1, 65_536),
-    ("learning_rate", 0, 100),
-    ("warmup_epochs", 0, 100_000),
-    ("qat_learning_rate", 0, 100),
-    ("momentum", 0, 1),
-    ("label_smoothing", 0, 1),
-    ("weight_decay", 0, 1),
-    ("crop_padding", 0, 1),
-    ("cutout", 0, 1),
-    ("calibration_images", 1, 1_000_000),
-    ("seed", 0, 2**31 - 1),
-)
+_RANGES = {
+    "epochs": (Integral, 1, 100_000),
+    "qat_epochs": (Integral, 0, 100_000),
+    "batch_size": (Integral, 1, 65_536),
+    "learning_rate": (Real, 0, 100),
+    "warmup_epochs": (Real, 0, 100_000),
+    "qat_learning_rate": (Real, 0, 100),
+    "momentum": (Real, 0, 1),
+    "label_smoothing": (Real, 0, 1),
+    "weight_decay": (Real, 0, 1),
+    "crop_padding": (Real, 0, 1),
+    "cutout": (Real, 0, 1),
+    "calibration_images": (Integral, 1, 1_000_000),
+    "seed": (Integral, 0, 2**31 - 1),
+}
 
 
 def recipe_for(dataset_name: str, **changes) -> Recipe:
-    """The recipe a data set is trained with unless the caller says otherwise; `changes` replaces fields.
+    """Give the recipe that a data set is trained with unless the caller says otherwise; `changes` replaces fields.
 
     Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate.
     """
     if dataset_name == "digits":
-        changes = {
-            "epochs": 20,
-            "qat_epochs": 3,
-            "batch_size": 64,
-            "learning_rate": 0.1,
-            "flip": False,
-        } | changes
+        digits = {"epochs": 20, "qat_epochs": 3, "batch_size": 64, "learning_rate": 0.1, "flip": False}
+        changes = digits | changes
     return Recipe(**changes)
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """The recipe that `Recipe.to_json` wrote. Raises ValueError where the text is none."""
+    """Read the recipe that `Recipe.to_json` wrote. Raises ValueError where the text is none."""
     try:
         return Recipe(**json.loads(text))
     except TypeError as error:
@@ -107,7 +110,7 @@ def recipe_from_json(text: str) -> Recipe:
 
 
 def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:
-    """The rate of one step: linear from near 0 to `peak` over the warm-up, then a cosine to 0 at `steps`."""
+    """Give the learning rate of a step: linear from near 0 to `peak` over the warm-up, then a cosine to 0 at `steps`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -1,4 +1,4 @@
-"""A training's folder: what is in it, and whose it is."""
+"""The folder of a training: its files by name, what run it is for, its checkpoint; a finished one as a `Run`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ __all__ = [
     "IN_MEMORY",
     "Checkpoint",
     "Run",
-    "check_folder",
-    "claim",
-    "claim_folder",
-    "dataset_identity",
+    "check_same_run",
+    "dataset_fingerprint",
     "load_run",
+    "not_finished",
+    "open_folder",
+    "open_run_folder",
     "read_checkpoint",
     "write_checkpoint",
 ]
 
+SPEC_FILE = "spec.json"
+RECIPE_FILE = "recipe.json"
+DATASET_FILE = "dataset.json"
+INITIAL_FILE = "initial.json"
 CHECKPOINT_FILE = "checkpoint.npz"
+HISTORY_FILE = "history.csv"
+FLOAT_FILE = "float.h5"
+QAT_FILE = "qat.h5"
+TFLITE_FILE = "model.tflite"
+METRICS_FILE = "metrics.json"
 IN_MEMORY = "a model in memory"  # metrics.json's `initial` where a training started from no file
 
 
@@ -39,8 +49,8 @@ class Run:
     """A finished training: its folder and what was measured.
 
     Args:
-        folder: holds spec.json, recipe.json, dataset.json, history.csv, float.h5, qat.h5, model.tflite, metrics.json
-            and checkpoint.npz.
+        folder: holds spec.json, recipe.json, dataset.json, initial.json, history.csv, float.h5, qat.h5, model.tflite,
+            metrics.json and checkpoint.npz.
         spec: the net.
         recipe: how it was trained.
         metrics: metrics.json as a dict: accuracies (0..1) on validation and test by precision, agreement, cost.
@@ -52,124 +62,121 @@ class Run:
     metrics: dict
 
     def float_model(self):
-        """The float tf_keras model with its trained weights."""
-        from .models.build import build
-        from .models.weights import load_weights
+        """Load the float tf_keras model with its trained weights."""
+        from .models.weights import load_model
 
-        model = build(self.spec)
-        load_weights(model, self.folder / "float.h5", spec=self.spec)
-        return model
+        return load_model(self.folder / FLOAT_FILE, spec=self.spec, precision="float")
 
     def qat_model(self):
-        """The quantization-aware tf_keras model with its trained weights."""
-        from .models.build import build
-        from .models.quantize import quantize_aware
-        from .models.weights import load_weights
+        """Load the quantization-aware tf_keras model with its trained weights."""
+        from .models.weights import load_model
 
-        model = quantize_aware(build(self.spec))
-        load_weights(model, self.folder / "qat.h5", spec=self.spec, precision="int8")
-        return model
+        return load_model(self.folder / QAT_FILE, spec=self.spec, precision="int8")
 
     def int8_model(self, *, threads: int = 1) -> Int8Model:
-        """The int8 .tflite on LiteRT."""
-        return Int8Model(self.folder / "model.tflite", threads=threads)
+        """Load the int8 .tflite on LiteRT."""
+        return Int8Model(self.folder / TFLITE_FILE, threads=threads)
 
     def history(self) -> list[dict]:
-        """One dict an epoch: phase, epoch, learning_rate, loss, accuracy, val_accuracy, seconds."""
+        """Read one dict an epoch: phase, epoch, learning_rate, loss, accuracy, val_accuracy, seconds."""
         return read_checkpoint(self.folder / CHECKPOINT_FILE).history
 
 
 def load_run(folder) -> Run:
-    """The finished run in a folder.
+    """Load the finished run in a folder.
 
     Raises:
         FileNotFoundError: there is none, or it is not finished.
         ValueError: one of its files is damaged.
     """
     folder = Path(folder)
-    if not (folder / "metrics.json").is_file():
-        raise FileNotFoundError(
-            f"no finished run in {folder}: it has no metrics.json; `factorizenet train` writes it last"
-        )
-    spec = spec_from_json((folder / "spec.json").read_text())
-    recipe = recipe_from_json((folder / "recipe.json").read_text())
+    if not (folder / METRICS_FILE).is_file():
+        raise not_finished(folder, METRICS_FILE)
+    spec = spec_from_json((folder / SPEC_FILE).read_text())
+    recipe = recipe_from_json((folder / RECIPE_FILE).read_text())
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text())
     except ValueError as error:
         raise ValueError(
-            f"{folder / 'metrics.json'} is damaged ({error}); delete it and train again to have it written anew"
+            f"{folder / METRICS_FILE} is damaged ({error}); delete it and train again to have it written anew"
         ) from None
     return Run(folder, spec, recipe, metrics)
 
 
-def claim(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initial: str | None = None) -> None:
-    """Make the folder this run's own, or find that it is.
+def not_finished(folder: Path, missing: str) -> FileNotFoundError:
+    """Make the error that says which file a run's folder lacks, and how to get it."""
+    if (folder / SPEC_FILE).is_file():
+        remedy = "it was begun: give the command that began it again, and it goes on after its last whole epoch"
+    else:
+        remedy = "give a folder that `factorizenet train` wrote"
+    return FileNotFoundError(f"no finished run in {folder}: it has no {missing}; {remedy}")
+
+
+def open_run_folder(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initial: str | None = None) -> None:
+    """Write into a new folder what run it is for, or check that it is for this one.
 
     Args:
-        folder: of the run.
-        dataset, recipe, spec_json: what it is.
-        initial: fingerprint of the weights it starts from; None: random ones.
+        folder: of the run; made where there is none.
+        dataset, recipe, spec_json: what is trained, how, on what.
+        initial: fingerprint of the weights that the training starts from; None: random ones.
 
     Raises:
-        ValueError: it holds another run (every difference is named) or other files.
+        ValueError: the folder holds another run (every difference is named) or other files.
         OSError: it cannot be made or written.
     """
     texts = {
-        "spec.json": spec_json,
-        "recipe.json": recipe.to_json(),
-        "dataset.json": dataset_identity(dataset),
-        "initial.json": json.dumps({"weights": initial}, indent=2) + "\n",
+        SPEC_FILE: spec_json,
+        RECIPE_FILE: recipe.to_json(),
+        DATASET_FILE: dataset_fingerprint(dataset),
+        INITIAL_FILE: json.dumps({"weights": initial}, indent=2) + "\n",
     }
     differences = []
-    if (folder / "spec.json").exists() and not (folder / "initial.json").exists() and initial is not None:
-        differences.append("it started from random weights there, from given ones now")
-    claim_folder(folder, texts, "run", differences)
+    if (folder / SPEC_FILE).exists() and not (folder / INITIAL_FILE).exists() and initial is not None:
+        differences.append("the folder's run started from random weights, you gave weights to start from")
+    open_folder(folder, texts, "run", differences)
 
 
-def claim_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
-    """Write the JSON files that say what a folder is of, or find that they are there and say the same.
-
-    Of several processes that share a folder one claims it, the others `check_folder`.
+def open_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
+    """Write the JSON files that say what a folder is for, or check that those in it say the same.
 
     Args:
-        folder: made where it is not there.
+        folder: made where there is none.
         texts: content by file name.
         what: "run" or "search", for messages.
-        differences: found already.
+        differences: those that the caller found already.
 
     Raises:
-        ValueError: it is of another one (every difference is named) or holds other files.
+        ValueError: the folder is for something else (every difference is named) or holds other files.
         OSError: it cannot be made or written.
     """
     remove_asides(folder)
     present = {name for name in texts if (folder / name).exists()}
     if not present and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
-    check_folder(folder, {name: text for name, text in texts.items() if name in present}, what, differences)
+    check_same_run(folder, {name: text for name, text in texts.items() if name in present}, what, differences)
     for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
         if name not in present:
             write_text(folder / name, texts[name])
 
 
-def check_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
-    """Find that the JSON files in a folder say what `claim_folder` would write. The arguments are as there.
+def check_same_run(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
+    """Check that the JSON files in a folder say what `open_folder` would write; arguments as for `open_folder`.
 
     Raises:
-        ValueError: it is of another one (every difference is named), or a file is damaged or missing.
+        ValueError: the folder is for something else (every difference is named), or a file is damaged or missing.
     """
     differences = list(differences)
     for name in sorted(texts):
         try:
-            there, now = json.loads((folder / name).read_text()), json.loads(texts[name])
+            saved, given = json.loads((folder / name).read_text()), json.loads(texts[name])
         except FileNotFoundError:
             raise ValueError(f"{folder} holds no {what}: {name} is missing; give the {what}'s own folder") from None
         except ValueError:
             raise ValueError(f"{folder / name} is damaged; restore it, or choose a new folder") from None
-        keys = sorted({*there, *now})
         differences += [
-            f"{name.removesuffix('.json')}.{k} is {there.get(k)} there, {now.get(k)} now"
-            for k in keys
-            if there.get(k) != now.get(k)
+            f"{name.removesuffix('.json')}.{key}: the folder has {saved.get(key)}, you gave {given.get(key)}"
+            for key in sorted({*saved, *given})
+            if saved.get(key) != given.get(key)
         ]
     if differences:
         raise ValueError(
@@ -177,8 +184,8 @@ def check_folder(folder: Path, texts: dict[str, str], what: str, differences: Se
         )
 
 
-def dataset_identity(dataset: Dataset) -> str:
-    """What a data set is, as JSON: names, counts, and a hash over all images and labels."""
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """Describe a data set as JSON: name, title, classes, counts, and a SHA-256 over all images and labels."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         digest.update(np.ascontiguousarray(split.images))
@@ -210,7 +217,7 @@ class Checkpoint:
     arrays: list[np.ndarray]
 
     def restore(self, variables: Sequence) -> None:
-        """Assign the arrays to the variables they were taken from.
+        """Assign the arrays to the variables that they were taken from.
 
         Raises:
             ValueError: number or shapes differ.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Layer(NamedTuple):
 
 
 def groups_at(level: int, channels: int) -> int:
-    """Groups of a 3x3 convolution over `channels` at a level of at least 1: 2**level, or one a channel.
+    """Give the groups of a 3x3 convolution over `channels` at a level of at least 1: 2**level, or one a channel.
 
     `channels` groups (depthwise) is what remains where 2**level does not divide the channels or is not below them.
     Source: our choice (the paper's abstract fixes no group counts).
@@ -49,7 +50,7 @@ def groups_at(level: int, channels: int) -> int:
 
 
 def last_level(channels: int) -> int:
-    """The first level at which `channels` channels are convolved depthwise; deeper ones change nothing."""
+    """Give the first level at which `channels` channels are convolved depthwise; deeper ones change nothing."""
     level = 1
     while groups_at(level, channels) < channels:
         level += 1
@@ -122,15 +123,14 @@ class ModelSpec:
     @property
     def name(self) -> str:
         """`fnet-l<level>`, with `-x<width / 16>` where the width is not 16. Says nothing of input, classes or stages."""
-        level = self.level if isinstance(self.level, int) else ".".join(map(str, self.level))
-        return f"fnet-l{level}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
+        return f"fnet-l{level_text(self.level)}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
 
     def plan(self) -> tuple[Layer, ...]:
-        """Every convolution and the dense layer, in order: what `build` builds and the closed-form cost counts."""
+        """List every convolution and the dense layer, in order: what `build` builds and the closed-form cost counts."""
         return tuple(_plan(self))
 
     def to_json(self) -> str:
-        """The spec as a JSON object that `spec_from_json` reads back."""
+        """Write the spec as a JSON object that `spec_from_json` reads back."""
         fields = {
             "family": "factorizenet",
             "level": self.level,
@@ -154,35 +154,56 @@ class ResNet8:
     name: str = "baseline-resnet8"
 
     def to_json(self) -> str:
-        """The spec as JSON that `spec_from_json` reads back."""
+        """Write the spec as JSON that `spec_from_json` reads back."""
         fields = {"family": "resnet8", "input_shape": self.input_shape, "num_classes": self.num_classes}
         return json.dumps(fields, indent=2) + "\n"
 
 
+def level_text(level: int | tuple[int, ...]) -> str:
+    """Write a level as names, tables and options have it: "2", or one a stage joined by dots, "1.2.4"."""
+    return ".".join(map(str, level)) if isinstance(level, tuple) else str(level)
+
+
+def level_from_text(text: str) -> int | tuple[int, ...]:
+    """Read what `level_text` wrote.
+
+    Raises:
+        ValueError: it is neither a number nor numbers joined by dots.
+    """
+    try:
+        levels = tuple(int(part) for part in text.split("."))
+    except ValueError:
+        raise ValueError(f"level is {text!r}; it must be a number, or one a stage joined by dots, e.g. 1.2.4") from None
+    return levels[0] if len(levels) == 1 else levels
+
+
 def max_level(spec: ModelSpec) -> int:
-    """The last level of a spec's macro-architecture: groups = channels (depthwise) in every block."""
+    """Give the last level of a spec's macro-architecture: groups = channels (depthwise) in every block."""
     return max(_last_levels(spec.width, spec.stages))
 
 
 def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):  # NumPy's integers are, its bool is not
         raise TypeError(f"{name} is {value!r}; it must be an int")
-    return value.__index__()
+    return int(value)
 
 
 def _stages(stages: object) -> tuple[Stage, ...]:
     try:
-        pairs = tuple(Stage(*stage) for stage in stages)
+        given = tuple(Stage(*stage) for stage in stages)
     except TypeError:
         raise TypeError(f"stages is {stages!r}; it must be (blocks, stride) pairs, e.g. ((1, 1), (3, 2))") from None
-    if not pairs:
+    if not given:
         raise ValueError("stages is empty; give at least one (blocks, stride) pair")
-    for i, (blocks, stride) in enumerate(pairs, 1):
-        if _integer(f"blocks of stage {i}", blocks) < 1:
+    pairs = []
+    for i, (blocks, stride) in enumerate(given, 1):
+        pair = Stage(_integer(f"blocks of stage {i}", blocks), _integer(f"stride of stage {i}", stride))
+        if pair.blocks < 1:
             raise ValueError(f"stage {i} has {blocks} blocks; it needs at least 1")
-        if _integer(f"stride of stage {i}", stride) not in (1, 2):
+        if pair.stride not in (1, 2):
             raise ValueError(f"stage {i} has stride {stride}; it must be 1 or 2")
-    return pairs
+        pairs.append(pair)
+    return tuple(pairs)
 
 
 def _input_shape(input_shape: object, stages: tuple[Stage, ...]) -> tuple[int, int, int]:
@@ -251,7 +272,7 @@ def _plan(spec: ModelSpec):
 
 
 def spec_from_json(text: str):
-    """The spec, a `ModelSpec` or a baseline's, that its `to_json` wrote.
+    """Read the spec, a `ModelSpec` or a baseline's, that its `to_json` wrote.
 
     Raises:
         ValueError: the text is no spec; the message says what is wrong with it.

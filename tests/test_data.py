@@ -102,11 +102,12 @@ def test_a_half_read_jpeg_is_named_too(tmp_path):
         fnet.load_dataset(tmp_path)
 
 
-def test_an_image_of_16_bits_is_refused_and_not_clipped(tmp_path):
-    write_images(tmp_path)
-    Image.fromarray(np.full((7, 9), 40_000, np.uint16)).save(tmp_path / "cat" / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png is broken or no 8-bit one \(mode I;16"):
-        fnet.load_dataset(tmp_path)
+def test_of_an_image_of_16_bits_the_upper_8_count(tmp_path):
+    write_images(tmp_path, size=(9, 7))
+    for name in ("cat", "dog"):
+        for file in (tmp_path / name).iterdir():
+            Image.fromarray(np.full((7, 9), 40_000, np.uint16)).save(file)
+    assert (fnet.load_dataset(tmp_path).train.images == 156).all()  # 40,000 / 256
 
 
 def test_a_class_that_only_the_test_folder_has_is_named(tmp_path):
@@ -143,16 +144,33 @@ def test_resizing_keeps_a_flat_image_flat():
     ("images", "error", "message"),
     [
         (np.zeros((2, 4, 4, 3), np.float32), TypeError, "float32; it must be uint8 .*multiply"),
-        (np.zeros((2, 4, 4, 3), np.int64), TypeError, "int64; it must be uint8 .*clip"),
+        (np.zeros((2, 4, 4, 3), np.int64), TypeError, r"int64; it must be uint8 .*images.astype\(np.uint8\)"),
+        (np.zeros((2, 4, 4, 3), np.int8), TypeError, r"int8; it must be uint8 .*images.view\(np.uint8\) \^ 128"),
+        (np.zeros((2, 4, 4, 3), np.uint16), TypeError, "uint16; it must be uint8 .*images >> 8"),
+        (np.zeros((2, 4, 4, 3), bool), TypeError, r"bool; it must be uint8 .*images.astype\(np.uint8\) \* 255"),
         ([[1]], TypeError, "is a list"),
         (np.zeros((4, 4, 3), np.uint8), ValueError, r"for one image images\[None\]"),
         (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "is empty"),
-        (np.zeros((2, 5, 4, 3), np.uint8), ValueError, r"\(5, 4, 3\).* the model takes \(4, 4, 3\)"),
+        (np.zeros((2, 5, 4, 3), np.uint8), ValueError, r"\(5, 4, 3\).* the model takes \(4, 4, 3\): resize them"),
+        (np.zeros((2, 3, 4, 4), np.uint8), ValueError, r"transpose them: images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 4, 4, 1), np.uint8), ValueError, r"convert them: np.repeat\(images, 3, -1\)"),
     ],
 )
 def test_images_of_another_type_rank_or_size_are_refused(images, error, message):
     with pytest.raises(error, match=message):
         check_images(images, (4, 4, 3))
+
+
+def test_what_a_message_tells_to_do_makes_the_images_fit():
+    grey = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    with pytest.raises(ValueError, match=r"add the axis: images\[\.\.\., None\]"):
+        check_images(grey, (4, 4, 1))
+    with pytest.raises(ValueError, match=r"convert them: PIL's convert\('L'\)"):
+        check_images(np.repeat(grey[..., None], 3, -1), (4, 4, 1))
+    assert check_images(np.repeat(grey[..., None], 3, -1), (4, 4, 3)).shape == (2, 4, 4, 3)
+    assert check_images(grey.repeat(3, 0).reshape(2, 3, 4, 4).transpose(0, 2, 3, 1), (4, 4, 3)).shape == (2, 4, 4, 3)
+    int8 = (grey.astype(np.int16) - 128).astype(np.int8)
+    np.testing.assert_array_equal(int8.view(np.uint8) ^ 128, grey)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +224,7 @@ def test_a_tfds_set_on_disk_is_read_without_a_network(tfds_folder, monkeypatch):
 
 
 def test_a_set_too_large_for_the_memory_is_refused_before_it_is_read(tfds_folder, monkeypatch):
-    monkeypatch.setattr(data, "BYTES_MOST", 40 * 28 * 28 - 1)
+    monkeypatch.setattr(data, "MAX_BYTES", 40 * 28 * 28 - 1)
     with pytest.raises(ValueError, match=r"'dummy_mnist' at \(28, 28, 1\) would take .* use a smaller input_shape"):
         fnet.load_dataset("dummy_mnist", data_dir=tfds_folder)
 

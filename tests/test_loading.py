@@ -1,3 +1,5 @@
+import functools
+import importlib
 import shutil
 import zipfile
 
@@ -6,222 +8,291 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.loading import load_any
+from factorizenet_tf.cli import main
+from factorizenet_tf.loading import named_source, resolve
+from factorizenet_tf.models import load, weights
 from factorizenet_tf.models.quantize import is_quantize_aware
-from factorizenet_tf.training.quantize import quantize_own
 
-LABELS = tuple("0123456789")
+INT8, FLOAT = "fnet-l1-x0.5-int8", "fnet-l1-x0.5-float"  # of the session's zoo, in none else
+REFUSED = {
+    "int8!": "is int8, quantized already; a float model is needed",
+    "float!": "is a float model; an int8 one is needed",
+    "tflite!": "is a .tflite: quantized already, and no Keras model is in it; give its run's folder",
+    "spec!": "has no spec inside; --from takes a -float name, a run's folder or its float.h5",
+    "run!": "is a run's folder, whose net is quantized already; give its float.h5",
+}
+# What each use gets of each source: a float or qat (fake-quantized) Keras model, the true int8 net, or a refusal.
+TABLE = """
+source      python   train   evaluate  analyze    quantize  tflite  regrouped  micro   latencies  serve   saved_model  serving
+int8-name   qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
+int8-name@1 qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
+float-name  float    float   float     float      float     float!  float!   float!  float!     float!  float        float
+float-name@1 float   float   float     float      float     float!  float!   float!  float!     float!  float        float
+run         qat      float   int8      float+qat  run!      int8    int8     int8    int8       int8    float        qat
+net.tflite  tflite!  spec!   int8      tflite!    tflite!   int8    int8     int8    int8       int8    tflite!      tflite!
+float.h5    float    float   float     float      float     float!  float!   float!  float!     float!  float        float
+qat.h5      qat      int8!   qat       qat        int8!     int8    int8     int8    int8       int8    qat          qat
+own.keras   float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
+own.h5      float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
+own         float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
+"""
+HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
+CELLS = [(row[0], use, cell) for row in ROWS for use, cell in zip(HEAD[1:], row[1:])]
+TRAIN = "train --from {} --dataset digits --out new"
+COMMANDS = {  # the arguments around the source, and the function that gets the net
+    "train": (TRAIN, "training.train.train"),
+    "evaluate": ("evaluate {}", "models.evaluate.accuracy"),
+    "analyze": ("analyze {}", "analysis.analyze._analyze"),
+    "quantize": ("quantize {} --dataset digits --out new", "training.quantize.quantize_own"),
+    "tflite": ("export {} --tflite new", "tflite.export.export_tflite"),
+    "regrouped": ("export {} --tflite new --regroup fastest", "tflite.export.regroup_fastest"),
+    "micro": ("export {} --micro new", "tflite.micro_export.export_micro"),
+    "latencies": ("latencies {} --out new", "tflite.latency.int8_convolutions"),
+    "serve": ("serve {} --port 0", "serving.classifier.Classifier"),
+    "saved_model": ("export {} --saved-model new", "models.convert.write_saved_model"),
+    "serving": ("export {} --serving new", "serving.saved_model.serving_module"),
+}
 
 
-def net(pool=None, activation=None):
-    return keras.Sequential(
-        [
-            keras.Input((16, 16, 1)),
-            keras.layers.Conv2D(8, 3, strides=2),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            pool or keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(10, activation=activation),
-        ],
-        name="mine",
-    )
-
-
-def predictions(model, images):
-    return model.predict(images / np.float32(255), verbose=0)
+def net(pool=None):
+    layers = keras.layers
+    head = [pool or layers.GlobalAveragePooling2D(), layers.Dense(10)]
+    return keras.Sequential([keras.Input((16, 16, 1)), layers.Conv2D(8, 3, strides=2), *head], name="mine")
 
 
 @pytest.fixture(scope="module")
-def once():
-    """A recipe of one QAT epoch."""
-    return fnet.recipe_for("digits", epochs=1, qat_epochs=1, calibration_images=64)
+def sources(run, tmp_path_factory):
+    """What a user may name, by its name in the table; the run's .tflite copied out of the run."""
+    folder = tmp_path_factory.mktemp("sources")
+    shutil.copyfile(run.folder / "model.tflite", folder / "net.tflite")
+    for name in ("own.keras", "own.h5", "own"):
+        net().save(folder / name)
+    names = {"int8-name": INT8, "int8-name@1": f"{INT8}@1", "float-name": FLOAT, "float-name@1": f"{FLOAT}@1"}
+    weights = {name: str(run.folder / name) for name in ("float.h5", "qat.h5")}
+    files = {name: str(folder / name) for name in ("net.tflite", "own.keras", "own.h5", "own")}
+    return names | weights | files | {"run": str(run.folder)}
 
 
 @pytest.fixture
-def files(run, tmp_path):
-    """A copy of the run's folder, to damage."""
-    return shutil.copytree(run.folder, tmp_path / "copy")
+def quick(monkeypatch, models, digits):
+    """Loading from a file takes a model that is there, once the file is found to be of that spec and precision."""
+
+    def load_model(path, *, spec, precision):
+        assert weights.read_header(path) == (spec, precision)
+        return {"float": models.float, "int8": models.qat}[precision]
+
+    monkeypatch.setattr(weights, "load_model", load_model)
+    monkeypatch.setattr(load, "load_keras_model", KEPT)
+    for module, name in (("loading", "load_dataset"), ("analysis.analyze", "load_dataset"), ("cli.train", "load_data")):
+        module = importlib.import_module(f"factorizenet_tf.{module}")
+        monkeypatch.setattr(module, name, lambda *arguments, **options: digits)
 
 
-# Loading
+KEPT = functools.cache(load.load_keras_model)
 
 
-def test_each_file_of_a_run_is_loaded_as_what_it_is(run, models, digits):
-    images = digits.test.images[:20]
-    float_model, qat_model = load_any(run.folder / "float.h5"), load_any(run.folder / "qat.h5")
-    assert not is_quantize_aware(float_model)
-    assert is_quantize_aware(qat_model)
-    np.testing.assert_allclose(predictions(float_model, images), predictions(models.float, images), atol=1e-5)
-    np.testing.assert_allclose(predictions(qat_model, images), predictions(models.qat, images), atol=1e-5)
-    for path in (run.folder, run.folder / "model.tflite"):
-        np.testing.assert_array_equal(load_any(path).predict(images), models.int8.predict(images))
+def kind_of(value):
+    """What a use got: a Source (then all it analyses or starts from), a Keras model, a .tflite or a server's net."""
+    if hasattr(value, "models"):
+        return "+".join(f"{kind_of(model)}" for model in value.models().values())
+    if isinstance(value, keras.Model):
+        assert value.input_shape == (None, 16, 16, 1)
+        return "qat" if is_quantize_aware(value) else "float"
+    int8 = value if isinstance(value, fnet.Int8Model) else fnet.Int8Model(value)
+    assert int8.input_shape == (16, 16, 1)
+    return "int8"
 
 
-@pytest.mark.parametrize("name", ["mine.keras", "mine.h5", "mine"])
-def test_a_model_of_ones_own_is_loaded_with_its_weights(tmp_path, noise, name):
-    model = net()
-    model.save(tmp_path / name)
-    loaded = load_any(str(tmp_path / name))
-    np.testing.assert_allclose(predictions(loaded, noise(3)), predictions(model, noise(3)), atol=1e-6)
+class ReachedError(Exception):
+    """The work has begun, with what was loaded."""
+
+
+@pytest.mark.parametrize(("source", "use", "cell"), CELLS, ids=[f"{source}-{use}" for source, use, _ in CELLS])
+def test_each_use_gets_the_net_that_is_named_or_says_what_it_needs(
+    source, use, cell, sources, quick, zoo, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    if use == "python":
+        if cell in REFUSED:
+            with pytest.raises(ValueError, match=REFUSED[cell]):
+                resolve(sources[source], zoo_dir=zoo).model()
+        else:
+            assert kind_of(resolve(sources[source], zoo_dir=zoo).model()) == cell
+        return
+
+    def reach(*arguments, **options):
+        got = options["initial"].float_model() if use == "train" else arguments[0]
+        raise ReachedError(f"reached {kind_of(got.__self__ if hasattr(got, '__self__') else got)}")
+
+    text, function = COMMANDS[use]
+    if use == "serve":  # the one that gets it among other things
+        reach_first, reach = reach, lambda *arguments, **options: reach_first(arguments[1])
+    monkeypatch.setattr(f"factorizenet_tf.{function}", reach)
+    has_data = source.partition("@")[0] in ("int8-name", "float-name", "run", "float.h5", "qat.h5")
+    data = [] if has_data or use not in ("evaluate", "analyze") else ["--dataset", "digits"]
+    code = main([*(part.format(sources[source]) for part in text.split()), *data, "--zoo", str(zoo)])
+    message = capsys.readouterr().err
+    if cell in REFUSED:
+        assert code == 2
+        assert f"error: {sources[source]} {REFUSED[cell]}" in message
+    else:
+        assert message == f"error: reached {cell}\n"
+    assert not list(tmp_path.glob("new*"))
+
+
+# What is known of a net
+
+
+def test_a_source_knows_its_net_whatever_it_was_named_by(run, zoo, sources, digits):
+    for source in ("int8-name", "int8-name@1", "float-name", "float-name@1", "run", "float.h5", "qat.h5"):
+        found, precision = resolve(sources[source], zoo_dir=zoo), "float" if "float" in source else "int8"
+        assert (found.spec, found.labels, found.input_shape) == (run.spec, digits.class_names, (16, 16, 1))
+        assert (found.name, found.precision) == (f"{run.spec.name}-{precision}", precision)
+        assert (found.dataset_name, found.dataset_title) == ("digits", "digits")
+    assert (found.zoo, found.reference) == (None, str(run.folder / "qat.h5"))
+    named = resolve(INT8, zoo_dir=zoo)
+    assert (named.zoo, named.reference, named.sibling.reference) == (str(zoo), f"{INT8}@1", f"{FLOAT}@1")
+    assert resolve(named) is named
+    own = resolve(sources["own.h5"])
+    assert (own.name, own.spec, own.labels, own.dataset_name, own.input_shape) == ("own", None, None, None, (16, 16, 1))
+    int8 = resolve(sources["net.tflite"])
+    assert (int8.name, int8.labels, int8.precision) == ("net", digits.class_names, "int8")
+    assert resolve(run).with_precision("float").name == f"{run.spec.name}-float"
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be int8 or float"):
+        resolve(run).with_precision("int4")
+
+
+def test_a_model_in_memory_is_a_source_and_another_object_is_not(models, zoo):
+    assert resolve(models.float).model() is models.float
+    assert (resolve(models.qat).precision, resolve(models.qat).name) == ("int8", models.qat.name)
+    with pytest.raises(TypeError, match="got Int8Model; it needs a tf_keras"):
+        resolve(models.int8)
+
+
+def test_a_resolution_reads_the_index_once(zoo, monkeypatch):
+    from factorizenet_tf.zoo.store import FolderStore
+
+    reads, cards = [], FolderStore.cards
+    monkeypatch.setattr(FolderStore, "cards", lambda store: [reads.append(store), cards(store)][1])
+    found = resolve(f"{INT8}@1", zoo_dir=zoo)
+    assert found.int8_model().labels == found.labels
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate {}", "export {} --tflite t", "serve {}", "latencies {} --out t", TRAIN.replace("new", "t")]
+)
+def test_every_command_offers_near_names_in_capitals_too_and_says_where_others_are_looked_up(command, zoo, capsys):
+    arguments = command.format("FNET-L2-INT8").split()
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "did you mean 'fnet-l2-int8'" in message
+    assert "--zoo, or by FACTORIZENET_ZOO, which is not set" in message
+    assert main([*arguments, "--zoo", str(zoo)]) == 2
+    assert f"did you mean {INT8!r}?" in (message := capsys.readouterr().err)
+    assert f"(in {zoo})" in message
+
+
+def test_a_name_of_two_zoos_is_refused_until_one_is_said(zoo, tmp_path, monkeypatch):
+    other = shutil.copytree(zoo, tmp_path / "other")
+    text = (other / "index.json").read_text().replace(INT8, "fnet-l2-int8").replace(FLOAT, "fnet-l2-float")
+    (other / "index.json").write_text(text)
+    monkeypatch.setenv("FACTORIZENET_ZOO", str(other))
+    with pytest.raises(ValueError, match=r"two zoos have a model 'fnet-l2-int8', and not the same.*--zoo"):
+        resolve("fnet-l2-int8")
+    assert resolve("fnet-l2-int8", zoo_dir=other).input_shape == (16, 16, 1)
+    monkeypatch.setenv("FACTORIZENET_ZOO", str(zoo))
+    assert (resolve(INT8).zoo, resolve("fnet-l2-int8").input_shape) == (str(zoo), (32, 32, 3))
+
+
+def test_a_name_before_the_source_is_split_off_and_an_equals_sign_in_a_path_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    assert named_source("lr=0.1") == (None, "lr=0.1")  # it exists
+    assert named_source("runs/lr=0.1") == (None, "runs/lr=0.1")
+    assert named_source("mine=runs/lr=0.1") == ("mine", "runs/lr=0.1")
+    assert named_source("fnet-l2-int8@1") == (None, "fnet-l2-int8@1")
+
+
+def test_an_unfinished_run_says_that_it_is_and_how_to_go_on(run, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("spec.json", "recipe.json", "dataset.json", "float.h5"):
+        shutil.copy(run.folder / name, begun)
+    said = f"no finished run in {begun}: it has no model.tflite; it was begun: give the command that began it again"
+    for command in ("evaluate {}", "export {} --tflite new", "serve {}", "latencies {} --out new"):
+        assert main(command.format(begun).split()) == 2
+        assert said in capsys.readouterr().err
+    assert resolve(begun).float_model().input_shape == (None, 16, 16, 1)
+    with pytest.raises(FileNotFoundError, match=r"has no qat\.h5; it was begun"):
+        resolve(begun).qat_model()
+    (begun / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no qat\.h5: it was trained without QAT"):
+        resolve(begun).qat_model()
+    (begun / "spec.json").write_text("{")
+    with pytest.raises(ValueError, match=r"spec\.json is damaged"):
+        resolve(begun).name  # noqa: B018
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no model in .*: a run's folder has spec\.json"):
+        resolve(tmp_path / "empty")
+
+
+# The user's own models
+
+
+@pytest.mark.parametrize("name", ["own.keras", "own.h5", "own"])
+def test_a_model_of_ones_own_is_loaded_with_its_weights(sources, noise, name):
+    images = noise(3) / np.float32(255)
+    expected = keras.models.load_model(sources[name], compile=False).predict(images, verbose=0)
+    np.testing.assert_allclose(resolve(sources[name]).model().predict(images, verbose=0), expected, atol=1e-6)
 
 
 def test_a_lambda_layer_inside_a_nested_model_is_refused_and_its_code_not_run(tmp_path):
-    mark = tmp_path / "code-was-run"
+    from tf_keras.src.saving.serialization_lib import in_safe_mode
+
+    mark, before = tmp_path / "code-was-run", in_safe_mode()
     code = keras.layers.Lambda(lambda x, path=str(mark): [open(path, "w").close(), x][1])
     inner = keras.Sequential([keras.Input((16, 16, 1)), code])
     assert mark.exists()
-    keras.Sequential([keras.Input((16, 16, 1)), inner, keras.layers.Flatten(), keras.layers.Dense(10)]).save(
-        tmp_path / "nested.h5"
-    )
+    outer = [keras.Input((16, 16, 1)), inner, keras.layers.Flatten(), keras.layers.Dense(10)]
+    keras.Sequential(outer).save(tmp_path / "nested.h5")
     mark.unlink()
     with pytest.raises(ValueError, match="has a Lambda layer"):
-        load_any(tmp_path / "nested.h5")
+        resolve(tmp_path / "nested.h5").model()
     assert not mark.exists()
-
-
-def test_a_lambda_layer_named_so_is_no_lambda_layer(tmp_path):
-    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="Lambda"), keras.layers.Dense(10)])
-    model.save(tmp_path / "named.h5")
-    assert load_any(tmp_path / "named.h5").layers[0].name == "Lambda"
-
-
-def test_loading_leaves_unsafe_loading_as_it_was(tmp_path):
-    from tf_keras.src.saving.serialization_lib import in_safe_mode
-
-    before = in_safe_mode()
-    net().save(tmp_path / "mine.h5")
-    load_any(tmp_path / "mine.h5")
     assert in_safe_mode() is before
 
 
-def test_a_file_of_weights_alone_is_no_model(tmp_path):
-    net().save_weights(tmp_path / "weights.h5")
-    with pytest.raises(ValueError, match=r"weights\.h5 is no model that tf_keras can load .*; save it with tf_keras"):
-        load_any(tmp_path / "weights.h5")
+def test_a_layer_that_is_only_named_lambda_is_none(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="Lambda"), keras.layers.Dense(10)])
+    model.save(tmp_path / "named.h5")
+    assert resolve(tmp_path / "named.h5").model().layers[0].name == "Lambda"
 
 
-def test_weights_whose_header_or_arrays_are_damaged_are_refused(files):
+def test_files_that_are_no_image_classifier_are_refused_with_what_would_be(run, tmp_path):
     import h5py
 
-    with h5py.File(files / "float.h5", "a") as file:
-        del file[next(name for name in file if name.startswith("stem"))]
-    with pytest.raises(ValueError, match="does not fit the model"):
-        load_any(files / "float.h5")
-    with h5py.File(files / "qat.h5", "a") as file:
-        file.attrs["factorizenet_spec"] = "{}"
-    with pytest.raises(ValueError, match="not a spec"):
-        load_any(files / "qat.h5")
-
-
-def test_an_archive_that_names_no_keras_is_refused(tmp_path):
+    net().save_weights(tmp_path / "weights.h5")
     with zipfile.ZipFile(tmp_path / "photos.keras", "w") as file:
         file.writestr("a.txt", "a photo")
-    with pytest.raises(ValueError, match=r"photos\.keras is no model that tf_keras can load"):
-        load_any(tmp_path / "photos.keras")
-
-
-def test_a_model_of_two_inputs_or_of_no_classes_is_no_image_classifier(tmp_path):
     first, second = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
     head = keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.Add()([first, second])))
     keras.Model([first, second], head).save(tmp_path / "two.keras")
     keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3)]).save(tmp_path / "map.keras")
-    for name in ("two.keras", "map.keras"):
-        with pytest.raises(ValueError, match="it must take images"):
-            load_any(tmp_path / name)
-
-
-# Quantizing
-
-
-def test_qat_learns_and_its_tflite_agrees_with_what_was_measured(digits, tmp_path):
-    recipe = fnet.recipe_for("digits", qat_epochs=4, qat_learning_rate=0.05, calibration_images=64)
-    keras.utils.set_random_seed(0)
-    model = net(keras.layers.Flatten())
-    before = model.get_weights()
-    metrics = quantize_own(model, digits, out=tmp_path / "out", recipe=recipe, verbose=False)
-    for a, b in zip(before, model.get_weights()):
-        np.testing.assert_array_equal(a, b)
-    test = metrics["accuracy"]["test"]
-    assert test["tflite"] > test["float"] + 0.1  # the float model is untrained
-    int8 = fnet.Int8Model(tmp_path / "out" / "model.tflite")
-    assert fnet.accuracy(int8, digits.test) == test["tflite"]
-    assert int8.labels == LABELS
-    assert (int8.input_quantization[0], int8.input_quantization[1]) == (pytest.approx(1 / 255), -128)
-    assert metrics["macs"] == 9 * 8 * 49 + 8 * 49 * 10  # 3x3 from 1 to 8 channels at 7x7, then a dense layer
-    assert metrics["params"] == fnet.count_params(model)
-    assert metrics["operators"] == sorted(set(int8.operators))
-    assert int8.tensor_types <= {"int8", "int32"}
-
-
-def test_ptq_keeps_the_models_accuracy_and_per_tensor_has_one_scale_a_tensor(models, digits, once, tmp_path):
-    for method in ("ptq", "ptq-per-tensor"):
-        metrics = quantize_own(models.float, digits, out=tmp_path / method, method=method, recipe=once, verbose=False)
-        accuracy = metrics["accuracy"]["test"]
-        assert accuracy["float"] == fnet.accuracy(models.float, digits.test)
-        assert accuracy["tflite"] == pytest.approx(accuracy["float"], abs=0.03)
-    per_channel, per_tensor = (fnet.Int8Model(tmp_path / m / "model.tflite") for m in ("ptq", "ptq-per-tensor"))
-    assert per_tensor.size_bytes < per_channel.size_bytes  # fewer scales
-
-
-def test_a_softmax_is_quantized_after_training_but_not_trained(digits, once, tmp_path):
-    float_model = net()
-    apart = keras.Model(float_model.inputs, keras.layers.Softmax()(float_model.outputs[0]))
-    for model in (net(activation="softmax"), apart):
-        with pytest.raises(ValueError, match="ends in a softmax; QAT trains on logits"):
-            quantize_own(model, digits, out=tmp_path / "out", recipe=once, verbose=False)
-    assert not (tmp_path / "out").exists()
-    quantize_own(net(activation="softmax"), digits, out=tmp_path / "out", method="ptq", recipe=once, verbose=False)
-    scores = fnet.Int8Model(tmp_path / "out" / "model.tflite").predict(digits.test.images[:5])
-    np.testing.assert_allclose(scores.sum(1), 1, atol=0.05)
-
-
-def test_qat_killed_between_epochs_continues_with_a_whole_history(digits, tmp_path):
-    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=3, calibration_images=64)
-    model, out = net(), tmp_path / "out"
-
-    class Kill(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quantize_own(model, digits, out=out, recipe=recipe, callbacks=(Kill(),), verbose=False)
-    first = (out / "history.csv").read_text()
-    assert first.count("\n") == 2
-    assert not (out / "model.tflite").exists()
-    killed = quantize_own(model, digits, out=out, recipe=recipe, verbose=False)
-    assert (out / "history.csv").read_text().startswith(first)
-    assert (out / "history.csv").read_text().count("\n") == 4
-    straight = quantize_own(model, digits, out=tmp_path / "straight", recipe=recipe, verbose=False)
-    assert killed["accuracy"] == straight["accuracy"]
-    both = (fnet.Int8Model(folder / "model.tflite") for folder in (out, tmp_path / "straight"))
-    np.testing.assert_array_equal(*(int8.predict_quantized(digits.test.images) for int8 in both))
-
-
-def test_a_folder_of_another_model_or_method_is_refused_and_left_as_it_was(digits, once, tmp_path):
-    model, out = net(), tmp_path / "out"
-    quantize_own(model, digits, out=out, method="ptq", recipe=once, verbose=False)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ValueError, match=r"spec\.method is ptq there, qat now"):
-        quantize_own(model, digits, out=out, recipe=once, verbose=False)
-    with pytest.raises(ValueError, match=r"spec\.weights is \w+ there"):
-        quantize_own(net(), digits, out=out, method="ptq", recipe=once, verbose=False)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-def test_arguments_that_do_not_fit_are_refused_with_what_would(models, digits, once, noise, tmp_path):
-    def attempt(model, data=digits, **options):
-        quantize_own(model, data, out=tmp_path / "out", recipe=once, verbose=False, **options)
-
-    with pytest.raises(ValueError, match="method is 'int4'; it must be one of qat, ptq, ptq-per-tensor"):
-        attempt(models.float, method="int4")
-    with pytest.raises(ValueError, match="quantization-aware already; give the float one"):
-        attempt(models.qat)
-    with pytest.raises(TypeError, match="got Int8Model"):
-        attempt(models.int8)
-    larger = fnet.load_dataset((noise(20, (20, 20, 1)), np.arange(20) % 10))
-    with pytest.raises(ValueError, match=r"the images are \(20, 20, 1\), the model takes \(16, 16, 1\)"):
-        attempt(models.float, larger)
-    fewer = fnet.load_dataset((noise(20), np.arange(20) % 3))
-    with pytest.raises(ValueError, match="arrays has 3 classes, the model 10"):
-        attempt(models.float, fewer)
-    assert not (tmp_path / "out").exists()
+    for name in ("float.h5", "qat.h5"):
+        shutil.copy(run.folder / name, tmp_path / name)
+    with h5py.File(tmp_path / "float.h5", "a") as file:
+        del file[next(name for name in file if name.startswith("stem"))]
+    with h5py.File(tmp_path / "qat.h5", "a") as file:
+        file.attrs["factorizenet_spec"] = "{}"
+    messages = {
+        "weights.h5": "weights.h5 is no model that tf_keras can load .*; save it with tf_keras",
+        "photos.keras": "photos.keras is no model that tf_keras can load",
+        "two.keras": "it must take images",
+        "map.keras": "it must take images",
+        "float.h5": "does not fit the model",
+        "qat.h5": "not a spec",
+    }
+    for name, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            resolve(tmp_path / name).model()

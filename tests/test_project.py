@@ -46,6 +46,7 @@ def test_each_command_of_the_readme_exists():
     assert {"demo", "test"} <= set(re.findall(r"^make (\w+)", readme, re.MULTILINE)) <= targets
 
 
+@pytest.mark.slow
 def test_the_quick_start_notebook_runs(tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -54,6 +55,7 @@ def test_the_quick_start_notebook_runs(tmp_path):
     assert "median_ms" in text
 
 
+@pytest.mark.slow
 def test_the_levels_script_compares_precisions_and_continues(tmp_path):
     command = [sys.executable, ROOT / "tuner" / "levels.py", "--levels", "0,2", "--epochs", "1", "--qat-epochs", "1"]
     command += ["--width", "8", "--out", tmp_path]

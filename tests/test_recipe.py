@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
@@ -44,8 +45,20 @@ def test_digits_are_not_mirrored_and_changes_win():
         ("cutout", "x"),
         ("epochs", 2.5),
         ("batch_size", 64.0),
+        ("epochs", True),
+        ("learning_rate", False),
+        ("flip", "no"),
+        ("momentum", np.nan),
     ],
 )
 def test_a_number_out_of_range_is_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} is .* must be .*from"):
+    with pytest.raises(ValueError, match=f"{name} is .* must be (.* from .* to|True or False)"):
         fnet.Recipe(**{name: value})
+
+
+def test_numbers_of_numpy_are_taken_and_written():
+    recipe = fnet.Recipe(
+        epochs=np.int64(3), learning_rate=np.float32(0.5), momentum=np.int32(0), flip=np.bool_(False), seed=np.uint8(4)
+    )
+    assert recipe == fnet.Recipe(epochs=3, learning_rate=0.5, momentum=0, flip=False, seed=4)
+    assert recipe_from_json(recipe.to_json()) == recipe

@@ -1,9 +1,10 @@
 import itertools
 
+import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
-from factorizenet_tf.spec import groups_at, last_level, spec_from_json
+from factorizenet_tf.spec import groups_at, last_level, level_from_text, level_text, spec_from_json
 
 METHOD_STAGES = ((1, 1), (3, 2), (4, 2))
 
@@ -124,11 +125,40 @@ def test_an_argument_out_of_range_is_named_with_its_value(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"level": 1.5}, {"level": True}, {"level": "2"}, {"width": 16.0}, {"stages": (3, 4)}]
+    "arguments",
+    [
+        {"level": 1.5},
+        {"level": True},
+        {"level": np.True_},
+        {"level": "2"},
+        {"width": 16.0},
+        {"stages": (3, 4)},
+        {"stages": ((1, True),)},
+    ],
 )
 def test_an_argument_of_another_type_is_a_type_error(arguments):
     with pytest.raises(TypeError, match="must be"):
         fnet.ModelSpec(**arguments)
+
+
+def test_numbers_of_numpy_are_taken_and_written():
+    spec = fnet.ModelSpec(
+        (np.int64(1), np.int8(0)),
+        width=np.int32(8),
+        num_classes=np.uint8(4),
+        stages=((np.int64(1), np.int64(2)), (1, 1)),
+    )
+    assert spec == fnet.ModelSpec((1, 0), width=8, num_classes=4, stages=((1, 2), (1, 1)))
+    assert spec_from_json(spec.to_json()) == spec
+
+
+def test_a_level_is_written_with_dots_and_read_back():
+    for level, text in ((2, "2"), ((1, 2, 4), "1.2.4"), ((0,), "0")):
+        assert level_text(level) == text
+    assert (level_from_text("2"), level_from_text("1.2.4")) == (2, (1, 2, 4))
+    for text in ("", "two", "1.", "1,2"):
+        with pytest.raises(ValueError, match=r"level is .*; it must be a number, or one a stage joined by dots"):
+            level_from_text(text)
 
 
 def test_a_spec_is_frozen():

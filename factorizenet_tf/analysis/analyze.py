@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -11,8 +10,8 @@ import numpy as np
 from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset, Split, check_images, load_dataset
-from ..loading import Subject, subject_of
-from ..models.convert import pinned
+from ..loading import Source, resolve
+from ..models.convert import with_full_range_pixels
 from .distributions import describe
 from .graph import Graph, by_channel, graph_of
 from .measure import BATCH, activations, layer_errors, output_ranges, outputs
@@ -60,7 +59,7 @@ def analyze(
 
     Args:
         model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one brings its -float
-            sibling); a `Run` or its folder; a file that `load_any` takes.
+            sibling); a `Run` or its folder; else what `loading.resolve` takes, but no .tflite.
         calibration: training images, uint8 (n, height, width, channels); None: the first 1,024 of the data that a name
             or a run was trained on.
         evaluation: images and labels that accuracies are measured on; None: that data's validation split, or none.
@@ -78,22 +77,37 @@ def analyze(
         FileNotFoundError: no such name or file.
     """
     asked = scheme_of(scheme, weight_bits, activation_bits)
-    subject = subject_of(model_or_name, dataset=dataset, zoo_dir=zoo_dir, needs_data=calibration is None)
-    calibration = _calibration(subject, calibration)
-    split = _evaluation(subject, evaluation)
-    graphs = {source: graph_of(model) for source, model in subject.models.items()}
+    net = resolve(model_or_name, zoo_dir=zoo_dir)
+    if dataset is None and calibration is None:
+        dataset = net.load_data()
+    return _analyze(net, _net_name(net), dataset, calibration, evaluation, asked, sensitivity, verbose)
+
+
+def _net_name(net: Source) -> str:
+    """What tables call a net: a name as it was given, its version too, and a run by its spec, since it has two nets."""
+    if net.kind == "name":
+        return net.given
+    return net.spec.name if net.kind == "run" and net.spec is not None else net.name
+
+
+def _analyze(net, name, dataset, calibration, evaluation, asked, sensitivity, verbose) -> Analysis:
+    calibration = dataset.calibration(CALIBRATION_IMAGES) if calibration is None else calibration
+    split = _evaluation(dataset, evaluation)
+    models = net.models()
+    graphs = {source: graph_of(model) for source, model in models.items()}
+    tflite = net.int8_model() if net.tflite_file is not None else None
     for graph in graphs.values():
         check_images(calibration, graph.input_shape, "calibration")
         if split is not None:
             check_images(split.images, graph.input_shape, "evaluation")
-    calibration = pinned(calibration)  # as the converter sees them
+    calibration = with_full_range_pixels(calibration)  # as the converter sees them
     tables = {name: [] for name in TABLES}
     reference = graphs.get("float") or graphs["qat"]
-    tables["nets"].append(_net_row(subject, calibration, split, asked))
+    tables["nets"].append(_net_row(net, name, models, dataset, calibration, split, asked))
     with Progress(verbose) as progress:
         for source, graph in graphs.items():
-            keys = {"net": subject.name, "source": source}
-            made = _tensors(subject, graph)
+            keys = {"net": name, "source": source}
+            made = _tensors(tflite, graph)
             _measure(graph, reference, keys, made, calibration, split, asked, sensitivity, tables, progress)
     return analysis_of(tables)
 
@@ -119,26 +133,30 @@ def compare_levels(
     Raises:
         ValueError: nothing to compare, or two nets of one name; else as `analyze`.
     """
-    subjects = list(subjects)
+    asked = scheme_of(scheme, weight_bits, activation_bits)
+    subjects = [s if isinstance(s, Analysis) else resolve(s, zoo_dir=zoo_dir) for s in subjects]
     if not subjects:
         raise ValueError("nothing to compare; give analyses, names, run folders or models")
-    found = [
-        subject
-        if isinstance(subject, Analysis)
-        else analyze(
-            subject,
-            calibration=calibration,
-            evaluation=evaluation,
-            scheme=scheme,
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
-            sensitivity=sensitivity,
-            dataset=dataset,
-            zoo_dir=zoo_dir,
-            verbose=verbose,
-        )
-        for subject in subjects
-    ]
+    names = _distinct_names([subject for subject in subjects if not isinstance(subject, Analysis)])
+    found = []
+    for subject in subjects:
+        if not isinstance(subject, Analysis):
+            data = subject.load_data() if dataset is None and calibration is None else dataset
+            subject = _analyze(subject, names[subject], data, calibration, evaluation, asked, sensitivity, verbose)
+        found.append(subject)
+    return _joined(found)
+
+
+def _distinct_names(nets: Sequence[Source]) -> dict[Source, str]:
+    """What tables call nets that are compared: those of one name by their folder or file, or by the whole path."""
+    names = {net: _net_name(net) for net in nets}
+    for other in (lambda net: net.path.resolve().name if net.path else net.given, lambda net: net.given):
+        taken = [*names.values()]
+        names = {net: other(net) if taken.count(name) > 1 else name for net, name in names.items()}
+    return names
+
+
+def _joined(found: Sequence[Analysis]) -> Analysis:
     names = [name for analysis in found for name in analysis.names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -176,48 +194,31 @@ def analyze_all(
     for what, number in (("calibration_images", calibration_images), ("evaluation_images", evaluation_images)):
         if number is not None and number < 1:
             raise ValueError(f"{what} is {number}; it must be at least 1")
-    scheme_of(scheme, weight_bits, activation_bits)  # an error here costs no waiting
-    loaded, found = {}, []
-    for name in names:
-        subject = subject_of(name, zoo_dir=zoo_dir, needs_data=False)
-        source = dataset or subject.dataset_name
-        if source is None:
-            raise ValueError(f"{name} is not known to go with any data; give --dataset")
-        shape = tuple(next(iter(subject.models.values())).input_shape[1:])
+    asked = scheme_of(scheme, weight_bits, activation_bits)
+    nets = [resolve(name, zoo_dir=zoo_dir) for name in names]
+    if dataset is None:
+        for net in nets:
+            net.check_data_known()
+    loaded, found, called = {}, [], _distinct_names(nets)
+    for net in nets:
+        source, shape = dataset or net.dataset_name, net.input_shape
         if (source, shape) not in loaded:
             loaded[source, shape] = load_dataset(source, input_shape=shape, data_dir=data_dir)
         data = loaded[source, shape]
         if dataset is None:
-            subject.note_other_data(data)
+            net.warn_if_other_data(data)
         split = data.validation
         if evaluation_images is not None:
             split = Split(split.images[:evaluation_images], split.labels[:evaluation_images])
         found.append(
-            analyze(
-                dataclasses.replace(subject, dataset=data),
-                calibration=data.calibration(calibration_images),
-                evaluation=split,
-                scheme=scheme,
-                weight_bits=weight_bits,
-                activation_bits=activation_bits,
-                sensitivity=sensitivity,
-                verbose=verbose,
-            )
+            _analyze(net, called[net], data, data.calibration(calibration_images), split, asked, sensitivity, verbose)
         )
-    return compare_levels(found)
+    return _joined(found)
 
 
-def _calibration(subject: Subject, calibration):
-    if calibration is not None:
-        return calibration
-    if subject.dataset is None:
-        raise ValueError(f"{subject.name} is not known to go with any data; give calibration: uint8 training images")
-    return subject.dataset.calibration(CALIBRATION_IMAGES)
-
-
-def _evaluation(subject: Subject, evaluation):
+def _evaluation(dataset, evaluation):
     if evaluation is None:
-        return None if subject.dataset is None else subject.dataset.validation
+        return None if dataset is None else dataset.validation
     if not isinstance(evaluation, Split):
         evaluation = Split(np.asarray(evaluation[0]), np.asarray(evaluation[1]))
     check_images(evaluation.images, None, "evaluation")
@@ -229,18 +230,18 @@ def _evaluation(subject: Subject, evaluation):
     return evaluation
 
 
-def _net_row(subject, calibration, split, scheme):
-    model = next(iter(subject.models.values()))
-    spec = subject.spec
+def _net_row(net, name, models, dataset, calibration, split, scheme):
+    model = next(iter(models.values()))
+    spec = net.spec
     level = getattr(spec, "level", None)
     return {
-        "net": subject.name,
-        "source": "+".join(subject.models),
+        "net": name,
+        "source": "+".join(models),
         "level": ".".join(map(str, level)) if isinstance(level, tuple) else None if level is None else str(level),
         "width": getattr(spec, "width", None),
         "macs": count_macs(model),
         "params": count_params(model),
-        "dataset": subject.dataset.title if subject.dataset is not None else None,
+        "dataset": dataset.title if dataset is not None else None,
         "calibration_images": len(calibration),
         "evaluation_images": 0 if split is None else len(split),
         "scheme": scheme.name,
@@ -256,12 +257,12 @@ def _schemes(graph: Graph, asked: Scheme) -> list[Scheme]:
     return [asked, *(scheme for scheme in compared if scheme != asked)]
 
 
-def _tensors(subject, graph) -> dict[str, str]:
+def _tensors(tflite, graph) -> dict[str, str]:
     """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
-    if subject.tflite is None:
+    if tflite is None:
         return {}
     try:
-        return tensor_names(subject.tflite, [op.name for op in graph.quantized if op.kind != "input"])
+        return tensor_names(tflite, [op.name for op in graph.quantized if op.kind != "input"])
     except ValueError:
         return {}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 import typer
 
 from .analyze import analyze, study
-from .export import export, label, latencies, loadtest, predict, serve
-from .models import benchmark, describe, levels, list_models, publish, show_card, verify
+from .export import export, latencies, predict, serve
+from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .train import evaluate, quantize, train
 
@@ -33,17 +34,14 @@ for _command in (
     quantize,
     evaluate,
     export,
-    benchmark,
     analyze,
     study,
     verify,
     publish,
     search,
     latencies,
-    label,
     serve,
     predict,
-    loadtest,
 ):
     app.command()(_command)
 app.command("list")(list_models)
@@ -58,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one plain line, as errors are
     try:
         code = app(arguments or ["--help"], standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):

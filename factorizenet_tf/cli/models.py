@@ -14,7 +14,6 @@ from .options import (
     Channels,
     Classes,
     DataDir,
-    DatasetOption,
     Json,
     LevelOption,
     Name,
@@ -23,11 +22,12 @@ from .options import (
     Stages,
     Width,
     ZooOption,
+    amount_option,
     import_tensorflow,
     spec_from,
 )
 
-__all__ = ["benchmark", "describe", "levels", "list_models", "publish", "show_card", "verify"]
+__all__ = ["describe", "levels", "list_models", "publish", "show_card", "verify"]
 
 
 def levels(
@@ -88,9 +88,9 @@ def describe(
 
 
 def list_models(
-    max_macs: Annotated[int | None, typer.Option(help="Of one image.")] = None,
-    max_size_bytes: Annotated[int | None, typer.Option(help="Of the file.")] = None,
-    max_ram_bytes: Annotated[int | None, typer.Option(help="Of the TFLite Micro arena (int8).")] = None,
+    max_macs: Annotated[int | None, amount_option("Of one image.")] = None,
+    max_size_bytes: Annotated[int | None, amount_option("Of the file.")] = None,
+    max_ram_bytes: Annotated[int | None, amount_option("Of the TFLite Micro arena (int8).")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
     precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
     dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
@@ -101,7 +101,7 @@ def list_models(
     zoo_: ZooOption = None,
     as_json: Json = False,
 ):
-    """List the published models within the limits."""
+    """List the published models within the limits; amounts as 12500000, 12.5e6, 12.5M or 100k."""
     limits = {
         "max_macs": max_macs,
         "max_size_bytes": max_size_bytes,
@@ -147,11 +147,11 @@ def verify(
     if every == bool(names):
         raise ValueError("give names of models, or --all")
     import_tensorflow()
-    if every:
-        names = [card.name for card in zoo.list(precision=precision, zoo_dir=zoo_)]
     from ..zoo.catalog import verify_all
 
-    results = verify_all(names, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet)
+    results = verify_all(
+        None if every else names, precision=precision, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet
+    )
     rows = [row for result in results for row in result.rows()]
     if as_json:
         print_json(rows)
@@ -168,9 +168,12 @@ def verify(
 
 def publish(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
-    zoo_: Annotated[Path | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
+    zoo_: Annotated[str | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Of a single run, without the precision; else the net's own.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights, an SPDX identifier, e.g. CC-BY-4.0.", show_default="none stated")
     ] = None,
     latencies: Annotated[
         bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
@@ -184,11 +187,12 @@ def publish(
     if name is not None and len(runs or ()) != 1:
         raise ValueError(f"--name {name} is for one run, not {len(runs or ())}; publish each with its own")
     import_tensorflow()
-    cards = [card for run in runs or () for card in zoo.publish(run, zoo_dir=zoo_, name=name, verbose=not quiet)]
+    options = {"zoo_dir": zoo_, "name": name, "licence": licence, "verbose": not quiet}
+    cards = [card for run in runs or () for card in zoo.publish(run, **options)]
     if latencies:
-        from ..zoo.publish import measure_latencies
+        from ..zoo.publishing import measure_latencies
 
-        cards = measure_latencies(zoo_, verbose=not quiet)
+        cards = measure_latencies(Path(zoo_).expanduser(), verbose=not quiet)
     if as_json:
         print_json([card.row() for card in cards])
     else:
@@ -198,44 +202,3 @@ def publish(
 def _span(groups):
     low, high = min(groups), max(groups)
     return str(low) if low == high else f"{low}-{high}"
-
-
-def benchmark(
-    dataset: DatasetOption = "digits",
-    width: Width = 16,
-    seconds: Annotated[float, typer.Option(help="Seconds a measurement.")] = 5.0,
-    run: Annotated[Path | None, typer.Option(help="A trained run: adds its .tflite against QAT Keras.")] = None,
-    part: Annotated[str, typer.Option(help="all, training, search, zoo or micro.")] = "all",
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-):
-    """Measure speed and memory as ratios in one run.
-
-    Every level against level 0, QAT against float, grouped levels against unchanged tf_keras, waiting for data, peak
-    memory; with --run the .tflite against QAT Keras. A search's start and proposals; how fast the zoo lists, loads and
-    verifies, and how far TensorFlow Lite Micro's outputs are from LiteRT's on each of its int8 models.
-    """
-    if part not in ("all", "training", "search", "zoo", "micro"):
-        raise ValueError(f"part is {part!r}; it must be all, training, search, zoo or micro")
-    import_tensorflow()
-    rows = []
-    if part in ("all", "training"):
-        from ..benchmarks.benchmark import measure
-
-        rows += measure(dataset=dataset, width=width, seconds=seconds, run=run, data_dir=data_dir, verbose=not quiet)
-    if part in ("all", "search"):
-        from ..benchmarks.search import measure_search
-
-        rows += measure_search(verbose=not quiet)
-    if part in ("all", "zoo"):
-        from ..benchmarks.zoo import measure_zoo
-
-        rows += measure_zoo(data_dir=data_dir, verbose=not quiet)
-    if part in ("all", "micro"):
-        from ..benchmarks.micro import measure_micro
-
-        rows += measure_micro(data_dir=data_dir, verbose=not quiet)
-    if not rows:
-        raise ValueError("the zoo is empty, so there is nothing to measure; publish models first")
-    show(rows, as_json, "Benchmark")

@@ -1,35 +1,11 @@
-"""What the commands share: their options, and what becomes of them."""
+"""The options that commands share, and what is made of them."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-__all__ = [
-    "Channels",
-    "Classes",
-    "DataChannels",
-    "DataDir",
-    "DataSize",
-    "DatasetOption",
-    "Json",
-    "LevelOption",
-    "Name",
-    "Quiet",
-    "Size",
-    "Stages",
-    "Width",
-    "ZooOption",
-    "amount_option",
-    "given_or",
-    "import_tensorflow",
-    "load_data",
-    "spec_from",
-]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 LevelOption = Annotated[str, typer.Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
@@ -71,60 +47,109 @@ def _parse_amount(text):
 
 
 def import_tensorflow():
-    """Import it with what its C++ side says at start-up, before it reads any log level, kept off stderr."""
-    if "tensorflow" in sys.modules or os.environ.get("FACTORIZENET_TRACEBACK"):
-        return
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        from .. import _keras  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    """Import TensorFlow first by the one module that does so quietly."""
+    from .. import _keras  # noqa: F401
+
+
+def find_net(net: str, zoo_dir: str | None):
+    """Find the net that a command is given, TensorFlow imported quietly first where it takes that to read the file.
+
+    Args:
+        net: what `loading.resolve` takes, as text.
+        zoo_dir: of --zoo.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: as `loading.resolve`.
+    """
+    from ..loading import resolve
+
+    path = Path(net)
+    if (path.is_file() and path.suffix.lower() != ".tflite") or (path / "saved_model.pb").is_file():
+        import_tensorflow()
+    return resolve(net, zoo_dir=zoo_dir)
+
+
+def given_options(context: typer.Context, *names: str) -> list[str]:
+    """List the options, "--qat-epochs" and the like, that the user gave among those of some parameters' names."""
+    return [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name).name in ("COMMANDLINE", "ENVIRONMENT")
+    ]
+
+
+def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
+    """Refuse options that would have no effect here, where the user gave one.
+
+    Args:
+        context: Typer's, of the command.
+        reason: what makes them so, e.g. "--method ptq trains nothing".
+        names: the parameters' names in the command's function, e.g. "qat_epochs".
+
+    Raises:
+        ValueError: one was given; the message names it.
+    """
+    given = given_options(context, *names)
+    if given:
+        raise ValueError(f"{reason}, so {' and '.join(given)} would have no effect; leave it out")
 
 
 def spec_from(level, width, size, channels, classes, stages, input_shape=None):
-    """The `ModelSpec` of the options; `input_shape` stands for size and channels. Raises ValueError as it does."""
-    from ..spec import DEFAULT_STAGES, ModelSpec
+    """Make the `ModelSpec` of the options; `input_shape` stands for size and channels. Raises ValueError as it does."""
+    from ..spec import ModelSpec, level_from_text
 
-    try:
-        numbers = tuple(int(part) for part in level.split("."))
-    except ValueError:
-        raise ValueError(
-            f"level is {level!r}; it must be a number, or one a stage joined by dots, e.g. 1.2.4"
-        ) from None
     return ModelSpec(
-        numbers[0] if len(numbers) == 1 else numbers,
+        level_from_text(level),
         width=width,
         input_shape=input_shape or (size, size, channels),
         num_classes=classes,
-        stages=DEFAULT_STAGES if stages is None else _parse_stages(stages),
+        stages=parse_stages(stages),
     )
 
 
-def _parse_stages(text):
+def parse_stages(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Read (blocks, stride) of each stage from "2x2,2x2,2x2"; None gives the package's own.
+
+    Raises:
+        ValueError: the text is none of this form.
+    """
+    from ..spec import DEFAULT_STAGES
+
+    if text is None:
+        return DEFAULT_STAGES
     try:
-        return tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
+        stages = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"stages is {text!r}; it must be blocks x stride of each, e.g. 2x2,2x2,2x2") from None
+        stages = ((),)
+    if any(len(stage) != 2 for stage in stages):
+        raise ValueError(f"stages is {text!r}; it must be blocks x stride of each, e.g. 2x2,2x2,2x2")
+    return stages
 
 
 def load_data(dataset, size, channels, data_dir, shape=None):
-    """The `Dataset` of the options, at `shape` where that is known."""
+    """Load the `Dataset` of the options, at `shape` where that is known.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_dataset`, or a --data-dir that would have no effect.
+    """
     from ..data import load_dataset
 
-    if dataset != "digits" and not Path(dataset).is_dir():
-        import_tensorflow()  # for TFDS
-    if shape is not None and None not in shape:
-        return load_dataset(dataset, input_shape=tuple(shape), data_dir=data_dir)
-    if size is None and channels is None:
-        return load_dataset(dataset, data_dir=data_dir)
-    return load_dataset(
-        dataset, input_shape=(given_or(size, 32), given_or(size, 32), given_or(channels, 3)), data_dir=data_dir
-    )
+    is_tfds = dataset != "digits" and not Path(dataset).is_dir()
+    if data_dir is not None and not is_tfds:
+        raise ValueError(f"--data-dir is where TFDS keeps its data, and {dataset} is none of its sets; leave it out")
+    if is_tfds:
+        import_tensorflow()
+    if shape is None or None in shape:
+        shape = None
+        if size is not None or channels is not None:
+            shape = (given_or(size, 32), given_or(size, 32), given_or(channels, 3))
+    return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir)
 
 
 def given_or(value, default):
-    """The value where it was given, 0 included."""
+    """Give the value where it was given, 0 included."""
     return default if value is None else value

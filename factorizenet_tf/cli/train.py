@@ -1,4 +1,4 @@
-"""The commands that make a run, by training or quantizing, and that evaluate; `cli` adds them to its own."""
+"""The commands that train, quantize and evaluate."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from .options import (
     Quiet,
     Stages,
     Width,
+    ZooOption,
+    find_net,
+    given_options,
     given_or,
     import_tensorflow,
     load_data,
+    parse_stages,
+    refuse_unused,
     spec_from,
 )
 
@@ -29,6 +34,7 @@ __all__ = ["evaluate", "quantize", "train"]
 
 
 def train(
+    context: typer.Context,
     dataset: DatasetOption,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
     level: LevelOption = "2",
@@ -37,9 +43,10 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level and width, too.",
+            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and stages, too.",
         ),
     ] = None,
+    zoo_: ZooOption = None,
     baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
     size: DataSize = None,
     channels: DataChannels = None,
@@ -60,40 +67,32 @@ def train(
     Then converts it to int8 and evaluates float, PTQ, QAT and .tflite on the whole validation and test splits.
     """
     from ..recipe import recipe_for
+    from ..spec import ResNet8
 
-    given = {
-        "epochs": epochs,
-        "qat_epochs": qat_epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    if baseline not in (None, "resnet8"):
-        raise ValueError(f"baseline is {baseline!r}; there is resnet8")
-    if baseline and start:
-        raise ValueError("--baseline and --from exclude each other; give one")
-    spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)  # an error here costs no waiting
-    import_tensorflow()
-    shape = None
+    names = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
+    given = {name: context.params[name] for name in names if context.params[name] is not None}
+    recipe = recipe_for(dataset, **given)
+    source, shape = None, None
+    if start is None:
+        refuse_unused(context, "without --from no net is looked up", "zoo_")
     if start is not None:
-        from ..loading import spec_of
-
-        source = spec_of(start)
-        shape = source.input_shape if size is None and channels is None else None
-    data = load_data(dataset, size, channels, data_dir, shape=shape)
-    height, _, depth = data.image_shape
-    if start is not None:
-        spec = dataclasses.replace(source, input_shape=data.image_shape, num_classes=data.num_classes)
+        if baseline is not None:
+            raise ValueError("--baseline and --from exclude each other; give one")
+        source, spec = _source_to_start_from(context, start, zoo_)
+        shape = spec.input_shape if size is None and channels is None else None
     elif baseline is not None:
-        from ..spec import ResNet8
-
-        spec = ResNet8(input_shape=data.image_shape, num_classes=data.num_classes)
-    else:
-        spec = spec_from(level, width, height, depth, data.num_classes, stages, input_shape=data.image_shape)
+        if baseline != "resnet8":
+            raise ValueError(f"baseline is {baseline!r}; there is resnet8")
+        refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "stages")
+        spec = ResNet8()
+    else:  # an error here costs no waiting
+        spec = spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)
+    import_tensorflow()
+    data = load_data(dataset, size, channels, data_dir, shape=shape)
+    spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
     from ..training.train import train as train_net
 
-    run = train_net(spec, data, out=out, recipe=recipe, initial=start, verbose=not quiet)
+    run = train_net(spec, data, out=out, recipe=recipe, initial=source, verbose=not quiet)
     if as_json:
         print_json(run.metrics)
         return
@@ -103,27 +102,64 @@ def train(
     )
 
 
+def _source_to_start_from(context, start, zoo):
+    """The float net named by --from and its spec, where no option asks for another one."""
+    from ..spec import ResNet8, level_from_text, level_text
+
+    source = find_net(start, zoo)
+    spec = source.spec
+    if spec is None:
+        raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
+    source = source.with_precision("float")
+    names = ("level", "width", "stages")
+    if isinstance(spec, ResNet8):
+        refuse_unused(context, f"--from {start} is a {spec.name}", *names)
+        return source, spec
+    options = given_options(context, *names)
+    asked = {
+        "level": level_from_text(context.params["level"]) if "--level" in options else spec.level,
+        "width": context.params["width"] if "--width" in options else spec.width,
+        "stages": parse_stages(context.params["stages"]) if "--stages" in options else spec.stages,
+    }
+    if options and dataclasses.replace(spec, **asked) != spec:
+        stages = ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages)
+        raise ValueError(
+            f"--from {start} is a net of level {level_text(spec.level)}, width {spec.width} and stages {stages}, and the "
+            f"training has the same; leave out {' and '.join(options)}, or --from to train another net from the start"
+        )
+    return source, spec
+
+
 def quantize(
+    context: typer.Context,
     model: Annotated[
-        Path, typer.Argument(help="Your tf_keras model: .keras, .h5 or a SavedModel's folder, images in 0..1 in.")
+        str,
+        typer.Argument(
+            help="Your tf_keras model, .keras, .h5 or a SavedModel's folder, images in 0..1 in; or a -float name or run."
+        ),
     ],
     dataset: DatasetOption,
     out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
     method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
+    zoo_: ZooOption = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
+    if method in ("ptq", "ptq-per-tensor"):
+        refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
-    from ..loading import load_any, quantize_own
     from ..recipe import recipe_for
+    from ..training.quantize import quantize_own
 
-    own = load_any(model)
+    source = find_net(model, zoo_)
+    if source.kind == "run":
+        raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
+    own = source.float_model()
     recipe = recipe_for(dataset, **({} if qat_epochs is None else {"qat_epochs": qat_epochs}))
-    shape = getattr(own, "input_shape", (None, None, None, None))[-3:]
-    data = load_data(dataset, None, None, data_dir, shape=shape)
+    data = load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
     metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
     if as_json:
         print_json(metrics)
@@ -133,46 +169,51 @@ def quantize(
 
 
 def evaluate(
-    file: Annotated[
-        Path, typer.Argument(help="A name of the zoo, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")
+    context: typer.Context,
+    net: Annotated[
+        str, typer.Argument(help="A name of the zoo, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")
     ],
-    dataset: DatasetOption,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="digits, a TFDS name such as cifar10, or a folder of class folders.",
+            show_default="what the net was trained on",
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
+    zoo_: ZooOption = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ):
     """Measure a model's accuracy on a whole split.
 
-    Of a .tflite its bytes and latency, too.
+    Of an int8 net on LiteRT (an -int8 name, a run, a .tflite) its bytes and latency, too.
     """
-    from ..loading import int8_file
-    from ..tflite.int8_model import Int8Model
-
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    path = int8_file(file)
-    if path.suffix == ".tflite":
-        model = Int8Model(path, threads=threads)
-        shape = model.input_shape
-    else:
+    source = find_net(net, zoo_)
+    if dataset is None:
+        source.check_data_known()
+    if source.tflite_file is None:
         import_tensorflow()
-        from ..loading import load_any
-
-        model = load_any(path)
-        shape = tuple(model.input_shape[1:])
-    data = load_data(dataset, None, None, data_dir, shape=shape)
+        refuse_unused(context, f"{net} is no .tflite and no latency is measured", "threads")
+    model = source.model() if source.tflite_file is None else source.int8_model(threads=threads)
+    data = load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
+    if dataset is None:
+        source.warn_if_other_data(data)
     from ..models.evaluate import accuracy
 
     images = getattr(data, split)
     row = {
-        "file": str(path),
+        "file": str(source.tflite_file or source.path or source.reference),
         "dataset": data.title,
         "split": split,
         "images": len(images),
         "accuracy": accuracy(model, images),
     }
-    if isinstance(model, Int8Model):
+    if source.tflite_file is not None:
         latency = model.latency_ms()
         row |= {"size_bytes": model.size_bytes, "latency_ms": round(latency.median_ms, 4), "threads": threads}
     show([row], as_json, "Accuracy")

@@ -1,22 +1,19 @@
-"""From one layer of a plan to stock Keras layers."""
+"""Nets from specs, out of stock Keras layers."""
 
 from __future__ import annotations
 
-import os
-
 from .._keras import keras
 from ..spec import Layer, ModelSpec, ResNet8
-from . import weights as weights_files
 from .native import use_native_kernels
 
-__all__ = ["FactorizeNet", "build", "convolution", "convolution_bn_relu6"]
+__all__ = ["build", "convolution", "convolution_bn_relu6", "resnet8"]
 
 INITIALIZER = "he_normal"
 BN_MOMENTUM = 0.9  # settles within an epoch of a small data set, too
 
 
 def convolution(layer: Layer) -> keras.layers.Layer:
-    """The stock Keras convolution of a plan's layer, without bias (BatchNorm follows).
+    """Make the stock Keras convolution of a plan's layer, without bias (BatchNorm follows).
 
     Depthwise layers are DepthwiseConv2D: as Conv2D with groups they would not become TFLite's depthwise operator.
     """
@@ -33,7 +30,7 @@ def convolution(layer: Layer) -> keras.layers.Layer:
 
 
 def convolution_bn_relu6(layer: Layer, x):
-    """Convolution, BatchNorm, ReLU6.
+    """Apply convolution, BatchNorm and ReLU6.
 
     There are no residual sums, as in MobileNet (arXiv 1704.04861): each tensor lies in 0..6, so that an int8 step is
     0.024 everywhere and rounding is not amplified, and none is kept in RAM for later. Source: our choice; trained 45
@@ -52,7 +49,7 @@ def convolution_bn_relu6(layer: Layer, x):
 
 
 def build(spec: ModelSpec | ResNet8) -> keras.Model:
-    """The net of a spec (or of a baseline's), randomly initialised.
+    """Build the net of a spec (or of a baseline's) with random weights.
 
     Float images (batch, height, width, channels) in 0..1 in, logits (batch, num_classes) out; stock layers with the
     plan's names; grouped convolutions run TensorFlow's native kernels.
@@ -69,32 +66,8 @@ def build(spec: ModelSpec | ResNet8) -> keras.Model:
     return use_native_kernels(keras.Model(inputs, x, name=spec.name.replace("-", "_").replace(".", "_")))
 
 
-def FactorizeNet(  # noqa: N802 (a model builder, named as keras.applications names them)
-    level: int | tuple[int, ...] = 2,
-    *,
-    width: int = 16,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    num_classes: int = 10,
-    weights: str | os.PathLike | None = None,
-) -> keras.Model:
-    """A FactorizeNet in the manner of keras.applications; arguments as for `ModelSpec`.
-
-    Args:
-        weights: None for random ones, or the path of a float weights file that `train` wrote.
-
-    Raises:
-        ValueError: the weights belong to another spec, or the file is damaged.
-        FileNotFoundError: there is no such file.
-    """
-    spec = ModelSpec(level, width=width, input_shape=input_shape, num_classes=num_classes)
-    model = build(spec)
-    if weights is not None:
-        weights_files.load_weights(model, weights, spec=spec)
-    return model
-
-
 def resnet8(*, input_shape: tuple[int, int, int] = (32, 32, 3), num_classes: int = 10):
-    """MLPerf Tiny's ResNet-8 as a tf_keras model that TFMOT quantizes.
+    """Build MLPerf Tiny's ResNet-8 as a tf_keras model that TFMOT quantizes.
 
     Float images (batch, height, width, channels) in 0..1 in, logits (batch, num_classes) out. Our two deviations:
     no softmax at the end and no L2 inside the layers (the recipe's weight decay does it).

@@ -11,16 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import functional_model, keras, tf, to_float
+from ..console import quiet_native_stderr
 from ..data import check_images
-from ..tflite.flatbuffer import with_associated_files
-from ..tflite.latency import LatencyTable
-from ..tflite.regroup import check_lower, lower_fastest
+from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
-__all__ = ["pinned", "to_tflite", "write_saved_model"]
-
-LABELS_FILE = "labels.txt"
+__all__ = ["to_tflite", "with_full_range_pixels", "write_saved_model"]
 
 
 def to_tflite(
@@ -29,10 +26,8 @@ def to_tflite(
     calibration: np.ndarray | None = None,
     per_channel: bool = True,
     labels: Sequence[str] | None = None,
-    lower: str = "none",
-    latencies: LatencyTable | None = None,
 ) -> bytes:
-    """An int8 TensorFlow Lite model: int8 in and out, the input's scale 1/255 and zero point -128.
+    """Convert a model to an int8 .tflite: int8 in and out, the input's scale 1/255 and zero point -128.
 
     So a camera's uint8 becomes the input by subtracting 128. A quantization-aware model brings its ranges; a float one
     is quantized after training (PTQ) with minimum and maximum over the calibration images, of which the first gets one
@@ -43,17 +38,13 @@ def to_tflite(
         calibration: training images for PTQ, uint8 (n, height, width, channels).
         per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
         labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
-        lower: "none", or "fastest": grouped convolutions become what runs fastest, by measurement on this machine or
-            by `latencies`; more bytes, the same outputs bit by bit (`lowering.lower_fastest`).
-        latencies: a table measured on the target (`factorizenet latencies`), for lower="fastest".
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
         ValueError: a float model without calibration, a quantization-aware one with it or per tensor, labels that
-            disagree with the number of classes, another `lower`, or latencies that lack a layer.
+            disagree with the number of classes.
     """
     functional_model(model, "to_tflite")
-    check_lower(lower, latencies)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
@@ -77,14 +68,12 @@ def to_tflite(
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     if not aware:
-        images = pinned(check_images(calibration, model.input_shape[1:], "calibration"))
+        images = with_full_range_pixels(check_images(calibration, model.input_shape[1:], "calibration"))
         converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
-    with _quiet_logger():
+    with _quiet_logger(), quiet_native_stderr():
         content = converter.convert()
-    if lower == "fastest":
-        content = lower_fastest(content, latencies).content
     if labels is not None:
         content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
     return content
@@ -102,8 +91,8 @@ def _quiet_logger():
         logger.setLevel(level)
 
 
-def pinned(images: np.ndarray) -> np.ndarray:
-    """Calibration images with a pixel value of 0 and one of 255 in the first, so that the input's range is 0..1."""
+def with_full_range_pixels(images: np.ndarray) -> np.ndarray:
+    """Copy calibration images, with a pixel value of 0 and one of 255 in the first: the input's range becomes 0..1."""
     images = images.copy()
     images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
     return images
@@ -116,7 +105,12 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
 
     Returns:
         The bytes of all its files.
+
+    Raises:
+        FileExistsError: `folder` is there already.
     """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; choose another name or remove it")
     module = tf.Module()
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")

@@ -15,7 +15,7 @@ CHUNK = 2_500  # images that are floats in memory at a time
 
 
 def logits(model, images: np.ndarray) -> np.ndarray:
-    """Logits float32 (n, classes) of uint8 images (n, height, width, channels), for a tf_keras model or an Int8Model."""
+    """Predict logits float32 (n, classes) of uint8 images (n, height, width, channels) by a tf_keras model or an Int8Model."""
     if isinstance(model, Int8Model):
         return model.predict(images)
     from .._keras import to_float
@@ -26,7 +26,7 @@ def logits(model, images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(model, split: Split) -> float:
-    """Share of the split's images whose largest logit is their label's, 0..1; model as for `logits`.
+    """Measure the share, 0..1, of a split's images whose largest logit is their label's; model as for `logits`.
 
     Raises:
         ValueError: the model has fewer classes than the labels.
@@ -59,7 +59,7 @@ class Agreement:
 
 
 def agreement(model, int8_model: Int8Model, images: np.ndarray) -> Agreement:
-    """Compare on uint8 images (n, height, width, channels)."""
+    """Compare a quantization-aware Keras model with its int8 .tflite on uint8 images (n, height, width, channels)."""
     scale, zero_point = int8_model.output_quantization
     quantized = int8_model.predict_quantized(images).astype(np.int32)
     expected = np.clip(np.round(logits(model, images) / scale) + zero_point, -128, 127).astype(np.int32)

@@ -12,7 +12,7 @@ __all__ = ["inherit", "regrouped"]
 
 
 def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, seed: int = 0) -> keras.Model:
-    """A new float model of `spec` with what it can take over from a trained one of the same widths and stages.
+    """Build a float model of `spec` that starts from the weights of a trained one of the same widths and stages.
 
     Stem, head and stages at the same level are copied. A stage at a finer level gets its kernels cut out of the
     coarser ones, one at a coarser level gets the finer kernels as the blocks of a block-diagonal one and computes the
@@ -52,7 +52,7 @@ def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, see
 
 
 def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
-    """A grouped convolution's kernel over other groups: weights within both are kept, others left out or 0.
+    """Rearrange a grouped convolution's kernel for other groups: weights within both are kept, others left out or 0.
 
     Args:
         kernel: (height, width, channels / groups, channels).
@@ -72,5 +72,5 @@ def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
 
 
 def _layout(kernel: np.ndarray, layer: Layer) -> np.ndarray:
-    """Between Conv2D's (height, width, 1, channels) and DepthwiseConv2D's (height, width, channels, 1); its own inverse."""
+    """Swap between Conv2D's (height, width, 1, channels) and DepthwiseConv2D's (height, width, channels, 1); its own inverse."""
     return np.swapaxes(kernel, 2, 3) if layer.kind == "depthwise" else kernel

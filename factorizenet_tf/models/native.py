@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .._keras import keras, tf
+from .._keras import keras, tf, unwrap
 
 __all__ = [
     "has_native_gradient",
@@ -108,7 +108,7 @@ def _block_dense(layer, inputs, kernel):
 
 
 def _grouped_layers(model) -> list[keras.layers.Layer]:
-    convolutions = [layer for layer in map(_inner, model.layers) if hasattr(layer, "convolution_op")]
+    convolutions = [layer for layer in map(unwrap, model.layers) if hasattr(layer, "convolution_op")]
     return [layer for layer in convolutions if layer.groups > 1]
 
 
@@ -146,7 +146,3 @@ def _fewer(layer) -> int:
     channels = layer.kernel.shape[-2] * layer.groups
     counts = [n for n in range(1, layer.groups + 1) if layer.groups % n == 0 and channels // n >= CHANNELS_OF_A_GROUP]
     return max(counts, default=1)
-
-
-def _inner(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return layer.layer if isinstance(layer, keras.layers.Wrapper) else layer

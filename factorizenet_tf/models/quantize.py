@@ -1,27 +1,25 @@
-"""From a float model to a quantization-aware one (TFMOT), ranges initialised, the input's fixed to 0..1."""
+"""From a float model to a quantization-aware one (TFMOT): ranges initialised, the input's fixed to 0..1."""
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 
-from .._keras import functional_model, keras, tf, to_float
+from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float
 from ..data import check_images
 from .native import use_native_kernels
 
-__all__ = ["is_quantize_aware", "quantize_aware"]
+__all__ = ["is_quantize_aware", "quantize_aware", "wrap_for_qat"]
 
 CALIBRATION_BATCH = 128
 
 
 def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None) -> keras.Model:
-    """A copy of a float model that trains and predicts as its 8-bit quantized self (QAT).
+    """Copy a float model into one that trains and predicts as its 8-bit quantized self (QAT).
 
     TFMOT's `quantize_model`: per-channel weights (a depthwise kernel's per tensor: TFMOT has no other scheme for it),
-    per-tensor activations. Its ranges start at -6..6 and take about a thousand steps to settle; here weight ranges start at the weights' own, the input's is fixed to 0..1 (scale
-    1/255, zero point -128), and activation ranges start at the mean batch minimum and maximum of the calibration
-    images where they are given.
+    per-tensor activations. TFMOT's ranges start at -6..6 and take about a thousand steps to settle; here weight ranges
+    start at the weights' own, the input's is fixed to 0..1 (scale 1/255, zero point -128), and activation ranges start
+    at the mean batch minimum and maximum of the calibration images where they are given.
 
     Args:
         model: functional or sequential tf_keras model of plain layers that takes images in 0..1.
@@ -34,7 +32,7 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
     """
     functional_model(model, "quantize_aware")
     if is_quantize_aware(model):
-        raise ValueError(f"the model {model.name!r} is quantization-aware already")
+        raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             raise ValueError(
@@ -46,25 +44,72 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
             )
     if calibration is not None:
         check_images(calibration, model.input_shape[1:], "calibration")
+    quantized = wrap_for_qat(model)
+    _initialise_ranges(quantized, calibration)
+    return quantized
+
+
+def wrap_for_qat(model: keras.Model) -> keras.Model:
+    """Copy a float model into TFMOT's quantization wrappers, for weights and ranges that are loaded next.
+
+    Only the input's range is set (0..1, for good); `quantize_aware` is this with checks and with ranges to start from.
+
+    Raises:
+        ValueError: a layer TFMOT has no scheme for.
+    """
     quantized = use_native_kernels(_quantize_model(model))
     _fix_input_range(quantized)
-    with _recording(quantized, activations=calibration is not None) as records:
-        if calibration is None:
-            shape = [1 if d is None else d for d in model.input_shape]
-            quantized(tf.zeros(shape), training=False)
-        else:
-            for start in range(0, len(calibration), CALIBRATION_BATCH):
-                quantized(to_float(calibration[start : start + CALIBRATION_BATCH]), training=False)
-    for record in records:
-        record.assign()
     return quantized
 
 
 def is_quantize_aware(model: keras.Model) -> bool:
     """Whether a model came out of TFMOT's `quantize_model`."""
-    return any(
-        type(layer).__name__ in ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers
+    return any(is_input_quantizer(layer) or is_wrapped(layer) for layer in model.layers)
+
+
+def _initialise_ranges(quantized, calibration):
+    """Set the weights' ranges to their own, and the activations' to those over the images where there are some.
+
+    TFMOT's wrappers take no new quantizers once they are built, so during the forward passes theirs are of other classes.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
+        LastValueQuantizer,
+        MovingAverageQuantizer,
     )
+
+    records = {}  # range variables, batch minima and maxima of each quantizer of activations
+
+    def record(self, inputs, training, weights, **kwargs):
+        _, lows, highs = records.setdefault(id(weights["min_var"]), (weights, [], []))
+        lows.append(float(tf.reduce_min(inputs)))
+        highs.append(float(tf.reduce_max(inputs)))
+        return inputs
+
+    def set_range(self, inputs, training, weights, **kwargs):
+        return LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
+
+    if calibration is None:
+        shape = [1 if d is None else d for d in quantized.input_shape]
+        batches = [tf.zeros(shape)]
+    else:
+        starts = range(0, len(calibration), CALIBRATION_BATCH)
+        batches = (to_float(calibration[start : start + CALIBRATION_BATCH]) for start in starts)
+    originals = {id(q): (q, type(q)) for q in _quantizers(quantized)}
+    try:
+        for quantizer, original in originals.values():
+            if issubclass(original, MovingAverageQuantizer):
+                quantizer.__class__ = type("Recording", (original,), {"__call__": record})
+            elif issubclass(original, LastValueQuantizer):
+                quantizer.__class__ = type("Ranging", (original,), {"__call__": set_range})
+        for batch in batches:
+            quantized(batch, training=False)
+    finally:
+        for quantizer, original in originals.values():
+            quantizer.__class__ = original
+    if calibration is not None:
+        for variables, lows, highs in records.values():  # TFLite's ranges contain zero
+            variables["min_var"].assign(min(0.0, sum(lows) / len(lows)))
+            variables["max_var"].assign(max(0.0, sum(highs) / len(highs)))
 
 
 def _quantize_model(model):
@@ -83,7 +128,7 @@ def _quantize_model(model):
 def _quantizers(model):
     """Every quantizer object of a quantize-wrapped model."""
     for layer in model.layers:
-        if type(layer).__name__ == "QuantizeLayer":
+        if is_input_quantizer(layer):
             yield layer.quantizer
         for activation in getattr(layer, "_quantize_activations", ()):
             yield activation.quantizer
@@ -92,65 +137,11 @@ def _quantizers(model):
             yield quantizer
 
 
-class _Record:
-    """Running sums of a quantizer's batch minima and maxima, by its range variables."""
-
-    def __init__(self, weights):
-        self.weights, self.low, self.high, self.count = weights, 0.0, 0.0, 0
-
-    def add(self, inputs):
-        self.low += float(tf.reduce_min(inputs))
-        self.high += float(tf.reduce_max(inputs))
-        self.count += 1
-
-    def assign(self):
-        # TFLite's ranges contain zero.
-        self.weights["min_var"].assign(min(0.0, self.low / self.count))
-        self.weights["max_var"].assign(max(0.0, self.high / self.count))
-
-
-@contextlib.contextmanager
-def _recording(model, *, activations):
-    """Within the block a forward pass sets the weights' ranges to their own and, where asked, records activations.
-
-    TFMOT's quantizers change class for the time being, since wrappers take no new ones once they are built. The list
-    it gives is filled when the block ends.
-    """
-    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
-        LastValueQuantizer,
-        MovingAverageQuantizer,
-    )
-
-    records = {}
-
-    def record(self, inputs, training, weights, **kwargs):
-        if activations:
-            records.setdefault(id(weights["min_var"]), _Record(weights)).add(inputs)
-        return inputs
-
-    def set_range(self, inputs, training, weights, **kwargs):
-        return LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
-
-    originals = {id(q): (q, type(q)) for q in _quantizers(model)}
-    found = []
-    try:
-        for quantizer, original in originals.values():
-            if issubclass(original, MovingAverageQuantizer):
-                quantizer.__class__ = type("Recording", (original,), {"__call__": record})
-            elif issubclass(original, LastValueQuantizer):
-                quantizer.__class__ = type("Ranging", (original,), {"__call__": set_range})
-        yield found
-    finally:
-        for quantizer, original in originals.values():
-            quantizer.__class__ = original
-        found.extend(records.values())
-
-
 def _fix_input_range(model):
     from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
 
     for layer in model.layers:
-        if type(layer).__name__ == "QuantizeLayer":
+        if is_input_quantizer(layer):
             layer.quantizer = FixedQuantizer(num_bits=8, init_min=0.0, init_max=1.0, narrow_range=False)
             layer.quantizer_vars["min_var"].assign(0.0)
             layer.quantizer_vars["max_var"].assign(1.0)

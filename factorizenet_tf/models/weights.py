@@ -1,4 +1,4 @@
-"""Weights of a net as .h5, with the spec and the precision they belong to inside the file."""
+"""Weights of a net as .h5, with spec and precision inside the file, and the models rebuilt from them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,67 @@ from pathlib import Path
 
 import numpy as np
 
+from .._keras import keras
 from ..files import write_bytes
-from ..spec import ModelSpec, spec_from_json
+from ..spec import ModelSpec, ResNet8, spec_from_json
+from .build import build
+from .quantize import wrap_for_qat
 
-__all__ = ["copy_weights", "fingerprint", "is_weights_file", "load_weights", "read_header", "save_weights"]
+__all__ = [
+    "FactorizeNet",
+    "copy_weights",
+    "fingerprint",
+    "is_weights_file",
+    "load_model",
+    "load_weights",
+    "read_header",
+    "save_weights",
+]
+
+
+def load_model(
+    path: str | os.PathLike, *, spec: ModelSpec | ResNet8 | None = None, precision: str | None = None
+) -> keras.Model:
+    """Rebuild the model of a weights file that `save_weights` wrote.
+
+    Args:
+        path: the .h5 file.
+        spec, precision: what the file must be of; None: whatever it is of.
+
+    Returns:
+        The float model, or the quantization-aware one where the file's precision is "int8".
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`.
+    """
+    held, held_precision = read_header(path)
+    spec, precision = spec or held, precision or held_precision
+    model = build(spec)
+    if precision == "int8":
+        model = wrap_for_qat(model)
+    load_weights(model, path, spec=spec, precision=precision)
+    return model
+
+
+def FactorizeNet(  # noqa: N802 (a model builder, named as keras.applications names them)
+    level: int | tuple[int, ...] = 2,
+    *,
+    width: int = 16,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    num_classes: int = 10,
+    weights: str | os.PathLike | None = None,
+) -> keras.Model:
+    """Build a FactorizeNet in the manner of keras.applications; arguments as for `ModelSpec`.
+
+    Args:
+        weights: None for random ones, or the path of a float weights file that `train` wrote.
+
+    Raises:
+        ValueError: the weights belong to another spec, or the file is damaged.
+        FileNotFoundError: there is no such file.
+    """
+    spec = ModelSpec(level, width=width, input_shape=input_shape, num_classes=num_classes)
+    return build(spec) if weights is None else load_model(weights, spec=spec, precision="float")
 
 
 def save_weights(model, path: str | os.PathLike, *, spec, precision: str) -> None:
@@ -46,7 +103,7 @@ def is_weights_file(path: str | os.PathLike) -> bool:
 
 
 def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
-    """The spec and the precision ("float" or "int8") in a weights file.
+    """Read the spec and the precision ("float" or "int8") in a weights file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,7 +111,8 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
     """
     import h5py
 
-    path = _existing(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}; `factorizenet train` writes float.h5 and qat.h5")
     try:
         with h5py.File(path, "r") as file:
             header = dict(file.attrs)
@@ -85,7 +143,7 @@ def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = 
     held, held_precision = read_header(path)
     if held_precision != precision:
         raise ValueError(
-            f"{path} holds {held_precision} weights; {precision} ones are needed (train writes float.h5 and qat.h5)"
+            f"{path} holds {held_precision} weights; {precision} ones are needed (`train` writes float.h5 and qat.h5)"
         )
     if spec is not None and held != spec:
         raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
@@ -113,35 +171,28 @@ def copy_weights(source, model, *, head: str = "logits") -> list[str]:
     Raises:
         ValueError: a layer other than the head is missing in the source or has other shapes.
     """
-    there = {layer.name: layer for layer in source.layers}
-    left = []
+    source_layers = {layer.name: layer for layer in source.layers}
+    not_copied = []
     for layer in model.layers:
         if not layer.weights:
             continue
-        values = there[layer.name].get_weights() if layer.name in there else []
-        shapes, wanted = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
-        if shapes == wanted:
+        values = source_layers[layer.name].get_weights() if layer.name in source_layers else []
+        given, needed = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
+        if given == needed:
             layer.set_weights(values)
         elif layer.name == head:
-            left.append(layer.name)
+            not_copied.append(layer.name)
         else:
             raise ValueError(
-                f"the weights to start from do not fit: the layer {layer.name!r} needs {wanted}, {source.name!r} has "
-                f"{shapes or 'no such layer'}; use a spec of the same level, width, stages and image channels"
+                f"the weights to start from do not fit: the layer {layer.name!r} needs {needed}, {source.name!r} has "
+                f"{given or 'no such layer'}; use a spec of the same level, width, stages and image channels"
             )
-    return left
+    return not_copied
 
 
 def fingerprint(model) -> str:
-    """SHA-256 of all weights of a model, in order."""
+    """Hash all weights of a model, in order, by SHA-256."""
     digest = hashlib.sha256()
     for array in model.get_weights():
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
-
-
-def _existing(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}; `factorizenet train` writes float.h5 and qat.h5")
-    return path

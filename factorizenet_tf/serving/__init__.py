@@ -1,4 +1,4 @@
-"""Nets where they are used: exported for TensorFlow Serving, served at once, and asked over the network."""
+"""Nets where they are used: exported for TensorFlow Serving, served at once, and asked about image files."""
 
 import lazy_loader
 

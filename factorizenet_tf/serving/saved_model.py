@@ -1,4 +1,4 @@
-"""The TensorFlow graph that a server runs: preprocessing, net, probabilities, class."""
+"""A version for TensorFlow Serving: its graph (preprocessing, net, probabilities, class), model.tflite, warm-up requests."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import keras, tf, to_float
-from ..loading import ServedNet, served_net
+from ..loading import Source, check_served_name, resolve
 from ..machine import versions as package_versions
 from ..models.native import in_fewer_groups, inference_kernels
-from .config import BATCH_SIZES, Labels, config_locked, read_labels, versions_in, write_configs
+from ..tflite.io_types import with_serving_signature
+from .models_config import add_model, check_config, import_protos
 
-__all__ = ["ServingExport", "export", "serving_module"]
+__all__ = ["BATCH_SIZES", "WARM_UP_FILE", "ServingExport", "export", "serving_module"]
+
+BATCH_SIZES = (1, 4, 16, 64)  # of the warm-up requests: those of the batching parameters in docs/deploy.md
+LUMA = (19595, 38470, 7471)  # 0.299, 0.587, 0.114 of 2 ** 16: Pillow's own integers
+WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 
 
 def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module, dict]:
-    """A module and its signatures for `tf.saved_model.save`.
+    """Make the module and its signatures for `tf.saved_model.save`.
 
     `serving_default`: `image` uint8 (batch, height, width, channels). `serving_bytes`: `image_bytes`, strings (batch,)
-    that are PNG or JPEG files of any size, decoded and resized (bilinear, antialiased). Both give `logits` and
-    `probabilities` float32 (batch, classes), `class_id` int64 (batch,) and `class_name`, strings (batch,).
+    that are image files of any size. Both give `logits` and `probabilities` float32 (batch, classes), `class_id` int64
+    (batch,) and `class_name`, strings (batch,).
+
+    Files are read as `data.read_image` reads them, as closely as TensorFlow's decoder allows: it takes GIF and JPEG XL,
+    too, but no PPM; a resized pixel may be one of 255 steps away; nothing but the server's memory bounds a file's pixels.
 
     Args:
         model: tf_keras model, images in 0..1 in, logits out. Its weights become constants, so that TensorFlow fuses
@@ -50,7 +58,15 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
         }
 
     def decode(content):
-        image = tf.io.decode_image(content, channels=channels, expand_animations=False)
+        # Always three channels: of one, TensorFlow refuses a BMP, a WebP and a CMYK JPEG.
+        image = tf.cond(
+            tf.io.is_jpeg(content),
+            lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),  # Pillow's
+            lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
+        )
+        if channels == 1:
+            luma = tf.tensordot(tf.cast(image, tf.int32), tf.constant(LUMA), 1)
+            image = tf.cast((luma + (1 << 15)) >> 16, tf.uint8)[..., None]
         resized = tf.image.resize(image, (height, width), antialias=True)
         return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
 
@@ -65,7 +81,7 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
 
 
 def _with_constants(model, image):
-    """A function of a batch of uint8 images that gives [logits], the model's weights constants in its graph."""
+    """Make a function of a batch of uint8 images that gives [logits], the model's weights constants in its graph."""
     # No public name has it; TensorFlow's own converter takes it from there.
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -77,9 +93,6 @@ def _with_constants(model, image):
     return convert_variables_to_constants_v2(function)
 
 
-WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-
-
 @dataclass(frozen=True)
 class ServingExport:
     """A written version.
@@ -89,7 +102,6 @@ class ServingExport:
         name, version, precision: of the model.
         size_bytes: of all its files.
         tflite_bytes: of the model.tflite beside the graph; None for float.
-        labels: which versions the configuration now calls stable and canary.
     """
 
     folder: Path
@@ -98,14 +110,10 @@ class ServingExport:
     precision: str
     size_bytes: int
     tflite_bytes: int | None
-    labels: Labels
 
     def row(self) -> dict:
-        """The fields as a line of a table."""
-        labels = dataclasses.asdict(self.labels)
-        row = dataclasses.asdict(self) | {"folder": str(self.folder)} | labels
-        del row["labels"]
-        return row
+        """Give the fields as a line of a table."""
+        return dataclasses.asdict(self) | {"folder": str(self.folder)}
 
 
 def export(
@@ -116,86 +124,94 @@ def export(
     version: int | None = None,
     precision: str | None = None,
     labels=None,
+    zoo_dir: str | os.PathLike | None = None,
 ) -> ServingExport:
-    """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and its configuration.
+    """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and add it to models.config.
 
     A version is written aside and renamed, so that a polling server sees all of it or nothing; none is ever written
     over. Of an int8 net the graph is the fake-quantized one, no faster than float's; its true int8 self is model.tflite
-    beside it, which the server takes with --prefer_tflite_model. `folder` has models.config (every model in it; the
-    first version is `stable`, each newer one `canary` until `set_labels` promotes it), batching.config,
-    monitoring.config, docker-compose.yml and serve.sh.
+    beside it, which the server takes with --prefer_tflite_model. `folder/models.config` names the model from then on;
+    what else is in that file stays as it is (`models_config.add_model`).
 
     Args:
-        source, name, precision, labels: as for `serving_source.served_net`.
+        source: what `loading.resolve` takes.
         folder: made where it is not there; may hold other models.
+        name: for clients; None takes the source's own.
+        precision: of a run, "int8" or "float"; None takes int8. Another source has its own.
+        labels: class names by number; None takes the source's, or numbers where it has none.
+        zoo_dir: where a name is looked up, as for `zoo.load`.
         version: an integer above the newest one; None takes the next.
 
     Raises:
-        ValueError: the version is not above the newest, or as `served_net`.
+        ValueError: the version is not above the newest, models.config cannot be added to, the source is a .tflite or has
+            another precision, the name cannot be served, labels and classes differ in number; or as `loading.resolve`.
         FileExistsError: `folder/name` holds something else, or another export took the version in the meantime.
         FileNotFoundError: there is nothing at the source.
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
         OSError: the folder cannot be written.
-        TimeoutError: as `serving_config.config_locked`.
+        TimeoutError: another export held the folder's lock for 30 s.
     """
-    _serving_protos()
+    import_protos("apis.prediction_log_pb2")
     folder = Path(folder)
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
         raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
-    net = served_net(source, name=name, precision=precision, labels=labels)
-    base = folder / net.name
-    if base.exists():
-        others = [p.name for p in base.iterdir() if not p.name.isdecimal()] if base.is_dir() else ["a file"]
-        if others:
-            raise FileExistsError(
-                f"{base} holds {', '.join(sorted(others))} and not only versions; choose another folder"
-            )
-    newest = max(versions_in(base), default=0)
-    if version is not None and version <= newest:
-        raise ValueError(
-            f"version {version} of {net.name} is not above the newest, {newest}; give at least {newest + 1}"
-        )
-    version = newest + 1 if version is None else version
-    target = base / str(version)
+    net = _served(resolve(source, zoo_dir=zoo_dir).with_precision(precision), name, labels)
+    check_config(folder, net.name)
+    version = _next_version(folder / net.name, version)
+    target = folder / net.name / str(version)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".aside-") as aside:
-        made = Path(aside) / "version"
-        _write_version(net, made, version)
-        size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
-        base.mkdir(exist_ok=True)
-        with config_locked(folder):
-            try:
-                os.rename(made, target)  # fails where another export was first
-            except OSError as error:
-                if not target.exists():
-                    raise
-                raise FileExistsError(
-                    f"{target} was written by another export meanwhile ({error}); export again"
-                ) from None
-            known = read_labels(folder)
-            stable = known[net.name].stable if net.name in known else version
-            chosen = Labels(stable, None if stable == version else version)
-            write_configs(folder, known | {net.name: chosen})
+        written = Path(aside) / "version"
+        _write_version(net, written, version)
+        size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(written, target)  # fails where another export was first
+        except OSError as error:
+            if not target.exists():
+                raise
+            raise FileExistsError(f"{target} was written by another export meanwhile ({error}); export again") from None
+    add_model(folder, net.name)
     tflite_bytes = None if net.tflite is None else (target / "model.tflite").stat().st_size
-    return ServingExport(target, net.name, version, net.precision, size, tflite_bytes, chosen)
+    return ServingExport(target, net.name, version, net.precision, size, tflite_bytes)
 
 
-def _serving_protos():
-    try:
-        from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
-    except ModuleNotFoundError as error:
-        if "tensorflow_serving" not in str(error):
-            raise
-        raise ModuleNotFoundError(
-            "warm-up requests need tensorflow-serving-api: pip install 'factorizenet_tf[serve]'"
-        ) from None
-    return model_pb2, predict_pb2, prediction_log_pb2
+@dataclass(frozen=True, eq=False)
+class _Served:
+    """A net as a version is written from: `tflite` are the true int8 model's bytes, None for float."""
+
+    name: str
+    precision: str
+    model: keras.Model
+    tflite: bytes | None
+    labels: tuple[str, ...]
 
 
-def _write_version(net: ServedNet, folder: Path, version: int) -> None:
-    from .._keras import tf
-    from ..tflite.io_types import for_server
+def _served(source: Source, name, labels) -> _Served:
+    model = source.model()
+    classes = int(model.output_shape[-1])
+    labels = tuple(labels or source.labels or map(str, range(classes)))
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels for {classes} classes; give one name a class")
+    tflite = source.tflite() if source.precision == "int8" else None
+    return _Served(check_served_name(name or source.name), source.precision, model, tflite, labels)
 
+
+def _next_version(base: Path, version: int | None) -> int:
+    """Choose the version above the newest in the model's folder, or the given one where that is above it, too."""
+    entries = [path.name for path in base.iterdir()] if base.is_dir() else ["a file"] if base.exists() else []
+    others = sorted(name for name in entries if not name.isdecimal())
+    if others:
+        raise FileExistsError(f"{base} holds {', '.join(others)} and not only versions; choose another folder")
+    newest = max(map(int, entries), default=0)
+    if version is not None and version <= newest:
+        raise ValueError(
+            f"version {version} of {base.name} is not above the newest, {newest}; give at least {newest + 1}"
+        )
+    return newest + 1 if version is None else version
+
+
+def _write_version(net: _Served, folder: Path, version: int) -> None:
     module, signatures = serving_module(net.model, net.labels)
     with tempfile.TemporaryDirectory() as temporary:
         texts = {"labels.txt": "\n".join(net.labels) + "\n", "metadata.json": _metadata(net, version)}
@@ -206,7 +222,7 @@ def _write_version(net: ServedNet, folder: Path, version: int) -> None:
             module.files.append(tf.saved_model.Asset(str(path)))
         tf.saved_model.save(module, str(folder), signatures=signatures)
     if net.tflite is not None:
-        (folder / "model.tflite").write_bytes(for_server(net.tflite))
+        (folder / "model.tflite").write_bytes(with_serving_signature(net.tflite))
     (folder / WARM_UP_FILE).parent.mkdir()
     with tf.io.TFRecordWriter(str(folder / WARM_UP_FILE)) as writer:
         for batch in BATCH_SIZES:
@@ -214,16 +230,13 @@ def _write_version(net: ServedNet, folder: Path, version: int) -> None:
 
 
 def _warm_up(net, batch) -> bytes:
-    """A logged request of `serving_default`, the one signature that graph and model.tflite share."""
-    from .._keras import tf
-
-    model_pb2, predict_pb2, prediction_log_pb2 = _serving_protos()
+    """Serialize a logged request of `serving_default`, the one signature that graph and model.tflite share."""
     images = np.random.default_rng(batch).integers(0, 256, (batch, *net.model.input_shape[1:]), np.uint8)
-    request = predict_pb2.PredictRequest(
-        model_spec=model_pb2.ModelSpec(name=net.name, signature_name="serving_default"),
+    request = import_protos("apis.predict_pb2").PredictRequest(
+        model_spec={"name": net.name, "signature_name": "serving_default"},
         inputs={"image": tf.make_tensor_proto(images)},
     )
-    log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    log = import_protos("apis.prediction_log_pb2").PredictionLog(predict_log={"request": request})
     return log.SerializeToString()
 
 

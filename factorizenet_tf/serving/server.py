@@ -1,53 +1,40 @@
-"""A server that runs at once: KServe's Python server on int8 LiteRT models, with TensorFlow Serving's routes.
+"""An HTTP server of int8 LiteRT nets: TensorFlow Serving's REST form by one FastAPI app, run by uvicorn.
 
-Prediction, liveness, metrics and Open Inference routes are KServe's; added are status, metadata, versions and labels,
-so that one client serves both, and limits on bytes, images, waiting requests and patience.
+Source: https://www.tensorflow.org/tfx/serving/api_rest.
 """
 
-from __future__ import annotations
-
 import asyncio
+import base64
 import contextlib
-import gc
-import logging
+import json
 import os
 import signal
 import socket
-import sys
-import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
-from .server_nets import Net, all_nets
+import numpy as np
 
-__all__ = ["Limits", "serve"]
+from ..data import read_image
+from .classifier import Classifier, load_classifiers
 
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"the server needs {error.name}: pip install 'factorizenet_tf[serve]'") from None
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server bears.
+__all__ = ["MAX_BYTES", "images_of", "make_app", "serve"]
 
-    Args:
-        images: in one request (more is 400).
-        body_bytes: of one request (more is 413).
-        requests: at once; the next is 503 with Retry-After.
-        connections: at once, idle ones too; the next is 503.
-        body_seconds: until a request is whole (later is 408), its headers counted from the first byte.
-        grace_seconds: that running requests get when the server is told to stop.
-    """
-
-    images: int = 64
-    body_bytes: int = 8 * 2**20
-    requests: int = 64
-    connections: int = 512
-    body_seconds: float = 10.0
-    grace_seconds: int = 10
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+MAX_IMAGES = 64  # in one request; more is 400
+MAX_BYTES = 16 * 2**20  # of one request's body; more is 413
+MAX_CONNECTIONS = 64  # at once, idle ones too; the next is 503
+BODY_SECONDS = 10.0  # until a body is whole; later is 408
+GRACE_SECONDS = 10  # that running requests get when the server is told to stop
+HEADER_BYTES = 32_768
+SIGNATURES = {"serving_default": "image", "serving_bytes": "image_bytes"}
+VERSION = "1"  # of every net here
 
 
 def serve(
@@ -56,140 +43,197 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8501,
     threads: int = 1,
-    limits: Limits | None = None,
-    started=None,
+    zoo_dir: str | os.PathLike | None = None,
+    max_bytes: int = MAX_BYTES,
+    started: Callable[[Mapping[str, Classifier], str], None] | None = None,
 ) -> None:
-    """Serve models until SIGINT or SIGTERM; running requests are then finished.
+    """Serve int8 nets over HTTP until SIGINT or SIGTERM; running requests are then finished.
+
+    There is no authentication and no TLS, and a client that never sends its headers keeps its connection: where others
+    than this machine's programs reach the port, put a proxy before it.
 
     Args:
-        sources: as for `server_nets.load_net`.
-        host: to listen on; "0.0.0.0" for every interface. There is no authentication: put it behind a proxy.
+        sources: as for `load_classifiers`: names of the zoo, runs' folders, .tflite files; `name=source` renames.
+        host: to listen on; "0.0.0.0" for every interface.
         port: 0 takes a free one.
         threads: of one inference.
-        limits: None: the defaults.
-        started: a function that is called with the nets and the address once the port is bound.
+        zoo_dir: where names are looked up; None: as `zoo.load`.
+        max_bytes: of one request's body.
+        started: is called with the nets by name and the server's address once it listens.
 
     Raises:
-        ValueError: the port is not in 0..65535.
-        OSError: the port is in use or the host is not this machine's.
-        ModuleNotFoundError: KServe is not installed (extra `serve`).
-        FileNotFoundError, ValueError: as `load_net`.
+        FileNotFoundError, ValueError: as `load_classifiers`, or an argument is out of its range.
+        ConnectionError: the address cannot be listened on.
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}; it must be from 1 to 65535, or 0 for a free one")
-    limits = limits or Limits()
-    kserve = _kserve()
-    nets = all_nets(sources, threads=threads)
-    if not nets:
-        raise ValueError("nothing to serve; give a name of `factorizenet list` or a run's folder")
-    bound = _bound(host, port)
-    if started is not None:
-        started(nets, f"http://{_address(host, bound.getsockname()[1])}")
-    repository = kserve.ModelRepository()
-    for net in nets:
-        repository.update(_model(kserve, net, limits))
-    _run(repository, {net.name: net for net in nets}, bound, limits)
-
-
-def _kserve():
-    """KServe, which reads the command line as it is imported, without ours."""
-    kept, sys.argv = sys.argv, sys.argv[:1]
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes is {max_bytes}; it must be at least 1")
+    classifiers = load_classifiers(sources, threads=threads, zoo_dir=zoo_dir)
+    family, shown = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
     try:
-        import kserve
-        import kserve.model_server
-    except ModuleNotFoundError as error:
-        if "kserve" not in str(error):
-            raise
-        raise ModuleNotFoundError("the server is KServe's: pip install 'factorizenet_tf[serve]'") from None
-    finally:
-        sys.argv = kept
-    return kserve
-
-
-def _address(host, port):
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _bound(host, port) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        bound.close()
         raise ConnectionError(
-            f"cannot listen on {_address(host, port)} ({error.strerror or error}); another server may use "
-            "the port: choose another with --port, or 0 for a free one"
+            f"cannot listen on {shown}:{port} ({error.strerror or error}); another server may use the port: choose "
+            "another with --port, or 0 for a free one"
         ) from None
-    return bound
-
-
-def _model(kserve, net: Net, limits: Limits):
-    import orjson
-    from kserve.errors import InvalidInput
-
-    from .server_protocol import answer, images_of
-
-    class ServedModel(kserve.Model):
-        """A net behind KServe's V1 route; its interpreter is used by one thread."""
-
-        def __init__(self):
-            super().__init__(net.name)
-            self.enable_latency_logging = False
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix=net.name)
-            self.ready = True
-
-        async def predict(self, payload, headers=None, response_headers=None):
-            return await asyncio.get_running_loop().run_in_executor(self._worker, self._predict, payload)
-
-        def _predict(self, payload):
-            try:
-                if isinstance(payload, bytes):  # another content type than KServe parses
-                    payload = orjson.loads(payload)
-                images, in_rows = images_of(payload, net, limits.images)
-            except ValueError as error:
-                raise InvalidInput(str(error)) from None
-            return answer(net.classify(images), in_rows)
-
-    return ServedModel()
-
-
-def _run(repository, nets, bound, limits) -> None:
-    from kserve.model_server import app
-    from kserve.protocol.dataplane import DataPlane
-    from kserve.protocol.model_repository_extension import ModelRepositoryExtension
-    from kserve.protocol.rest.server import RESTServer
-
-    from .limits import LimitsMiddleware, patient_protocol
-    from .routes import add_routes
-
-    for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a stack for each bad request is no log
-    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's answers are of that class
-    data_plane = DataPlane(model_registry=repository)
-    server = RESTServer(
-        "kserve.model_server:app",
-        data_plane,
-        ModelRepositoryExtension(model_registry=repository),
-        http_port=bound.getsockname()[1],
-        grace_period=limits.grace_seconds,
+    config = uvicorn.Config(
+        make_app(classifiers, max_bytes),
+        http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        lifespan="off",
+        log_level="error",
+        access_log=False,
     )
-    server.config.limit_concurrency = limits.connections
-    server.config.http = patient_protocol(limits.body_seconds)
-    app.add_middleware(LimitsMiddleware, limits=limits)
-    add_routes(app, data_plane, nets)
-    gc.collect()
-    gc.freeze()  # each request's JSON is thousands of lists: collecting them must not go through what was loaded
-    kept = signal.signal(signal.SIGTERM, _stopped)  # what uvicorn raises again once it has stopped
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has stopped
     try:
+        if started is not None:
+            started(classifiers, f"http://{shown}:{listener.getsockname()[1]}")
         with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[bound])
+            uvicorn.Server(config).run(sockets=[listener])
     finally:
-        signal.signal(signal.SIGTERM, kept)
-        bound.close()
+        signal.signal(signal.SIGTERM, previous)
+        listener.close()
 
 
-def _stopped(number, frame) -> None:
-    """Nothing more to do: the server has stopped."""
+def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) -> FastAPI:
+    """Make the app that answers for nets, by name, as TensorFlow Serving's REST API does."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception):
+        return JSONResponse({"error": "the server failed; its output says where"}, 500)
+
+    @app.get("/healthz")
+    async def health():
+        return JSONResponse({"status": "ok"})
+
+    def of_name(name, version):
+        if name not in classifiers:
+            raise HTTPException(404, f"no model {name!r}; there are {', '.join(classifiers)}")
+        if version != VERSION:
+            raise HTTPException(404, f"{name} has no version {version}; it has {VERSION}")
+        return classifiers[name]
+
+    def answer(classifier, body):
+        try:
+            images, in_rows = images_of(body, classifier.model.input_shape)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        columns = {key: np.asarray(value).tolist() for key, value in classifier.classify(images).items()}
+        if not in_rows:
+            return JSONResponse({"outputs": columns})
+        return JSONResponse({"predictions": [dict(zip(columns, row)) for row in zip(*columns.values())]})
+
+    async def predict(request: Request, name: str, version: str = VERSION):
+        classifier, body = of_name(name, version), bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise HTTPException(413, f"a request of more than {max_bytes:,} bytes; send fewer images")
+        except TimeoutError:
+            raise HTTPException(408, f"the request was not whole after {BODY_SECONDS:g} s") from None
+        return await asyncio.to_thread(answer, classifier, bytes(body))
+
+    async def status(name: str, version: str = VERSION):
+        of_name(name, version)
+        state = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        return JSONResponse({"model_version_status": [state]})
+
+    async def metadata(name: str, version: str = VERSION):
+        classifier = of_name(name, version)
+        spec = {"name": name, "signature_name": "", "version": VERSION}
+        signatures = {"signature_def": {"signature_def": _signatures(classifier)}}
+        return JSONResponse({"model_spec": spec, "metadata": signatures})
+
+    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+        app.post(f"{path}:predict")(predict)
+        app.get(f"{path}/metadata")(metadata)
+        app.get(path)(status)
+    return app
+
+
+def images_of(body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Read the images uint8 (n, height, width, channels) of a request, and whether they are rows ("instances").
+
+    The signature `serving_default` takes nested lists of integers 0..255, `serving_bytes` {"b64": ...} of files that
+    `read_image` reads; either may be wrapped in its input's name. A request of columns has "inputs" for "instances".
+
+    Raises:
+        ValueError: it is anything else; the message says what.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the request is no JSON ({error})") from None
+    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
+        raise ValueError('the request must be a JSON object with either "instances" (rows) or "inputs" (columns)')
+    signature = request.get("signature_name") or "serving_default"
+    if not isinstance(signature, str) or signature not in SIGNATURES:
+        raise ValueError(f"no signature {signature!r}; there are {', '.join(SIGNATURES)}")
+    in_rows, key = "instances" in request, SIGNATURES[signature]
+    values = request["instances"] if in_rows else _without_name(request["inputs"], key)
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_IMAGES:
+        count = len(values) if isinstance(values, list) else "no"
+        raise ValueError(f"the request has {count or 'no'} images; give a list of 1 to {MAX_IMAGES}")
+    values = [_without_name(value, key) for value in values] if in_rows else values
+    if signature == "serving_bytes":
+        return np.stack([read_image(_decoded(value), shape) for value in values]), in_rows
+    return _pixels(values, tuple(shape)), in_rows
+
+
+def _without_name(value, key):
+    return value[key] if isinstance(value, dict) and set(value) == {key} else value
+
+
+def _decoded(value):
+    if not isinstance(value, dict) or set(value) != {"b64"} or not isinstance(value["b64"], str):
+        raise ValueError('serving_bytes takes image files, each as {"b64": "..."}; pixels go to serving_default')
+    try:
+        return base64.b64decode(value["b64"], validate=True)
+    except ValueError as error:
+        raise ValueError(f"an image's base64 is damaged ({error})") from None
+
+
+def _pixels(values, shape):
+    if any(isinstance(value, dict) and "b64" in value for value in values):
+        raise ValueError('serving_default takes pixels; for files in b64 give "signature_name": "serving_bytes"')
+    try:
+        array = np.array(values)
+    except ValueError:  # lists of different lengths
+        array = np.array(values, object)
+    if array.dtype.kind not in "iu" or array.shape[1:] != shape:
+        kind = {"i": "integers", "u": "integers", "f": "fractions"}.get(array.dtype.kind, "not all integers")
+        raise ValueError(
+            f"the images are of shape {array.shape}, {kind}; they must be integers 0..255 of shape (n, "
+            f"{', '.join(map(str, shape))})"
+        )
+    if array.min() < 0 or array.max() > 255:
+        raise ValueError(f"the images have pixels of {array.min()} to {array.max()}; they must be 0..255")
+    return array.astype(np.uint8)
+
+
+def _signatures(classifier):
+    """Describe a net's signatures as TensorFlow Serving's metadata does."""
+
+    def tensor(name, dtype, *shape):
+        sizes = [{"size": str(size), "name": ""} for size in (-1, *shape)]
+        return {name: {"dtype": dtype, "tensor_shape": {"dim": sizes, "unknown_rank": False}, "name": name}}
+
+    inputs = tensor("image", "DT_UINT8", *classifier.model.input_shape) | tensor("image_bytes", "DT_STRING")
+    outputs = tensor("logits", "DT_FLOAT", len(classifier.labels))
+    outputs |= tensor("probabilities", "DT_FLOAT", len(classifier.labels))
+    outputs |= tensor("class_id", "DT_INT64") | tensor("class_name", "DT_STRING")
+    return {
+        name: {"inputs": {key: inputs[key]}, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
+        for name, key in SIGNATURES.items()
+    }

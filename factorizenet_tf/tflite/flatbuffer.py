@@ -7,8 +7,17 @@ import zipfile
 
 import numpy as np
 
-__all__ = ["associated_files", "read_flatbuffer", "tensor_name", "with_associated_files", "write_flatbuffer"]
+__all__ = [
+    "LABELS_FILE",
+    "associated_files",
+    "operator_name",
+    "read_flatbuffer",
+    "tensor_name",
+    "with_associated_files",
+    "write_flatbuffer",
+]
 
+LABELS_FILE = "labels.txt"  # the associated file with the class names, one a line
 IDENTIFIER = b"TFL3"
 ALIGNMENT = 16  # bytes, what the schema demands of a buffer; the generated Python code leaves it out
 
@@ -56,6 +65,15 @@ def write_flatbuffer(model) -> bytes:
 def tensor_name(tensor) -> str:
     """The name of a `TensorT` as text."""
     return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name)
+
+
+def operator_name(model, operator) -> str:
+    """The name of a builtin operator of a `ModelT`, e.g. "CONV_2D"."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+
+    code = model.operatorCodes[operator.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return next(name for name, value in vars(BuiltinOperator).items() if value == number)
 
 
 def associated_files(content: bytes) -> dict[str, bytes]:

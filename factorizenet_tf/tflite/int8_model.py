@@ -1,18 +1,20 @@
-"""An int8 .tflite on LiteRT: predictions, latency, operators, labels. Needs no TensorFlow."""
+"""Run an int8 .tflite on LiteRT: predictions, latency, operators, labels. Needs no TensorFlow."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..console import quiet_native_stderr
 from ..data import check_images
-from .flatbuffer import associated_files
+from .flatbuffer import LABELS_FILE, associated_files
 
-__all__ = ["Int8Model", "Latency"]
+__all__ = ["Int8Model", "Latency", "quantize_pixels"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,14 @@ class Int8Model:
     @property
     def operators(self) -> tuple[str, ...]:
         """The operators' names in order of execution, e.g. ("CONV_2D", ..., "FULLY_CONNECTED")."""
-        return tuple(op["op_name"] for op in self._plain()._get_ops_details())
+        return tuple(name for name, _ in self.operator_outputs)
+
+    @property
+    def operator_outputs(self) -> tuple[tuple[str, str], ...]:
+        """(operator, name of its output tensor) in order of execution."""
+        plain = self._plain()
+        names = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
+        return tuple((op["op_name"], names[op["outputs"][0]]) for op in plain._get_ops_details())
 
     @property
     def tensor_types(self) -> frozenset[str]:
@@ -105,7 +114,7 @@ class Int8Model:
             ValueError: they are damaged.
         """
         try:
-            content = associated_files(self._content).get("labels.txt")
+            content = associated_files(self._content).get(LABELS_FILE)
             return None if content is None else tuple(content.decode().removesuffix("\n").split("\n"))
         except ValueError as error:
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
@@ -142,34 +151,38 @@ class Int8Model:
         check_images(images, self.input_shape)
         interpreter = self._new_interpreter(experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
         outputs = np.empty((len(images), self.num_classes), np.int8)
-        for place, image in enumerate(self._quantized(images)):
+        for number, image in enumerate(self._quantized(images)):
             interpreter.set_tensor(self._input["index"], image[None])
             interpreter.invoke()
-            outputs[place] = interpreter.get_tensor(self._output["index"])
+            outputs[number] = interpreter.get_tensor(self._output["index"])
         return outputs
 
     def latency_ms(self, *, runs: int = 200, warm_up: int = 20) -> Latency:
         """Time one inference at batch 1 on a synthetic image, input copy and output copy included."""
         if runs < 1:
             raise ValueError(f"runs is {runs}; it must be at least 1")
-        self._resize(1)
-        image = np.random.default_rng(0).integers(-128, 128, (1, *self.input_shape), np.int8)
-        times = []
+        infer, times = self.inference(), []
         for _ in range(warm_up + runs):
             start = time.perf_counter()
-            self._interpreter.set_tensor(self._input["index"], image)
-            self._interpreter.invoke()
-            self._interpreter.get_tensor(self._output["index"])
+            infer()
             times.append(1e3 * (time.perf_counter() - start))
         p10, median, p90 = (float(v) for v in np.percentile(times[warm_up:], (10, 50, 90)))
         return Latency(median, p10, p90, runs, self.threads)
 
+    def inference(self) -> Callable[[], np.ndarray]:
+        """A function to time: one inference at batch 1 on a synthetic image, input copy and output copy included."""
+        self._resize(1)
+        image = np.random.default_rng(0).integers(-128, 128, (1, *self.input_shape), np.int8)
+
+        def infer():
+            self._interpreter.set_tensor(self._input["index"], image)
+            self._interpreter.invoke()
+            return self._interpreter.get_tensor(self._output["index"])
+
+        return infer
+
     def _quantized(self, images):
-        scale, zero_point = self.input_quantization
-        if zero_point == -128 and abs(scale * 255 - 1) < 1e-6:
-            return (images ^ 0x80).view(np.int8)  # subtracts 128
-        table = np.clip(np.round(np.arange(256) / 255 / scale) + zero_point, -128, 127).astype(np.int8)
-        return table[images]
+        return quantize_pixels(images, self.input_quantization)
 
     def _logits(self, quantized):
         scale, zero_point = self.output_quantization
@@ -184,8 +197,9 @@ class Int8Model:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            interpreter = Interpreter(model_content=self._content, num_threads=self.threads, **kwargs)
-            interpreter.allocate_tensors()
+            with quiet_native_stderr():
+                interpreter = Interpreter(model_content=self._content, num_threads=self.threads, **kwargs)
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{self._source} is damaged or no .tflite ({reason}); convert the model again") from None
@@ -196,3 +210,17 @@ class Int8Model:
         from ai_edge_litert.interpreter import OpResolverType
 
         return self._new_interpreter(experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+
+
+def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:
+    """Quantize pixels: int8 of images uint8, each pixel p standing for p / 255.
+
+    Args:
+        images: of any shape.
+        quantization: (scale, zero point) of the model's input; at 1/255 and -128 it is a subtraction of 128.
+    """
+    scale, zero_point = quantization
+    if zero_point == -128 and abs(scale * 255 - 1) < 1e-6:
+        return (images ^ 0x80).view(np.int8)
+    table = np.clip(np.round(np.arange(256) / 255 / scale) + zero_point, -128, 127).astype(np.int8)
+    return table[images]

@@ -1,30 +1,36 @@
-"""The int8 convolutions of a .tflite, or of a family's specs, by shape. Needs no TensorFlow."""
+"""Measure how fast int8 convolutions run on LiteRT by shape and number of groups. Needs no TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..spec import ModelSpec, max_level
-from .flatbuffer import read_flatbuffer, tensor_name, write_flatbuffer
+from .flatbuffer import operator_name, read_flatbuffer, tensor_name, write_flatbuffer
 
 __all__ = [
     "Convolution",
     "LatencyTable",
+    "convolution_of",
     "convolution_operators",
-    "described",
     "int8_convolutions",
     "largest_groups",
     "measure_convolutions",
     "planned_convolutions",
+    "read_table",
     "table_from_json",
+    "time_in_turns",
 ]
+
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -51,78 +57,9 @@ class Convolution:
             f"{self.filters} channels, stride {'x'.join(map(str, self.stride))}"
         )
 
-    def group_counts(self, most: int) -> tuple[int, ...]:
-        """The divisors of `most` groups, what the kernel can be written as without loss."""
-        return tuple(n for n in range(1, most + 1) if most % n == 0)
-
-
-def int8_convolutions(content: bytes) -> list[tuple[str, Convolution, int]]:
-    """(name, shape, groups) of each int8 CONV_2D of a .tflite, in order. Raises ValueError as `read_flatbuffer`."""
-    return [
-        (tensor_name(graph.tensors[operator.outputs[0]]), *described(graph, operator))
-        for graph, operator in convolution_operators(read_flatbuffer(content))
-    ]
-
-
-def planned_convolutions(width: int, input_shape: tuple[int, int, int]) -> list[tuple[Convolution, int]]:
-    """(shape, groups) of the 3x3 convolutions of every uniform level of a width's family, from its specs alone.
-
-    Raises:
-        ValueError: as `ModelSpec`.
-    """
-    found = []
-    for level in range(max_level(ModelSpec(0, width=width, input_shape=input_shape)) + 1):
-        for layer in ModelSpec(level, width=width, input_shape=input_shape).plan():
-            if layer.kind == "grouped":
-                sides = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (1, 1)
-                found.append((Convolution(layer.input_shape, layer.output_shape[2], *sides, "SAME"), layer.groups))
-    return found
-
-
-def largest_groups(convolutions: Iterable[tuple[Convolution, int]]) -> dict[Convolution, int]:
-    """What `measure_convolutions` takes for (shape, groups) pairs: each grouped shape once, all its divisors in it."""
-    most = {}
-    for shape, groups in convolutions:
-        if groups > 1:
-            most[shape] = math.lcm(most.get(shape, 1), groups)
-    return most
-
-
-def convolution_operators(model) -> Iterator[tuple]:
-    """(subgraph, operator) of each CONV_2D of a `ModelT` with constant int8 weights."""
-    from ai_edge_litert.schema_py_generated import BuiltinOperator, TensorType
-
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            kernel = graph.tensors[operator.inputs[1]] if len(operator.inputs) > 1 else None
-            if (
-                max(code.builtinCode, code.deprecatedBuiltinCode) == BuiltinOperator.CONV_2D
-                and kernel.type == TensorType.INT8
-                and model.buffers[kernel.buffer].data is not None
-            ):
-                yield graph, operator
-
-
-def described(graph, operator) -> tuple[Convolution, int]:
-    """Shape and number of groups of a CONV_2D operator."""
-    options = operator.builtinOptions
-    image, kernel = (tuple(int(n) for n in graph.tensors[i].shape) for i in operator.inputs[:2])
-    shape = Convolution(
-        input_shape=image[1:],
-        filters=kernel[0],
-        kernel=kernel[1:3],
-        stride=(options.strideH, options.strideW),
-        dilation=(options.dilationHFactor, options.dilationWFactor),
-        padding="VALID" if options.padding else "SAME",
-    )
-    return shape, image[3] // kernel[3]
-
-
-FORMAT = 1
-ROUNDS = 9  # in turns over the group counts, so that a change of the machine's speed meets all
-ROUND_MS = 4.0  # of one measurement
-LEAST_RUNS = 5
+    def group_counts(self, groups: int) -> tuple[int, ...]:
+        """The numbers of groups, divisors of `groups`, that a kernel of so many can be written with."""
+        return tuple(n for n in range(1, groups + 1) if groups % n == 0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +79,7 @@ class LatencyTable:
     threads: int
 
     def to_json(self) -> str:
-        """What `table_from_json` reads back."""
+        """The text that `table_from_json` reads back."""
         head = {"format": FORMAT, "machine": self.machine, "runtime": self.runtime, "threads": self.threads}
         rows = [dataclasses.asdict(shape) | {"milliseconds": ms} for shape, ms in self.milliseconds.items()]
         return json.dumps(head | {"convolutions": rows}, indent=1) + "\n"
@@ -156,8 +93,21 @@ class LatencyTable:
         ]
 
 
+def read_table(path: str | os.PathLike) -> LatencyTable:
+    """Read the table that `factorizenet latencies` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no table of latencies at {path}; `factorizenet latencies --out {path}` writes one")
+    return table_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
 def table_from_json(text: str, where: str = "the table") -> LatencyTable:
-    """The table that `to_json` wrote.
+    """Read the table that `to_json` wrote.
 
     Raises:
         ValueError: it is none; the message names `where`.
@@ -178,6 +128,68 @@ def table_from_json(text: str, where: str = "the table") -> LatencyTable:
         ) from None
 
 
+def int8_convolutions(content: bytes) -> list[tuple[str, Convolution, int]]:
+    """List (name, shape, groups) of each int8 CONV_2D of a .tflite, in order. Raises as `read_flatbuffer`."""
+    return [
+        (tensor_name(graph.tensors[operator.outputs[0]]), *convolution_of(graph, operator))
+        for graph, operator in convolution_operators(read_flatbuffer(content))
+    ]
+
+
+def convolution_operators(model) -> Iterator[tuple]:
+    """Yield (subgraph, operator) of each CONV_2D of a `ModelT` with constant int8 weights."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            kernel = graph.tensors[operator.inputs[1]] if len(operator.inputs) > 1 else None
+            if (
+                operator_name(model, operator) == "CONV_2D"
+                and kernel.type == TensorType.INT8
+                and model.buffers[kernel.buffer].data is not None
+            ):
+                yield graph, operator
+
+
+def convolution_of(graph, operator) -> tuple[Convolution, int]:
+    """Shape and number of groups of a CONV_2D operator."""
+    options = operator.builtinOptions
+    image, kernel = (tuple(int(n) for n in graph.tensors[i].shape) for i in operator.inputs[:2])
+    shape = Convolution(
+        input_shape=image[1:],
+        filters=kernel[0],
+        kernel=kernel[1:3],
+        stride=(options.strideH, options.strideW),
+        dilation=(options.dilationHFactor, options.dilationWFactor),
+        padding="VALID" if options.padding else "SAME",
+    )
+    return shape, image[3] // kernel[3]
+
+
+def planned_convolutions(width: int, input_shape: tuple[int, int, int]) -> list[tuple[Convolution, int]]:
+    """List (shape, groups) of the 3x3 convolutions of every uniform level of a width's family, from its specs alone.
+
+    Raises:
+        ValueError: as `ModelSpec`.
+    """
+    planned = []
+    for level in range(max_level(ModelSpec(0, width=width, input_shape=input_shape)) + 1):
+        for layer in ModelSpec(level, width=width, input_shape=input_shape).plan():
+            if layer.kind == "grouped":
+                sides = (layer.kernel, layer.kernel), (layer.stride, layer.stride), (1, 1)
+                planned.append((Convolution(layer.input_shape, layer.output_shape[2], *sides, "SAME"), layer.groups))
+    return planned
+
+
+def largest_groups(convolutions: Iterable[tuple[Convolution, int]]) -> dict[Convolution, int]:
+    """Collect (shape, groups) pairs for `measure_convolutions`: each grouped shape once, all its divisors in it."""
+    largest: dict[Convolution, int] = {}
+    for shape, groups in convolutions:
+        if groups > 1:
+            largest[shape] = math.lcm(largest.get(shape, 1), groups)
+    return largest
+
+
 def measure_convolutions(groups: dict[Convolution, int], *, threads: int = 1) -> LatencyTable:
     """Time each shape on LiteRT with XNNPACK, with every number of groups that divides the given one.
 
@@ -190,40 +202,57 @@ def measure_convolutions(groups: dict[Convolution, int], *, threads: int = 1) ->
     """
     from importlib.metadata import version
 
-    from ..machine import machine
+    from ..machine import cpu_name
 
-    milliseconds = {shape: _measured(shape, shape.group_counts(most), threads) for shape, most in groups.items()}
-    return LatencyTable(milliseconds, machine(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
+    milliseconds = {}
+    for shape, largest in groups.items():
+        counts = shape.group_counts(largest)
+        times = time_in_turns([_inference(shape, count, threads) for count in counts])
+        milliseconds[shape] = dict(zip(counts, np.median(times, axis=0).tolist()))
+    return LatencyTable(milliseconds, cpu_name(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
 
 
-def _measured(shape, counts, threads) -> dict[int, float]:
-    from ai_edge_litert.interpreter import Interpreter
+def time_in_turns(
+    calls: Sequence[Callable[[], object]], *, rounds: int = 9, seconds: float = 0.004, runs: int = 5
+) -> np.ndarray:
+    """Time functions in turns, so that a change of the machine's speed meets all of them.
 
-    invokes = []
-    for groups in counts:
-        interpreter = Interpreter(model_content=_one_convolution(shape, groups), num_threads=threads)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(0, np.zeros((1, *shape.input_shape), np.int8))
-        interpreter.invoke()
+    Args:
+        calls: what is timed; each is called once before.
+        rounds: how often each has its turn.
+        seconds: how long a turn lasts at least.
+        runs: how many calls a turn has at least.
+
+    Returns:
+        Milliseconds float (rounds, calls): the median call of each turn. Ratios of two of them are best taken round by
+        round.
+    """
+    for call in calls:
+        call()
+    return np.array([[_median_ms(call, seconds, runs) for call in calls] for _ in range(rounds)])
+
+
+def _median_ms(call, seconds, runs) -> float:
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < runs or time.perf_counter() < end:
         start = time.perf_counter()
-        interpreter.invoke()
-        once = 1e3 * (time.perf_counter() - start)
-        invokes.append((interpreter.invoke, max(LEAST_RUNS, int(ROUND_MS / once))))
-    rounds = [[_median_ms(invoke, runs) for invoke, runs in invokes] for _ in range(ROUNDS)]
-    return dict(zip(counts, np.median(rounds, axis=0).tolist()))
-
-
-def _median_ms(invoke, runs) -> float:
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        invoke()
+        call()
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times))
 
 
-def _one_convolution(shape, groups) -> bytes:
-    """A .tflite of one int8 convolution with random weights: its time does not depend on them."""
+def _inference(shape, groups, threads):
+    """A function that runs one convolution on LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=one_convolution(shape, groups), num_threads=threads)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(0, np.zeros((1, *shape.input_shape), np.int8))
+    return interpreter.invoke
+
+
+def one_convolution(shape: Convolution, groups: int) -> bytes:
+    """Make a .tflite of one int8 convolution with random weights: its time does not depend on them."""
     from ai_edge_litert import schema_py_generated as schema
 
     height, width, channels = shape.input_shape
@@ -236,10 +265,8 @@ def _one_convolution(shape, groups) -> bytes:
     bias = random.integers(-1000, 1000, shape.filters, np.int32)
     types = schema.TensorType
 
-    def tensor(name, sides, kind, scales, zero_point=0, buffer=0, axis=0):
-        quantization = schema.QuantizationParametersT(
-            scale=scales, zeroPoint=[zero_point] * len(scales), quantizedDimension=axis
-        )
+    def tensor(name, sides, kind, scales, zero_point=0, buffer=0):
+        quantization = schema.QuantizationParametersT(scale=scales, zeroPoint=[zero_point] * len(scales))
         return schema.TensorT(shape=list(sides), type=kind, buffer=buffer, name=name, quantization=quantization)
 
     scales = [0.01] * shape.filters
@@ -260,9 +287,8 @@ def _one_convolution(shape, groups) -> bytes:
     operator = schema.OperatorT(
         inputs=[0, 1, 2], outputs=[3], builtinOptions=options, builtinOptionsType=schema.BuiltinOptions.Conv2DOptions
     )
-    code = schema.OperatorCodeT(
-        builtinCode=schema.BuiltinOperator.CONV_2D, deprecatedBuiltinCode=schema.BuiltinOperator.CONV_2D, version=5
-    )
+    conv_2d = schema.BuiltinOperator.CONV_2D
+    code = schema.OperatorCodeT(builtinCode=conv_2d, deprecatedBuiltinCode=conv_2d, version=5)
     graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[3], operators=[operator], name="main")
     buffers = [schema.BufferT(data) for data in (None, weights.view(np.uint8).ravel(), bias.view(np.uint8).ravel())]
     return write_flatbuffer(schema.ModelT(version=3, operatorCodes=[code], subgraphs=[graph], buffers=buffers))

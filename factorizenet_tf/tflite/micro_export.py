@@ -1,65 +1,73 @@
-"""An int8 net as C++ sources for TensorFlow Lite for Microcontrollers, with a golden input and output to check it by."""
+"""Write an int8 net as C and C++ sources for TensorFlow Lite for Microcontrollers, with a golden image to check it by."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+import textwrap
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from .flatbuffer import read_flatbuffer, write_flatbuffer
-from .int8_model import Int8Model
+from .int8_model import Int8Model, quantize_pixels
 from .micro import arena_bytes, micro_outputs
-from .micro_sources import TEMPLATES
-from .regroup import check_lower, lower_fastest
+from .micro_kernels import LIBRARIES, check_kernels, estimate_arenas, without_groups
 
 __all__ = ["MicroExport", "export_micro"]
 
-RESOLVED = {
-    "ADD": "AddAdd",
-    "AVERAGE_POOL_2D": "AddAveragePool2D",
-    "CONCATENATION": "AddConcatenation",
-    "CONV_2D": "AddConv2D",
-    "DEPTHWISE_CONV_2D": "AddDepthwiseConv2D",
-    "DEQUANTIZE": "AddDequantize",
-    "FULLY_CONNECTED": "AddFullyConnected",
-    "HARD_SWISH": "AddHardSwish",
-    "LEAKY_RELU": "AddLeakyRelu",
-    "LOGISTIC": "AddLogistic",
-    "MAX_POOL_2D": "AddMaxPool2D",
-    "MEAN": "AddMean",
-    "MUL": "AddMul",
-    "PACK": "AddPack",
-    "PAD": "AddPad",
-    "PADV2": "AddPadV2",
-    "QUANTIZE": "AddQuantize",
-    "RELU": "AddRelu",
-    "RELU6": "AddRelu6",
-    "RESHAPE": "AddReshape",
-    "SHAPE": "AddShape",
-    "SOFTMAX": "AddSoftmax",
-    "STRIDED_SLICE": "AddStridedSlice",
-    "SUB": "AddSub",
-}
+OPERATORS = frozenset(
+    [
+        "ADD",
+        "AVERAGE_POOL_2D",
+        "CONCATENATION",
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "DEQUANTIZE",
+        "FULLY_CONNECTED",
+        "HARD_SWISH",
+        "LEAKY_RELU",
+        "LOGISTIC",
+        "MAX_POOL_2D",
+        "MEAN",
+        "MUL",
+        "PACK",
+        "PAD",
+        "PADV2",
+        "QUANTIZE",
+        "RELU",
+        "RELU6",
+        "RESHAPE",
+        "SHAPE",
+        "SOFTMAX",
+        "STRIDED_SLICE",
+        "SUB",
+    ]
+)
 GOLDEN_SEED = 0
-A_LINE = 16  # numbers
+NUMBERS_A_LINE = 16
 
 
 @dataclass(frozen=True)
 class MicroExport:
-    """What was written.
+    """The written sources.
 
     Args:
-        folder: of model.h, model.cc, golden.h, golden.cc, main.cc and model.json, which has these fields.
+        folder: of the sources and model.json, which has these fields.
         name: of the model.
+        identifier: the name as C has it; files and symbols begin with it.
+        kernels: "reference", "cmsis-nn" or "esp-nn".
         model_bytes: flash of its array.
-        arena_bytes: what the interpreter records in tflite-micro's x86-64 build, and what suffices there; a 32-bit
-            target takes less, since structures with pointers are smaller.
+        arena_bytes: for these kernels, on whichever processor they need most: as the interpreter records it in
+            tflite-micro's x86-64 build, for cmsis-nn and esp-nn with their scratch buffers added (`estimate_arenas`).
+        reference_arena_bytes: as recorded, for the reference kernels alone.
+        arenas: bytes by processor; empty for the reference kernels.
         operators: of the file, by the resolver's methods.
         lsb_to_litert: largest distance of the golden output from LiteRT's reference kernels, in steps of the output.
         lsb_to_xnnpack: the same from LiteRT with XNNPACK, which rounds in another way at each layer.
@@ -67,54 +75,81 @@ class MicroExport:
 
     folder: Path
     name: str
+    identifier: str
+    kernels: str
     model_bytes: int
     arena_bytes: int
+    reference_arena_bytes: int
+    arenas: dict[str, int]
     operators: tuple[str, ...]
     lsb_to_litert: int
     lsb_to_xnnpack: int
 
     def row(self) -> dict:
         """The fields as a line of a table."""
-        return asdict(self) | {"folder": str(self.folder), "operators": ", ".join(self.operators)}
+        texts = {
+            "folder": str(self.folder),
+            "arenas": ", ".join(f"{processor} {size}" for processor, size in self.arenas.items()),
+            "operators": ", ".join(self.operators),
+        }
+        return dataclasses.asdict(self) | texts
+
+    def arena_note(self) -> str:
+        """Say which kernels and build `arena_bytes` holds for."""
+        if not self.arenas:
+            return (
+                "Arena: recorded with TensorFlow Lite Micro's reference kernels in an x86-64 build. CMSIS-NN and ESP-NN need "
+                "more: export with --kernels."
+            )
+        return (
+            f"Arena: computed, not measured: an upper bound for {LIBRARIES[self.kernels]}, from the "
+            f"{self.reference_arena_bytes} bytes recorded with the reference kernels in an x86-64 build and the published "
+            "sizes of scratch buffers."
+        )
 
 
-def export_micro(
-    content: bytes, folder: str | os.PathLike, *, name: str, lower: str = "none", latencies=None
-) -> MicroExport:
-    """Write the C++ sources of a net: its array, its operators, its arena, a golden image, and a program that checks it.
+def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernels: str = "reference") -> MicroExport:
+    """Write the sources of a net: its array, its operators, its arena, a golden image, and a program that checks it.
 
     Args:
         content: the bytes of an int8 .tflite.
         folder: new; written aside and renamed.
         name: of the net, in the sources.
-        lower, latencies: as for `to_tflite`; on a microcontroller's kernels more MACs are slower, so "none".
+        kernels: "reference", "cmsis-nn" or "esp-nn": which the arena's size holds for. For esp-nn, which takes no
+            grouped convolutions, they are written as dense ones with the same outputs.
 
     Raises:
-        ValueError: the bytes are damaged, or an operator is not known here.
+        ValueError: the bytes are damaged, an operator is not known here, or other kernels.
         FileExistsError: `folder` is there already.
         ModuleNotFoundError: tflite-micro is not installed.
     """
+    check_kernels(kernels)
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another name or remove it")
-    check_lower(lower, latencies)
-    if lower == "fastest":
-        content = lower_fastest(content, latencies).content
     model = Int8Model(content)
     labels = model.labels or tuple(map(str, range(model.num_classes)))
+    if kernels == "esp-nn":
+        content = without_groups(content)
     content = write_flatbuffer(read_flatbuffer(content))  # aligned, and without files behind it that cost flash
-    operators = tuple(sorted(set(model.operators)))
-    unknown = [operator for operator in operators if operator not in RESOLVED]
+    operators = sorted(set(model.operators))
+    unknown = [operator for operator in operators if operator not in OPERATORS]
     if unknown:
         raise ValueError(f"{name} has {', '.join(unknown)}; the resolver's method for it is not known here")
+    arenas = {estimate.processor: estimate.arena_bytes for estimate in estimate_arenas(content, kernels)}
+    recorded = arena_bytes(content)
     image = golden_image(model.input_shape)
     output = micro_outputs(content, image[None])[0]
     exported = MicroExport(
         folder=folder,
         name=name,
+        identifier=c_identifier(name),
+        kernels=kernels,
         model_bytes=len(content),
-        arena_bytes=arena_bytes(content),
-        operators=tuple(RESOLVED[name] for name in operators),
+        arena_bytes=max(arenas.values(), default=recorded),
+        reference_arena_bytes=recorded,
+        arenas=arenas,
+        operators=tuple(map(resolver_method, operators)),
         lsb_to_litert=_distance(output, model.predict_reference(image[None])[0]),
         lsb_to_xnnpack=_distance(output, model.predict_quantized(image[None])[0]),
     )
@@ -129,7 +164,7 @@ def export_micro(
 
 
 def golden_image(shape: tuple[int, int, int]) -> np.ndarray:
-    """A synthetic uint8 image (height, width, channels) of waves and noise: the same for everybody."""
+    """Make a synthetic uint8 image (height, width, channels) of waves and noise: the same for everybody."""
     height, width, channels = shape
     y, x, c = np.mgrid[0:height, 0:width, 0:channels]
     waves = 96 * np.sin(x / 3 + c) * np.cos(y / 5 - c)
@@ -137,35 +172,66 @@ def golden_image(shape: tuple[int, int, int]) -> np.ndarray:
     return np.clip(128 + waves + noise, 0, 255).astype(np.uint8)
 
 
+def c_identifier(name: str) -> str:
+    """Turn a name into an identifier of C and C++: "fnet-l1.2.4-int8" into "fnet_l1_2_4_int8"."""
+    identifier = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+    # A plain word may be a keyword of theirs.
+    return identifier if re.match(r"[A-Za-z].*[0-9_]", identifier) else f"net_{identifier}"
+
+
+def resolver_method(operator: str) -> str:
+    """Name the method of MicroMutableOpResolver that registers an operator: "CONV_2D" is "AddConv2D"."""
+    words = "".join(word.capitalize() for word in operator.split("_"))
+    return "Add" + words.replace("2d", "2D").replace("Padv2", "PadV2")
+
+
 def _distance(a, b) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def _sources(exported, content, model, labels, image, output) -> dict[str, str]:
-    scale, zero_point = model.output_quantization
+    (input_scale, input_zero), (output_scale, output_zero) = model.input_quantization, model.output_quantization
+    steps = quantize_pixels(np.arange(256, dtype=np.uint8), model.input_quantization)
+    quantize = f"  static const int8_t steps[256] = {{\n{_numbers(steps)}}};\n  return steps[pixel];"
+    if (steps == np.arange(-128, 128)).all():
+        quantize = "  return (int8_t)((int)pixel - 128);"
     values = {
         "NAME": exported.name,
-        "MODEL_BYTES": str(len(content)),
-        "ARENA_BYTES": str(exported.arena_bytes),
-        "IMAGE_BYTES": str(image.size),
+        "ID": exported.identifier,
+        "GUARD": exported.identifier.upper(),
+        "KERNELS": exported.kernels,
+        "MODEL_BYTES": len(content),
+        "ARENA_BYTES": exported.arena_bytes,
+        "ARENA_NOTE": textwrap.fill(exported.arena_note(), 110),
+        "ARENAS": "\n".join(f"* {processor}: {size} bytes" for processor, size in exported.arenas.items()),
+        "IMAGE_BYTES": image.size,
         "SHAPE": " x ".join(map(str, image.shape)),
-        "CLASSES": str(model.num_classes),
-        "SCALE": repr(float(scale)),
-        "ZERO_POINT": str(zero_point),
-        "OPERATORS": str(len(exported.operators)),
+        "QUANTIZE": quantize,
+        "INPUT_SCALE": float(input_scale),
+        "INPUT_ZERO_POINT": input_zero,
+        "CLASSES": model.num_classes,
+        "OUTPUT_SCALE": float(output_scale),
+        "OUTPUT_ZERO_POINT": output_zero,
+        "OPERATORS": len(exported.operators),
         "ADD": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{method}());" for method in exported.operators),
         "LABELS": ",\n".join(f"    {_c_string(label)}" for label in labels),
         "MODEL": _numbers(content),
-        "INPUT": _numbers((image ^ 0x80).view(np.int8).ravel()),
+        "INPUT": _numbers(quantize_pixels(image, model.input_quantization).ravel()),
         "OUTPUT": _numbers(output),
     }
-    report = json.dumps(exported.row() | {"folder": exported.folder.name}, indent=2) + "\n"
-    texts = {name: re.sub(r"@(\w+)@", lambda found: values[found[1]], text) for name, text in TEMPLATES.items()}
-    return texts | {"model.json": report}
+    fields = dataclasses.asdict(exported) | {"folder": exported.folder.name, "arena": exported.arena_note()}
+    texts = {"model.json": json.dumps(fields, indent=2) + "\n"}
+    for template in (resources.files(__package__) / "micro_templates").iterdir():
+        file = template.name.removesuffix(".in")
+        if file not in ("main.cc", "README.md"):
+            file = f"{exported.identifier}_{file}"
+        text = template.read_text(encoding="utf-8")
+        texts[file] = re.sub(r"@(\w+)@", lambda key: str(values[key[1]]), text).rstrip("\n") + "\n"
+    return texts
 
 
 def _numbers(values) -> str:
-    rows = (values[i : i + A_LINE] for i in range(0, len(values), A_LINE))
+    rows = (values[i : i + NUMBERS_A_LINE] for i in range(0, len(values), NUMBERS_A_LINE))
     return ",\n".join("    " + ", ".join(str(int(value)) for value in row) for row in rows)
 
 

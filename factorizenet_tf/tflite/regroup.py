@@ -1,4 +1,4 @@
-"""Grouped int8 convolutions rewritten as what runs fastest on a target, without changing an output bit.
+"""Rewrite grouped int8 convolutions with the number of groups that a target runs fastest, without changing an output bit.
 
 XNNPACK runs a grouped int8 convolution with few channels a group slower than one of fewer groups, though that has
 more MACs. A kernel of G groups is one of G / n groups with zeros between its blocks: more bytes, the same sums.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,38 +17,38 @@ from .flatbuffer import associated_files, read_flatbuffer, with_associated_files
 from .int8_model import Int8Model
 from .latency import (
     LatencyTable,
+    convolution_of,
     convolution_operators,
-    described,
     int8_convolutions,
     largest_groups,
     measure_convolutions,
-    table_from_json,
+    time_in_turns,
 )
+from .micro import arena_bytes
 
 __all__ = [
-    "LOWERINGS",
-    "LoweredLayer",
-    "Lowering",
-    "check_lower",
+    "REGROUPINGS",
+    "RegroupedLayer",
+    "Regrouping",
+    "block_dense",
+    "check_regroup",
     "compare",
-    "lower_fastest",
-    "read_table",
+    "regroup_fastest",
     "with_groups",
 ]
 
-LOWERINGS = ("none", "fastest")
-COMPARED_TURNS = 9
-MARGIN = 0.95  # a rewriting must be faster by this, else timing noise would choose
+REGROUPINGS = ("none", "fastest")
+MARGIN = 0.95  # other groups must be faster by this, else timing noise would choose
 
 
 @dataclass(frozen=True)
-class LoweredLayer:
-    """What was chosen for one grouped convolution.
+class RegroupedLayer:
+    """The choice for one grouped convolution.
 
     Args:
         name: of its output in the file.
         groups: of the plain file.
-        chosen: groups of the lowered one.
+        chosen: groups of the regrouped one.
         plain_ms, chosen_ms: of the table, one image.
     """
 
@@ -62,8 +60,8 @@ class LoweredLayer:
 
 
 @dataclass(frozen=True)
-class Lowering:
-    """A lowered .tflite and how it came about.
+class Regrouping:
+    """A regrouped .tflite and how it came about.
 
     Args:
         plain: bytes of the file that it was made from.
@@ -74,7 +72,7 @@ class Lowering:
 
     plain: bytes
     content: bytes
-    layers: tuple[LoweredLayer, ...]
+    layers: tuple[RegroupedLayer, ...]
     table: LatencyTable
 
     def rows(self) -> list[dict]:
@@ -82,15 +80,15 @@ class Lowering:
         return [dataclasses.asdict(layer) | {"name": _layer_name(layer.name)} for layer in self.layers]
 
 
-def check_lower(lower: str, latencies: LatencyTable | None) -> None:
-    """Raise ValueError where `lower` is none of LOWERINGS, or there is a table and nothing to lower by it."""
-    if lower not in LOWERINGS:
-        raise ValueError(f"lower is {lower!r}; it must be one of {', '.join(LOWERINGS)}")
-    if lower == "none" and latencies is not None:
-        raise ValueError('latencies are for lower="fastest"; give that, or leave them out')
+def check_regroup(regroup: str, latencies: LatencyTable | None) -> None:
+    """Raise ValueError where `regroup` is none of REGROUPINGS, or there is a table and nothing to choose by it."""
+    if regroup not in REGROUPINGS:
+        raise ValueError(f"regroup is {regroup!r}; it must be one of {', '.join(REGROUPINGS)}")
+    if regroup == "none" and latencies is not None:
+        raise ValueError('latencies are for regroup="fastest"; give that, or leave them out')
 
 
-def lower_fastest(content: bytes, latencies: LatencyTable | None = None, *, threads: int = 1) -> Lowering:
+def regroup_fastest(content: bytes, latencies: LatencyTable | None = None, *, threads: int = 1) -> Regrouping:
     """Rewrite each grouped convolution of an int8 .tflite with the number of groups that runs fastest.
 
     Args:
@@ -101,11 +99,11 @@ def lower_fastest(content: bytes, latencies: LatencyTable | None = None, *, thre
     Raises:
         ValueError: the file is damaged, or the table lacks a shape or a number of groups that it has.
     """
-    found = int8_convolutions(content)
+    convolutions = int8_convolutions(content)
     if latencies is None:
-        latencies = measure_convolutions(largest_groups(row[1:] for row in found), threads=threads)
+        latencies = measure_convolutions(largest_groups(row[1:] for row in convolutions), threads=threads)
     layers = []
-    for name, shape, groups in found:
+    for name, shape, groups in convolutions:
         times = latencies.milliseconds.get(shape, {}) if groups > 1 else {1: 0.0}
         if groups not in times:
             raise ValueError(
@@ -114,13 +112,13 @@ def lower_fastest(content: bytes, latencies: LatencyTable | None = None, *, thre
             )
         fastest = min((n for n in shape.group_counts(groups) if n in times), key=times.__getitem__)
         chosen = fastest if times[fastest] < MARGIN * times[groups] else groups
-        layers.append(LoweredLayer(name, groups, chosen, times[groups], times[chosen]))
-    lowered = with_groups(content, [layer.chosen for layer in layers])
-    return Lowering(content, lowered, tuple(layer for layer in layers if layer.groups > 1), latencies)
+        layers.append(RegroupedLayer(name, groups, chosen, times[groups], times[chosen]))
+    regrouped = with_groups(content, [layer.chosen for layer in layers])
+    return Regrouping(content, regrouped, tuple(layer for layer in layers if layer.groups > 1), latencies)
 
 
 def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
-    """A .tflite with its int8 convolutions in fewer groups, zeros between them; scales and sums as they are.
+    """Rewrite the int8 convolutions of a .tflite in fewer groups, zeros between them; scales and sums stay.
 
     Args:
         content: the .tflite; where nothing changes it comes back byte by byte.
@@ -134,12 +132,12 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
     if len(operators) != len(groups):
         raise ValueError(f"{len(groups)} numbers of groups for {len(operators)} int8 convolutions; give one each")
     changed = False
-    for (graph, operator), wanted in zip(operators, groups):
-        shape, now = described(graph, operator)
-        if wanted < 1 or now % wanted:
-            raise ValueError(f"a {shape} has {now} groups; they cannot become {wanted}: give a divisor of {now}")
-        if wanted != now:
-            _rewrite(model, graph, operator, now, wanted)
+    for (graph, operator), fewer in zip(operators, groups):
+        shape, before = convolution_of(graph, operator)
+        if fewer < 1 or before % fewer:
+            raise ValueError(f"a {shape} has {before} groups; they cannot become {fewer}: give a divisor of {before}")
+        if fewer != before:
+            _rewrite(model, graph, operator, before, fewer)
             changed = True
     if not changed:
         return content
@@ -151,25 +149,21 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
     return with_associated_files(write_flatbuffer(model), associated_files(content))
 
 
-def compare(plain: bytes, lowered: bytes, *, threads: int = 1) -> dict:
-    """Bytes, RAM and latency of two .tflite files of the same net, latency in turns.
+def compare(plain: bytes, regrouped: bytes, *, threads: int = 1) -> dict:
+    """Compare bytes, RAM and latency of two .tflite files of the same net, latency in turns.
 
     Args:
-        plain, lowered: their content.
+        plain, regrouped: their content.
         threads: of one inference.
 
     Returns:
-        bytes, ram_bytes (None without the extra `micro`) and latency_ms of each, and `speedup`, the median of the
-        ratios of each turn.
+        bytes, ram_bytes (None without the extra `micro`) and ms of each, and `speedup`, the median of the ratios of
+        each turn.
     """
-    from .micro import arena_bytes
-
-    models = [Int8Model(content, threads=threads) for content in (plain, lowered)]
-    times = np.array(
-        [[model.latency_ms(runs=50, warm_up=5).median_ms for model in models] for _ in range(COMPARED_TURNS)]
-    )
+    files = {"plain": plain, "regrouped": regrouped}
+    times = time_in_turns([Int8Model(content, threads=threads).inference() for content in files.values()], runs=50)
     row = {}
-    for kind, content, ms in zip(("plain", "lowered"), (plain, lowered), np.median(times, axis=0)):
+    for (kind, content), ms in zip(files.items(), np.median(times, axis=0)):
         try:
             ram = arena_bytes(content)
         except ModuleNotFoundError:
@@ -178,28 +172,15 @@ def compare(plain: bytes, lowered: bytes, *, threads: int = 1) -> dict:
     return row | {"speedup": round(float(np.median(times[:, 0] / times[:, 1])), 3)}
 
 
-def read_table(path: str | os.PathLike) -> LatencyTable:
-    """The table in a file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no table of latencies at {path}; `factorizenet latencies --out {path}` writes one")
-    return table_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-
-
 def block_dense(kernel: np.ndarray, groups: int, fewer: int) -> np.ndarray:
-    """The kernel (filters, height, width, channels / groups) as one of `fewer` groups, zeros between its blocks."""
+    """Write a kernel (filters, height, width, channels / groups) as one of `fewer` groups, zeros between its blocks."""
     filters, height, width, inside = kernel.shape
     joined = groups // fewer  # groups that become one
     wide = np.zeros((filters, height, width, inside * joined), kernel.dtype)
     for number in range(groups):
         rows = slice(number * filters // groups, (number + 1) * filters // groups)
-        place = number % joined * inside
-        wide[rows, ..., place : place + inside] = kernel[rows]
+        first = number % joined * inside
+        wide[rows, ..., first : first + inside] = kernel[rows]
     return wide
 
 

@@ -1,1 +1,1 @@
-"""A training of a net, and of a model of one's own."""
+"""Training a net (`train`), and quantizing a model of the user's own (`quantize`), by one loop (`loop`)."""

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from .._keras import functional_model, keras, tf
 from ..console import Progress
-from ..cost import count_macs, count_params
+from ..cost import cost_rows
 from ..data import Dataset
 from ..files import write_bytes, write_text
 from ..models.convert import to_tflite
-from ..models.evaluate import accuracy
 from ..models.quantize import is_quantize_aware, quantize_aware
 from ..models.weights import fingerprint
 from ..recipe import Recipe
-from ..runs import claim
+from ..runs import open_run_folder
 from ..tflite.int8_model import Int8Model
-from .loop import Trainer
+from .loop import TrainingLoop
+from .train import conversion_of, measure
 
 __all__ = ["quantize_own"]
 
@@ -51,9 +51,36 @@ def quantize_own(
         metrics.json as a dict: accuracy (0..1) of the float model and the .tflite on validation and test, and costs.
 
     Raises:
-        ValueError, TypeError, OSError, NanLossError: as `train` and `quantize_aware`.
+        ValueError, TypeError, OSError, DivergedError: as `train` and `quantize_aware`.
     """
     recipe = recipe or Recipe()
+    _check_model(model, dataset, method)
+    cost_rows(model)  # raises on a layer that nobody can count
+    calibration = dataset.calibration(recipe.calibration_images)
+    # What the model cannot do shows before anything is written.
+    quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
+    folder = Path(out)
+    identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
+    open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
+    with Progress(verbose) as progress:
+        if quantized is not None:
+            strategy = tf.distribute.get_strategy()
+            loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), strategy, progress)
+            loop.fit("qat", quantized)
+            with conversion_of(loop):
+                content = to_tflite(quantized, labels=dataset.class_names)
+                int8_model = Int8Model(content)
+        else:
+            content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
+            int8_model = Int8Model(content)
+        models = {"float": model, "tflite": int8_model}
+        write_bytes(folder / "model.tflite", content)
+        metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _check_model(model, dataset, method):
     functional_model(model, "quantize")
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
@@ -64,43 +91,14 @@ def quantize_own(
             f"the images are {dataset.image_shape}, the model takes {model.input_shape[1:]}; load the data with that input_shape"
         )
     if dataset.num_classes != model.output_shape[-1]:
-        raise ValueError(f"{dataset.title} has {dataset.num_classes} classes, the model {model.output_shape[-1]}")
+        raise ValueError(
+            f"{dataset.title} has {dataset.num_classes} classes, the model {model.output_shape[-1]}; give data of the "
+            "model's classes"
+        )
     if method == "qat" and _ends_in_softmax(model):
         raise ValueError(
             f"the model {model.name!r} ends in a softmax; QAT trains on logits: give it without the softmax, or use ptq"
         )
-    costs = {"macs": count_macs(model), "params": count_params(model)}  # raises on a layer that nobody can count
-    calibration = dataset.calibration(recipe.calibration_images)
-    # What the model cannot do shows before anything is written.
-    quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
-    folder = Path(out)
-    identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
-    claim(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
-    with Progress(verbose) as progress:
-        if quantized is not None:
-            trainer = Trainer(
-                folder, model.name, dataset, recipe, tuple(callbacks), tf.distribute.get_strategy(), progress
-            )
-            trainer.fit("qat", quantized)
-            content = to_tflite(quantized, labels=dataset.class_names)
-        else:
-            content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
-        write_bytes(folder / "model.tflite", content)
-        models = {"float": model, "tflite": Int8Model(content)}
-        progress.say("evaluating")
-        splits = {"validation": dataset.validation, "test": dataset.test}
-        metrics = {
-            "name": model.name,
-            "method": method,
-            "dataset": dataset.title,
-            "images": {name: len(split) for name, split in splits.items()},
-            "accuracy": {name: {k: accuracy(m, split) for k, m in models.items()} for name, split in splits.items()},
-            **costs,
-            "size_bytes": len(content),
-            "operators": sorted(set(models["tflite"].operators)),
-        }
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return metrics
 
 
 def _ends_in_softmax(model) -> bool:

@@ -1,11 +1,16 @@
-"""The main job: from a spec and a data set to float, quantization-aware and int8 models, resumable at each epoch."""
+"""The main job: from a spec and a data set to float, quantization-aware and int8 models, resumable at each epoch.
+
+`train` checks, trains in two phases, converts, evaluates and writes metrics.json, in that order.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._keras import keras, tf
@@ -13,20 +18,20 @@ from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset
 from ..files import write_bytes, write_text
-from ..loading import load_float
-from ..machine import machine, versions
+from ..loading import Source, resolve
+from ..machine import cpu_name, versions
 from ..models.build import build
 from ..models.convert import to_tflite
 from ..models.evaluate import accuracy, agreement
-from ..models.quantize import quantize_aware
-from ..models.weights import copy_weights, fingerprint, load_weights, save_weights
+from ..models.quantize import quantize_aware, wrap_for_qat
+from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, recipe_for
-from ..runs import IN_MEMORY, Run, claim, load_run
+from ..runs import IN_MEMORY, Run, load_run, open_run_folder
 from ..spec import ModelSpec
 from ..tflite.int8_model import Int8Model
-from .loop import Trainer
+from .loop import TrainingLoop, diverged
 
-__all__ = ["check_data", "train"]
+__all__ = ["check_data", "conversion_of", "measure", "train"]
 
 AGREEMENT_IMAGES = 1_000
 
@@ -37,7 +42,7 @@ def train(
     *,
     out: str | os.PathLike,
     recipe: Recipe | None = None,
-    initial: str | os.PathLike | keras.Model | None = None,
+    initial: str | os.PathLike | Source | keras.Model | None = None,
     callbacks: Sequence = (),
     strategy=None,
     verbose: bool = True,
@@ -51,7 +56,7 @@ def train(
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`.
         out: the run's folder; made where it is not there.
         recipe: None for the data set's own, `recipe_for(dataset.name)`.
-        initial: fine-tuning: what `load_float` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
+        initial: fine-tuning: what `loading.resolve` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
             whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
             itself, the same at each call. None: random weights.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
@@ -60,57 +65,34 @@ def train(
         verbose: print a line an epoch, and a bar on a terminal.
 
     Raises:
-        ValueError: spec, data, recipe, strategy or initial weights do not fit each other, the folder holds another run (the difference
-            is named) or a damaged checkpoint.
+        ValueError: spec, data, recipe, strategy or initial weights do not fit each other, the folder holds another run
+            (the difference is named) or a damaged checkpoint.
         OSError: the folder cannot be written or the disk is full; what was there stays whole.
-        NanLossError: the loss is no longer finite.
+        DivergedError: the loss is not finite or far above that of guessing, or the net has no int8 form for that reason.
     """
     recipe = recipe or recipe_for(dataset.name)
-    _check(spec, dataset, recipe, strategy)
-    folder = Path(out)
-    start = initial if initial is None or isinstance(initial, keras.Model) else load_float(initial)
+    _check_training(spec, dataset, recipe, strategy)
+    source = None if initial is None else resolve(initial)
+    start = None if source is None else source.float_model()
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
-    claim(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
+    folder = Path(out)
+    open_run_folder(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
     if (folder / "metrics.json").exists():
         return load_run(folder)
+    strategy = strategy or tf.distribute.get_strategy()
     with Progress(verbose) as progress:
-        trainer = Trainer(
-            folder, spec.name, dataset, recipe, tuple(callbacks), strategy or tf.distribute.get_strategy(), progress
-        )
-        float_model = _float_phase(trainer, spec, start)
-        qat_model = _qat_phase(trainer, spec, float_model) if recipe.qat_epochs else None
-        calibration = dataset.calibration(recipe.calibration_images)
-        models = {"float": float_model}
-        for name, per_channel in (("ptq_per_tensor", False), ("ptq_per_channel", True)):
-            progress.say(f"quantizing after training, {name[4:].replace('_', ' ')}")
-            content = to_tflite(
-                float_model, calibration=calibration, per_channel=per_channel, labels=dataset.class_names
-            )
-            models[name] = Int8Model(content)
-        if qat_model is not None:
-            models["qat"] = qat_model
-            content = to_tflite(qat_model, labels=dataset.class_names)
-        write_bytes(folder / "model.tflite", content)
-        models["tflite"] = Int8Model(content)
-        accuracies = {}
-        for split in ("validation", "test"):
-            progress.say(f"evaluating on {split}")
-            accuracies[split] = {name: accuracy(model, getattr(dataset, split)) for name, model in models.items()}
+        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), strategy, progress)
+        float_model = _train_float(loop, spec, start)
+        qat_model = _train_qat(loop, spec, float_model) if recipe.qat_epochs else None
+        models = _convert(loop, float_model, qat_model)
         metrics = {
             "name": spec.name,
-            "dataset": dataset.title,
-            "images": {split: len(getattr(dataset, split)) for split in ("train", "validation", "test")},
-            "accuracy": accuracies,
-            "macs": count_macs(float_model),
-            "params": count_params(float_model),
-            "size_bytes": len(content),
-            "operators": sorted(set(models["tflite"].operators)),
-            "tensor_types": sorted(models["tflite"].tensor_types),
-            "initial": IN_MEMORY if isinstance(initial, keras.Model) else initial and str(initial),
-            "machine": machine(),
+            **measure(models, dataset, progress),
+            "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.given,
+            "machine": cpu_name(),
             "versions": versions(),
-            "training_seconds": round(sum(row["seconds"] for row in trainer.history), 1),
+            "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),
         }
         if qat_model is not None:
             images = dataset.test.images[:AGREEMENT_IMAGES]
@@ -131,7 +113,7 @@ def check_data(spec, dataset: Dataset) -> None:
         )
 
 
-def _check(spec, dataset, recipe, strategy):
+def _check_training(spec, dataset, recipe, strategy):
     check_data(spec, dataset)
     if recipe.batch_size > len(dataset.train):
         raise ValueError(
@@ -139,34 +121,97 @@ def _check(spec, dataset, recipe, strategy):
         )
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     if recipe.batch_size % replicas:
-        raise ValueError(f"batch_size {recipe.batch_size} is no multiple of the strategy's {replicas} replicas")
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is no multiple of the strategy's {replicas} replicas; use one, e.g. "
+            f"{max(1, recipe.batch_size // replicas) * replicas}"
+        )
 
 
-def _float_phase(trainer, spec, start):
-    keras.utils.set_random_seed(trainer.recipe.seed)
-    path = trainer.folder / "float.h5"
-    with trainer.strategy.scope():
+def _train_float(loop, spec, start):
+    path = loop.folder / "float.h5"
+    keras.utils.set_random_seed(loop.recipe.seed)
+    with loop.strategy.scope():
+        if loop.resumes("float") and path.exists():
+            return load_model(path, spec=spec, precision="float")
         model = build(spec)
-    if path.exists() and trainer.checkpoint:  # without a checkpoint the run starts anew, its history too
-        load_weights(model, path, spec=spec)
-    else:
-        if start is not None:
-            copy_weights(start, model)
-        trainer.fit("float", model)
-        save_weights(model, path, spec=spec, precision="float")
+    if start is not None:
+        copy_weights(start, model)
+    loop.fit("float", model)
+    save_weights(model, path, spec=spec, precision="float")
     return model
 
 
-def _qat_phase(trainer, spec, float_model):
-    path = trainer.folder / "qat.h5"
-    begun = trainer.has_begun("qat")
-    calibration = None if begun else trainer.dataset.calibration(trainer.recipe.calibration_images)
-    trainer.progress.say("inserting fake quantization")
-    with trainer.strategy.scope():
-        model = quantize_aware(float_model, calibration=calibration)
-    if path.exists() and begun:
-        load_weights(model, path, spec=spec, precision="int8")
-    else:
-        trainer.fit("qat", model)
-        save_weights(model, path, spec=spec, precision="int8")
+def _train_qat(loop, spec, float_model):
+    path = loop.folder / "qat.h5"
+    loop.progress.say("inserting fake quantization")
+    with loop.strategy.scope():
+        if loop.resumes("qat") and path.exists():
+            return load_model(path, spec=spec, precision="int8")
+        if loop.resumes("qat"):  # the checkpoint has the ranges
+            model = wrap_for_qat(float_model)
+        else:
+            model = quantize_aware(float_model, calibration=loop.dataset.calibration(loop.recipe.calibration_images))
+    loop.fit("qat", model)
+    save_weights(model, path, spec=spec, precision="int8")
     return model
+
+
+def _convert(loop, float_model, qat_model) -> dict:
+    """Quantize after training both ways, convert, write model.tflite; give the models by precision."""
+    dataset = loop.dataset
+    calibration = dataset.calibration(loop.recipe.calibration_images)
+    models = {"float": float_model}
+    with conversion_of(loop):
+        for kind in ("tensor", "channel"):
+            loop.progress.say(f"quantizing after training, per {kind}")
+            content = to_tflite(
+                float_model, calibration=calibration, per_channel=kind == "channel", labels=dataset.class_names
+            )
+            models[f"ptq_per_{kind}"] = Int8Model(content)
+        if qat_model is not None:
+            models["qat"] = qat_model
+            content = to_tflite(qat_model, labels=dataset.class_names)
+        models["tflite"] = Int8Model(content)
+    write_bytes(loop.folder / "model.tflite", content)
+    return models
+
+
+@contextlib.contextmanager
+def conversion_of(loop: TrainingLoop) -> Iterator[None]:
+    """Raise DivergedError where what is converted in the block has no int8 form, and its loss was above guessing's."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the converter raises many kinds
+        loss, guessing = loop.history[-1]["loss"], math.log(loop.dataset.num_classes)
+        if loss <= guessing:
+            raise
+        what = f"its last epoch's loss is {loss:.3g}, more than guessing's {guessing:.3g}, and the net has no int8 form"
+        raise diverged(f"{what} ({error})") from error
+
+
+def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
+    """Measure a net's accuracies on validation and test, and its costs, as metrics.json has them.
+
+    Args:
+        models: by precision: "float", a tf_keras model, "tflite", an Int8Model, and others of either kind.
+        dataset: its data.
+        progress: where a line a split goes.
+    """
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    accuracies = {}
+    for name, split in splits.items():
+        progress.say(f"evaluating on {name}")
+        accuracies[name] = {precision: accuracy(model, split) for precision, model in models.items()}
+    int8_model = models["tflite"]
+    return {
+        "dataset": dataset.title,
+        "images": {"train": len(dataset.train)} | {name: len(split) for name, split in splits.items()},
+        "accuracy": accuracies,
+        "macs": count_macs(models["float"]),
+        "params": count_params(models["float"]),
+        "size_bytes": int8_model.size_bytes,
+        "operators": sorted(set(int8_model.operators)),
+        "tensor_types": sorted(int8_model.tensor_types),
+    }

@@ -288,9 +288,7 @@ class FactorizationOracle(keras_tuner.Oracle):
             ValueError: it is of another search; every difference is named.
         """
         saved, given = state["walk"], json.loads(json.dumps(self.identity()))
-        changed = [
-            f"{key} is {saved.get(key)} there, {value} now" for key, value in given.items() if saved.get(key) != value
-        ]
+        changed = [f"{k}: the folder has {saved.get(k)}, you gave {v}" for k, v in given.items() if saved.get(k) != v]
         if changed:
             raise ValueError(
                 f"{self._project_dir} holds another search ({'; '.join(changed)}); give the same arguments or another folder"

@@ -19,7 +19,7 @@ from ..recipe import Recipe
 from ..requirement import MEASURED, Requirement, frontier
 from ..runs import load_run
 from ..spec import ModelSpec
-from ..zoo.publish import refusals
+from ..zoo.publishing import refusals
 from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
 from .space import macs
 from .tuner import OBJECTIVES, FactorizationTuner

@@ -28,7 +28,7 @@ from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
 from ..recipe import Recipe, recipe_for
-from ..runs import CHECKPOINT_FILE, Run, claim_folder, dataset_identity, load_run, read_checkpoint
+from ..runs import CHECKPOINT_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
 from ..spec import ModelSpec
 from ..training.loop import DivergedError
 from ..training.train import check_data, train
@@ -244,7 +244,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         self._identity = self._search_identity(oracle)
         if self._is_worker():
             return
-        claim_folder(folder, {SEARCH_FILE: self._identity, DATASET_FILE: dataset_identity(dataset)}, "search")
+        open_folder(folder, {SEARCH_FILE: self._identity, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
         is_ours = isinstance(oracle, FactorizationOracle)  # ours goes on from its trials' files alone
         if (folder / ORACLE_FILE).exists() or (is_ours and any(folder.glob("trial_*/trial.json"))):
             oracle.reload()

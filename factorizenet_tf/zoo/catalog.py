@@ -1,20 +1,24 @@
-"""Pretrained models by name: list, choose, load, measure again, publish.
+"""Look up published models by name: list, choose, load, measure again, publish.
 
 `zoo_dir` is everywhere a folder that `publish` wrote or the http(s) address of one, and then names are looked up there
-alone; None for the models that come with the package, then those of the zoo that the environment variable
-FACTORIZENET_ZOO names. A name is that of its newest version; "fnet-l2-int8@1" pins one, and no version is overwritten.
-TensorFlow is imported by `load(format="keras")`, `publish`, `verify`, and by the loading of a TFDS set.
+alone; None for the models that come with the package and those of the zoo that the environment variable FACTORIZENET_ZOO
+names. A name that both have, with different content, is refused until `zoo_dir` says which is meant; where the second zoo
+cannot be read a warning says so, and the package's own models work as ever. A name is that of its newest version;
+"fnet-l2-int8@1" pins one, and no version is overwritten. TensorFlow is imported by `load(format="keras")`, `publish`,
+`verify`, and by the loading of a TFDS set.
 """
 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import os
+import warnings
 from pathlib import Path
 
-from .cards import Card, Cards, PublishedFile, find
-from .store import open_stores, unpacked
+from ..requirement import Requirement, meets
+from ..requirement import best as best_row
+from .cards import Card, Cards, PublishedFile
+from .store import FolderStore, UrlStore, bundled_zoo, open_store, unzip
 
 __all__ = [
     "Card",
@@ -23,117 +27,125 @@ __all__ = [
     "best",
     "card",
     "evaluate",
+    "find",
     "is_published",
     "list",
     "load",
+    "load_card",
     "names",
     "publish",
     "verify",
     "verify_all",
 ]
 
+ZOO_VARIABLE = "FACTORIZENET_ZOO"
 FORMATS = ("keras", "tflite", "saved_model", "path")
+RANKED_BY = "validation_accuracy"
+SPLITS = ("train", "validation", "test")
 
 
 def names(*, zoo_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
-    """The names that `load` takes. Errors as for `list`."""
-    return tuple(card.name for card in _cards(zoo_dir).newest())
+    """Give the names that `load` takes. Errors as for `list`."""
+    return tuple(dict.fromkeys(card.name for card in _cards(zoo_dir)))
 
 
 def list(
     *,
-    max_macs: int | None = None,
-    max_size_bytes: int | None = None,
-    max_ram_bytes: int | None = None,
-    max_latency_ms: float | None = None,
     precision: str | None = None,
     dataset: str | None = None,
     all_versions: bool = False,
     zoo_dir: str | os.PathLike | None = None,
+    **limits: float | None,
 ) -> Cards:
-    """The published models within the limits, as a tuple of cards that prints as a table.
+    """List the published models within the limits, as a tuple of cards that prints as a table.
 
-    A model whose card has no number for a limit (RAM and latency of a float one) is left out.
+    A model whose card has no number for a limit (RAM and latency of a float one) is left out. Where there are two zoos,
+    `card.zoo` says which one a card is from.
 
     Args:
-        max_macs: of one image.
-        max_size_bytes: of the file.
-        max_ram_bytes: of the TFLite Micro arena.
-        max_latency_ms: on the card's machine.
         precision: "float" or "int8".
         dataset: as on the card, "CIFAR-10 (JPEG)", or as `load_dataset` takes it, "cifar10".
         all_versions: not only the newest of each name.
+        limits: fields of `Requirement`: max_macs, max_size_bytes, max_ram_bytes, max_latency_ms (on the card's machine),
+            min_accuracy (on validation).
 
     Raises:
-        FileNotFoundError: there is no zoo there.
+        FileNotFoundError: there is no zoo in `zoo_dir`.
         ConnectionError: it cannot be fetched.
-        ValueError: the precision is another, or the index is damaged or of a newer format.
+        ValueError: the precision is another, a limit is not above 0, or the index is damaged or of a newer format.
+        TypeError: a limit is no number, or there is none of its name.
     """
+    requirement = _requirement(limits)
     if precision not in (None, "float", "int8"):
         raise ValueError(f"precision is {precision!r}; it must be float or int8")
-    limits = {
-        "macs": max_macs,
-        "size_bytes": max_size_bytes,
-        "ram_bytes": max_ram_bytes,
-        "latency_ms": max_latency_ms,
-    }
-    limits = {field: limit for field, limit in limits.items() if limit is not None}
-
-    def fits(card):
-        values = ((getattr(card, field), limit) for field, limit in limits.items())
-        return (
-            all(value is not None and value <= limit for value, limit in values)
-            and precision in (None, card.precision)
-            and dataset in (None, card.dataset, card.dataset_name)
-        )
-
     cards = _cards(zoo_dir)
-    return Cards(card for card in (cards if all_versions else cards.newest()) if fits(card))
+    return Cards(
+        card
+        for card in (cards if all_versions else cards.newest())
+        if meets(card, requirement, accuracy=RANKED_BY)
+        and precision in (None, card.precision)
+        and dataset in (None, card.dataset, card.dataset_name)
+    )
 
 
 def card(name: str, *, zoo_dir: str | os.PathLike | None = None) -> Card:
-    """What is known of a model.
+    """Give what is known of a model. Errors as for `find`."""
+    return find(name, zoo_dir)[0]
+
+
+def find(name: str, zoo_dir: str | os.PathLike | None = None) -> tuple[Card, FolderStore | UrlStore]:
+    """Find the card of a name and the store that has its files; each zoo's index is read once.
 
     Raises:
-        ValueError: there is no such name (near ones are offered); others as for `list`.
+        ValueError: there is no such name (near ones are offered), or two zoos have it with different content.
+        FileNotFoundError, ConnectionError: as for `list`.
     """
-    return _found(name, zoo_dir)[1]
+    zoos = _zoos(zoo_dir)
+    base = str(name).partition("@")[0]
+    holders = [(store, cards) for store, cards in zoos if any(card.name == base for card in cards)]
+    if not holders:
+        try:
+            Cards(card for _, cards in zoos for card in cards).find(name)
+        except ValueError as error:
+            where = f" (in {zoo_dir})" if zoo_dir is not None else _where_else()
+            raise ValueError(f"{error}{where}") from None
+    if len(holders) > 1 and len({_content(cards, name) for _, cards in holders}) > 1:
+        first, second = (store.location for store, _ in holders)
+        raise ValueError(
+            f"two zoos have a model {base!r}, and not the same: {first} and {second} ({ZOO_VARIABLE}); "
+            "say which is meant by zoo_dir= (in Python) or --zoo, or publish yours under another --name"
+        )
+    store, cards = holders[0]
+    return cards.find(name), store
 
 
-def is_published(source: str | os.PathLike) -> bool:
-    """Whether it is a name, with or without a version, that `load` knows by itself, and no file or folder."""
-    return not Path(source).exists() and str(source).partition("@")[0] in names()
+def is_published(source: str | os.PathLike, *, zoo_dir: str | os.PathLike | None = None) -> bool:
+    """Tell whether it is a name, with or without a version, that `find` knows, and no file or folder."""
+    return not Path(source).exists() and str(source).partition("@")[0] in names(zoo_dir=zoo_dir)
 
 
 def best(
     *,
-    max_macs: int | None = None,
-    max_size_bytes: int | None = None,
-    max_ram_bytes: int | None = None,
-    max_latency_ms: float | None = None,
     precision: str = "int8",
     dataset: str | None = None,
     zoo_dir: str | os.PathLike | None = None,
+    **limits: float | None,
 ) -> Card:
-    """The model with the highest validation accuracy within the limits; fewer MACs where two are equal.
+    """Choose the model with the highest validation accuracy within the limits; fewer MACs where two are equal.
 
-    Test accuracy is shown on the card and never ranked by. Arguments as for `list`.
+    With min_accuracy the one of fewest MACs that reaches it. Test accuracy is shown on the card and never ranked by.
+    Arguments as for `list`.
 
     Raises:
         ValueError: none fits; the smallest that there is is named. Models of several data sets fit: say which.
     """
-    limits = {
-        "max_macs": max_macs,
-        "max_size_bytes": max_size_bytes,
-        "max_ram_bytes": max_ram_bytes,
-        "max_latency_ms": max_latency_ms,
-    }
-    within = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir, **limits)
+    requirement = _requirement(limits)
+    candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
+    if not candidates:
+        raise ValueError(f"the zoo has no {precision} model" + (f" of {dataset!r}" if dataset else ""))
+    within = [card for card in candidates if meets(card, requirement, accuracy=RANKED_BY)]
     if not within:
-        candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
         given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
-        if not candidates:
-            raise ValueError(f"the zoo has no {precision} model" + (f" of {dataset!r}" if dataset else ""))
         least = min(candidates, key=lambda card: card.macs)
         raise ValueError(
             f"no {precision} model within {given}; the smallest is {least.name}: {least.macs:,} MACs, "
@@ -142,11 +154,11 @@ def best(
     datasets = sorted({card.dataset for card in within})
     if len(datasets) > 1:
         raise ValueError(f"accuracies of {', '.join(datasets)} do not compare; give dataset=")
-    return max(within, key=lambda card: (card.validation_accuracy, -card.macs))
+    return best_row(within, requirement, accuracy=RANKED_BY)
 
 
 def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):
-    """A published model, its files' hashes checked.
+    """Load a published model, its files' hashes checked.
 
     Args:
         name: from `names()`.
@@ -157,14 +169,41 @@ def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | o
         threads: of the Int8Model.
 
     Raises:
-        ValueError: no such name or format, a damaged file (expected and found hash), weights that do not fit the spec.
+        ValueError: no such name or format, a name in two zoos, a damaged file (expected and found hash), weights that
+            do not fit the spec.
         FileNotFoundError: a file is missing.
         ConnectionError: it cannot be fetched.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    store, found = _found(name, zoo_dir)
-    return _load(store, found, format, threads)
+    return load_card(*find(name, zoo_dir), format, threads=threads)
+
+
+def load_card(card: Card, store: FolderStore | UrlStore, format: str, *, threads: int = 1):
+    """Load what `find` found. Arguments and errors as for `load`."""
+    if format == "tflite" or (format == "path" and card.precision == "int8"):
+        path = store.path(_file(card, "tflite"))
+        if format == "path":
+            return path
+        from ..tflite.int8_model import Int8Model
+
+        return Int8Model(path, threads=threads)
+    if format == "saved_model":
+        file = _file(card, "saved_model")
+        return unzip(store.path(file), file.sha256)
+    path = store.path(_file(card, "weights"))
+    if format == "path":
+        return path
+    from ..models.build import build
+    from ..models.weights import load_weights
+
+    model = build(card.spec)
+    if card.precision == "int8":
+        from ..models.quantize import quantize_aware
+
+        model = quantize_aware(model)
+    load_weights(model, path, spec=card.spec, precision=card.precision)
+    return model
 
 
 def evaluate(
@@ -192,20 +231,21 @@ def evaluate(
     """
     from ..models.evaluate import accuracy
 
-    if split not in ("train", "validation", "test"):
+    if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    found = card(name, zoo_dir=zoo_dir)
-    data = dataset or _dataset(found, data_dir)
-    model = load(name, "tflite" if found.precision == "int8" else "keras", threads=os.cpu_count() or 1, zoo_dir=zoo_dir)
+    card, store = find(name, zoo_dir)
+    data = dataset or _dataset(card, data_dir)
+    key = "tflite" if card.precision == "int8" else "float"
+    model = load_card(card, store, "tflite" if key == "tflite" else "keras", threads=os.cpu_count() or 1)
     images = getattr(data, split)
-    published = found.accuracies.get(split, {}).get("tflite" if found.precision == "int8" else "float")
+    published = card.accuracies.get(split, {}).get(key)
     return {
         "name": name,
         "dataset": data.title,
         "split": split,
         "images": len(images),
         "accuracy": accuracy(model, images),
-        "published": published if data.title == found.dataset else None,
+        "published": published if data.title == card.dataset else None,
     }
 
 
@@ -226,44 +266,46 @@ def verify(
         A `Verification`: `passed`, `checks`; prints as a table.
 
     Raises:
-        ValueError: no such name.
+        ValueError: no such name, or a name in two zoos.
     """
-    from .verify import verify_card
-
-    store, found = _found(name, zoo_dir)
-    reason = ""
-    if dataset is None:
-        try:
-            dataset = _dataset(found, data_dir, download=False)
-        except (OSError, ValueError) as error:
-            reason = str(error)
-    if dataset is not None and dataset.title != found.dataset:
-        reason = f"the data here is {dataset.title}, the number is of {found.dataset}"
-        dataset = None
-    return verify_card(found, store.path, lambda: _load(store, found, "keras", 1), dataset, reason)
+    return _verify(*find(name, zoo_dir), dataset, data_dir)
 
 
-def verify_all(names, *, zoo_dir=None, data_dir=None, verbose=True) -> builtins.list:
-    """`zoo.verify` of several names, each data set loaded once, with progress."""
+def verify_all(names=None, *, precision=None, zoo_dir=None, data_dir=None, verbose=True) -> builtins.list:
+    """Verify several names, or every model (of a precision), each data set loaded once, with progress."""
     from ..console import Progress
-    from ..data import load_dataset
 
+    if names is None:
+        zoos = _zoos(zoo_dir)
+        found = [
+            (card, store) for store, cards in zoos for card in cards.newest() if precision in (None, card.precision)
+        ]
+    else:
+        found = [find(name, zoo_dir) for name in names]
     datasets, results = {}, []
     with Progress(verbose) as progress:
-        bar = progress.bar("verifying", len(names))
-        for name in names:
-            entry = card(name, zoo_dir=zoo_dir)
-            key = entry.dataset_name, entry.spec.input_shape
+        bar = progress.bar("verifying", len(found))
+        for card, store in found:
+            key = card.dataset_name, card.spec.input_shape
             if key not in datasets:
-                with contextlib.suppress(OSError, ValueError):  # `verify` says why
-                    datasets[key] = load_dataset(key[0], input_shape=key[1], data_dir=data_dir, download=False)
-            results.append(verify(name, dataset=datasets.get(key), data_dir=data_dir, zoo_dir=zoo_dir))
-            progress.say(f"{name}: {'passed' if results[-1].passed else 'FAILED'}")
+                try:
+                    datasets[key] = _dataset(card, data_dir, download=False)
+                except (OSError, ValueError):  # `_verify` says why
+                    datasets[key] = None
+            results.append(_verify(card, store, datasets[key], data_dir))
+            progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}")
             bar.advance()
     return results
 
 
-def publish(run, *, zoo_dir: str | os.PathLike, name: str | None = None, verbose: bool = True) -> Cards:
+def publish(
+    run,
+    *,
+    zoo_dir: str | os.PathLike,
+    name: str | None = None,
+    licence: str | None = None,
+    verbose: bool = True,
+) -> Cards:
     """Add a finished training to a zoo folder as two models, -float and -int8.
 
     Measures RAM (extra `micro`) and latency against ResNet-8's, copies weights, .tflite, SavedModels and history, and
@@ -274,6 +316,7 @@ def publish(run, *, zoo_dir: str | os.PathLike, name: str | None = None, verbose
         run: a `Run` or its folder.
         zoo_dir: the folder; made where it is not there.
         name: without the precision; None: the spec's, as fnet-l2.
+        licence: of the weights, an SPDX identifier such as CC-BY-4.0; None: the card states none.
         verbose: say what is being done.
 
     Returns:
@@ -282,77 +325,87 @@ def publish(run, *, zoo_dir: str | os.PathLike, name: str | None = None, verbose
     Raises:
         FileExistsError: this run is published there under this name.
         FileNotFoundError: the run is not finished.
-        ValueError: the run does not pass a gate (`gates`): no QAT phase, int8 too far from Keras or from float, operators
-            that a small device does not run; or the name could not be one.
+        PublishError: a ValueError: the run does not pass (`publishing.publish_errors`): no QAT phase, int8 too far from
+            Keras or from float, operators that a small device does not run; or the name is taken by a net of other data.
+        ValueError: the name could not be one, or `zoo_dir` is an address.
         OSError: the folder cannot be written.
     """
-    if str(zoo_dir).startswith(("http://", "https://")):
+    if "://" in str(zoo_dir):
         raise ValueError(f"zoo_dir is {zoo_dir}; publish into a folder, and serve that")
-    from .publish import publish_run
+    from .publishing import publish_run
 
-    return publish_run(run, Path(zoo_dir).expanduser(), name=name, verbose=verbose)
-
-
-def _cards(zoo_dir):
-    """Of all stores; a name that two have is the first one's."""
-    cards = Cards()
-    for store in open_stores(zoo_dir):
-        taken = {card.name for card in cards}
-        cards = Cards([*cards, *(card for card in store.cards() if card.name not in taken)])
-    return cards
+    return publish_run(run, Path(zoo_dir).expanduser(), name=name, licence=licence, verbose=verbose)
 
 
-def _found(name, zoo_dir):
-    """The store that has a name, and its card."""
-    stores = open_stores(zoo_dir)
-    base = str(name).partition("@")[0]
-    for store in stores:
-        cards = store.cards()
-        if any(card.name == base for card in cards):
-            return store, find(cards, name)
-    return stores[0], find(_cards(zoo_dir), name)  # raises
+def _zoos(zoo_dir) -> builtins.list[tuple[FolderStore | UrlStore, Cards]]:
+    """Open each zoo that names are looked up in, and read its index."""
+    store = open_store(bundled_zoo() if zoo_dir is None else zoo_dir)
+    zoos = [(store, store.cards())]
+    second = os.environ.get(ZOO_VARIABLE)
+    if zoo_dir is None and second:
+        try:
+            store = open_store(second, quick=True)
+            zoos.append((store, store.cards()))
+        except (OSError, ValueError) as error:  # another zoo's trouble: the package's own models are there
+            text = f"{ZOO_VARIABLE} is left out: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+    return zoos
 
 
-def _load(store, found, format, threads):
-    if format == "tflite" or (format == "path" and found.precision == "int8"):
-        path = store.path(_file(found, "tflite"))
-        if format == "path":
-            return path
-        from ..tflite.int8_model import Int8Model
-
-        return Int8Model(path, threads=threads)
-    if format == "saved_model":
-        file = _file(found, "saved_model")
-        return unpacked(store.path(file), file.sha256)
-    path = store.path(_file(found, "weights"))
-    if format == "path":
-        return path
-    from ..models.build import build
-    from ..models.weights import load_weights
-
-    model = build(found.spec)
-    if found.precision == "int8":
-        from ..models.quantize import quantize_aware
-
-        model = quantize_aware(model)
-    load_weights(model, path, spec=found.spec, precision=found.precision)
-    return model
+def _cards(zoo_dir) -> Cards:
+    """List the cards of all zoos; a model that two zoos have, its files the same, is listed once."""
+    seen = {}
+    for _, cards in _zoos(zoo_dir):
+        for card in cards:
+            seen.setdefault((card.reference, card.files), card)
+    return Cards(seen.values())
 
 
-def _file(found, role):
-    file = found.file(role)
+def _content(cards, name):
+    """Give the files of a name as one zoo has it, None where it has the name but not the version."""
+    try:
+        return frozenset(file.sha256 for file in cards.find(name).files)
+    except ValueError:
+        return None
+
+
+def _where_else():
+    second = os.environ.get(ZOO_VARIABLE)
+    state = f"names {second}" if second else "is not set"
+    return f" (a zoo of your own is looked into by zoo_dir= or --zoo, or by {ZOO_VARIABLE}, which {state})"
+
+
+def _requirement(limits):
+    """Make a requirement of the limits that are given, None where none is."""
+    return Requirement(**limits) if any(limit is not None for limit in limits.values()) else None
+
+
+def _verify(card, store, dataset, data_dir):
+    from .verification import verify_card
+
+    reason = ""
+    if dataset is None:
+        try:
+            dataset = _dataset(card, data_dir, download=False)
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    if dataset is not None and dataset.title != card.dataset:
+        reason = f"the data here is {dataset.title}, the number is of {card.dataset}"
+        dataset = None
+    return verify_card(card, store.path, lambda: load_card(card, store, "keras"), dataset, reason)
+
+
+def _file(card, role):
+    file = card.file(role)
     if file is None:
-        has = ", ".join(sorted({file.role for file in found.files}))
-        remedy = f"; load {found.name.removesuffix('-float')}-int8" if role == "tflite" else ""
-        raise ValueError(f"{found.name} has no {role} (it has {has}){remedy}")
+        has = ", ".join(sorted({file.role for file in card.files}))
+        remedy = f"; load {card.name.removesuffix('-float')}-int8" if role == "tflite" else ""
+        raise ValueError(f"{card.name} has no {role} (it has {has}){remedy}")
     return file
 
 
-def _dataset(found, data_dir, download=True):
+def _dataset(card, data_dir, download=True):
     from ..data import load_dataset
 
-    return load_dataset(found.dataset_name, input_shape=found.spec.input_shape, data_dir=data_dir, download=download)
-
-
-def __dir__() -> builtins.list[str]:
-    return sorted(__all__)
+    name = os.path.expanduser(card.dataset_name)
+    return load_dataset(name, input_shape=card.spec.input_shape, data_dir=data_dir, download=download)

@@ -10,27 +10,31 @@ from .cards import Card, Cards
 
 __all__ = ["card_page", "table_page", "write_pages"]
 
-NAMES = {
+PRECISIONS = {
     "float": "float",
     "ptq_per_tensor": "PTQ per tensor",
     "ptq_per_channel": "PTQ per channel",
     "qat": "QAT",
     "tflite": ".tflite",
 }
+USE = """\
+For small devices, for comparing levels of factorization, and as a start for fine-tuning. It knows its classes and
+images like its training data, nothing else: an image of anything else gets one of these classes, too. Its logits are
+not calibrated probabilities. Not for decisions about people."""
+LOSSY = """\
+The images it was trained on are JPEG copies (quality 75, 4:2:0) of lossless ones, so its accuracy compares only
+with that of others on the same copies."""
 
 
 def write_pages(zoo: Path, cards: Cards) -> None:
-    """Write README.md, cards/*.md and frontier.svg; without matplotlib no figure, and an older one is removed."""
+    """Write README.md, cards/*.md and frontier.svg; without the figures' library none, and an older one is removed."""
     newest = cards.newest()
     figure = zoo / "frontier.svg"
     try:
         frontier(newest, figure)
     except ModuleNotFoundError:
         figure.unlink(missing_ok=True)
-    write_text(
-        zoo / "README.md",
-        table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()),
-    )
+    write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()))
     pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
     (zoo / "cards").mkdir(exist_ok=True)
     for stale in (zoo / "cards").glob("*.md"):
@@ -41,7 +45,7 @@ def write_pages(zoo: Path, cards: Cards) -> None:
 
 
 def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> str:
-    """README.md of a zoo; `findings`, `figure`: whether FINDINGS.md and frontier.svg are there, to be named and shown."""
+    """Write README.md of a zoo; `findings`, `figure`: whether FINDINGS.md and frontier.svg are there, to be named."""
     if not cards:
         return "# Zoo\n\nPublished models are listed in `index.json`. None is published yet.\n"
     machines = sorted({card.latency_machine for card in cards if card.latency_machine})
@@ -50,7 +54,8 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
         "",
         "Every number is from `index.json`; `factorizenet verify --all` measures them again. Models are ranked by validation",
         "accuracy; test accuracy is for report. RAM is the arena that TensorFlow Lite for Microcontrollers records in its",
-        f"x86-64 Python build. Latency: LiteRT with XNNPACK, on {'; '.join(machines)}, as a ratio to ResNet-8 int8 in turns.",
+        f"x86-64 Python build. Latency: LiteRT with XNNPACK, one thread, on {'; '.join(machines)}, as a ratio to ResNet-8",
+        "int8 in turns.",
         "",
     ]
     if figure:
@@ -58,138 +63,118 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
     if findings:
         lines += ["[FINDINGS.md](FINDINGS.md): what each level does to each layer under quantization.", ""]
     for dataset in sorted({card.dataset for card in cards}):
-        alike = [card for card in cards if card.dataset == dataset]
-        lines += [f"## {dataset}, int8", "", *_section([c for c in alike if c.precision == "int8"], _int8_table), ""]
-        lines += [f"## {dataset}, float", "", *_section([c for c in alike if c.precision == "float"], _float_table), ""]
+        for precision, table in (("int8", _int8_table), ("float", _float_table)):
+            alike = [card for card in cards if (card.dataset, card.precision) == (dataset, precision)]
+            counts = sorted({(card.images["validation"], card.images["test"]) for card in alike})
+            images = " or ".join(f"{validation:,} validation and {test:,} test images" for validation, test in counts)
+            lines += [f"## {dataset}, {precision}", "", *([f"Accuracy on {images}.", ""] if images else [])]
+            lines += [*table(alike), ""]
     return "\n".join(lines)
 
 
-def _section(cards, table) -> list[str]:
-    """A table, and above it how many images its accuracies were measured on."""
-    counts = sorted({(card.images["validation"], card.images["test"]) for card in cards})
-    images = " or ".join(f"{validation:,} validation and {test:,} test images" for validation, test in counts)
-    return [*([f"Accuracy on {images}.", ""] if images else []), *table(cards)]
-
-
 def _int8_table(cards) -> list[str]:
+    heads = ("name", "MACs", "bytes", "RAM", "latency", "validation", *(f"test, {n}" for n in PRECISIONS.values()))
     rows = [
         (
-            f"[{c.name}](cards/{c.name}.md)",
-            f"{c.macs:,}",
-            f"{c.size_bytes:,}",
-            _number(c.ram_bytes, ","),
-            _number(c.latency_ratio, ".2f"),
-            _number(c.latency_2_threads_ratio, ".2f"),
-            f"{100 * c.validation_accuracy:.2f} %",
-            *(f"{100 * c.accuracies['test'][key]:.2f} %" for key in NAMES),
+            f"[{card.name}](cards/{card.name}.md)",
+            f"{card.macs:,}",
+            f"{card.size_bytes:,}",
+            f"{card.ram_bytes:,}",
+            _number(card.latency_ratio, ".2f"),
+            _percent(card.validation_accuracy),
+            *(_percent(card.accuracies["test"][key]) for key in PRECISIONS),
         )
-        for c in cards
+        for card in cards
     ]
-    heads = (
-        "name",
-        "MACs",
-        "bytes",
-        "RAM",
-        "latency",
-        "2 threads",
-        "validation",
-        *(f"test, {n}" for n in NAMES.values()),
-    )
     return _table(heads, rows)
 
 
 def _float_table(cards) -> list[str]:
     rows = [
         (
-            f"[{c.name}](cards/{c.name}.md)",
-            f"{c.macs:,}",
-            f"{c.params:,}",
-            f"{100 * c.validation_accuracy:.2f} %",
-            f"{100 * c.accuracy:.2f} %",
+            f"[{card.name}](cards/{card.name}.md)",
+            f"{card.macs:,}",
+            f"{card.params:,}",
+            _percent(card.validation_accuracy),
+            _percent(card.accuracy),
         )
-        for c in cards
+        for card in cards
     ]
     return _table(("name", "MACs", "parameters", "validation", "test"), rows)
 
 
 def card_page(card: Card) -> str:
-    """A model's page."""
-    height, width, channels = card.spec.input_shape
+    """Write a model's page."""
+    sections = [_summary(card), _numbers(card), _input_and_output(card), _training(card), _use(card)]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _summary(card):
     is_int8 = card.precision == "int8"
     if card.level is None:
         what = "MLPerf Tiny's ResNet-8, the baseline that everything here is measured against."
     else:
-        level = ".".join(map(str, card.level)) if isinstance(card.level, tuple) else card.level
         stages = ", ".join(f"{s.blocks} blocks of stride {s.stride}" for s in card.spec.stages)
-        what = f"A FactorizeNet at level {level} of depth factorization, width {card.width} ({stages})."
-    kind = (
-        "int8: a true int8 `.tflite`, and the quantization-aware Keras model that it was converted from."
-        if is_int8
-        else "float: 32-bit weights and activations."
-    )
-    recipe = card.recipe
-    agreement = card.agreement
-    lines = [
-        f"# {card.name}",
-        "",
-        f"{what} {kind}",
-        "",
-        "```python",
-        "import factorizenet_tf as fnet",
-        "",
-        f'net = fnet.zoo.load("{card.name}", format="{"tflite" if is_int8 else "keras"}")',
-        "```",
-        "",
-        "## Numbers",
-        "",
-        f"Accuracy on {card.dataset}:",
-        "",
-        *_table(
-            ("split", "images", *NAMES.values()),
-            [
-                (split, f"{card.images[split]:,}", *(f"{100 * values[key]:.2f} %" for key in NAMES))
-                for split, values in card.accuracies.items()
-            ],
-        ),
-        "",
-    ]
-    numbers = [
-        ("MACs", f"{card.macs:,}"),
-        ("parameters", f"{card.params:,}"),
-        ("file, bytes", f"{card.size_bytes:,}"),
-    ]
+        what = f"A FactorizeNet at level {card.level_text} of depth factorization, width {card.width} ({stages})."
     if is_int8:
-        numbers += [
+        kind = "int8: a true int8 `.tflite`, and the quantization-aware Keras model that it was converted from."
+    else:
+        kind = "float: 32-bit weights and activations."
+    load = f'net = fnet.zoo.load("{card.name}", format="{"tflite" if is_int8 else "keras"}")'
+    return [f"# {card.name}", "", f"{what} {kind}", "", "```python", "import factorizenet_tf as fnet", "", load, "```"]
+
+
+def _numbers(card):
+    accuracies = [
+        (split, f"{card.images[split]:,}", *(_percent(values[key]) for key in PRECISIONS))
+        for split, values in card.accuracies.items()
+    ]
+    rows = [("MACs", f"{card.macs:,}"), ("parameters", f"{card.params:,}"), ("file, bytes", f"{card.size_bytes:,}")]
+    if card.precision == "int8":
+        agreement = card.agreement
+        rows += [
             ("RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro)", f"{card.ram_bytes:,}"),
             (
                 f"LiteRT latency, 1 thread, {card.latency_machine}",
                 f"{_number(card.latency_ms, '.3f')} ms, {_number(card.latency_ratio, '.2f')} of ResNet-8's",
             ),
             (
-                "the same, 2 threads",
-                f"{_number(card.latency_2_threads_ms, '.3f')} ms, {_number(card.latency_2_threads_ratio, '.2f')}",
-            ),
-            (
                 f"agreement with QAT Keras on {agreement['images']:,} test images",
-                f"top-1 {100 * agreement['top1']:.2f} %, {100 * agreement['within_1_lsb']:.2f} % of logits within 1 LSB, "
+                f"top-1 {_percent(agreement['top1'])}, {_percent(agreement['within_1_lsb'])} of logits within 1 LSB, "
                 f"largest {agreement['largest_lsb']} LSB",
             ),
             ("operators", ", ".join(card.operators)),
         ]
-    lines += [*_table(("", ""), numbers), "", "## Input and output", ""]
-    if is_int8:
-        lines += [
-            f"int8 (batch, {height}, {width}, {channels}), scale {card.input_scale:.9g} and zero point {card.input_zero_point}: subtract 128 from a uint8 image.",
-            f"Out: int8 logits of {len(card.class_names)} classes. `Int8Model.predict` takes uint8 and gives float logits.",
+    heads = ("split", "images", *PRECISIONS.values())
+    return [
+        "## Numbers",
+        "",
+        f"Accuracy on {card.dataset}:",
+        "",
+        *_table(heads, accuracies),
+        "",
+        *_table(("", ""), rows),
+    ]
+
+
+def _input_and_output(card):
+    shape, classes = ", ".join(map(str, card.spec.input_shape)), len(card.class_names)
+    if card.precision == "int8":
+        lines = [
+            f"int8 (batch, {shape}), scale {card.input_scale:.9g} and zero point {card.input_zero_point}: subtract 128 from a uint8 image.",
+            f"Out: int8 logits of {classes} classes. `Int8Model.predict` takes uint8 and gives float logits.",
         ]
     else:
-        lines += [
-            f"float32 (batch, {height}, {width}, {channels}) in 0..1: a uint8 image divided by 255, nothing else. Out: logits of {len(card.class_names)} classes.",
+        lines = [
+            f"float32 (batch, {shape}) in 0..1: a uint8 image divided by 255, nothing else. Out: logits of {classes} classes."
         ]
-    lines += [
-        "",
-        f"Classes: {', '.join(card.class_names)}.",
-        "",
+    return ["## Input and output", "", *lines, "", f"Classes: {', '.join(card.class_names)}."]
+
+
+def _training(card):
+    recipe = card.recipe
+    augmentation = f"random crops{', flips' if recipe['flip'] else ''}{', cutout' if recipe['cutout'] else ''}"
+    return [
         "## How it was trained",
         "",
         "```sh" if card.command.startswith("factorizenet") else "```python",
@@ -198,28 +183,17 @@ def card_page(card: Card) -> str:
         "",
         f"{recipe['epochs']} float and {recipe['qat_epochs']} QAT epochs, batch {recipe['batch_size']}, SGD with Nesterov momentum {recipe['momentum']},",
         f"learning rate {recipe['learning_rate']} (QAT {recipe['qat_learning_rate']}) down a cosine, weight decay {recipe['weight_decay']}, label smoothing",
-        f"{recipe['label_smoothing']}, random crops{', flips' if recipe['flip'] else ''}{', cutout' if recipe['cutout'] else ''}, seed {recipe['seed']}. {card.training_seconds / 60:.0f} minutes",
+        f"{recipe['label_smoothing']}, {augmentation}, seed {recipe['seed']}. {card.training_seconds / 60:.0f} minutes",
         f"of training on {card.training_machine}; the log is `{card.file('history').path}`.",
-        "",
-        "## Use and limits",
-        "",
-        "For small devices, for comparing levels of factorization, and as a start for fine-tuning. It knows its classes and",
-        "images like its training data, nothing else: an image of anything else gets one of these classes, too. Its logits are",
-        "not calibrated probabilities. Not for decisions about people.",
     ]
-    if "JPEG" in card.dataset:
-        lines += [
-            "The images it was trained on are JPEG copies (quality 75, 4:2:0) of lossless ones, so its accuracy compares only",
-            "with that of others on the same copies.",
-        ]
-    lines += [
-        "",
-        f'Version {card.version}: `load("{card.reference}")` pins it. Licence of the weights: {card.licence}. Published {card.published}, made with '
-        + ", ".join(f"{name} {number}" for name, number in card.versions.items())
-        + ".",
-        "",
-    ]
-    return "\n".join(lines)
+
+
+def _use(card):
+    licence = f"Licence of the weights: {card.licence}" if card.licence else "The publisher states no licence"
+    packages = ", ".join(f"{name} {number}" for name, number in card.versions.items())
+    version = f'Version {card.version}: `load("{card.reference}")` pins it.'
+    made = f"{version} {licence}. Published {card.published}, made with {packages}."
+    return ["## Use and limits", "", USE, *([LOSSY] if "JPEG" in card.dataset else []), "", made]
 
 
 def _table(heads, rows) -> list[str]:
@@ -228,3 +202,7 @@ def _table(heads, rows) -> list[str]:
 
 def _number(value, form):
     return "" if value is None else format(value, form)
+
+
+def _percent(share):
+    return f"{100 * share:.2f} %"

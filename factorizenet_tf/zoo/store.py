@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import io
 import os
-import shutil
 import sys
 import tempfile
-import time
 import warnings
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from ..files import write_bytes
+from ..files import atomic_folder, make_readable, write_text
 from .cards import Cards, PublishedFile, index_from_json
 
-__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "open_stores", "unpacked"]
+__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "cache_folder", "open_store", "unzip"]
 
 INDEX_FILE = "index.json"
-ZOO_VARIABLE = "FACTORIZENET_ZOO"
-TIMEOUT_SECONDS = 30
-RETRY_SECONDS = (0.5, 2.0)  # the pauses between attempts
+CACHE_VARIABLE = "FACTORIZENET_CACHE"
+ATTEMPTS, TIMEOUT_SECONDS = 3, 30  # for what the caller named
+QUICK_SECONDS = 4  # for the index of a zoo that is only looked into, too
+
+_indexes: dict[str, Cards | ConnectionError] = {}  # of this process, by address
 
 
 class FolderStore:
@@ -30,9 +30,12 @@ class FolderStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.location = str(folder)
+        is_bundled = folder == bundled_zoo()
+        self._remedy = "install the package again" if is_bundled else "restore it, or publish the model again"
 
     def cards(self) -> Cards:
-        """What the index lists.
+        """List what the index has; it is read again when it has changed.
 
         Raises:
             FileNotFoundError: there is no index.json.
@@ -45,10 +48,10 @@ class FolderStore:
             raise FileNotFoundError(
                 f"no zoo in {self.folder}: it has no {INDEX_FILE}; `factorizenet publish --zoo` makes one"
             ) from None
-        return _parsed(path, stamp.st_mtime_ns, stamp.st_size)
+        return _read_index(path, self.location, self._remedy, stamp.st_mtime_ns, stamp.st_size)
 
     def path(self, file: PublishedFile) -> Path:
-        """A file's path, once its content is found to be what was published.
+        """Give a file's path, once its content is found to be what was published.
 
         Raises:
             FileNotFoundError: it is missing.
@@ -56,112 +59,103 @@ class FolderStore:
         """
         path = self.folder / file.path
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; install the package again, or publish the model again")
+            raise FileNotFoundError(f"{path} is missing; {self._remedy}")
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"{path} is a link out of the zoo's folder; put the file itself there")
-        check_content(path.read_bytes(), file, path)
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != file.sha256:
+            raise ValueError(
+                f"{path} is damaged: expected SHA-256 {file.sha256} ({file.size_bytes:,} bytes), found {found} "
+                f"({len(content):,} bytes); {self._remedy}"
+            )
         return path
 
 
 class UrlStore:
-    """A zoo below an http(s) address. Files are kept in the user's cache folder, by their hash."""
+    """A zoo below an http(s) address. Its files are kept in the user's cache folder, by their hash.
 
-    def __init__(self, url: str):
-        self.url = url.rstrip("/")
+    The index is fetched once a process, so that each new process sees what was published in the meantime; where it
+    cannot be fetched the one fetched last is used.
+
+    Args:
+        url: of the folder that has index.json.
+        quick: give up on the index where the server says nothing for a few seconds, instead of asking again.
+    """
+
+    def __init__(self, url: str, *, quick: bool = False):
+        self.url = self.location = url.rstrip("/")
+        self._quick = quick
 
     def cards(self) -> Cards:
-        """What the index lists, fetched each time; without a network, as it was fetched last, with a warning.
+        """List what the index has; with a warning what the one fetched last has, where it cannot be fetched.
 
         Raises:
             ConnectionError: it cannot be fetched and never was.
             ValueError: it is damaged.
         """
-        kept = cache_folder() / "indexes" / f"{hashlib.sha256(self.url.encode()).hexdigest()}.json"
-        url = f"{self.url}/{INDEX_FILE}"
-        try:
-            content = self._fetch(url, None)
-        except ConnectionError as error:
-            if not kept.is_file():
-                raise
-            warnings.warn(f"{error}; the index fetched last is used", RuntimeWarning, stacklevel=4)
-            return index_from_json(kept.read_text(encoding="utf-8", errors="replace"), str(kept))
-        cards = index_from_json(content.decode(errors="replace"), url)
-        write_bytes(kept, content)
-        return cards
+        known = _indexes.get(self.url)
+        if known is None or (isinstance(known, ConnectionError) and not self._quick):
+            try:
+                known = self._fetch_index()
+            except ConnectionError as error:
+                known = error
+            _indexes[self.url] = known
+        if isinstance(known, Cards):
+            return known
+        if not self._last_index.is_file():
+            raise ConnectionError(str(known))
+        warnings.warn(f"{known}; the index fetched last is used", RuntimeWarning, stacklevel=2)
+        return self._parsed(self._last_index.read_text(encoding="utf-8", errors="replace"))
 
     def path(self, file: PublishedFile) -> Path:
-        """A file's path in the cache, fetched where it is not there or damaged.
+        """Give a file's path in the cache; fetch it where it is not there or damaged.
 
         Raises:
             ConnectionError: it cannot be fetched whole.
             ValueError: the server has other content than the index says.
+            OSError: it is not in the cache, and that cannot be written.
         """
-        path = cache_folder() / "files" / file.sha256 / PurePosixPath(file.path).name
-        if not (path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256):
-            url = f"{self.url}/{file.path}"
-            content = self._fetch(url, file)
-            check_content(content, file, url)
-            write_bytes(path, content)
-        return path
+        folder = cache_folder() / "files" / file.sha256
+        return _fetch(f"{self.url}/{file.path}", folder, file.sha256, ATTEMPTS, TIMEOUT_SECONDS)
 
-    def _fetch(self, url: str, file: PublishedFile | None) -> bytes:
-        for wait in (*RETRY_SECONDS, None):
-            try:
-                return _download(url, file)
-            except _PassingError as error:
-                if wait is None:
-                    raise ConnectionError(f"{error}; try again, or use a zoo folder") from None
-                time.sleep(wait)
+    @property
+    def _last_index(self):
+        return cache_folder() / "indexes" / f"{hashlib.sha256(self.url.encode()).hexdigest()}.json"
 
+    def _parsed(self, text):
+        return index_from_json(text, f"{self.url}/{INDEX_FILE}", zoo=self.url, remedy="tell who publishes it")
 
-class _PassingError(Exception):
-    """What may be otherwise a moment later: no answer, half an answer, a server's own error."""
-
-
-def _download(url, file) -> bytes:
-    import pooch
-    import requests
-
-    shown = file is not None and sys.stderr.isatty()
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=shown)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "fetched"
-        try:
-            downloader(url, str(target), None)
-            content = target.read_bytes()
-        except (requests.RequestException, OSError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            answer = getattr(error, "response", None)
-            if answer is not None and answer.status_code < 500:
-                raise ConnectionError(f"{url} could not be fetched ({reason}); check the address") from None
-            raise _PassingError(f"{url} could not be fetched ({reason}); check the address and the network") from None
-    if file is not None and len(content) < file.size_bytes:
-        raise _PassingError(f"{url} ended after {len(content):,} of {file.size_bytes:,} bytes")
-    return content
+    def _fetch_index(self):
+        attempts, timeout = (1, QUICK_SECONDS) if self._quick else (ATTEMPTS, TIMEOUT_SECONDS)
+        with tempfile.TemporaryDirectory() as folder:
+            path = _fetch(f"{self.url}/{INDEX_FILE}", Path(folder), None, attempts, timeout)
+            text = path.read_text(encoding="utf-8", errors="replace")
+        cards = self._parsed(text)
+        with contextlib.suppress(OSError):  # a cache that cannot be written: there is none to fall back on
+            write_text(self._last_index, text)
+        return cards
 
 
-def open_stores(zoo_dir: str | os.PathLike | None = None) -> tuple[FolderStore | UrlStore, ...]:
-    """Where names are looked up, in this order.
-
-    Args:
-        zoo_dir: a folder or an http(s) address: that alone. None: the zoo that comes with the package, then that of the
-            environment variable FACTORIZENET_ZOO, where it is set.
-    """
-    if zoo_dir is not None:
-        return (_open(zoo_dir),)
-    second = os.environ.get(ZOO_VARIABLE)
-    own = FolderStore(_own_folder())
-    return (own, _open(second)) if second else (own,)
-
-
-def _open(zoo_dir):
-    if str(zoo_dir).startswith(("http://", "https://")):
-        return UrlStore(str(zoo_dir))
+def open_store(zoo_dir: str | os.PathLike, *, quick: bool = False) -> FolderStore | UrlStore:
+    """Open the zoo in a folder or below an http(s) address; `quick` as for `UrlStore`. Raises ValueError for another."""
+    text = str(zoo_dir)
+    if text.startswith(("http://", "https://")):
+        return UrlStore(text, quick=quick)
+    if "://" in text:
+        raise ValueError(f"the zoo {text!r} is neither a folder nor an address that begins with http:// or https://")
     return FolderStore(Path(zoo_dir).expanduser())
 
 
-def unpacked(archive: Path, sha256: str) -> Path:
-    """The folder in a zip archive, unpacked once into the user's cache.
+@functools.cache
+def bundled_zoo() -> Path:
+    """Find the package's own zoo: `_zoo` in an installed package, `zoo` beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "_zoo" if (package / "_zoo").is_dir() else package.parent / "zoo"
+
+
+def unzip(archive: Path, sha256: str) -> Path:
+    """Unpack a zip archive into the user's cache, once, and give the folder.
 
     Raises:
         ValueError: the archive is damaged or names files outside its folder.
@@ -170,49 +164,73 @@ def unpacked(archive: Path, sha256: str) -> Path:
     target = cache_folder() / "unpacked" / sha256
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".aside-"))
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as file:
-            for name in file.namelist():
-                if not (aside / name).resolve().is_relative_to(aside.resolve()):
-                    raise ValueError(f"{archive} names {name!r}, outside its folder; publish the model again")
-            file.extractall(aside)
+    with _writing_cache(), contextlib.suppress(FileExistsError), atomic_folder(target) as folder:
         try:
-            os.replace(aside, target)
-        except OSError:
-            if not target.is_dir():  # else another process was first
-                raise
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive} is damaged ({error}); publish the model again") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            with zipfile.ZipFile(archive) as file:
+                for name in file.namelist():
+                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                        raise ValueError(f"{archive} names {name!r}, outside its folder; publish the model again")
+                file.extractall(folder)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{archive} is damaged ({error}); publish the model again") from None
     return target
 
 
 def cache_folder() -> Path:
-    """Where fetched and unpacked files are kept: FACTORIZENET_CACHE, or the system's folder for caches."""
+    """Give the folder of fetched and unpacked files: FACTORIZENET_CACHE, or the system's own for caches."""
     import pooch
 
-    return Path(os.environ.get("FACTORIZENET_CACHE") or pooch.os_cache("factorizenet_tf"))
-
-
-def check_content(content: bytes, file: PublishedFile, where) -> None:
-    """Raise ValueError where the content is not the published one."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != file.sha256:
-        raise ValueError(
-            f"{where} is damaged: expected SHA-256 {file.sha256} ({file.size_bytes:,} bytes), found {found} "
-            f"({len(content):,} bytes); install the package again, or publish the model again"
-        )
-
-
-def _own_folder() -> Path:
-    """`_zoo` in an installed package, `zoo` beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    return package / "_zoo" if (package / "_zoo").is_dir() else package.parent / "zoo"
+    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("factorizenet_tf"))
 
 
 @functools.lru_cache(maxsize=8)
-def _parsed(path: Path, changed: int, size: int) -> Cards:
-    return index_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+def _read_index(path, zoo, remedy, changed, size):
+    return index_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path), zoo=zoo, remedy=remedy)
+
+
+def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: float) -> Path:
+    """Fetch a file into a folder that does not have it, its content checked where its hash is known."""
+    import pooch
+    import requests
+
+    def download(url, output, fetcher):
+        shown = sha256 is not None and sys.stderr.isatty()
+        try:
+            pooch.HTTPDownloader(timeout=timeout, progressbar=shown)(url, output, fetcher)
+        except requests.HTTPError as error:
+            if error.response.status_code >= 500:
+                raise
+            raise ConnectionError(f"{url} could not be fetched ({error}); check the address") from None
+
+    def readable(path, action, fetcher):
+        if action != "fetch":  # it was there
+            make_readable(Path(path))
+        return Path(path)
+
+    pooch.get_logger().setLevel("WARNING")
+    base, _, name = url.rpartition("/")
+    registry = {name: sha256 and f"sha256:{sha256}"}
+    fetcher = pooch.create(folder, f"{base}/", registry=registry, retry_if_failed=attempts - 1)
+    with _writing_cache():
+        try:
+            return fetcher.fetch(name, processor=readable, downloader=download)
+        except requests.RequestException as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            remedy = "check the address and the network, try again, or use a zoo folder"
+            raise ConnectionError(f"{url} could not be fetched ({reason}); {remedy}") from None
+        except ValueError as error:
+            raise ValueError(f"{url} is not what the zoo's index says: {error} Tell who publishes it.") from None
+
+
+@contextlib.contextmanager
+def _writing_cache():
+    """Say of an error of the disk what it was for and what helps."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise type(error)(
+            f"the cache {cache_folder()} lacks a file and cannot be written ({error.strerror or error}); "
+            f"set {CACHE_VARIABLE} to a folder that can"
+        ) from None

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -8,11 +9,10 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf import loading as subjects
+from factorizenet_tf import loading
 from factorizenet_tf.analysis import analyze as layerwise
 from factorizenet_tf.analysis.measure import Outputs
 from factorizenet_tf.analysis.tables import TABLES, decrease, node_data, output_row, sqnr_db
-from factorizenet_tf.loading import subject_of
 
 layers = keras.layers
 
@@ -273,22 +273,34 @@ def test_a_published_name_brings_its_float_sibling_and_its_data(run, tmp_path):
     assert measured["float"] == pytest.approx(published["float"])
     assert measured["qat"] == pytest.approx(published["qat"], abs=0.01)
     assert measured["per_tensor"] == pytest.approx(published["ptq_per_tensor"], abs=0.02)
-    pinned = subject_of(f"{name}@1", zoo_dir=tmp_path)
-    assert pinned.name == f"{name}@1"
-    assert list(pinned.models) == ["float", "qat"]
+    pinned = loading.resolve(f"{name}@1", zoo_dir=tmp_path)
+    assert layerwise._distinct_names([pinned]) == {pinned: f"{name}@1"}
 
 
 def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
     name = next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8"))
     lossy = dataclasses.replace(digits, title="digits (JPEG)")
-    for module in (subjects, layerwise):
+    for module in (loading, layerwise):
         monkeypatch.setattr(module, "load_dataset", lambda name, **options: lossy)
     message = r"the data here is digits \(JPEG\), it was trained on digits; its accuracies here do not compare"
     with pytest.warns(RuntimeWarning, match=message):
-        assert subject_of(name, zoo_dir=zoo).dataset is lossy
+        assert loading.resolve(name, zoo_dir=zoo).load_data() is lossy
     with pytest.warns(RuntimeWarning, match=message):
         found = layerwise.analyze_all([name], calibration_images=8, evaluation_images=8, zoo_dir=zoo)
     assert found.nets["dataset"].tolist() == ["digits (JPEG)"]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # chosen by the caller
         warnings.simplefilter("error")
-        subject_of(name, dataset=lossy, zoo_dir=zoo)  # chosen by the caller
+        calibration, few = lossy.calibration(8), fnet.Split(lossy.test.images[:8], lossy.test.labels[:8])
+        fnet.analyze(name, dataset=lossy, calibration=calibration, evaluation=few, zoo_dir=zoo)
+
+
+def test_two_runs_of_one_spec_are_told_apart_by_their_folders(run, digits, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "again")
+    few = fnet.Split(digits.test.images[:8], digits.test.labels[:8])
+    for folders in ([run.folder, tmp_path / "again"], [run, str(tmp_path / "again")]):
+        found = fnet.compare_levels(folders, calibration=digits.calibration(8), evaluation=few)
+        assert found.names == (run.folder.name, "again")
+    shutil.copytree(run.folder, tmp_path / "other" / "again")
+    folders = [str(tmp_path / "again"), str(tmp_path / "other" / "again")]
+    found = layerwise.analyze_all(folders, calibration_images=8, evaluation_images=8)
+    assert found.names == tuple(folders)

@@ -23,17 +23,24 @@ def native(layer):
     return "_jit_compiled_convolution_op" in vars(layer)  # whichever kernel stands in for XLA's
 
 
+def in_a_process(code, onednn):
+    env = os.environ | {"TF_ENABLE_ONEDNN_OPTS": onednn}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
+
+
 def test_importing_and_building_leaves_tf_keras_as_it_was():
     code = """
 import tf_keras
 method = tf_keras.layers.Conv2D._jit_compiled_convolution_op
 import factorizenet_tf as fnet
+from factorizenet_tf.models.native import has_native_gradient
 fnet.quantize_aware(fnet.build(fnet.ModelSpec(1, width=8)))
 assert tf_keras.layers.Conv2D._jit_compiled_convolution_op is method
 layer = tf_keras.layers.Conv2D(4, 3, groups=2)
 assert "_jit_compiled_convolution_op" not in vars(layer)
+assert has_native_gradient()
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    in_a_process(code, onednn="1")
 
 
 def test_our_grouped_layers_and_their_quantized_clones_are_native_and_others_are_not():
@@ -93,37 +100,29 @@ def test_a_file_has_the_groups_of_the_net_where_training_had_none(noise, monkeyp
     assert len(fnet.to_tflite(dense, calibration=noise(8))) == len(plain)
 
 
-def test_training_alone_says_that_there_is_no_native_gradient_and_once(digits, tmp_path):
+def test_training_alone_says_that_there_is_no_native_gradient_and_once(tmp_path):
     code = f"""
-import warnings
-import tensorflow
+import pathlib, warnings
+import tensorflow as tf
 import factorizenet_tf as fnet
+from factorizenet_tf.console import Progress
+from factorizenet_tf.models.native import has_native_gradient
+from factorizenet_tf.training.loop import TrainingLoop
 digits = fnet.load_dataset("digits", input_shape=(16, 16, 1))
-recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0, calibration_images=8)
-with warnings.catch_warnings(record=True) as told:
+recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0)
+with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     model = fnet.build(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)))
-    fnet.quantize_aware(model)
-    assert not [w for w in told if "no native gradient" in str(w.message)]
-    fnet.train(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)), digits,
-        out={str(tmp_path / "run")!r}, recipe=recipe, verbose=False)
-    assert len([w for w in told if "no native gradient" in str(w.message)]) == 1
+    aware = fnet.quantize_aware(model)
+    assert not has_native_gradient()
+    assert not [w for w in warned if "no native gradient" in str(w.message)]
+    folder, strategy = pathlib.Path({str(tmp_path)!r}), tf.distribute.get_strategy()
+    loop = TrainingLoop(folder, "a net", digits, recipe, (), strategy, Progress(False))
+    loop.fit("float", model)
+    loop.fit("qat", aware)
+    assert len([w for w in warned if "no native gradient" in str(w.message)]) == 1
 """
-    env = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
-
-
-def test_the_gradient_is_missed_where_onednn_is_off():
-    code = "from factorizenet_tf.models.native import has_native_gradient; print(has_native_gradient())"
-    for value, expected in (("0", "False"), ("1", "True")):
-        result = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"TF_ENABLE_ONEDNN_OPTS": value},
-        )
-        assert result.stdout.strip() == expected
+    in_a_process(code, onednn="0")
 
 
 def test_a_copy_in_fewer_groups_gives_the_same_numbers_and_leaves_the_model_alone(noise):

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from factorizenet_tf.serving.server_nets import read_image
 from PIL import Image
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import app
-from factorizenet_tf.serving.server_nets import read_image
 
 NAME = "fnet-l2-int8"
 TEXT = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()

@@ -13,14 +13,6 @@ import pytest
 import tensorflow as tf
 import yaml
 from ai_edge_litert.interpreter import Interpreter
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from PIL import Image
-from serving_contract import check_contract
-
-import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
-from factorizenet_tf.serving import config as serving_config
-from factorizenet_tf.serving import saved_model as serving_export
 from factorizenet_tf.serving.config import (
     BATCH_SIZES,
     GRPC_PORT,
@@ -30,6 +22,14 @@ from factorizenet_tf.serving.config import (
     set_labels,
     versions_in,
 )
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from PIL import Image
+from serving_contract import check_contract
+
+import factorizenet_tf as fnet
+from factorizenet_tf.cli import main
+from factorizenet_tf.serving import config as serving_config
+from factorizenet_tf.serving import saved_model as serving_export
 from factorizenet_tf.serving.saved_model import WARM_UP_FILE, export
 
 

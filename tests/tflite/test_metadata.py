@@ -14,8 +14,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
-from factorizenet_tf.loading import export_tflite
 from factorizenet_tf.tflite import flatbuffer as flatfile
+from factorizenet_tf.tflite.export import export_tflite
 from factorizenet_tf.tflite.io_types import with_io
 from factorizenet_tf.tflite.metadata import METADATA_NAME, with_metadata
 from factorizenet_tf.tflite.micro import micro_outputs
@@ -153,9 +153,9 @@ def test_other_types_are_refused(content):
         with_io(with_io(content, "uint8"), "uint8")
 
 
-def test_export_writes_labels_metadata_and_the_type(run, digits, tmp_path, capsys):
+def test_export_writes_labels_metadata_and_the_type(run, content, digits, tmp_path, capsys):
     for io_type in ("int8", "uint8"):
-        exported = export_tflite(run.folder, tmp_path / f"{io_type}.tflite", io=io_type)
+        exported = export_tflite(content, tmp_path / f"{io_type}.tflite", name=f"{run.spec.name}-int8", io=io_type)
         made = (tmp_path / f"{io_type}.tflite").read_bytes()
         assert exported.size_bytes == len(made)
         assert metadata(made).text(0) == f"{run.spec.name}-int8"
@@ -170,11 +170,11 @@ def test_export_writes_labels_metadata_and_the_type(run, digits, tmp_path, capsy
 
 
 @pytest.mark.parametrize("io_type", ["int8", "uint8"])
-def test_the_documented_example_classifies_with_litert_alone(io_type, run, digits, models, tmp_path):
+def test_the_documented_example_classifies_with_litert_alone(io_type, content, digits, models, tmp_path):
     (example,) = re.findall(r"```python\n(# classify\.py\n.*?)```", (DOCS / "deploy.md").read_text(), re.DOTALL)
     assert len([line for line in example.splitlines() if line and line[0] != "#"]) <= 15
     (tmp_path / "classify.py").write_text(example)
-    export_tflite(run.folder, tmp_path / "net.tflite", io=io_type)
+    export_tflite(content, tmp_path / "net.tflite", name="net", io=io_type)
     np.save(tmp_path / "image.npy", digits.test.images[0])
     checked = "import runpy, sys; runpy.run_path(sys.argv[0]); assert not {'tensorflow', 'factorizenet_tf'} & set(sys.modules)"
     code = f"import sys; sys.argv = ['classify.py', 'net.tflite', 'image.npy']; {checked}"
@@ -186,9 +186,9 @@ def test_the_documented_example_classifies_with_litert_alone(io_type, run, digit
     assert float(logit) == pytest.approx(expected.max(), rel=1e-4)
 
 
-def test_an_independent_reader_finds_the_same(run, tmp_path):
+def test_an_independent_reader_finds_the_same(content, tmp_path):
     schema = pytest.importorskip("mediapipe.tasks.metadata.metadata_schema_py_generated")
-    export_tflite(run.folder, tmp_path / "net.tflite")
+    export_tflite(content, tmp_path / "net.tflite", name="net")
     model = flatfile.read_flatbuffer((tmp_path / "net.tflite").read_bytes())
     (entry,) = [entry for entry in model.metadata if entry.name.decode() == METADATA_NAME]
     root = schema.ModelMetadataT.InitFromPackedBuf(bytes(model.buffers[entry.buffer].data))

@@ -16,7 +16,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.training.loop import make_step, read_checkpoint
+from factorizenet_tf.runs import read_checkpoint
+from factorizenet_tf.training import train as training
+from factorizenet_tf.training.loop import batchnorm_estimator, make_step
 
 COMMAND = """
 import sys, factorizenet_tf as fnet
@@ -71,10 +73,10 @@ def test_a_finished_run_is_given_without_training(run, digits, recipe):
 
 def test_a_folder_with_another_run_is_refused_with_the_difference(run, digits, recipe, tmp_path):
     before = files(run.folder)
-    with pytest.raises(ValueError, match=r"recipe\.epochs is 6 there, 7 now"):
+    with pytest.raises(ValueError, match=r"recipe\.epochs: the folder has 6, you gave 7"):
         fnet.train(run.spec, digits, out=run.folder, recipe=dataclasses.replace(recipe, epochs=7), verbose=False)
     other = fnet.ModelSpec(2, width=8, input_shape=(16, 16, 1), stages=run.spec.stages)
-    with pytest.raises(ValueError, match=r"spec\.level is 1 there, 2 now"):
+    with pytest.raises(ValueError, match=r"spec\.level: the folder has 1, you gave 2"):
         fnet.train(other, digits, out=run.folder, recipe=recipe, verbose=False)
     fewer = dataclasses.replace(digits, train=fnet.Split(digits.train.images[:500], digits.train.labels[:500]))
     with pytest.raises(ValueError, match=r"dataset\.images"):
@@ -104,6 +106,27 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(digits, spec, tmp_path):
         fnet.train(spec, digits, out=tmp_path / "file" / "run")
 
 
+def test_interrupted_in_both_phases_a_run_goes_on_as_if_it_had_not_been(run, digits, recipe, tmp_path, no_conversion):
+    for epochs, left in ((3, ("float", 3)), (4, ("qat", 1))):
+        with pytest.raises(KeyboardInterrupt):
+            fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(epochs)], verbose=False)
+        checkpoint = read_checkpoint(tmp_path / "checkpoint.npz")
+        assert (checkpoint.phase, checkpoint.epoch) == left
+        assert (tmp_path / "float.h5").exists() == (left[0] == "qat")
+    again = fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, verbose=False)
+    assert [(row["phase"], row["epoch"]) for row in again.history()] == EPOCHS
+    assert_same_training(again, run)
+
+
+def assert_same_training(one, other):
+    """Sums of several threads may differ in the last bit, and that grows."""
+    losses = [[row["loss"] for row in each.history()] for each in (one, other)]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    for a, b in zip(one.qat_model().get_weights(), other.qat_model().get_weights()):
+        np.testing.assert_allclose(a, b, atol=0.05 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.slow
 def test_killed_in_both_phases_the_same_command_continues(run, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-W", "ignore", "-c", COMMAND, run.spec.to_json(), run.recipe.to_json(), folder]
@@ -125,10 +148,7 @@ def test_killed_in_both_phases_the_same_command_continues(run, tmp_path):
     assert (folder / "history.csv").read_text().startswith(second)
     killed = fnet.load_run(folder)
     assert [(row["phase"], row["epoch"]) for row in killed.history()] == EPOCHS
-    losses = [[row["loss"] for row in each.history()] for each in (killed, run)]
-    np.testing.assert_allclose(*losses, rtol=0.02)
-    for a, b in zip(killed.qat_model().get_weights(), run.qat_model().get_weights()):
-        np.testing.assert_allclose(a, b, atol=0.05 * max(1, np.abs(b).max()))
+    assert_same_training(killed, run)
     assert sorted(os.listdir(folder)) == sorted(FILES)
 
 
@@ -194,7 +214,7 @@ class Record(keras.callbacks.Callback):
         self.ended += 1
 
 
-def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path):
+def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path, no_conversion):
     record = Record()
     # Nothing improves by that much after the first epoch, so the second is the last.
     stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
@@ -216,13 +236,6 @@ def test_a_baseline_trains_by_the_same_door_and_without_qat(digits, tmp_path):
     assert "agreement" not in run.metrics
     assert sorted(os.listdir(run.folder)) == sorted({*FILES} - {"qat.h5"})
     assert fnet.load_run(run.folder).spec == spec
-
-
-def test_ctrl_c_leaves_the_last_whole_epoch(digits, spec, recipe, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        fnet.train(spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(2)], verbose=False)
-    assert read_checkpoint(tmp_path / "checkpoint.npz").epoch == 2
-    assert not (tmp_path / "float.h5").exists()
 
 
 def test_a_disk_that_fills_up_leaves_the_epoch_before_and_no_half_file(digits, spec, recipe, tmp_path, monkeypatch):
@@ -249,12 +262,53 @@ def test_a_disk_that_fills_up_leaves_the_epoch_before_and_no_half_file(digits, s
     assert [row["epoch"] for row in checkpoint.history] == [1, 2]
 
 
-def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_decay": 1.0}, r"the loss is nan at step \d+ of float epoch 1; no epoch was finished: use a lower"),
+        ({}, r"the mean loss of float epoch 1 is [\d.e+]+; guessing has 2.3; no epoch was finished: use a lower"),
+    ],
+    ids=["not finite", "far above guessing"],
+)
+def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path, changes, message):
     spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
-    recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0, weight_decay=1.0)
-    with pytest.raises(fnet.NanLossError, match=r"of float epoch 1; no epoch was finished: use a lower learning rate"):
+    recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0, **changes)
+    with pytest.raises(fnet.NanLossError, match=f"training diverged: {message}"):
         fnet.train(spec, digits, out=tmp_path, recipe=recipe, verbose=False)
     assert sorted(os.listdir(tmp_path)) == ["dataset.json", "initial.json", "recipe.json", "spec.json"]
+
+
+def test_a_net_worse_than_guessing_that_cannot_be_converted_diverged(digits, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no int8 form")
+
+    monkeypatch.setattr(training, "to_tflite", fail)
+    spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=0, learning_rate=0.0)  # as it was made: a loss above ln(10)
+    with pytest.raises(fnet.DivergedError, match=r"loss is \S+, more than guessing's 2.3, .*\(no int8 form\)"):
+        fnet.train(spec, digits, out=tmp_path / "diverged", recipe=recipe, verbose=False)
+    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=0)  # one that learns
+    with pytest.raises(RuntimeError, match=r"^no int8 form$"):
+        fnet.train(spec, digits, out=tmp_path / "learns", recipe=recipe, verbose=False)
+
+
+def test_batchnorms_statistics_are_those_of_the_training_images(digits):
+    spec = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
+    model, recipe = fnet.build(spec), fnet.Recipe(batch_size=100, crop_padding=0.0, flip=False)
+    estimate = batchnorm_estimator(model, digits.train, recipe, tf.distribute.get_strategy())
+    for _ in range(2):  # the same, however often
+        estimate()
+        inputs = model.get_layer("stem")(digits.train.images[:1200] / np.float32(255)).numpy()  # 12 whole batches
+        norm = model.get_layer("stem_bn")
+        np.testing.assert_allclose(norm.moving_mean, inputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(norm.moving_variance, inputs.var((0, 1, 2)), rtol=1e-3)
+    assert not np.allclose(model.get_layer("stage1_block1_pointwise_bn").moving_variance, 1)
+
+
+def test_the_last_float_epochs_accuracy_is_that_of_the_file(run, digits):
+    last = [row for row in run.history() if row["phase"] == "float"][-1]
+    assert last["val_accuracy"] == run.metrics["accuracy"]["validation"]["float"]
+    assert last["val_accuracy"] == fnet.accuracy(run.float_model(), digits.validation)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(digits, spec, tmp_path):
@@ -297,6 +351,7 @@ def test_xla_compiles_the_step_and_every_variable_is_listed():
     assert all(captured.ref() in known for captured in compiled.get_concrete_function(*arguments).captured_inputs)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one_device_does(digits, tmp_path):
     code = """
 import sys, numpy as np, tensorflow as tf, tf_keras

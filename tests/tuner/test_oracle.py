@@ -119,9 +119,9 @@ def test_killed_after_any_write_it_goes_on_and_no_trial_is_lost_or_repeated(tmp_
 def test_another_requirement_in_the_same_folder_is_refused_with_the_difference(tmp_path):
     first = make(tmp_path)
     finish(first, first.create_trial("tuner0"))
-    with pytest.raises(ValueError, match="max_macs is 1200000 there, 1300000 now"):
+    with pytest.raises(ValueError, match="max_macs: the folder has 1200000, you gave 1300000"):
         make(tmp_path, max_macs=1_300_000).reload()
-    with pytest.raises(ValueError, match="seed is 0 there, 1 now"):
+    with pytest.raises(ValueError, match="seed: the folder has 0, you gave 1"):
         make(tmp_path, seed=1).reload()
     make(tmp_path, seed=0).reload()
 

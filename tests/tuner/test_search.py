@@ -198,7 +198,7 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(options, message, tmp_path, 
 def test_another_search_in_the_folder_is_refused_with_the_difference(tmp_path, fake, capsys):
     assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out") == 0
     assert call(*OPTIONS, "--max-macs", 70_000, "--out", tmp_path / "out") == 2
-    assert "search.max_macs is 60000 there, 70000 now" in capsys.readouterr().err
+    assert "search.max_macs: the folder has 60000, you gave 70000" in capsys.readouterr().err
     (tmp_path / "out" / "oracle.json").write_text("{")
     assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out") == 2
     assert "oracle.json is damaged" in capsys.readouterr().err

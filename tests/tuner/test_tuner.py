@@ -90,11 +90,11 @@ def test_a_finished_search_is_given_without_training(searched, digits, monkeypat
 
 def test_changed_requirement_recipe_and_data_are_refused_with_the_difference(searched, digits):
     folder = searched.directory
-    with pytest.raises(ValueError, match=r"search\.max_macs is 60000 there, 70000 now"):
+    with pytest.raises(ValueError, match=r"search\.max_macs: the folder has 60000, you gave 70000"):
         make(folder, digits, max_macs=70_000, inherit=True)
-    with pytest.raises(ValueError, match=r"search\.inherit is True there, False now"):
+    with pytest.raises(ValueError, match=r"search\.inherit: the folder has True, you gave False"):
         make(folder, digits)
-    with pytest.raises(ValueError, match=r"search\.recipe_epochs is 2 there, 3 now"):
+    with pytest.raises(ValueError, match=r"search\.recipe_epochs: the folder has 2, you gave 3"):
         make(folder, digits, inherit=True, recipe=fnet.recipe_for("digits", epochs=3, calibration_images=64))
     other = fnet.load_dataset((digits.train.images, digits.train.labels))
     with pytest.raises(ValueError, match=r"dataset\.images is .* there"):
@@ -223,7 +223,9 @@ def test_stock_oracles_search_the_same_nets_and_go_on(digits, tmp_path, monkeypa
         assert set(statuses(tuner)) <= {"COMPLETED", "FAILED"}
         assert len(tuner.oracle.trials) == 4
         assert {len(net.levels) for net in fake.calls} == {2}
-    with pytest.raises(ValueError, match=r"search\.oracle is BayesianOptimizationOracle there, RandomSearchOracle now"):
+    with pytest.raises(
+        ValueError, match=r"search\.oracle: the folder has BayesianOptimizationOracle, you gave RandomSearchOracle"
+    ):
         stock(tmp_path / kind, digits, "RandomSearchOracle", max_trials=4)
 
 

@@ -13,7 +13,7 @@ from factorizenet_tf.models.evaluate import logits
 from factorizenet_tf.training.loop import to_float
 from factorizenet_tf.zoo.cards import Cards, index_to_json
 from factorizenet_tf.zoo.pages import card_page, table_page
-from factorizenet_tf.zoo.store import _own_folder
+from factorizenet_tf.zoo.store import bundled_zoo
 
 FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
 
@@ -50,7 +50,7 @@ assert not {{"tensorflow", "tf_keras", "pandas"}} & set(sys.modules), set(sys.mo
 
 
 def test_the_packages_own_pages_are_what_its_index_gives():
-    folder = _own_folder()
+    folder = bundled_zoo()
     cards = fnet.zoo.list(all_versions=True, zoo_dir=folder)
     newest = cards.newest()
     table = table_page(newest, findings=(folder / "FINDINGS.md").is_file())
@@ -109,7 +109,7 @@ def test_each_format_gives_the_trained_net(zoo, run, models, noise, tmp_path, mo
 def test_a_second_zoo_is_searched_after_the_first(zoo, run, family, monkeypatch):
     from factorizenet_tf.zoo import store
 
-    monkeypatch.setattr(store, "_own_folder", lambda: family)
+    monkeypatch.setattr(store, "bundled_zoo", lambda: family)
     assert fnet.zoo.names() == ("a-int8", "b-int8", "c-int8")
     with pytest.raises(ValueError, match="no model"):
         fnet.zoo.load(INT8, "tflite")

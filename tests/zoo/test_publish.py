@@ -12,8 +12,8 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.models.weights import save_weights
-from factorizenet_tf.zoo import publish as publishing
-from factorizenet_tf.zoo.publish import measure_latencies, refusals, training_command
+from factorizenet_tf.zoo import publishing
+from factorizenet_tf.zoo.publishing import measure_latencies, refusals, training_command
 
 FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
 
@@ -125,7 +125,7 @@ def test_a_run_that_does_not_pass_a_gate_is_refused_with_the_reason(run, tmp_pat
 PUBLISH = """
 import sys
 import factorizenet_tf as fnet
-from factorizenet_tf.zoo import publish as publishing
+from factorizenet_tf.zoo import publishing
 fields = dict.fromkeys(("latency_ms", "latency_ratio", "latency_2_threads_ms", "latency_2_threads_ratio"), 1.5)
 publishing._latencies = lambda found, spec: [fields | {"latency_machine": "a machine"} for _ in found]
 if len(sys.argv) > 4:

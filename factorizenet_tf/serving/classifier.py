@@ -1,0 +1,76 @@
+"""The int8 nets that `serve` and `predict` ask, by LiteRT alone: neither needs TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..loading import check_served_name, named_source, resolve
+from ..tflite.int8_model import Int8Model
+
+__all__ = ["Classifier", "load_classifier", "load_classifiers"]
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """An int8 net with its name and its class names by number; several threads may ask it."""
+
+    name: str
+    model: Int8Model
+    labels: tuple[str, ...]
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # an interpreter holds one batch
+
+    def classify(self, images: np.ndarray) -> dict[str, np.ndarray | list[str]]:
+        """Classify images uint8 (n, height, width, channels).
+
+        Returns:
+            "logits" and "probabilities" float32 (n, classes), "class_id" int64 (n,), and "class_name", a list.
+        """
+        with self._lock:
+            logits = self.model.predict(images)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        class_ids = logits.argmax(axis=1)
+        return {
+            "logits": logits,
+            "probabilities": exponentials / exponentials.sum(axis=1, keepdims=True),
+            "class_id": class_ids,
+            "class_name": [self.labels[number] for number in class_ids],
+        }
+
+
+def load_classifier(
+    source: str | os.PathLike, *, name: str | None = None, threads: int = 1, zoo_dir: str | os.PathLike | None = None
+) -> Classifier:
+    """Load the int8 net of a name of the zoo, a run's folder, a .tflite or a qat.h5; `name` in the place of its own.
+
+    Raises:
+        FileNotFoundError: there is nothing at the source.
+        ValueError: it is damaged or a float net, or its name cannot be a part of an address.
+    """
+    net = resolve(source, zoo_dir=zoo_dir)
+    model = net.int8_model(threads=threads)
+    labels = net.labels or tuple(map(str, range(model.num_classes)))
+    return Classifier(check_served_name(name or net.name), model, labels)
+
+
+def load_classifiers(
+    sources: Sequence[str | os.PathLike], *, threads: int = 1, zoo_dir: str | os.PathLike | None = None
+) -> dict[str, Classifier]:
+    """Load the int8 nets of several sources, by name; `name=source` gives one another name.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier`; or there is no source, or two nets have one name.
+    """
+    if not sources:
+        raise ValueError("nothing to serve; give a name of `factorizenet list` or a run's folder")
+    classifiers = {}
+    for called, source in map(named_source, map(str, sources)):
+        classifier = load_classifier(source, name=called, threads=threads, zoo_dir=zoo_dir)
+        if classifier.name in classifiers:
+            raise ValueError(f"two models are called {classifier.name!r}; name one otherwise: other={source}")
+        classifiers[classifier.name] = classifier
+    return classifiers

@@ -1,0 +1,390 @@
+"""From a finished training to two models of a zoo folder: checks, measurements, files, index and pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..console import Progress
+from ..files import atomic_folder, locked, write_text
+from ..machine import cpu_name
+from ..recipe import recipe_for
+from ..runs import IN_MEMORY, Run, load_run
+from ..spec import DEFAULT_STAGES, ResNet8
+from ..tflite.int8_model import Int8Model
+from ..tflite.micro import arena_bytes
+from .cards import Card, Cards, PublishedFile, check_name, index_to_json
+from .pages import write_pages
+from .store import INDEX_FILE, FolderStore
+
+__all__ = ["PublishError", "measure_latencies", "publish_errors", "publish_run", "training_command"]
+
+LEAST_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
+LARGEST_LOSS = 0.01  # of validation accuracy, from float to the .tflite
+LARGEST_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, not make up for a broken float net
+# int8 kernels that LiteRT and TensorFlow Lite for Microcontrollers both have; none of them computes in float
+OPERATORS = frozenset(
+    [
+        "ADD",
+        "AVERAGE_POOL_2D",
+        "CONCATENATION",
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED",
+        "MAX_POOL_2D",
+        "MEAN",
+        "PAD",
+        "RESHAPE",
+    ]
+)
+LATENCY_ROUNDS = 9
+ROLES = {"float": {"weights": "float.h5"}, "int8": {"weights": "qat.h5", "tflite": "model.tflite"}}
+FILES = {"float.h5", "qat.h5", "model.tflite", "history.csv", "float_saved_model.zip", "int8_saved_model.zip"}
+LOCK_SECONDS = 600  # for several publishers before this one
+OWN_SHAPES = {"digits": (32, 32, 3), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}  # no --size needed
+
+
+class PublishError(ValueError):
+    """A run that must not be published; the message has every reason with its remedy."""
+
+
+def publish_errors(run: Run) -> list[str]:
+    """List why a run must not be published, with what helps; empty where it may be."""
+    metrics = run.metrics
+    if "qat" not in metrics["accuracy"]["test"]:
+        return [f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1"]
+    if not {"machine", "versions"} <= metrics.keys():
+        return [f"the run in {run.folder} does not say its machine and versions; train it with this version"]
+    errors = []
+    agreement = metrics["agreement"]
+    if agreement["top1"] < LEAST_AGREEMENT:
+        errors.append(
+            f"its .tflite and its QAT Keras model agree on {100 * agreement['top1']:.1f} % of {agreement['images']} "
+            f"images (at least {100 * LEAST_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
+        )
+    validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
+    loss = validation["float"] - validation["tflite"]
+    most, least = (max(share, 3 / images) for share in (LARGEST_LOSS, LARGEST_GAIN))  # of a small split, three images
+    if loss > most:
+        errors.append(
+            f"int8 is {100 * loss:.2f} points below float on validation (at most {100 * most:.2f} are allowed); "
+            "train it with more qat_epochs"
+        )
+    if -loss > least:
+        errors.append(
+            f"float is {-100 * loss:.2f} points below int8 on validation (at most {100 * least:.2f} are allowed): the float "
+            "net is not trained to its end, or its BatchNorm statistics lag behind its weights; train it again with this "
+            "version, with more epochs or a smaller batch_size"
+        )
+    strange = sorted(set(metrics["operators"]) - OPERATORS)
+    if strange:
+        errors.append(f"its .tflite has the operators {', '.join(strange)}, which small devices do not run in int8")
+    return errors
+
+
+refusals = publish_errors  # its older name
+
+
+def training_command(run: Run, dataset: dict) -> str:
+    """Write what trains the run again: a command where its options say all, else Python.
+
+    A folder, of images or of a run that it started from, is not named: the path is this machine's own.
+
+    Args:
+        run: the finished run.
+        dataset: its dataset.json.
+    """
+    spec, recipe, notes = run.spec, run.recipe, []
+    fields = [field.name for field in dataclasses.fields(recipe)]
+    default = recipe_for(dataset["name"])
+    changed = {name: getattr(recipe, name) for name in fields if getattr(recipe, name) != getattr(default, name)}
+    data, initial = dataset["name"], run.metrics.get("initial")
+    if _is_folder(data):
+        data = f"path/to/{Path(data).name}"
+        notes.append(f"{data}: the folder of its images")
+    if initial and initial != IN_MEMORY and not re.fullmatch(r"[a-z0-9.-]+-float(@\d+)?", initial):
+        initial = f"path/to/{Path(initial).name}"
+        notes.append(f"{initial}: the float net it starts from")
+    height, width, channels = spec.input_shape
+    options = {"epochs", "qat_epochs", "batch_size", "learning_rate", "seed"}
+    if changed.keys() <= options and initial != IN_MEMORY and data != "arrays" and height == width:
+        parts = [*_net_options(spec, initial), f"--dataset {shlex.quote(data)}"]
+        if spec.input_shape != OWN_SHAPES.get(data):
+            parts.append(f"--size {height} --channels {channels}")
+        parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
+        command = " ".join(["factorizenet train", *parts, f"--out runs/{spec.name}"])
+    else:
+        if data == "arrays":
+            notes.append("images, labels: your arrays")
+        if initial == IN_MEMORY:
+            notes.append("model: the float net it starts from")
+        data = "(images, labels)" if data == "arrays" else repr(data)
+        start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
+        changes = "".join(f", {name}={value!r}" for name, value in changed.items())
+        command = (
+            f"fnet.train({_expression(spec)}, fnet.load_dataset({data}, input_shape={spec.input_shape}), "
+            f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{changes}){start})"
+        )
+    return "  # ".join([command, *(["; ".join(notes)] if notes else [])])
+
+
+def _net_options(spec, initial):
+    if initial:
+        return [f"--from {shlex.quote(initial)}"]
+    if isinstance(spec, ResNet8):
+        return ["--baseline resnet8"]
+    level = ".".join(map(str, spec.level)) if isinstance(spec.level, tuple) else spec.level
+    parts = [f"--level {level}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
+    if spec.stages != DEFAULT_STAGES:
+        parts.append("--stages " + ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages))
+    return parts
+
+
+def _expression(spec) -> str:
+    """Write Python that builds the spec."""
+    shared = f"input_shape={spec.input_shape}, num_classes={spec.num_classes}"
+    if isinstance(spec, ResNet8):
+        return f"fnet.baselines.ResNet8({shared})"
+    stages = tuple(tuple(stage) for stage in spec.stages)
+    return f"fnet.ModelSpec({spec.level}, width={spec.width}, {shared}, stages={stages})"
+
+
+def _is_folder(name):
+    return os.sep in name or Path(name).is_dir()
+
+
+def publish_run(
+    run: Run | str | os.PathLike, zoo: Path, *, name: str | None, licence: str | None, verbose: bool
+) -> Cards:
+    """Add a run to a zoo folder; `zoo.publish` has the arguments."""
+    run = run if isinstance(run, Run) else load_run(run)
+    name = run.spec.name if name is None else name
+    check_name(name)
+    errors = publish_errors(run)
+    if errors:
+        raise PublishError(f"{run.spec.name} is not published: {'; '.join(errors)}")
+    _make_writable(zoo)
+    dataset = json.loads((run.folder / "dataset.json").read_text())
+    content = (run.folder / "model.tflite").read_bytes()
+    try:
+        _check_new(_cards(zoo), name, content, run, dataset)
+    except FileExistsError:
+        with locked(zoo / ".lock", LOCK_SECONDS):
+            write_pages(zoo, _cards(zoo))  # a publication killed behind its index left older ones
+        raise
+    with Progress(verbose) as progress:
+        progress.say(f"{name}: measuring RAM and latency")
+        measured = {"ram_bytes": arena_bytes(content)} | _latencies([content], run.spec)[0]
+        progress.say(f"{name}: writing weights and SavedModels")
+        contents = _contents(run, content)
+        with locked(zoo / ".lock", LOCK_SECONDS):
+            before = _cards(zoo)
+            _check_new(before, name, content, run, dataset)
+            _remove_unlisted(zoo, before)
+            folder = _write_files(zoo, name, contents)
+            version = 1 + max((card.version for card in before if card.name == f"{name}-int8"), default=0)
+            fields = _shared_fields(run, dataset) | {"version": version, "licence": licence, "zoo": str(zoo)}
+            new = []
+            for precision in ("float", "int8"):
+                files = _published_files(precision, folder, contents)
+                new.append(_card(run, f"{name}-{precision}", precision, files, fields, measured))
+            _write_index(zoo, Cards(sorted([*before, *new], key=_order)))
+        progress.say(f"published as {' and '.join(card.reference for card in new)} in {zoo}")
+    return Cards(new)
+
+
+def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
+    """Measure the latency of every int8 model of a zoo folder in one run, in turns with ResNet-8; give all cards.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is damaged or missing.
+        OSError: the folder cannot be written.
+    """
+    store = FolderStore(zoo)
+    alike, new = {}, {}
+    for card in store.cards():
+        if card.precision == "int8":
+            alike.setdefault((card.spec.input_shape, card.spec.num_classes), []).append(card)
+    _make_writable(zoo)
+    with Progress(verbose) as progress:
+        for cards in alike.values():
+            progress.say(f"measuring the latency of {len(cards)} models of {cards[0].spec.input_shape}")
+            contents = [store.path(card.file("tflite")).read_bytes() for card in cards]
+            new |= {card.reference: latency for card, latency in zip(cards, _latencies(contents, cards[0].spec))}
+    with locked(zoo / ".lock", LOCK_SECONDS):
+        cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
+        _write_index(zoo, cards)
+    return cards
+
+
+def _latencies(contents, spec) -> list[dict]:
+    """Measure a card's latency fields for each .tflite, in turns with ResNet-8's, one thread."""
+    models = [Int8Model(content) for content in (_reference(spec.input_shape, spec.num_classes), *contents)]
+    times = [[model.latency_ms(runs=100, warm_up=10).median_ms for model in models] for _ in range(LATENCY_ROUNDS)]
+    times = np.array(times)
+    medians = zip(np.median(times, axis=0)[1:], np.median(times[:, 1:] / times[:, :1], axis=0))
+    return [
+        {"latency_ms": round(float(ms), 5), "latency_ratio": round(float(ratio), 3), "latency_machine": cpu_name()}
+        for ms, ratio in medians
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _reference(input_shape, num_classes) -> bytes:
+    """Convert a ResNet-8 of random weights, on which latency does not depend."""
+    from ..models.build import build
+    from ..models.convert import to_tflite
+
+    images = np.random.default_rng(0).integers(0, 256, (32, *input_shape), np.uint8)
+    return to_tflite(build(ResNet8(input_shape=input_shape, num_classes=num_classes)), calibration=images)
+
+
+def _contents(run, tflite) -> dict[str, bytes]:
+    """Give the files of a publication by name."""
+    from ..models.convert import write_saved_model
+
+    contents = {name: (run.folder / name).read_bytes() for name in ("float.h5", "qat.h5", "history.csv")}
+    contents["model.tflite"] = tflite
+    for precision, model in (("float", run.float_model()), ("int8", run.qat_model())):
+        with tempfile.TemporaryDirectory() as temporary:
+            write_saved_model(model, Path(temporary) / "saved_model")
+            contents[f"{precision}_saved_model.zip"] = _zipped(Path(temporary) / "saved_model")
+    return contents
+
+
+def _zipped(folder: Path) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # a fixed date
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(entry, path.read_bytes())
+    return archive.getvalue()
+
+
+def _write_files(zoo, name, contents) -> str:
+    """Write a publication's files in a folder that is named by their content; give its path in the zoo."""
+    digest = hashlib.sha256(b"".join(contents[file] for file in sorted(contents)))
+    folder = f"models/{name}-{digest.hexdigest()[:8]}"
+    with atomic_folder(zoo / folder) as partial:
+        for file, content in contents.items():
+            (partial / file).write_bytes(content)
+    return folder
+
+
+def _published_files(precision, folder, contents) -> tuple[PublishedFile, ...]:
+    names = ROLES[precision] | {"saved_model": f"{precision}_saved_model.zip", "history": "history.csv"}
+    return tuple(
+        PublishedFile(role, f"{folder}/{name}", hashlib.sha256(contents[name]).hexdigest(), len(contents[name]))
+        for role, name in names.items()
+    )
+
+
+def _shared_fields(run, dataset) -> dict:
+    """Give the fields of a card that float and int8 have alike."""
+    metrics, data = run.metrics, dataset["name"]
+    if _is_folder(data) and Path(data).is_relative_to(Path.home()):
+        data = f"~/{Path(data).relative_to(Path.home()).as_posix()}"  # a card is for others, too
+    return {
+        "spec": run.spec,
+        "older": {},
+        "dataset": dataset["title"],
+        "dataset_name": data,
+        "class_names": tuple(dataset["class_names"]),
+        "images": metrics["images"],
+        "macs": metrics["macs"],
+        "params": metrics["params"],
+        "accuracies": metrics["accuracy"],
+        "recipe": dataclasses.asdict(run.recipe),
+        "command": training_command(run, dataset),
+        "training_seconds": metrics["training_seconds"],
+        "training_machine": metrics["machine"],
+        "versions": metrics["versions"],
+        "published": datetime.date.today().isoformat(),
+    }
+
+
+def _card(run, name, precision, files, fields, measured) -> Card:
+    metrics, is_int8 = run.metrics, precision == "int8"
+    key, role = ("tflite", "tflite") if is_int8 else ("float", "weights")
+    scale, zero_point = run.int8_model().input_quantization if is_int8 else (None, None)
+    return Card(
+        name=name,
+        precision=precision,
+        size_bytes=next(file.size_bytes for file in files if file.role == role),
+        validation_accuracy=metrics["accuracy"]["validation"][key],
+        accuracy=metrics["accuracy"]["test"][key],
+        agreement=metrics["agreement"] if is_int8 else None,
+        operators=tuple(metrics["operators"]) if is_int8 else (),
+        input_scale=float(scale) if is_int8 else None,
+        input_zero_point=int(zero_point) if is_int8 else None,
+        files=files,
+        **fields,
+        **(measured if is_int8 else dict.fromkeys(measured)),
+    )
+
+
+def _order(card):
+    """Sort the family by width and level, then baselines; float before int8."""
+    levels = card.level if isinstance(card.level, tuple) else (card.level,)
+    return card.level is None, card.width or 0, isinstance(card.level, tuple), levels, card.name, card.version
+
+
+def _cards(zoo):
+    return FolderStore(zoo).cards() if (zoo / INDEX_FILE).exists() else Cards()
+
+
+def _check_new(cards, name, content, run, dataset):
+    """Check that a name is free, or is that of nets of the same data, and that the run is not one of them."""
+    digest = hashlib.sha256(content).hexdigest()
+    given = (dataset["title"], run.spec.input_shape, tuple(dataset["class_names"]))
+    for card in cards:
+        if card.name != f"{name}-int8":
+            continue
+        if card.file("tflite").sha256 == digest:
+            raise FileExistsError(f"this run is published already, as {card.reference}")
+        taken = (card.dataset, card.spec.input_shape, card.class_names)
+        if taken != given:
+            what = [f"{title}, images {shape}, {len(classes)} classes" for title, shape, classes in (taken, given)]
+            raise PublishError(
+                f"the name {name} is taken by a net of other data ({card.reference}: {what[0]}; this run: {what[1]}"
+                f"{'' if what[0] != what[1] else ', of other names'}); publish it under another name: --name, or name="
+            )
+
+
+def _remove_unlisted(zoo, cards):
+    """Remove what a publication left that was killed; nothing that is not a publication's own."""
+    listed = {Path(file.path).parent.name for card in cards for file in card.files}
+    for folder in (zoo / "models").glob("*"):
+        if folder.name in listed or folder.is_symlink() or not folder.is_dir():
+            continue
+        names = {path.name for path in folder.iterdir()}
+        is_named = re.fullmatch(r".+-[0-9a-f]{8}", folder.name) and names <= FILES
+        has_weights = bool(names & {"float.h5", "qat.h5"})
+        if (folder.name.startswith(".aside-") and (has_weights or not names)) or (is_named and has_weights):
+            shutil.rmtree(folder)
+
+
+def _write_index(zoo, cards):
+    write_text(zoo / INDEX_FILE, index_to_json(cards))
+    write_pages(zoo, cards)
+
+
+def _make_writable(zoo):
+    """Find out before minutes of work that the folder cannot be written."""
+    zoo.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=zoo):
+        pass

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.training.quantize import quantize_own
+
+LABELS = tuple("0123456789")
+
+
+def net(pool=None, activation=None):
+    return keras.Sequential(
+        [
+            keras.Input((16, 16, 1)),
+            keras.layers.Conv2D(8, 3, strides=2),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            pool or keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation=activation),
+        ],
+        name="mine",
+    )
+
+
+@pytest.fixture(scope="module")
+def once():
+    """A recipe of one QAT epoch."""
+    return fnet.recipe_for("digits", epochs=1, qat_epochs=1, calibration_images=64)
+
+
+def test_qat_learns_and_its_tflite_agrees_with_what_was_measured(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", qat_epochs=4, qat_learning_rate=0.05, calibration_images=64)
+    keras.utils.set_random_seed(0)
+    model = net(keras.layers.Flatten())
+    before = model.get_weights()
+    metrics = quantize_own(model, digits, out=tmp_path / "out", recipe=recipe, verbose=False)
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    test = metrics["accuracy"]["test"]
+    assert test["tflite"] > test["float"] + 0.1  # the float model is untrained
+    int8 = fnet.Int8Model(tmp_path / "out" / "model.tflite")
+    assert fnet.accuracy(int8, digits.test) == test["tflite"]
+    assert int8.labels == LABELS
+    assert (int8.input_quantization[0], int8.input_quantization[1]) == (pytest.approx(1 / 255), -128)
+    assert metrics["macs"] == 9 * 8 * 49 + 8 * 49 * 10  # 3x3 from 1 to 8 channels at 7x7, then a dense layer
+    assert metrics["params"] == fnet.count_params(model)
+    assert metrics["operators"] == sorted(set(int8.operators))
+    assert int8.tensor_types <= {"int8", "int32"}
+
+
+def test_ptq_keeps_the_models_accuracy_and_per_tensor_has_one_scale_a_tensor(models, digits, once, tmp_path):
+    for method in ("ptq", "ptq-per-tensor"):
+        metrics = quantize_own(models.float, digits, out=tmp_path / method, method=method, recipe=once, verbose=False)
+        accuracy = metrics["accuracy"]["test"]
+        assert accuracy["float"] == fnet.accuracy(models.float, digits.test)
+        assert accuracy["tflite"] == pytest.approx(accuracy["float"], abs=0.03)
+    per_channel, per_tensor = (fnet.Int8Model(tmp_path / m / "model.tflite") for m in ("ptq", "ptq-per-tensor"))
+    assert per_tensor.size_bytes < per_channel.size_bytes  # fewer scales
+
+
+def test_a_softmax_is_quantized_after_training_but_not_trained(digits, once, tmp_path):
+    float_model = net()
+    apart = keras.Model(float_model.inputs, keras.layers.Softmax()(float_model.outputs[0]))
+    for model in (net(activation="softmax"), apart):
+        with pytest.raises(ValueError, match="ends in a softmax; QAT trains on logits"):
+            quantize_own(model, digits, out=tmp_path / "out", recipe=once, verbose=False)
+    assert not (tmp_path / "out").exists()
+    quantize_own(net(activation="softmax"), digits, out=tmp_path / "out", method="ptq", recipe=once, verbose=False)
+    scores = fnet.Int8Model(tmp_path / "out" / "model.tflite").predict(digits.test.images[:5])
+    np.testing.assert_allclose(scores.sum(1), 1, atol=0.05)
+
+
+def test_qat_killed_between_epochs_continues_with_a_whole_history(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=3, calibration_images=64)
+    model, out = net(), tmp_path / "out"
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_own(model, digits, out=out, recipe=recipe, callbacks=(Kill(),), verbose=False)
+    first = (out / "history.csv").read_text()
+    assert first.count("\n") == 2
+    assert not (out / "model.tflite").exists()
+    killed = quantize_own(model, digits, out=out, recipe=recipe, verbose=False)
+    assert (out / "history.csv").read_text().startswith(first)
+    assert (out / "history.csv").read_text().count("\n") == 4
+    straight = quantize_own(model, digits, out=tmp_path / "straight", recipe=recipe, verbose=False)
+    assert killed["accuracy"] == straight["accuracy"]
+    both = (fnet.Int8Model(folder / "model.tflite") for folder in (out, tmp_path / "straight"))
+    np.testing.assert_array_equal(*(int8.predict_quantized(digits.test.images) for int8 in both))
+
+
+def test_a_folder_of_another_model_or_method_is_refused_and_left_as_it_was(digits, once, tmp_path):
+    model, out = net(), tmp_path / "out"
+    quantize_own(model, digits, out=out, method="ptq", recipe=once, verbose=False)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ValueError, match=r"spec\.method: the folder has ptq, you gave qat"):
+        quantize_own(model, digits, out=out, recipe=once, verbose=False)
+    with pytest.raises(ValueError, match=r"spec\.weights: the folder has \w+"):
+        quantize_own(net(), digits, out=out, method="ptq", recipe=once, verbose=False)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_arguments_that_do_not_fit_are_refused_with_what_would(models, digits, once, noise, tmp_path):
+    def attempt(model, data=digits, **options):
+        quantize_own(model, data, out=tmp_path / "out", recipe=once, verbose=False, **options)
+
+    with pytest.raises(ValueError, match="method is 'int4'; it must be one of qat, ptq, ptq-per-tensor"):
+        attempt(models.float, method="int4")
+    with pytest.raises(ValueError, match="quantization-aware already; give the float one"):
+        attempt(models.qat)
+    with pytest.raises(TypeError, match="got Int8Model"):
+        attempt(models.int8)
+    larger = fnet.load_dataset((noise(20, (20, 20, 1)), np.arange(20) % 10))
+    with pytest.raises(ValueError, match=r"the images are \(20, 20, 1\), the model takes \(16, 16, 1\)"):
+        attempt(models.float, larger)
+    fewer = fnet.load_dataset((noise(20), np.arange(20) % 3))
+    with pytest.raises(ValueError, match="arrays has 3 classes, the model 10"):
+        attempt(models.float, fewer)
+    assert not (tmp_path / "out").exists()
