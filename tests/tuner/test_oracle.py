@@ -1,5 +1,4 @@
 import json
-import random
 import shutil
 
 import keras_tuner
@@ -52,24 +51,6 @@ def test_no_net_is_proposed_twice_or_over_budget(expected):
     assert all(macs(spec) <= 1_200_000 for spec in specs)
     assert walk.finished
     assert max(specs, key=formula) == walk.best
-
-
-def test_trials_that_run_at_the_same_time_and_end_in_any_order_find_the_same(tmp_path, expected):
-    for seed in range(3):
-        chance, shared, ongoing, specs = random.Random(seed), make(tmp_path / str(seed)), {}, []
-        while True:
-            tuner_id = chance.choice(["tuner0", "tuner1", "tuner2"])
-            if tuner_id in ongoing and chance.random() < 0.5:
-                specs.append(finish(shared, ongoing.pop(tuner_id)))
-                continue
-            trial = shared.create_trial(tuner_id)
-            if trial.status == "STOPPED":
-                break
-            if trial.status == "RUNNING":
-                ongoing[tuner_id] = trial
-        assert not ongoing
-        assert sorted(spec.name for spec in specs) == sorted(spec.name for spec in expected[1])
-        assert shared.walk() == expected[0]
 
 
 class Killed(BaseException):
@@ -214,20 +195,6 @@ def test_measured_costs_decide_and_are_taken_once_a_net(tmp_path, latencies):
     assert len(measured) == before
 
 
-def test_a_trained_net_that_no_longer_fits_when_costs_are_measured_again_is_no_answer(tmp_path, latencies):
-    first = make(tmp_path, max_latency_ms=0.15)
-    run_to_the_end(first)
-    best = first.walk().best
-    (tmp_path / "project" / measured_costs.COSTS_FILE).unlink()
-    latencies[0][best] = 0.2
-    second = make(tmp_path, max_latency_ms=0.15)
-    second.reload()
-    run_to_the_end(second)
-    assert second.walk().best != best
-    assert best not in {second.net(trial) for trial in second.get_best_trials(1_000)}
-    assert second.walk().best == second.net(second.get_best_trials()[0])
-
-
 def test_after_the_last_trial_nothing_is_measured_for_a_round_that_never_comes(tmp_path, latencies):
     first = len([p for p in run_to_the_end_of(tmp_path / "whole", max_latency_ms=0.2).proposals if p.round == 1])
     latencies[1].clear()
@@ -318,17 +285,6 @@ def test_a_crashed_trial_stops_every_worker_and_is_done_again_by_the_next_search
     assert again.create_trial("tuner1").trial_id == trial.trial_id
 
 
-def test_the_state_is_whole_and_readable(tmp_path):
-    walked = make(tmp_path)
-    finish(walked, walked.create_trial("tuner0"))
-    walked.save()
-    state = json.loads((tmp_path / "project" / "oracle.json").read_text())
-    assert state["walk"]["max_macs"] == 1_200_000
-    again = make(tmp_path)
-    again.reload()
-    assert json.loads(json.dumps(again.get_state())) == state
-
-
 def test_with_a_floor_the_best_trial_is_the_answer_and_not_the_most_accurate_one(tmp_path):
     walked = FactorizationOracle(SPEC, min_accuracy=0.86)
     walked._set_project_dir(str(tmp_path), "project")
@@ -345,15 +301,3 @@ def test_max_trials_is_kept_and_the_best_of_them_is_the_answer(tmp_path):
         specs = run_to_the_end(walked)
         assert len(specs) == most
         assert walked.walk().best == max(specs, key=formula) == walked.net(walked.get_best_trials()[0])
-
-
-def test_stock_oracles_search_the_same_space():
-    from factorizenet_tf.tuner.oracle import search_space, spec_of
-
-    space = search_space(SPEC)
-    assert [hp.name for hp in space.space] == ["stage1", "stage2", "stage3"]
-    assert next(iter(space.space)).values == [0, 1, 2, 3, 4]
-    stock = keras_tuner.oracles.RandomSearchOracle(objective=keras_tuner.Objective("a", "max"), hyperparameters=space)
-    values = stock.populate_space("0")["values"]
-    assert spec_of(SPACE, values) in set(SPACE.nets())
-    assert fnet.ModelSpec is type(spec_of(SPACE, values))

@@ -55,15 +55,6 @@ def test_the_walk_spends_less_than_a_fifth_and_than_stock_oracles(table):
         assert walked.reached < np.median([total if r is None else r for r in reached]), strategy
 
 
-def test_whole_trainings_cost_all_their_epochs_and_nets_over_budget_nothing(table):
-    found = replay("GridSearch", table, BUDGET, seed=0, most=10**9)
-    assert found.epochs == len(table.fitting(BUDGET)) * EPOCHS
-    assert found.spent == tuple(range(EPOCHS, found.epochs + 1, EPOCHS))
-    assert found.best[-1] == table.best(BUDGET)
-    whole = replay("walk, nothing given up", table, BUDGET, seed=0, most=10**9)
-    assert whole.epochs == len(whole.spent) * EPOCHS
-
-
 def test_a_seed_replays_the_same_way(table):
     for strategy in ("RandomSearch", "Hyperband"):
         first, second, other = (replay(strategy, table, BUDGET, seed=s, most=500) for s in (3, 3, 4))

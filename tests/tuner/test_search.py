@@ -16,7 +16,7 @@ from factorizenet_tf.tuner import search as search_module
 from factorizenet_tf.tuner import space as measured_costs
 from factorizenet_tf.tuner import tuner as search_tuner
 from factorizenet_tf.tuner.search import SearchResult, frontier_names, publish_found, search
-from factorizenet_tf.tuner.space import macs
+from factorizenet_tf.tuner.space import Space, macs
 
 SPEC = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (1, 2)))
 OPTIONS = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2,1x2", "--quiet"]
@@ -48,24 +48,15 @@ def call(*arguments):
 
 def test_a_search_leaves_every_trial_and_every_rejected_net_with_its_reason(digits, tmp_path, fake):
     found = find(digits, tmp_path / "out")
-    fitting = [
-        net
-        for net in (
-            fnet.ModelSpec((a, b), width=8, input_shape=(16, 16, 1), stages=SPEC.stages)
-            for a in range(4)
-            for b in range(5)
-        )
-        if macs(net) <= 100_000
-    ]
+    fitting = [net for net in Space(SPEC, (8,)).nets() if macs(net) <= 100_000]
     assert found.best == max(fitting, key=macs)
     assert found.meets_requirement
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == [row["name"] for row in found.rows]
     trained = [row for row in rows if row["status"] == "trained"]
     assert [row["name"] for row in trained] == [spec.name for spec in fake.calls]
-    effects = [line for line in found.summary.splitlines() if line.startswith("  stage ")]
-    assert [line.partition(":")[0] for line in effects] == ["  stage 1, level 0 to 3", "  stage 2, level 0 to 4"]
-    for line, level in zip(effects, found.best.levels):
+    for line, level, last in zip(found.summary.splitlines()[-2:], found.best.levels, (3, 4)):
+        assert f", level 0 to {last}: " in line
         assert line.partition(": ")[2].split(", ")[level] == "it is here"
     over = next(row for row in rows if row["level"] == "0.0")
     assert (over["status"], over["reason"]) == ("rejected", "over budget: 166,208 macs > 100,000")

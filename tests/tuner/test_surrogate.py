@@ -54,11 +54,6 @@ def test_one_result_lifts_nets_of_its_level_more_than_others(nets, effects):
     assert estimate.mean[alike] > estimate.mean[other] + 1
 
 
-def test_a_net_is_as_like_itself_as_its_variance_says(effects):
-    for place in (0, 7, 300):
-        assert effects.covariance_with(place)[place] == pytest.approx(effects._variance[place])
-
-
 def test_a_net_believed_is_as_certain_as_if_it_had_been_trained_with_its_mean(nets, effects, accuracies):
     trained = {place: accuracies[place] for place in (0, 50, 300)}
     estimate = effects.estimate(trained)

@@ -97,7 +97,7 @@ def test_changed_requirement_recipe_and_data_are_refused_with_the_difference(sea
     with pytest.raises(ValueError, match=r"search\.recipe_epochs: the folder has 2, you gave 3"):
         make(folder, digits, inherit=True, recipe=fnet.recipe_for("digits", epochs=3, calibration_images=64))
     other = fnet.load_dataset((digits.train.images, digits.train.labels))
-    with pytest.raises(ValueError, match=r"dataset\.images is .* there"):
+    with pytest.raises(ValueError, match=r"dataset\.images: the folder has"):
         make(folder, other, inherit=True)
     (Path(folder) / "new" / "search").mkdir(parents=True)
     (Path(folder) / "new" / "search" / "letter.txt").write_text("")
@@ -352,17 +352,6 @@ def test_metrics_without_the_objective_are_a_bug_that_is_named(digits, tmp_path,
     monkeypatch.setattr(tuner, "run_trial", lambda trial: {"loss": 1.0})
     with pytest.raises(ValueError, match="run_trial gave no val_int8_accuracy, but loss"):
         tuner.search()
-
-
-def test_a_search_whose_oracle_file_is_lost_goes_on(digits, tmp_path, monkeypatch):
-    fake = Fake(None, None, ZeroDivisionError)
-    monkeypatch.setattr(search_tuner, "train", fake)
-    with pytest.raises(ZeroDivisionError):
-        make(tmp_path, digits).search()
-    (tmp_path / "search" / "oracle.json").unlink()
-    make(tmp_path, digits).search()
-    assert fake.calls[3] == fake.calls[2]
-    assert len(set(fake.calls)) == len(fake.calls) - 1
 
 
 COMMAND = """
