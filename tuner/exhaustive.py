@@ -24,7 +24,7 @@ import factorizenet_tf as fnet
 from factorizenet_tf._keras import keras, tf
 from factorizenet_tf.files import locked, write_csv
 from factorizenet_tf.models.build import build
-from factorizenet_tf.spec import DEFAULT_STAGES
+from factorizenet_tf.spec import DEFAULT_STAGES, level_text
 from factorizenet_tf.training.loop import DivergedError, batchnorm_estimator, compiled_step, make_step, train_epoch
 from factorizenet_tf.tuner.space import Space, macs
 
@@ -144,7 +144,7 @@ def add_row(path: Path, spec: fnet.ModelSpec, recipe: fnet.Recipe, epochs: list[
     """
     row = {
         "name": spec.name,
-        "level": ".".join(map(str, spec.levels)),
+        "level": level_text(spec.levels),
         "seed": str(recipe.seed),
         "macs": str(macs(spec)),
         "seconds": f"{sum(seconds for _, seconds in epochs):.1f}",

@@ -241,17 +241,18 @@ class FactorizationTuner(keras_tuner.Tuner):
         super().__init__(oracle, **project)
         if isinstance(oracle, FactorizationOracle):
             oracle.costs.labels = dataset.class_names
-        self._identity = self._search_identity(oracle)
+        self._search_text = self._identity(oracle)
         if self._is_worker():
             return
-        open_folder(folder, {SEARCH_FILE: self._identity, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
+        open_folder(folder, {SEARCH_FILE: self._search_text, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
+        self._search_text = (folder / SEARCH_FILE).read_text()  # of an earlier version it may be written otherwise
         is_ours = isinstance(oracle, FactorizationOracle)  # ours goes on from its trials' files alone
         if (folder / ORACLE_FILE).exists() or (is_ours and any(folder.glob("trial_*/trial.json"))):
             oracle.reload()
         else:
             oracle.save()
 
-    def _search_identity(self, oracle):
+    def _identity(self, oracle):
         is_ours = isinstance(oracle, FactorizationOracle)
         fields = {
             "oracle": type(oracle).__name__,
@@ -373,7 +374,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             self._own_oracle.objective.name,
             tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else (),
             self._inherited(values.get(PARENT, ""), spec),
-            self._identity,
+            self._search_text,
         )
 
     def _inherited(self, parent_id, spec) -> list[np.ndarray] | None:
