@@ -271,7 +271,8 @@ def test_a_port_in_use_is_one_line(run, server, capsys):
     assert main(["serve", str(run.folder), "--port", str(server.port)]) == 1
     message = capsys.readouterr().err
     assert f"error: cannot listen on 127.0.0.1:{server.port}" in message
-    assert "choose another with --port" in message
+    assert "(Address already in use)" in message
+    assert "another port with --port" in message
 
 
 def test_an_ipv6_address_is_said_in_brackets(run):
