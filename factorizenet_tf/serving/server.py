@@ -1,4 +1,4 @@
-"""An HTTP server of int8 LiteRT nets: TensorFlow Serving's REST form by one FastAPI app, run by uvicorn.
+"""Serve int8 LiteRT nets over HTTP in TensorFlow Serving's REST form: one FastAPI app, run by uvicorn.
 
 Source: https://www.tensorflow.org/tfx/serving/api_rest.
 """
