@@ -193,6 +193,12 @@ def test_every_command_offers_near_names_in_capitals_too_and_says_where_others_a
     assert f"(in {zoo})" in message
 
 
+def test_a_zoo_without_a_name_to_look_up_is_refused(zoo, capsys):
+    for command in ("train --dataset digits --out new", "latencies --out new"):
+        assert main([*command.split(), "--zoo", str(zoo)]) == 2
+        assert "no net is looked up, so --zoo would have no effect" in capsys.readouterr().err
+
+
 def test_a_name_of_two_zoos_is_refused_until_one_is_said(zoo, tmp_path, monkeypatch):
     other = shutil.copytree(zoo, tmp_path / "other")
     text = (other / "index.json").read_text().replace(INT8, "fnet-l2-int8").replace(FLOAT, "fnet-l2-float")
