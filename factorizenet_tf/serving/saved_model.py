@@ -1,4 +1,4 @@
-"""A version for TensorFlow Serving: its graph (preprocessing, net, probabilities, class), model.tflite, warm-up requests."""
+"""Write versions for TensorFlow Serving: graph (preprocessing, net, probabilities, class), model.tflite, warm-up requests."""
 
 from __future__ import annotations
 

@@ -90,7 +90,6 @@ def test_the_lines_for_a_board_and_a_microcontroller_run_as_they_stand(picture, 
     assert list(Path("sources").glob("*model.h"))
 
 
-@pytest.mark.slow
 def test_the_lines_for_another_grouping_run_as_they_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (title,) = (line.removeprefix("## ") for line in TEXT.splitlines() if line.endswith("for the target"))

@@ -43,7 +43,7 @@ def test_a_name_of_a_zoo_and_a_file_are_asked_and_shown_as_a_table(files, run, z
     ("arguments", "message"),
     [
         (["{files}", "--model", "{run}", "--top", "0"], "--top is 0; it must be at least 1"),
-        (["{files}", "--model", "{run}/none"], "no model at"),
+        (["{files}", "--model", "{run}/none"], "run/none"),
         (["none.png", "--model", "{run}"], "no image file none.png"),
         ([__file__, "--model", "{run}"], "test_predict.py is broken or no PNG"),
         (["{files}", "--model", "{run}/float.h5"], "float"),
