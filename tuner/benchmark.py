@@ -32,7 +32,7 @@ import numpy as np
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import Progress, show
-from factorizenet_tf.machine import machine
+from factorizenet_tf.machine import cpu_name
 from factorizenet_tf.spec import DEFAULT_STAGES, ModelSpec, max_level
 from factorizenet_tf.tflite.latency import time_in_turns
 from factorizenet_tf.tflite.micro import micro_outputs
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     with Progress(True) as progress:
         for part in PARTS if options.part == "all" else (options.part,):
             rows += [{"part": part} | row for row in PARTS[part](options, progress)]
-    show(rows, options.json, f"{machine()}: benchmark")
+    show(rows, options.json, f"{cpu_name()}: benchmark")
     return int(any(row["reached"] is False for row in rows))
 
 

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
-import tempfile
 import textwrap
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import atomic_folder
 from .flatbuffer import read_flatbuffer, write_flatbuffer
 from .int8_model import Int8Model, quantize_pixels
 from .micro import arena_bytes, micro_outputs
@@ -136,7 +135,7 @@ def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernel
     unknown = [operator for operator in operators if operator not in OPERATORS]
     if unknown:
         raise ValueError(f"{name} has {', '.join(unknown)}; the resolver's method for it is not known here")
-    arenas = {estimate.processor: estimate.arena_bytes for estimate in estimate_arenas(content, kernels)}
+    arenas = estimate_arenas(content, kernels)
     recorded = arena_bytes(content)
     image = golden_image(model.input_shape)
     output = micro_outputs(content, image[None])[0]
@@ -153,13 +152,9 @@ def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernel
         lsb_to_litert=_distance(output, model.predict_reference(image[None])[0]),
         lsb_to_xnnpack=_distance(output, model.predict_quantized(image[None])[0]),
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-        new = Path(aside) / "sources"
-        new.mkdir()
+    with atomic_folder(folder) as new:
         for file, text in _sources(exported, content, model, labels, image, output).items():
             (new / file).write_text(text, encoding="utf-8")
-        shutil.move(new, folder)
     return exported
 
 

@@ -23,7 +23,6 @@ from .regroup import with_groups
 
 __all__ = [
     "LIBRARIES",
-    "ArenaEstimate",
     "check_kernels",
     "estimate_arenas",
     "operator_shapes",
@@ -65,48 +64,36 @@ class OperatorShape:
     groups: int = 1
 
 
-@dataclass(frozen=True)
-class ArenaEstimate:
-    """The arena of a net with one library's kernels on one kind of processor.
-
-    Args:
-        processor: "scalar" (such as Cortex-M0 and M3), "dsp" (M4, M7, M33), "mve" (M55, M85), or "esp32s3".
-        scratch_bytes: of the operator that asks for most.
-        arena_bytes: upper bound: recorded with the reference kernels, plus what the plan grows by with the scratch
-            buffers in it, plus their bookkeeping.
-    """
-
-    processor: str
-    scratch_bytes: int
-    arena_bytes: int
-
-
 def check_kernels(kernels: str) -> None:
     """Raise ValueError where `kernels` is no key of LIBRARIES."""
     if kernels not in LIBRARIES:
         raise ValueError(f"kernels is {kernels!r}; it must be one of {', '.join(LIBRARIES)}")
 
 
-def estimate_arenas(content: bytes, kernels: str) -> list[ArenaEstimate]:
-    """Compute the arena that a net needs with a library's kernels, for each kind of processor that it tells apart.
+def estimate_arenas(content: bytes, kernels: str) -> dict[str, int]:
+    """Compute the arena that a net needs with a library's kernels.
 
     Args:
         content: of an int8 .tflite.
-        kernels: a key of LIBRARIES; for "reference", whose arena `arena_bytes` records, the list is empty.
+        kernels: a key of LIBRARIES.
+
+    Returns:
+        Bytes by kind of processor: "scalar" (such as Cortex-M0 and M3), "dsp" (M4, M7, M33) and "mve" (M55, M85), or
+        "esp32s3"; empty for the reference kernels, whose arena `arena_bytes` records. An upper bound: that arena, what
+        the plan grows by with the scratch buffers in it, and their bookkeeping.
 
     Raises:
         ValueError: other kernels, or a .tflite that is damaged or that tflite-micro cannot run.
         ModuleNotFoundError: tflite-micro is not installed.
     """
     check_kernels(kernels)
-    estimates = []
+    arenas = {}
     for processor, scratch_bytes in SCRATCH[kernels].items():
         sizes = [scratch_bytes(shape) for shape in operator_shapes(content)]
         grown = planned_bytes(content, sizes) - planned_bytes(content)
         records = BOOKKEEPING[0] + BOOKKEEPING[1] * sum(size > 0 for size in sizes)
-        total = arena_bytes(content) + grown + records
-        estimates.append(ArenaEstimate(processor, max(sizes), _aligned(total)))
-    return estimates
+        arenas[processor] = _aligned(arena_bytes(content) + grown + records)
+    return arenas
 
 
 def without_groups(content: bytes) -> bytes:
