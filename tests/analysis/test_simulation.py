@@ -268,8 +268,7 @@ def test_a_quantization_aware_nets_ranges_are_its_files(models, digits):
     assert np.mean(np.abs(logits - keras_logits) <= 1.01 * lsb) > 0.99
 
 
-@pytest.mark.parametrize("scheme", ["per_channel", "per_tensor"])
-@pytest.mark.parametrize("net", ["grouped", "depthwise"])
+@pytest.mark.parametrize(("net", "scheme"), [("grouped", "per_channel"), ("depthwise", "per_tensor")])
 def test_layer_errors_are_those_of_tensorflows_debugger(nets, digits, net, scheme):
     model, calibration = nets[net], digits.calibration(128)
     theirs = debugged(model, calibration, per_channel=scheme == "per_channel")
