@@ -15,6 +15,7 @@ from .. import zoo as zoo_module
 from ..console import Progress, require_extra
 from ..data import Dataset
 from ..files import write_csv, write_text
+from ..loading import resolve
 from ..recipe import Recipe, recipe_for
 from ..requirement import COSTS, Requirement, best
 from ..runs import Run, dataset_fingerprint, open_folder
@@ -113,11 +114,10 @@ def study(
                 source = train(spec, dataset, out=folder / "runs" / spec.name, recipe=recipe, verbose=verbose)
                 row = _trained_row(source)
             else:
-                source, row = card.name, _published_row(card, zoo_dir)
+                source, row = resolve(card.reference, zoo_dir=card.zoo), _published_row(card)
             analysis = _saved(folder / "analyses" / spec.name)
             if analysis is None:
-                options = {"sensitivity": sensitivity, "zoo_dir": zoo_dir, "verbose": verbose}
-                analysis = analyze(source, dataset=dataset, **options)
+                analysis = analyze(source, dataset=dataset, sensitivity=sensitivity, verbose=verbose)
                 # the net's own name, whether it came from the zoo (`fnet-l2-int8`) or from a run
                 analysis = analysis.renamed({analysis.names[0]: spec.name})
                 analysis.save(folder / "analyses" / spec.name)
@@ -225,10 +225,10 @@ def _trained_row(run: Run) -> dict:
     return _row(run.spec, "trained", costs, metrics["accuracy"])
 
 
-def _published_row(card, zoo_dir) -> dict:
+def _published_row(card) -> dict:
     """The card's numbers; latency is measured here, since the card's is another machine's than the trained nets'."""
     costs = {key: getattr(card, key) for key in ("macs", "params", "size_bytes", "ram_bytes")}
-    costs["latency_ms"] = _latency(zoo_module.load(card.name, format="tflite", zoo_dir=zoo_dir))
+    costs["latency_ms"] = _latency(zoo_module.load(card.reference, format="tflite", zoo_dir=card.zoo))
     return _row(card.spec, "zoo", costs, card.accuracies)
 
 

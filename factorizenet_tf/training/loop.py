@@ -32,6 +32,7 @@ __all__ = [
     "batches",
     "batchnorm_estimator",
     "compiled_step",
+    "diverged",
     "make_step",
     "train_epoch",
 ]
@@ -267,14 +268,15 @@ def train_epoch(
         )
         loss, hit = (float(value) for value in run(images, labels, rate, seed))
         if not math.isfinite(loss):
-            raise _diverged(f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}", last_saved)
+            raise diverged(f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}", last_saved)
         losses.append(loss)
         accuracies.append(hit)
         callbacks.on_train_batch_end(i, {"loss": loss, "accuracy": hit})
     return {"learning_rate": rate, "loss": float(np.mean(losses)), "accuracy": float(np.mean(accuracies))}
 
 
-def _diverged(what, last_saved):
+def diverged(what: str, last_saved: str = "") -> DivergedError:
+    """Make the error of a training that diverged: what was seen, and what is kept."""
     return DivergedError(f"training diverged: {what}; {last_saved}use a lower learning rate in a new folder")
 
 
@@ -400,7 +402,7 @@ class _Bars(keras.callbacks.Callback):
 def _check_finite(loss, model, epoch, last_saved):
     guessing = math.log(model.output_shape[-1])
     if loss > DIVERGED_LOSS * guessing:
-        raise _diverged(f"the mean loss of {epoch} is {loss:.3g}; guessing has {guessing:.3g}", last_saved)
+        raise diverged(f"the mean loss of {epoch} is {loss:.3g}; guessing has {guessing:.3g}", last_saved)
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
-            raise _diverged(f"{variable.name} is not finite after {epoch}", last_saved)
+            raise diverged(f"{variable.name} is not finite after {epoch}", last_saved)

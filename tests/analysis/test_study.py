@@ -110,7 +110,7 @@ def test_nets_of_a_zoo_are_taken_with_a_latency_measured_here(stub, digits, spec
     (card,) = fnet.zoo.list(precision="int8", zoo_dir=zoo)
     options = {"recipe": recipe, "verbose": False}
     found = study(digits, [spec], out=tmp_path / "zoo", zoo_dir=zoo, **options)
-    assert stub.calls == [card.name]
+    assert stub.calls == [card.spec]
     row = found.rows[0]
     assert (row["origin"], row["macs"], row["ram_bytes"]) == ("zoo", card.macs, card.ram_bytes)
     assert row["test_tflite"] == card.accuracy
@@ -119,7 +119,7 @@ def test_nets_of_a_zoo_are_taken_with_a_latency_measured_here(stub, digits, spec
     assert study(digits, [spec], out=tmp_path / "default", **options).rows[0]["origin"] == "zoo"
     found = study(digits, [spec], out=tmp_path / "all", train_all=True, **options)
     assert found.rows[0]["origin"] == "trained"
-    slow = module._published_row(dataclasses.replace(card, latency_ms=1e6), zoo)
+    slow = module._published_row(dataclasses.replace(card, latency_ms=1e6))
     assert 0 < slow["latency_ms"] < 1e3
 
 

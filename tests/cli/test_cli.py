@@ -138,23 +138,12 @@ def test_after_ctrl_c_in_a_shell_the_same_command_continues(prints_json, tmp_pat
 def test_a_model_of_ones_own_is_quantized_from_each_format_by_each_method(prints_json, saved, tmp_path, name, method):
     path = saved(small_net(), name)
     out = tmp_path / "out"
-    arguments = [
-        "quantize",
-        path,
-        "--dataset",
-        "digits",
-        "--method",
-        method,
-        "--qat-epochs",
-        1,
-        "--out",
-        out,
-        "--quiet",
-    ]
+    epochs = ["--qat-epochs", 1] if method == "qat" else []
+    arguments = ["quantize", path, "--dataset", "digits", "--method", method, *epochs, "--out", out, "--quiet"]
     metrics = prints_json(*arguments)
     assert metrics == json.loads((out / "metrics.json").read_text())
     assert metrics["method"] == method
-    assert metrics["images"] == {"validation": 144, "test": 359}
+    assert metrics["images"] == {"train": 1294, "validation": 144, "test": 359}
     model = fnet.Int8Model(out / "model.tflite")
     assert model.size_bytes == metrics["size_bytes"]
     assert model.labels == tuple("0123456789")
@@ -186,9 +175,7 @@ def test_quantize_prints_a_table_and_where_the_file_is(succeeds, saved, tmp_path
 )
 def test_quantize_refuses_what_it_cannot_do_and_writes_nothing(fails, saved, tmp_path, model, method, message):
     path, out = saved(model()), tmp_path / "out"
-    assert message in fails(
-        "quantize", path, "--dataset", "digits", "--method", method, "--qat-epochs", 1, "--out", out, "--quiet"
-    )
+    assert message in fails("quantize", path, "--dataset", "digits", "--method", method, "--out", out, "--quiet")
     assert not out.exists()
 
 
@@ -574,6 +561,8 @@ def test_an_option_that_would_have_no_effect_is_refused_with_the_reason(fails, s
     assert "--method ptq trains nothing, so --qat-epochs would have no effect" in message
     message = fails("evaluate", run.folder / "float.h5", "--dataset", "digits", "--threads", 2)
     assert "so --threads would have no effect" in message
+    message = fails("train", *SMALL, "--zoo", tmp_path, "--out", tmp_path / "new")
+    assert "without --from no net is looked up, so --zoo would have no effect" in message
     message = fails("train", *SMALL, "--data-dir", tmp_path, "--out", tmp_path / "new")
     assert "--data-dir is where TFDS keeps its data, and digits is none of its sets" in message
     assert not (tmp_path / "new").exists()

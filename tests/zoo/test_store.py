@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import factorizenet_tf as fnet
-from factorizenet_tf import files
 from factorizenet_tf.zoo import store
 from factorizenet_tf.zoo.catalog import find
 from factorizenet_tf.zoo.store import FolderStore, UrlStore, bundled_zoo, open_store, unzip
@@ -262,7 +261,7 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has_and_names_itself(copy
 
         store._indexes.clear()
         monkeypatch.setattr(store, "write_text", refuse)
-        monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
+        monkeypatch.setattr(store, "atomic_folder", refuse)
         monkeypatch.setattr("pooch.core.os.makedirs", refuse)
         assert fnet.zoo.load(NAME, "path", zoo_dir=url).is_relative_to(cache)
         assert fnet.zoo.load(NAME, "saved_model", zoo_dir=url) == folder
