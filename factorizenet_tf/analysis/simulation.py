@@ -45,7 +45,7 @@ class Scheme:
 
     @property
     def title(self) -> str:
-        """E.g. "per_channel W4A8"."""
+        """The name with its numbers of bits, e.g. "per_channel W4A8"."""
         return f"{self.name} W{self.weight_bits}A{self.activation_bits}"
 
     @property
