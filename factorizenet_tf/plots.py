@@ -149,14 +149,14 @@ def layer_figures(analysis) -> dict[str, list[alt.Chart]]:
     accuracy, and those of `PANELS` that have rows. A line is a net; nets are lined up by their blocks. Rows are the
     float net's where it was measured, else the quantization-aware one's.
     """
-    nets = [_short(net) for net in analysis.names]
+    short = _short(analysis)
     figures = {"accuracy": _accuracies(analysis)}
     for (name, y_title), panels in itertools.groupby(PANELS, key=lambda panel: panel[:2]):
         rows = {}
         for *_, title, table, which, column in panels:
-            chosen = _depth_rows(getattr(analysis, table).query(which), column)
+            chosen = _depth_rows(getattr(analysis, table).query(which), column, short)
             rows |= {title: chosen} if len(chosen) else {}
-        figures[name] = _depth_panels(rows, y_title, nets)
+        figures[name] = _depth_panels(rows, y_title, [*short.values()])
     return {name: panels for name, panels in figures.items() if panels}
 
 
@@ -189,7 +189,8 @@ def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
         alt.param(name=key, value=first[key], bind=alt.binding_select(options=values[key], name=title))
         for key, title in keys.items()
     ]
-    chosen = alt.Chart(alt.NamedData("tensors")).transform_filter(" && ".join(f"datum.{key} === {key}" for key in keys))
+    is_chosen = " && ".join(f"datum.{key} === {key}" for key in keys)
+    chosen = alt.Chart(alt.NamedData("tensors")).transform_filter(is_chosen)
     bins = len(tensors[0]["rows"][0]) if tensors[0]["rows"] else 1
     cells = (
         chosen.transform_flatten(["channels", "rows"], as_=["channel", "row"])
@@ -212,9 +213,10 @@ def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
     )
     facts = chosen.mark_text(align="left", baseline="bottom", lineBreak="\n", clip=False)
     facts = facts.encode(x=alt.value(0), y=alt.value(-20), text="facts:N")
-    absent = chosen.transform_aggregate(number="count()").transform_filter("datum.number === 0")
+    absent = alt.Chart(alt.NamedData("tensors")).transform_calculate(is_chosen=f"({is_chosen}) ? 1 : 0")
+    absent = absent.transform_aggregate(found="max(is_chosen)").transform_filter("datum.found === 0")
     absent = absent.mark_text(align="left", fontSize=13).encode(
-        x=alt.value(10), y=alt.value(20), text=alt.value("This net has no such layer, or nothing of a range to draw.")
+        x=alt.value(10), y=alt.value(20), text=alt.value("This net has no such layer, or it has no range to draw.")
     )
     return alt.layer(cells, facts, absent, height=420).add_params(*params)
 
@@ -223,13 +225,12 @@ def _accuracies(analysis):
     """All precisions, and beside them those of 8 bits and more, which fewer bits press together."""
     output, macs = analysis.output, dict(zip(analysis.nets["net"], analysis.nets["macs"] / 1e6))
     is_measured = output["accuracy"].notna().any()
-    key, title = (
-        ("accuracy", "accuracy, %") if is_measured else ("top1_agreement", "images of the float net's class, %")
-    )
-    rows = output.assign(
-        macs=output["net"].map(macs), percent=(100 * output[key]).round(4), net=output["net"].map(_short)
-    )
-    rows["precision"] = [_precision(name) for name in rows["precision"]]
+    title = "accuracy, %" if is_measured else "images of the float net's class, %"
+    percent = (100 * output["accuracy" if is_measured else "top1_agreement"]).round(4)
+    rows = output.assign(macs=output["net"].map(macs), percent=percent, net=output["net"].map(_short(analysis)))
+    rows["precision"] = [
+        name.replace("_", " ").replace("W8A8", "int8").replace("qat", "QAT") for name in rows["precision"]
+    ]
     rows = rows.dropna(subset="percent")[["net", "precision", "macs", "percent", "weight_bits"]]
     wide, order = rows[rows["weight_bits"] >= 8], list(rows["precision"].unique())
     if not len(wide) or len(wide) == len(rows):
@@ -264,13 +265,13 @@ def _depth_panels(rows, y_title, nets):
     return [_lines(some, _depth(some), y, "net", title=title, order=nets) for title, some in rows.items()]
 
 
-def _depth_rows(table, column):
+def _depth_rows(table, column, short):
     """Of the float net's weights where they were measured, else of the quantization-aware one's."""
     table = table[table["source"] == table.groupby("net", sort=False)["source"].transform("first")]
     table = table.rename(columns={column: "value"})[["net", "layer", "block", "depth", "value"]]
     table = table.replace([np.inf, -np.inf], np.nan).dropna().sort_values("depth", kind="stable")
     rounded = {name: [float(f"{number:.5g}") for number in table[name]] for name in ("depth", "value")}
-    return table.assign(net=[_short(net) for net in table["net"]], **rounded)
+    return table.assign(net=table["net"].map(short), **rounded)
 
 
 def _depth(rows):
@@ -309,17 +310,19 @@ def _lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, in
     shown = dict.fromkeys(key for key in ("net", "layer", series, "macs") if key in rows)
     number = [alt.Tooltip(f"{y.shorthand}", format=".4g")]
     chart = alt.Chart(rows, title=title)
-    mark = chart.mark_line(
-        strokeWidth=stroke, interpolate=interpolate, point=alt.OverlayMarkDef(size=45, filled=True, opacity=1)
+    point = alt.OverlayMarkDef(size=45, filled=True, opacity=1)
+    return (
+        chart.mark_line(strokeWidth=stroke, interpolate=interpolate, point=point)
+        .encode(
+            x,
+            y,
+            alt.Color(f"{series}:N", scale=alt.Scale(domain=order, range=colors), legend=legend),
+            alt.Shape(f"{series}:N", scale=alt.Scale(domain=order, range=marks), legend=legend),
+            opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15)),
+            tooltip=[alt.Tooltip(f"{key}:N") for key in shown] + number,
+        )
+        .add_params(picked)
     )
-    return mark.encode(
-        x,
-        y,
-        alt.Color(f"{series}:N", scale=alt.Scale(domain=order, range=colors), legend=legend),
-        alt.Shape(f"{series}:N", scale=alt.Scale(domain=order, range=marks), legend=legend),
-        opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15)),
-        tooltip=[alt.Tooltip(f"{key}:N") for key in shown] + number,
-    ).add_params(picked)
 
 
 def _names(rows, x, y, field):
@@ -355,9 +358,7 @@ def _series(card):
     return "per-stage levels" if card.level else "ResNet-8"
 
 
-def _precision(name):
-    return name.replace("_", " ").replace("W8A8", "int8").replace("qat", "QAT")
-
-
-def _short(net):
-    return net.removeprefix("fnet-").removesuffix("-int8")
+def _short(analysis):
+    """Short names of nets, "l2" for fnet-l2-int8, where that tells them apart."""
+    short = {net: net.removeprefix("fnet-").removesuffix("-int8") for net in analysis.names}
+    return short if len(set(short.values())) == len(short) else {net: net for net in short}

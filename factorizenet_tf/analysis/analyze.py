@@ -21,6 +21,7 @@ from .measure import BATCH, Outputs, activations, layer_errors, output_ranges, o
 from .simulation import QAT, Quantization, Scheme, quantize_graph, scheme_named
 from .tables import (
     EMPTY,
+    SCHEME,
     TABLES,
     Analysis,
     block_and_depth,
@@ -296,11 +297,13 @@ def _measure(job: _Job) -> None:
         tables["errors"] += error_rows(graph, quantization, errors, keys, job.tensors)
     before = outputs(job.reference, job.images)
     if graph is job.reference:
-        precision = {"precision": "float", "scheme": "float", "weight_bits": 32, "activation_bits": 32}
+        precision = {"precision": "float"} | dict(zip(SCHEME, ("float", 32, 32)))
         tables["output"].append(keys | precision | output_row(before, before, job.split))
     for quantization in quantizations:
         after, precision = outputs(graph, job.images, quantization), {"precision": quantization.scheme.title}
-        tables["output"].append(keys | precision | _scheme(quantization) | output_row(before, after, job.split))
+        tables["output"].append(
+            keys | precision | dict(zip(SCHEME, quantization.scheme.key)) | output_row(before, after, job.split)
+        )
     if job.config.sensitivity:
         tables["sensitivity"] += _sensitivity_rows(job, quantizations[0], before)
 
@@ -336,13 +339,8 @@ def _sensitivity_rows(job: _Job, quantization: Quantization, reference: Outputs)
     bar, rows = job.bar("sensitivity", len(parts), job.images), []
     for part, layer, weights, acts in parts:
         after = outputs(graph, job.images, quantization, weights, acts, bar.advance)
-        row = job.keys | _scheme(quantization) | {"part": part, "layer": layer}
+        row = job.keys | dict(zip(SCHEME, quantization.scheme.key)) | {"part": part, "layer": layer}
         row |= place[layer] if layer else {"block": None, "depth": np.nan}
         row |= output_row(reference, after, job.split)
         rows.append({column: row[column] for column in EMPTY["sensitivity"]})
     return rows
-
-
-def _scheme(quantization: Quantization) -> dict:
-    scheme = quantization.scheme
-    return {"scheme": scheme.name, "weight_bits": scheme.weight_bits, "activation_bits": scheme.activation_bits}

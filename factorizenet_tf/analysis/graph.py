@@ -17,22 +17,8 @@ KERNELS = dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "Dense"), "kernel") | {"D
 UNKNOWN = ("Separable", "Transpose", "DepthwiseConv1D", "LocallyConnected", "Embedding", "LSTM", "GRU", "Attention")
 WRAPPERS = ("QuantizeWrapper", "QuantizeWrapperV2")
 # Layers whose output has its input's scale in TFLite: they make no values that were not there.
-SAME_SCALE = frozenset(
-    [
-        "Flatten",
-        "Reshape",
-        "Permute",
-        "Dropout",
-        "SpatialDropout2D",
-        "GaussianNoise",
-        "ZeroPadding2D",
-        "Cropping2D",
-        "MaxPooling2D",
-        "GlobalMaxPooling2D",
-        "AveragePooling2D",
-        "UpSampling2D",
-    ]
-)
+SAME_SCALE = frozenset({"Flatten", "Reshape", "Permute", "Dropout", "SpatialDropout2D", "GaussianNoise"})
+SAME_SCALE |= {"ZeroPadding2D", "Cropping2D", "MaxPooling2D", "GlobalMaxPooling2D", "AveragePooling2D", "UpSampling2D"}
 FUSED = ("relu", "relu6", "linear")  # activations that are part of the operation before them
 FUSES_RELU = frozenset(["Add", "Subtract", "Multiply"])
 POOLS = frozenset(["GlobalAveragePooling2D", "AveragePooling2D"])

@@ -17,17 +17,7 @@ import numpy as np
 from .._keras import tf
 from .graph import FusedGraph, FusedOp, by_channel
 
-__all__ = [
-    "QAT",
-    "SCHEMES",
-    "Quantization",
-    "Scheme",
-    "activation_scale",
-    "converter_ranges",
-    "forward",
-    "quantize_graph",
-]
-__all__ += ["quantized_kernel", "scheme_named"]
+__all__ = ["QAT", "SCHEMES", "Quantization", "Scheme", "forward", "quantize_graph", "scheme_named"]
 
 BITS = range(2, 9)
 PERCENTILE = 99.99  # our choice
@@ -55,8 +45,13 @@ class Scheme:
 
     @property
     def title(self) -> str:
-        """E.g. "per_channel W4A8"."""
+        """The name with its numbers of bits, e.g. "per_channel W4A8"."""
         return f"{self.name} W{self.weight_bits}A{self.activation_bits}"
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What tells its rows in the tables: scheme, weight_bits, activation_bits."""
+        return self.name, self.weight_bits, self.activation_bits
 
 
 SCHEMES = {

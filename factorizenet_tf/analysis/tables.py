@@ -20,39 +20,14 @@ from .graph import FusedGraph, by_channel
 from .measure import Errors, Outputs
 from .simulation import Quantization
 
-__all__ = [
-    "PERCENT",
-    "TABLES",
-    "Analysis",
-    "block_and_depth",
-    "channel_table",
-    "concat",
-    "decrease",
-    "distribution_row",
-]
-__all__ += ["error_rows", "find_anomalies", "from_rows", "histogram_table", "load_analysis", "node_data", "output_row"]
-__all__ += ["sqnr_db", "tensor_names"]
+__all__ = ["TABLES", "Analysis", "concat", "from_rows", "load_analysis", "node_data"]
 
 TABLES = ("nets", "weights", "activations", "channels", "histograms", "errors", "output", "sensitivity", "notes")
+SCHEME = ("scheme", "weight_bits", "activation_bits")
+LOST = ("accuracy", "decrease_points", "decrease_percent", "top1_agreement", "qmse", "kl")
 EMPTY = {  # the columns of tables that may have no row
     "notes": ["net", "source", "layer", "tensor", "note"],
-    "sensitivity": [
-        "net",
-        "source",
-        "scheme",
-        "weight_bits",
-        "activation_bits",
-        "part",
-        "layer",
-        "block",
-        "depth",
-        "accuracy",
-        "decrease_points",
-        "decrease_percent",
-        "top1_agreement",
-        "qmse",
-        "kl",
-    ],
+    "sensitivity": ["net", "source", *SCHEME, "part", "layer", "block", "depth", *LOST],
 }
 PERCENT = 99.0  # percentile ranges lie between the 1st and the 99th percentile
 BLOCK_PARTS = ("_spatial", "_pointwise", "_add")
@@ -191,7 +166,7 @@ def node_data(analysis: Analysis, net: str) -> dict:
     if errors.empty:
         raise ValueError(f"no net {net!r} in the analysis; there are {', '.join(analysis.names)}")
     first = errors.iloc[-1] if (errors["source"] == "qat").any() else errors.iloc[0]
-    keys = ["source", "scheme", "weight_bits", "activation_bits"]
+    keys = ["source", *SCHEME]
     chosen = errors[(errors[keys] == first[keys]).all(axis=1) & (errors["kind"] != "input")]
     names = chosen["tensor"].where(chosen["tensor"].notna(), chosen["layer"])
     results = {
@@ -263,32 +238,17 @@ def distribution_row(found: Distribution) -> dict:
 
 def channel_table(found: Distribution, keys: dict) -> pandas.DataFrame:
     """Give a row for each channel."""
-    return pandas.DataFrame(
-        keys
-        | {
-            "channel": np.arange(len(found.channel_minimum)),
-            "minimum": found.channel_minimum,
-            "maximum": found.channel_maximum,
-            "range": found.channel_ranges,
-            "precision": found.channel_precisions,
-        }
-    )
+    ends = {"minimum": found.channel_minimum, "maximum": found.channel_maximum}
+    ranges = {"range": found.channel_ranges, "precision": found.channel_precisions}
+    return pandas.DataFrame(keys | {"channel": np.arange(len(found.channel_minimum))} | ends | ranges)
 
 
 def histogram_table(found: Distribution, keys: dict) -> pandas.DataFrame:
     """Give a row for each bin of each channel that holds values; bins are equal and span the tensor's range."""
     channel, place = np.nonzero(found.counts)
     edges = np.linspace(found.minimum, found.maximum, CHANNEL_BINS + 1)
-    return pandas.DataFrame(
-        keys
-        | {
-            "channel": channel,
-            "bin": place,
-            "low": edges[place],
-            "high": edges[place + 1],
-            "count": found.counts[channel, place],
-        }
-    )
+    bins = {"channel": channel, "bin": place, "low": edges[place], "high": edges[place + 1]}
+    return pandas.DataFrame(keys | bins | {"count": found.counts[channel, place]})
 
 
 def sqnr_db(signal: float, noise: float) -> float:
@@ -305,8 +265,7 @@ def error_rows(
 
     `tensors` names the output in the net's .tflite, where there is one.
     """
-    scheme, place = quantization.scheme, block_and_depth(graph)
-    rows = []
+    place, rows = block_and_depth(graph), []
     for op in graph.quantized:
         found = errors[op.name]
         signal = noise = mse = np.nan
@@ -318,7 +277,7 @@ def error_rows(
         low, high = quantization.ranges[op.name]
         rows.append(
             keys
-            | {"scheme": scheme.name, "weight_bits": scheme.weight_bits, "activation_bits": scheme.activation_bits}
+            | dict(zip(SCHEME, quantization.scheme.key))
             | {"layer": op.name, **place[op.name], "kind": op.kind, "groups": op.groups}
             | {
                 "tensor": tensors.get(op.name),

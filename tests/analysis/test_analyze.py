@@ -285,20 +285,20 @@ def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
     assert found.nets["dataset"].tolist() == ["digits (JPEG)"]
     with warnings.catch_warnings():  # chosen by the caller
         warnings.simplefilter("error")
-        calibration, few = lossy.calibration(8), fnet.Split(lossy.test.images[:8], lossy.test.labels[:8])
-        fnet.analyze(name, dataset=lossy, calibration=calibration, evaluation=few, zoo_dir=zoo)
+        net = loading.resolve(name, zoo_dir=zoo)
+        assert layerwise._data([net], lossy, None, True) == {net: lossy}
 
 
-def test_two_runs_of_one_spec_are_told_apart_by_their_folders(run, digits, tmp_path):
-    shutil.copytree(run.folder, tmp_path / "again")
-    few = fnet.Split(digits.test.images[:8], digits.test.labels[:8])
+def test_two_runs_of_one_spec_are_told_apart_by_their_folders(run, digits, analysis, tmp_path, monkeypatch):
+    monkeypatch.setattr(layerwise, "_analyze", lambda net, name, *_: analysis.renamed({analysis.names[0]: name}))
+    for folder in (tmp_path / "again", tmp_path / "other" / "again"):
+        shutil.copytree(run.folder, folder)
     for folders in ([run.folder, tmp_path / "again"], [run, str(tmp_path / "again")]):
-        found = fnet.compare_levels(folders, calibration=digits.calibration(8), evaluation=few)
-        assert found.names == (run.folder.name, "again")
-    shutil.copytree(run.folder, tmp_path / "other" / "again")
+        assert fnet.compare_levels(folders, dataset=digits).names == (run.folder.name, "again")
     folders = [str(tmp_path / "again"), str(tmp_path / "other" / "again")]
-    found = fnet.compare_levels(folders, calibration_images=8, evaluation_images=8)
-    assert found.names == tuple(folders)
+    assert fnet.compare_levels(folders, dataset=digits).names == tuple(folders)
+    with pytest.raises(ValueError, match="again is given twice; give each net once"):
+        fnet.compare_levels([folders[0], folders[0]], dataset=digits)
 
 
 def test_analyses_of_one_name_are_numbered_and_not_mixed(tiny, noise, tmp_path):

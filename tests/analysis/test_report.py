@@ -38,9 +38,8 @@ def own_text(page):
 
 def test_the_report_loads_nothing_and_is_small(page):
     assert not re.findall(r"(?:src|href)=\"(?!#)", own_text(page))
-    assert set(re.findall(r"https?:[\w./-]+", own_text(page))) == {
-        "https://vega.github.io/schema/vega-lite/v6.1.0.json"
-    }
+    named = set(re.findall(r"https?:[\w./-]+", own_text(page)))  # what the charts' format is called
+    assert all(address.startswith("https://vega.github.io/schema/vega-lite/") for address in named)
     assert "default-src 'none'" in page
     assert len(page.encode()) < report.MAX_BYTES == 1_500_000
 
@@ -213,7 +212,7 @@ addEventListener("load", async () => {
 
 def browsed(page, folder, width, dark):
     """What the page found when the checks above ran in it; a window has a least width, a frame has none."""
-    (folder / "page.html").write_text(page.replace("</head>", f"{CHECKS}</head>"), encoding="utf-8")
+    (folder / "page.html").write_text(page.replace("</head>", f"{CHECKS}</head>", 1), encoding="utf-8")
     (folder / "frame.html").write_text(OUTER % ("page.html", width))
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     options += [f"--window-size={max(width, 600)},900", "--virtual-time-budget=40000"]
