@@ -229,6 +229,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         if self.failure is None and not Path(self._get_oracle_fname()).exists():
             self.save()  # before the first trial's file, so that a kill between the two loses nothing
         if self.failure is not None:
+            self.tuner_ids.discard(tuner_id)  # for which KerasTuner's chief would wait
             return Trial(self.get_space(), trial_id="", status=TrialStatus.STOPPED)
         return super().create_trial(tuner_id)
 
