@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "ray": ["ray>=2.40"],
-    "report": ["altair>=5.5", "vl-convert-python>=1.7"],
+    "report": ["altair>=6", "pyarrow", "vl-convert-python>=1.9"],
     "serve": [
         "fastapi>=0.110",
         "uvicorn>=0.30",
@@ -54,7 +54,7 @@ setup(
     packages=[*find_packages(include=["factorizenet_tf", "factorizenet_tf.*"]), "factorizenet_tf._zoo"],
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
-        "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "*.txt", "tflite/micro_templates/*.in"],
+        "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "*.txt", "*/*.html", "tflite/micro_templates/*.in"],
         "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "findings/*", "models/*/*"],
     },
     install_requires=[
