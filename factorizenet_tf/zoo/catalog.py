@@ -392,5 +392,5 @@ def _file(card, role):
 def _dataset(card, data_dir, download=True):
     from ..data import load_dataset
 
-    name = os.path.expanduser(card.dataset_name)
-    return load_dataset(name, input_shape=card.spec.input_shape, data_dir=data_dir, download=download)
+    shape = card.spec.input_shape
+    return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=download)
