@@ -152,7 +152,7 @@ def load_dataset(
     elif name == "digits":
         title, classes, train, test = _digits(input_shape or (32, 32, 3))
     elif os.sep in os.fspath(name) or Path(name).is_dir():
-        title, classes, train, test = _folder(Path(name), input_shape)
+        title, classes, train, test = _folder(Path(name).expanduser(), input_shape)
     else:
         title, classes, train, test = _tfds(os.fspath(name), input_shape, data_dir, download)
     if input_shape is not None:

@@ -19,7 +19,7 @@ from ..recipe import Recipe
 from ..requirement import MEASURED, Requirement, frontier
 from ..runs import load_run
 from ..spec import ModelSpec, level_text
-from ..zoo.publishing import refusals
+from ..zoo.publishing import PublishError, publish_errors
 from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
 from .space import macs
 from .tuner import OBJECTIVES, FactorizationTuner
@@ -189,7 +189,7 @@ def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: b
     names = dict.fromkeys(frontier_names(found.rows, "val_int8_accuracy"))
     if found.best is not None:
         names[found.best.name] = None
-    errors = {name: refusals(load_run(found.run_folder(name))) for name in names}
+    errors = {name: publish_errors(load_run(found.run_folder(name))) for name in names}
     with Progress(verbose) as progress:
         for name in names:
             if errors[name]:
@@ -200,6 +200,9 @@ def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: b
                 progress.say(f"published in {zoo_dir}: {', '.join(card.reference for card in cards)}")
             except FileExistsError as error:
                 progress.say(f"{name}: {error}")
+            except PublishError as error:  # a net of other data has its name
+                errors[name] = [str(error)]
+                progress.say(f"{name} is not published: {error}")
     if found.best is not None and errors[found.best.name]:
         raise RuntimeError(
             f"the answer, {found.best.name}, is not published: {'; '.join(errors[found.best.name])}; it is in {found.folder}"

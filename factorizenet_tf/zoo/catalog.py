@@ -28,7 +28,6 @@ __all__ = [
     "card",
     "evaluate",
     "find",
-    "is_published",
     "list",
     "load",
     "load_card",
@@ -41,7 +40,6 @@ __all__ = [
 ZOO_VARIABLE = "FACTORIZENET_ZOO"
 FORMATS = ("keras", "tflite", "saved_model", "path")
 RANKED_BY = "validation_accuracy"
-SPLITS = ("train", "validation", "test")
 
 
 def names(*, zoo_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
@@ -117,11 +115,6 @@ def find(name: str, zoo_dir: str | os.PathLike | None = None) -> tuple[Card, Fol
         )
     store, cards = holders[0]
     return cards.find(name), store
-
-
-def is_published(source: str | os.PathLike, *, zoo_dir: str | os.PathLike | None = None) -> bool:
-    """Tell whether it is a name, with or without a version, that `find` knows, and no file or folder."""
-    return not Path(source).exists() and str(source).partition("@")[0] in names(zoo_dir=zoo_dir)
 
 
 def best(
@@ -224,7 +217,7 @@ def evaluate(
     """
     from ..models.evaluate import accuracy
 
-    if split not in SPLITS:
+    if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
     card, store = find(name, zoo_dir)
     data = dataset or _dataset(card, data_dir)
@@ -260,7 +253,9 @@ def verify(
     Raises:
         ValueError: no such name, or a name in two zoos.
     """
-    return _verify(*find(name, zoo_dir), dataset, data_dir)
+    card, store = find(name, zoo_dir)
+    found = _local_dataset(card, data_dir) if dataset is None else (dataset, "")
+    return _verify(card, store, *found)
 
 
 def verify_all(names=None, *, precision=None, zoo_dir=None, data_dir=None, verbose=True) -> builtins.list:
@@ -280,11 +275,8 @@ def verify_all(names=None, *, precision=None, zoo_dir=None, data_dir=None, verbo
         for card, store in found:
             key = card.dataset_name, card.spec.input_shape
             if key not in datasets:
-                try:
-                    datasets[key] = _dataset(card, data_dir, download=False)
-                except (OSError, ValueError):  # `_verify` says why
-                    datasets[key] = None
-            results.append(_verify(card, store, datasets[key], data_dir))
+                datasets[key] = _local_dataset(card, data_dir)
+            results.append(_verify(card, store, *datasets[key]))
             progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}")
             bar.advance()
     return results
@@ -372,19 +364,20 @@ def _requirement(limits):
     return Requirement(**limits) if any(limit is not None for limit in limits.values()) else None
 
 
-def _verify(card, store, dataset, data_dir):
+def _verify(card, store, dataset, reason):
     from .verification import verify_card
 
-    reason = ""
-    if dataset is None:
-        try:
-            dataset = _dataset(card, data_dir, download=False)
-        except (OSError, ValueError) as error:
-            reason = str(error)
     if dataset is not None and dataset.title != card.dataset:
-        reason = f"the data here is {dataset.title}, the number is of {card.dataset}"
-        dataset = None
+        dataset, reason = None, f"the data here is {dataset.title}, the number is of {card.dataset}"
     return verify_card(card, store.path, lambda: load_card(card, store, "keras"), dataset, reason)
+
+
+def _local_dataset(card, data_dir):
+    """Load a card's data where it is on this machine; else give None and the reason."""
+    try:
+        return _dataset(card, data_dir, download=False), ""
+    except (OSError, ValueError) as error:
+        return None, str(error)
 
 
 def _file(card, role):
@@ -399,5 +392,5 @@ def _file(card, role):
 def _dataset(card, data_dir, download=True):
     from ..data import load_dataset
 
-    name = os.path.expanduser(card.dataset_name)
-    return load_dataset(name, input_shape=card.spec.input_shape, data_dir=data_dir, download=download)
+    shape = card.spec.input_shape
+    return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=download)

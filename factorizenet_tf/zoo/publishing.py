@@ -280,16 +280,7 @@ def _write_files(zoo, name, contents) -> str:
 
 
 def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Card]:
-    """Make the cards of a run, float and int8.
-
-    Args:
-        run: what is published.
-        name: without the precision.
-        dataset: the run's dataset.json.
-        folder, contents: path in the zoo and files of the publication.
-        measured: RAM and latency of the int8 net.
-        place: version, licence and zoo.
-    """
+    """Make the cards of a run, float and int8; `measured` is RAM and latency, `place` version, licence and zoo."""
     metrics = run.metrics
     scale, zero_point = run.int8_model().input_quantization
     int8 = measured | {

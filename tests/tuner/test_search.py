@@ -131,7 +131,7 @@ def test_a_net_that_may_not_be_published_is_named_and_the_others_are_published(t
     found = SearchResult(tmp_path, best, rows, [], "", True)
     published = []
     monkeypatch.setattr(search_module, "load_run", str)
-    monkeypatch.setattr(search_module, "refusals", lambda run: ["it is bad"] if f"trial_{refused}" in run else [])
+    monkeypatch.setattr(search_module, "publish_errors", lambda run: ["it is bad"] if f"trial_{refused}" in run else [])
     monkeypatch.setattr(
         search_module.zoo, "publish", lambda run, zoo_dir, verbose: published.append(run.parent.name) or []
     )

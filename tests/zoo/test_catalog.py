@@ -134,8 +134,6 @@ def test_a_second_zoo_is_looked_into_too(zoo, run, two):
     two(zoo)
     assert fnet.zoo.names() == ("a-int8", "b-int8", "c-int8", FLOAT, INT8)
     assert fnet.zoo.load(INT8, "path").read_bytes() == (run.folder / "model.tflite").read_bytes()
-    assert fnet.zoo.is_published(f"{INT8}@1")
-    assert not fnet.zoo.is_published("a-int8", zoo_dir=zoo)
     card, store = find(INT8)
     assert (card.zoo, store.location) == (str(zoo), str(zoo))
     assert {card.zoo for card in fnet.zoo.list()} == {str(catalog.bundled_zoo()), str(zoo)}
