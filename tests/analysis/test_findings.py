@@ -95,4 +95,4 @@ def test_the_script_writes_everything_and_keeps_what_is_measured(run, tmp_path):
     assert (out / "nets" / run.folder.name / "analysis.json").stat().st_mtime_ns == kept
     wrong = subprocess.run([*command[:2], "nothing-here", *command[3:]], capture_output=True, text=True)
     assert wrong.returncode == 1
-    assert "error: no model 'nothing-here'" in wrong.stderr
+    assert "no model 'nothing-here' in the zoo" in wrong.stderr
