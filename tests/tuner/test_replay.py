@@ -28,10 +28,7 @@ def table():
     return Table(SPACE, {net: learn(net) for net in SPACE.nets()})
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [pytest.param(name, marks=pytest.mark.slow if name == "BayesianOptimization" else ()) for name in STRATEGIES],
-)
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "BayesianOptimization"])
 def test_each_strategy_finds_a_good_net_and_is_charged_what_it_trains(table, strategy):
     fitting = table.fitting(BUDGET)
     found = replay(strategy, table, BUDGET, seed=0, most=10 * len(fitting) * EPOCHS, stops=True)
@@ -53,6 +50,13 @@ def test_the_walk_spends_less_than_a_fifth_and_than_stock_oracles(table):
     for strategy in ("RandomSearch", "GridSearch", "Hyperband"):
         reached = [replay(strategy, table, budget, seed=s, most=total, stops=True).reached for s in range(9)]
         assert walked.reached < np.median([total if r is None else r for r in reached]), strategy
+
+
+@pytest.mark.slow
+def test_bayesian_optimization_is_replayed_too(table):
+    found = replay("BayesianOptimization", table, 10**9, seed=0, most=11 * EPOCHS, stops=False)
+    assert found.epochs == 11 * EPOCHS
+    assert found.best[-1] > 0.85
 
 
 def test_a_seed_replays_the_same_way(table):
