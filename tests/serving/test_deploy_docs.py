@@ -143,7 +143,7 @@ def test_curl_and_the_python_lines_get_answers(picture, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell's commands")
 def test_the_board_and_the_microcontroller_lines_run_as_they_stand(picture, tmp_path):
-    titles = ("A phone or a board with LiteRT", "Lowering for the target", "A microcontroller")
+    titles = ("A phone or a board with LiteRT", "Regrouping for the target", "A microcontroller")
     (tmp_path / "classify.py").write_text(block(titles[0], "python"))
     board = block(titles[0]) + block(titles[0], number=1)
     assert "python classify.py net.tflite image.npy" in board
