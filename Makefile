@@ -1,4 +1,4 @@
-# Set-up and everything a newcomer runs: `make demo` and `make test` need Python 3.10 to 3.13 and nothing else.
+# Set-up and everything a newcomer runs: `make demo` and `make test` need Python 3.11 to 3.13 and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-without-onednn  run the tests of models, quantization and training with oneDNN off"
 	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
-	@echo "make lint       ruff check and format"
+	@echo "make lint       ruff check and format, import-linter"
 	@echo "make benchmark  print speed and memory ratios"
 
 install: $(BIN)/.installed
@@ -43,6 +43,7 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 benchmark: install
 	$(BIN)/python tuner/benchmark.py

@@ -5,9 +5,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "report": ["matplotlib>=3.8", "plotly>=6"],
+    "ray": ["ray>=2.40"],
+    "report": ["altair>=5.5", "vl-convert-python>=1.7"],
     "serve": [
-        'kserve>=0.21,<0.22; python_version >= "3.11"',  # with 3.10 it and tensorflow-datasets want different protobufs
+        "fastapi>=0.110",
+        "uvicorn>=0.30",
         "tensorflow-serving-api>=2.16",
     ],
     "micro": ["tflite-micro"],
@@ -15,14 +17,16 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["report"],
     *EXTRAS["micro"],
+    *EXTRAS["ray"],
     *EXTRAS["serve"],
     "build>=1",
     "hypothesis>=6",
+    "import-linter>=2.5",
     "ipykernel>=6",
     "nbclient>=0.10",
     "nbformat>=5",
+    "pytest-xdist>=3.6",
     "pytest>=8",
-    "pyyaml>=6",
     "ruff==0.17.6",
     "setuptools>=77",
 ]
@@ -40,18 +44,17 @@ setup(
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11,<3.14",
     # `zoo/` (what is published) is installed as package data beside the code that loads it.
     packages=[*find_packages(include=["factorizenet_tf", "factorizenet_tf.*"]), "factorizenet_tf._zoo"],
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
-        "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "*/*.html"],
+        "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "*.txt", "tflite/micro_templates/*.in"],
         "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "findings/*", "models/*/*"],
     },
     install_requires=[

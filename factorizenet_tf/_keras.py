@@ -20,7 +20,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import tensorflow as tf
+from .console import quiet_native_stderr
+
+with quiet_native_stderr():  # the C++ side's start-up notices come before it reads any log level
+    import tensorflow as tf
 import tf_keras as keras
 
 __all__ = ["functional_model", "is_input_quantizer", "is_wrapped", "keras", "tf", "to_float", "unwrap"]

@@ -228,9 +228,9 @@ def _folder(root, shape):
 def read_image(path_or_bytes: str | os.PathLike | bytes, shape: Sequence[int] | None = None) -> np.ndarray:
     """Read an image file as uint8 (height, width, channels), as every part of this package reads one.
 
-    PNG, JPEG, BMP, WebP, PPM, PGM and PBM are read. Of 16 bits a channel the upper 8 count, in grey as in colour. A palette
-    becomes its colours, CMYK becomes RGB, transparency is dropped, EXIF's orientation is not applied, and of an
-    animation the first frame counts.
+    Formats: PNG, JPEG, BMP, WebP, PPM, PGM and PBM. A file with 16 bits a channel, grey or colour, gives its upper 8 bits;
+    a palette gives its colours and CMYK becomes RGB; transparency is dropped; the orientation that EXIF asks for is not
+    applied; an animation gives its first frame.
 
     Args:
         path_or_bytes: a file, or its content.

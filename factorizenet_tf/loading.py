@@ -70,7 +70,12 @@ def resolve(
         raise FileNotFoundError(
             f"no model at {given}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
         )
-    card, store = find(given, zoo_dir)
+    try:
+        card, store = find(given, zoo_dir)
+    except ValueError as error:
+        if not str(error).startswith("no model"):
+            raise
+        raise ValueError(f"there is no file or folder {given}, and {error}") from None
     return Source(given, "name", card=card, store=store)
 
 
@@ -318,7 +323,7 @@ class Source:
         if self.dataset_title not in (None, dataset.title):
             warnings.warn(
                 f"{self.given}: the data here is {dataset.title}, it was trained on {self.dataset_title}; its accuracies "
-                "here do not compare with the published ones",
+                "here do not compare with those measured then",
                 RuntimeWarning,
                 stacklevel=3,
             )

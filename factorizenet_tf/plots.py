@@ -1,245 +1,364 @@
-"""Figures of results, by matplotlib (extra `report`)."""
+"""Every figure, drawn by Altair (extra `report`): a chart gives the PNG, the SVG and the view of an interactive page.
+
+Importing this module raises ModuleNotFoundError, with the remedy, where Altair or vl-convert is not installed: import
+it where a figure is drawn.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
 import os
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from .files import written_aside
-from .requirement import pareto_front
+import numpy as np
 
-__all__ = ["accuracy_against_macs", "figure_class", "frontier", "macs_axis", "replay_costs", "search_frontier"]
+from .console import require_extra
+from .files import write_bytes, written_aside
+from .requirement import frontier as frontier_of
+from .spec import level_text
 
+require_extra("altair", "vl_convert", extra="report", what="drawing figures")
+
+import altair as alt  # noqa: E402
+import pandas  # noqa: E402
+
+__all__ = ["BIN_CHARS", "accuracy_lines", "beside", "channel_map", "layer_figures", "replay_costs", "save"]
+__all__ += ["search_frontier", "write_figures", "zoo_frontier"]
+
+COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
+MARKS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
+SPATIAL = "kind in ('conv', 'grouped', 'depthwise')"
+WEIGHTED = "kind in ('conv', 'grouped', 'depthwise', 'pointwise', 'dense')"
+FOLDED = "tensor == 'folded'"
+INT8 = "weight_bits == 8 and activation_bits == 8 and kind != 'input' and scheme =="
+PRECISION = "average_channel_precision"
+MATCH, SQNR, KL = "average channel precision", "SQNR of the outputs, dB", "KL divergence"
+# Each panel of the layer figures: figure, axis, title, table, which rows, column.
+PANELS = (
+    ("channel_precision", MATCH, "3x3 kernels, folded", "weights", f"{FOLDED} and {SPATIAL}", PRECISION),
+    ("channel_precision", MATCH, "outputs of these layers", "activations", SPATIAL, PRECISION),
+    ("ranges", "range", "weights, BatchNorm folded in", "weights", FOLDED, "range"),
+    ("ranges", "range", "outputs", "activations", WEIGHTED, "range"),
+    ("sqnr", "SQNR of the weights, dB", "one scale a channel", "errors", f"{INT8} 'per_channel'", "weight_sqnr_db"),
+    ("sqnr", "SQNR of the weights, dB", "one scale a tensor", "errors", f"{INT8} 'per_tensor'", "weight_sqnr_db"),
+    ("accumulation", SQNR, "this layer alone quantized", "errors", f"{INT8} 'per_channel'", "sqnr_db"),
+    ("accumulation", SQNR, "all before it, too", "errors", f"{INT8} 'per_channel'", "accumulated_sqnr_db"),
+    ("sensitivity", KL, "this layer alone quantized", "sensitivity", "part == 'only'", "kl"),
+    ("sensitivity", KL, "all but this layer quantized", "sensitivity", "part == 'all_but'", "kl"),
+)
+BIN_CHARS = "0123456789abcdefghijklmnopqrstuvwxyz"  # how full a histogram's bin is, empty to fullest
 MAX_NAMES = 30  # points that are named before names hide points
-STYLES = {
-    "float": ("C0", "o-"),
-    "ptq_per_tensor": ("C3", "v:"),
-    "ptq_per_channel": ("C1", "^--"),
-    "qat": ("C2", "s-"),
-    "tflite": ("k", "x"),
-}
 
 
-def accuracy_against_macs(rows: Sequence[dict], path: str | os.PathLike, *, title: str) -> None:
-    """Write a PNG: test accuracy over MACs, a line for each precision, the levels named.
+def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
+    """Write an SVG or PNG: int8 test accuracy of published models over MACs; the same cards give the same bytes.
 
-    Args:
-        rows: dicts with level, macs, and an accuracy (0..1) for each of float, ptq_per_tensor, ptq_per_channel, qat
-            and tflite.
-        path: of the PNG.
-        title: says data and width.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    Figure = figure_class()  # noqa: N806 (a class)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    macs = [row["macs"] / 1e6 for row in rows]
-    for precision, (color, line) in STYLES.items():
-        axes.plot(
-            macs,
-            [100 * row[precision] for row in rows],
-            line,
-            color=color,
-            label=precision.replace("_", " "),
-            markersize=5,
-        )
-    for row, x in zip(rows, macs):
-        lowest = min(row[precision] for precision in STYLES)
-        axes.annotate(
-            str(row["level"]), (x, 100 * lowest), textcoords="offset points", xytext=(0, -12), ha="center", fontsize=8
-        )
-    macs_axis(axes, macs)
-    axes.set(xlabel="M MACs (level of factorization below the points)", ylabel="test accuracy, %", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
-
-
-def frontier(cards: Sequence, path: str | os.PathLike) -> None:
-    """Write an SVG: int8 test accuracy of published models over MACs, a line a width, baselines as crosses.
-
-    A ring marks a model that no other beats with fewer MACs, by validation accuracy.
+    A line joins a width's uniform levels; a ring marks a model that no other beats with fewer MACs, by validation
+    accuracy. Nothing is written where there is no int8 model.
 
     Args:
         cards: of one zoo; those of the data set with the most models are drawn.
-        path: of the SVG. The same cards give the same bytes.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        path: of the figure; its suffix says which.
     """
-    Figure = figure_class()  # noqa: N806 (a class)
-    import matplotlib
-
     cards = [card for card in cards if card.precision == "int8"]
     if not cards:
         return
     datasets = [card.dataset for card in cards]
     dataset = max(sorted(set(datasets)), key=datasets.count)
-    cards = sorted((card for card in cards if card.dataset == dataset), key=lambda card: card.macs)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    lines = {}
-    for card in cards:
-        is_uniform = isinstance(card.level, int)
-        label = f"width {card.width}" if is_uniform else "per-stage levels" if card.level else "ResNet-8"
-        lines.setdefault(label, []).append(card)
-    for number, (label, line) in enumerate(sorted(lines.items())):
-        style = "o-" if label.startswith("width") else "D" if label == "per-stage levels" else "X"
-        axes.plot(
-            [card.macs / 1e6 for card in line],
-            [100 * card.accuracy for card in line],
-            style,
-            color=f"C{number}",
-            label=label,
-            markersize=6,
-        )
-        for card in line:
-            level = ".".join(map(str, card.level)) if isinstance(card.level, tuple) else card.level
-            axes.annotate(
-                "" if level is None else f"l{level}",
-                (card.macs / 1e6, 100 * card.accuracy),
-                textcoords="offset points",
-                xytext=(0, 7),
-                ha="center",
-                fontsize=8,
-            )
-    front = pareto_front(cards, lambda card: card.macs, lambda card: card.validation_accuracy)
-    axes.plot(
-        [card.macs / 1e6 for card in front],
-        [100 * card.accuracy for card in front],
-        "o",
-        color="none",
-        markeredgecolor="k",
-        markersize=13,
-        label="not beaten with fewer MACs, by validation accuracy",
-    )
-    macs_axis(axes, [card.macs / 1e6 for card in cards])
-    axes.set(xlabel="M MACs", ylabel="test accuracy of the int8 .tflite, %", title=f"{dataset}, int8")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with written_aside(path) as aside, matplotlib.rc_context({"svg.hashsalt": "factorizenet", "svg.fonttype": "none"}):
-        figure.savefig(aside, format="svg", metadata={"Date": None})
+    cards = [card for card in cards if card.dataset == dataset]
+    rows = [
+        {
+            "net": card.name,
+            "level": f"l{level_text(card.level)}" if card.level is not None else "",
+            "series": _series(card),
+        }
+        | {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
+        for card in cards
+    ]
+    x, y = _macs([row["macs"] for row in rows]), _percent("test accuracy of the int8 .tflite, %")
+    order = sorted({row["series"] for row in rows})
+    layers = []
+    for is_uniform in (True, False):
+        some = [row for row in rows if row["series"].startswith("width") == is_uniform]
+        options = {"stroke": 1.6 if is_uniform else 0, "panel": f"uniform {is_uniform}", "order": order}
+        layers += [_lines(some, x, y, "series", **options)] if some else []
+    rings = alt.Chart(pandas.DataFrame(frontier_of(rows, "macs", "validation")))
+    rings = rings.mark_point(size=260, color="#333", strokeWidth=1).encode(x, y)
+    title = {"text": f"{dataset}, int8", "subtitle": "ringed: not beaten with fewer MACs, by validation accuracy"}
+    save(alt.layer(*layers, rings, _names(rows, x, y, "level"), title=title), path)
 
 
 def search_frontier(
     rows: Sequence[dict], objective: str, names: Sequence[str], path: str | os.PathLike, *, title: str
 ) -> None:
-    """Write a PNG of a search: each trained net's objective over MACs, coloured by width, and the frontier as a line.
+    """Write a PNG or SVG of a search: each trained net's objective over MACs, by width, and the frontier as a line.
 
     Args:
         rows: of results.csv.
         objective: the column to draw, 0..1.
         names: of the nets on the frontier.
-        path: of the PNG.
+        path: of the figure; its suffix says which.
         title: says data and requirement.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
     """
-    Figure = figure_class()  # noqa: N806 (a class)
     trained = [row for row in rows if row["status"] == "trained"]
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    front = sorted((row for row in trained if row["name"] in names), key=lambda row: row["macs"])
-    axes.plot(
-        [row["macs"] / 1e6 for row in front],
-        [100 * row[objective] for row in front],
-        "k-",
-        linewidth=1,
-        label="not beaten with fewer MACs",
-    )
-    for width in sorted({row["width"] for row in trained}):
-        of_width = [row for row in trained if row["width"] == width]
-        axes.plot(
-            [row["macs"] / 1e6 for row in of_width],
-            [100 * row[objective] for row in of_width],
-            "o",
-            markersize=5,
-            label=f"width {width}",
-        )
-    for row in trained if len(trained) <= MAX_NAMES else front:
-        on_front = row in front
-        axes.annotate(
-            row["level"],
-            (row["macs"] / 1e6, 100 * row[objective]),
-            textcoords="offset points",
-            xytext=(0, 7 if on_front else -11),
-            ha="center",
-            fontsize=8,
-            color="k" if on_front else "0.45",
-        )
-    axes.margins(0.08)
-    macs_axis(axes, [row["macs"] / 1e6 for row in trained])
-    axes.set(
-        xlabel="M MACs (levels of the stages at the points)",
-        ylabel=f"{objective.replace('_', ' ')}, %",
-        title=textwrap.fill(title, 72),
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
+    drawn = [
+        {"net": row["name"], "level": str(row["level"]), "width": f"width {row['width']}", "macs": row["macs"] / 1e6}
+        | {"percent": 100 * row[objective]}
+        for row in sorted(trained, key=lambda row: row["width"])
+    ]
+    x, y = _macs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
+    best = sorted((row for row in drawn if row["net"] in names), key=lambda row: row["macs"])
+    line = alt.Chart(pandas.DataFrame(best)).mark_line(color="#333", strokeWidth=1).encode(x, y)
+    points = _lines(drawn, x, y, "width", stroke=0)
+    named = _names(drawn if len(drawn) <= MAX_NAMES else best, x, y, "level")
+    subtitle = "line: not beaten with fewer MACs; at the points: the stages' levels"
+    save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
 
 
-def replay_costs(replays: dict, epochs: int, path: str | os.PathLike) -> None:
-    """Write a PNG: for each budget the share of replayed searches that have a good enough net, over what they spent.
+def replay_costs(replays: Mapping, epochs: int, path: str | os.PathLike) -> None:
+    """Write a PNG or SVG: by budget, the share of replayed searches that have a good enough net, over what they spent.
 
     Args:
-        replays: (budget of MACs, strategy) -> its `Replay`s, one a seed.
+        replays: (budget in MACs, strategy) -> its `Replay`s, one a seed.
         epochs: of one whole training, the unit of the axis.
-        path: of the PNG.
+        path: of the figure; its suffix says which.
+    """
+    rows = []
+    for (budget, strategy), found in replays.items():
+        reached = sorted(one.reached / epochs for one in found if one.reached is not None)
+        for number, spent in enumerate([0.0, *reached]):
+            share = 100 * number / len(found)
+            rows.append({"budget": budget, "strategy": strategy, "spent": spent, "percent": share})
+    x = alt.X("spent:Q", title=f"spent, in whole trainings of {epochs} epochs")
+    y = alt.Y("percent:Q", title="searches within 0.3 points of the best, %", scale=alt.Scale(domain=[0, 103]))
+    panels = []
+    for budget in sorted({budget for budget, _ in replays}):
+        chosen = [row for row in rows if row["budget"] == budget]
+        panels.append(_lines(chosen, x, y, "strategy", title=f"{budget / 1e6:.2f} M MACs", interpolate="step-after"))
+    save(beside(panels), path)
+
+
+def layer_figures(analysis) -> dict[str, list[alt.Chart]]:
+    """Draw an analysis: by figure's name its panels, each a chart that stands alone or beside the others.
+
+    accuracy, and those of `PANELS` that have rows. A line is a net; nets are lined up by their blocks. Rows are the
+    float net's where it was measured, else the quantization-aware one's.
+    """
+    short = _short(analysis)
+    figures = {"accuracy": _accuracies(analysis)}
+    for (name, y_title), panels in itertools.groupby(PANELS, key=lambda panel: panel[:2]):
+        rows = {}
+        for *_, title, table, which, column in panels:
+            chosen = _depth_rows(getattr(analysis, table).query(which), column, short)
+            rows |= {title: chosen} if len(chosen) else {}
+        figures[name] = _depth_panels(rows, y_title, [*short.values()])
+    return {name: panels for name, panels in figures.items() if panels}
+
+
+def write_figures(analysis, folder: str | os.PathLike) -> tuple[Path, ...]:
+    """Write each of `layer_figures` as a PNG and give the paths; the same analysis gives the same bytes.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        OSError: the folder cannot be written.
     """
-    Figure = figure_class()  # noqa: N806 (a class)
-    budgets = sorted({budget for budget, _ in replays})
-    figure = Figure(figsize=(4.5 * len(budgets), 4.4), layout="constrained")
-    styles = ["-", "--", *["-"] * len(replays)]  # the walk's two lines may be the same
-    for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets):
-        for number, (strategy, found) in enumerate((s, f) for (b, s), f in replays.items() if b == budget):
-            reached = sorted(one.reached / epochs for one in found if one.reached is not None)
-            shares = [100 * (i + 1) / len(found) for i in range(len(reached))]
-            axes.step(
-                [0, *reached], [0, *shares], where="post", label=strategy, color=f"C{number}", linestyle=styles[number]
-            )
-        axes.set(
-            title=f"{budget / 1e6:.2f} M MACs",
-            xlabel=f"spent, in whole trainings of {epochs} epochs",
-            ylabel="searches within 0.3 points of the best, %",
-            ylim=(0, 103),
+    paths = []
+    for name, panels in layer_figures(analysis).items():
+        paths.append(Path(folder) / f"{name}.png")
+        save(beside(panels), paths[-1])
+    return tuple(paths)
+
+
+def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
+    """Draw one tensor, which selects name: how often each value occurs in each channel, a row a channel.
+
+    The chart's data is called "tensors" and not in it: it is for a page, whose spec gets them as `datasets`.
+
+    Args:
+        tensors: dicts with net, layer, tensor, facts (text), low and high (the range of all channels), channels (their
+            numbers) and rows (for each a string of `BIN_CHARS`, a character a bin of equal width).
+    """
+    keys = {"net": "Net", "layer": "Layer", "tensor": "Tensor"}
+    values = {key: list(dict.fromkeys(tensor[key] for tensor in tensors)) for key in keys}
+    first = next((tensor for tensor in tensors if tensor["layer"].endswith("_spatial")), tensors[0])
+    params = [
+        alt.param(name=key, value=first[key], bind=alt.binding_select(options=values[key], name=title))
+        for key, title in keys.items()
+    ]
+    is_chosen = " && ".join(f"datum.{key} === {key}" for key in keys)
+    chosen = alt.Chart(alt.NamedData("tensors")).transform_filter(is_chosen)
+    bins = len(tensors[0]["rows"][0]) if tensors[0]["rows"] else 1
+    cells = (
+        chosen.transform_flatten(["channels", "rows"], as_=["channel", "row"])
+        .transform_calculate(full="split(datum.row, '')", place=f"sequence({bins})")
+        .transform_flatten(["full", "place"])
+        .transform_calculate(
+            count=f"indexof('{BIN_CHARS}', datum.full)",
+            start=f"datum.low + datum.place * (datum.high - datum.low) / {bins}",
+            end=f"datum.low + (datum.place + 1) * (datum.high - datum.low) / {bins}",
         )
-        axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
+        .transform_filter("datum.count > 0")
+        .mark_rect()
+        .encode(
+            alt.X("start:Q", title="value", scale=alt.Scale(zero=False, nice=False)),
+            alt.X2("end:Q"),
+            alt.Y("channel:O", title="channel", axis=alt.Axis(labelOverlap=True)),
+            alt.Color("count:Q", legend=None, scale=alt.Scale(scheme="viridis", domain=[0, len(BIN_CHARS) - 1])),
+            tooltip=[alt.Tooltip("channel:N"), *(alt.Tooltip(f"{end}:Q", format=".3g") for end in ("start", "end"))],
+        )
+    )
+    facts = chosen.mark_text(align="left", baseline="bottom", lineBreak="\n", clip=False)
+    facts = facts.encode(x=alt.value(0), y=alt.value(-20), text="facts:N")
+    absent = alt.Chart(alt.NamedData("tensors")).transform_calculate(is_chosen=f"({is_chosen}) ? 1 : 0")
+    absent = absent.transform_aggregate(found="max(is_chosen)").transform_filter("datum.found === 0")
+    absent = absent.mark_text(align="left", fontSize=13).encode(
+        x=alt.value(10), y=alt.value(20), text=alt.value("This net has no such layer, or it has no range to draw.")
+    )
+    return alt.layer(cells, facts, absent, height=420).add_params(*params)
 
 
-def macs_axis(axes, macs: Sequence[float]) -> None:
-    """A logarithmic axis with numbers on it, a linear one where all points are within a factor of 5."""
-    if len(macs) and max(macs) < 5 * min(macs):
-        return
-    from matplotlib.ticker import LogLocator
+def _accuracies(analysis):
+    """All precisions, and beside them those of 8 bits and more, which fewer bits press together."""
+    output, macs = analysis.output, dict(zip(analysis.nets["net"], analysis.nets["macs"] / 1e6))
+    is_measured = output["accuracy"].notna().any()
+    title = "accuracy, %" if is_measured else "images of the float net's class, %"
+    percent = (100 * output["accuracy" if is_measured else "top1_agreement"]).round(4)
+    rows = output.assign(macs=output["net"].map(macs), percent=percent, net=output["net"].map(_short(analysis)))
+    rows["precision"] = [
+        name.replace("_", " ").replace("W8A8", "int8").replace("qat", "QAT") for name in rows["precision"]
+    ]
+    rows = rows.dropna(subset="percent")[["net", "precision", "macs", "percent", "weight_bits"]]
+    wide, order = rows[rows["weight_bits"] >= 8], list(rows["precision"].unique())
+    if not len(wide) or len(wide) == len(rows):
+        return [accuracy_lines(rows, title)] if len(rows) else []
+    both = ("all precisions", rows), ("8 bits and float", wide)
+    return [accuracy_lines(some, title, name, order) for name, some in both]
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
 
+def accuracy_lines(rows, y_title: str, title: str = "", order: Sequence[str] | None = None) -> alt.LayerChart:
+    """Draw accuracy over MACs, a line for each precision, the nets named at their highest points.
 
-def figure_class():
-    """Matplotlib's Figure.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+    Args:
+        rows: a DataFrame with net, precision, macs (millions) and percent.
+        y_title: of the axis.
+        title: of the chart.
+        order: of the precisions; None: as they come.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'factorizenet_tf[report]'") from None
-    return Figure
+    x, y = _macs(rows["macs"]), _percent(y_title)
+    tops = rows.loc[rows.groupby("net", sort=False)["percent"].idxmax()]
+    return alt.layer(_lines(rows, x, y, "precision", panel=title, order=order), _names(tops, x, y, "net"), title=title)
+
+
+def _depth_panels(rows, y_title, nets):
+    """A panel for each title, all on one scale of y but those of KL divergence, which differ by magnitudes."""
+    if not rows:
+        return []
+    values = pandas.concat([some["value"] for some in rows.values()])
+    margin, low = 0.05 * float(np.ptp(values)) or 1, float(values.min())
+    domain = [max(low - margin, min(low, 0.0)), float(values.max()) + margin]
+    scale = alt.Scale() if y_title == KL else alt.Scale(domain=domain, nice=False)
+    y = alt.Y("value:Q", title=y_title, scale=scale)
+    return [_lines(some, _depth(some), y, "net", title=title, order=nets) for title, some in rows.items()]
+
+
+def _depth_rows(table, column, short):
+    """Of the float net's weights where they were measured, else of the quantization-aware one's."""
+    table = table[table["source"] == table.groupby("net", sort=False)["source"].transform("first")]
+    table = table.rename(columns={column: "value"})[["net", "layer", "block", "depth", "value"]]
+    table = table.replace([np.inf, -np.inf], np.nan).dropna().sort_values("depth", kind="stable")
+    rounded = {name: [float(f"{number:.5g}") for number in table[name]] for name in ("depth", "value")}
+    return table.assign(net=table["net"].map(short), **rounded)
+
+
+def _depth(rows):
+    """The axis along the depth, a label a block: "1.2" is the second block of stage 1."""
+    blocks = {int(depth): block for depth, block in zip(rows["depth"], rows["block"])}
+    blocks = {place: block.replace("stage", "").replace("_block", ".") for place, block in blocks.items()}
+    labels = [blocks.get(place, "") for place in range(max(blocks) + 1)]
+    axis = alt.Axis(values=sorted(blocks), labelExpr=f"{json.dumps(labels)}[datum.value]", labelAngle=-45)
+    return alt.X("depth:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=False, padding=12))
+
+
+def _macs(values):
+    """An axis of millions of MACs: logarithmic with numbers on it, linear where all lie within a factor of 5."""
+    if not len(values) or max(values) < 5 * min(values):
+        return alt.X("macs:Q", title="M MACs", scale=alt.Scale(zero=False, padding=24))
+    ticks = [m * 10.0**power for power in range(-6, 7) for m in (1, 2, 3, 5, 7)]
+    ticks = [float(f"{tick:g}") for tick in ticks if min(values) / 1.2 <= tick <= max(values) * 1.2]
+    scale = alt.Scale(type="log", nice=False, padding=24)
+    return alt.X("macs:Q", title="M MACs", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+
+
+def _percent(title):
+    return alt.Y("percent:Q", title=title, scale=alt.Scale(zero=False, padding=18))
+
+
+def _lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, interpolate="linear"):
+    """Lines with points, each series in its colour and with its mark; a click in the legend brings one out."""
+    rows = pandas.DataFrame(rows)
+    order = order or list(rows[series].unique())
+    columns = max(1, 48 // (max(map(len, order)) + 4))  # that fit into a narrow panel
+    legend = alt.Legend(title=None, orient="bottom", columns=columns, symbolOpacity=1)
+    colors = [COLORS[number % len(COLORS)] for number in range(len(order))]
+    marks = [MARKS[number % len(MARKS)] for number in range(len(order))]
+    name = re.sub(r"\W+", "_", f"picked_{panel or title}")  # panels side by side have one each
+    picked = alt.selection_point(name=name, fields=[series], bind="legend")
+    shown = dict.fromkeys(key for key in ("net", "layer", series, "macs") if key in rows)
+    number = [alt.Tooltip(f"{y.shorthand}", format=".4g")]
+    chart = alt.Chart(rows, title=title)
+    point = alt.OverlayMarkDef(size=45, filled=True, opacity=1)
+    return (
+        chart.mark_line(strokeWidth=stroke, interpolate=interpolate, point=point)
+        .encode(
+            x,
+            y,
+            alt.Color(f"{series}:N", scale=alt.Scale(domain=order, range=colors), legend=legend),
+            alt.Shape(f"{series}:N", scale=alt.Scale(domain=order, range=marks), legend=legend),
+            opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15)),
+            tooltip=[alt.Tooltip(f"{key}:N") for key in shown] + number,
+        )
+        .add_params(picked)
+    )
+
+
+def _names(rows, x, y, field):
+    text = alt.Chart(pandas.DataFrame(rows)).mark_text(dy=-14, fontSize=10)
+    return text.encode(x, y, text=f"{field}:N")
+
+
+def beside(panels: Sequence[alt.Chart]) -> alt.HConcatChart:
+    """Put panels side by side."""
+    return alt.hconcat(*(panel.properties(width=400) for panel in panels))
+
+
+def save(chart, path: str | os.PathLike) -> None:
+    """Write a chart as .png or .svg, by the path's suffix. Raises OSError where it cannot be written."""
+    import vl_convert
+    from PIL import Image
+
+    if not isinstance(chart, alt.HConcatChart):
+        chart = chart.properties(width=620)
+    chart = chart.configure(font="DejaVu Sans", background="white").configure_view(continuousHeight=340)
+    spec = chart.to_json()
+    if str(path).endswith(".svg"):
+        return write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
+    drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, scale=1.5)))
+    with written_aside(path) as aside:
+        drawn.convert("RGB").save(aside, format="png", optimize=True)  # a third of the bytes
+    return None
+
+
+def _series(card):
+    if isinstance(card.level, int):
+        return f"width {card.width}"
+    return "per-stage levels" if card.level else "ResNet-8"
+
+
+def _short(analysis):
+    """Short names of nets, "l2" for fnet-l2-int8, where that tells them apart."""
+    short = {net: net.removeprefix("fnet-").removesuffix("-int8") for net in analysis.names}
+    return short if len(set(short.values())) == len(short) else {net: net for net in short}

@@ -33,6 +33,13 @@ def run(digits, spec, recipe, tmp_path_factory):
     return fnet.train(spec, digits, out=tmp_path_factory.mktemp("runs") / "run", recipe=recipe, verbose=False)
 
 
+@pytest.fixture
+def no_conversion(run, monkeypatch):
+    """Trainings end with the run's own .tflite: converting is half of a short one's time."""
+    content = (run.folder / "model.tflite").read_bytes()
+    monkeypatch.setattr("factorizenet_tf.training.train.to_tflite", lambda *arguments, **options: content)
+
+
 @pytest.fixture(scope="session")
 def models(run):
     """The run's float, QAT and int8 models."""

@@ -42,7 +42,7 @@ assert fnet.zoo.list() and fnet.zoo.load("fnet-l2-int8", format="tflite").labels
 from factorizenet_tf.cli import main
 for command in {commands!r}:
     assert main(command.split()) == 0, command
-    assert set(loaded()) <= ({{"sklearn"}} if command[:8] == "evaluate" else set()), (command, loaded())
+    assert set(loaded()) <= ({{"sklearn", "pandas"}} if command[:8] == "evaluate" else set()), (command, loaded())
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=board, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from factorizenet_tf.files import remove_asides, write_bytes, written_aside
+from factorizenet_tf.files import atomic_folder, atomic_write, remove_partial_files, write_bytes
 from factorizenet_tf.training.loop import read_checkpoint, write_checkpoint
 
 
@@ -38,14 +38,36 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
     write_bytes(path, b"old")
 
     def fail_half_way():
-        with written_aside(path) as aside:
-            aside.write_bytes(b"half")
+        with atomic_write(path) as partial:
+            partial.write_bytes(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail_half_way()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    def write(name, fail=False):
+        with atomic_folder(tmp_path / "new" / name) as partial:
+            (partial / "a").write_text("a")
+            assert os.listdir(tmp_path / "new") != [name]
+            if fail:
+                raise RuntimeError
+
+    write("one")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "new" / "one" / "a").read_text() == "a"
+    assert (tmp_path / "new" / "one").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(FileExistsError, match="one is there already; choose another name or remove it"):
+        write("one")
+    with pytest.raises(RuntimeError):
+        write("two", fail=True)
+    assert os.listdir(tmp_path / "new") == ["one"]
+    with atomic_folder(tmp_path / "new" / "three", within=tmp_path):
+        assert os.listdir(tmp_path / "new") == ["one"]
+    assert sorted(os.listdir(tmp_path / "new")) == ["one", "three"]
 
 
 def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
@@ -84,14 +106,14 @@ def test_what_a_killed_process_left_aside_is_removed_and_nothing_else(tmp_path):
     (tmp_path / ".own").write_text("")
     code = f"""
 import os, sys
-from factorizenet_tf.files import written_aside
-with written_aside({str(tmp_path / "b.bin")!r}) as aside:
-    aside.write_bytes(b"half")
+from factorizenet_tf.files import atomic_write
+with atomic_write({str(tmp_path / "b.bin")!r}) as partial:
+    partial.write_bytes(b"half")
     os._exit(9)
 """
     subprocess.run([sys.executable, "-c", code], check=False)
     assert len(os.listdir(tmp_path)) == 3
-    remove_asides(tmp_path)
+    remove_partial_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".own", "a.bin"]
 
 

@@ -137,7 +137,7 @@ def test_each_use_gets_the_net_that_is_named_or_says_what_it_needs(
         assert f"error: {sources[source]} {REFUSED[cell]}" in message
     else:
         assert message == f"error: reached {cell}\n"
-    assert not list(tmp_path.glob("new*"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # What is known of a net
@@ -189,8 +189,14 @@ def test_every_command_offers_near_names_in_capitals_too_and_says_where_others_a
     assert "did you mean 'fnet-l2-int8'" in message
     assert "--zoo, or by FACTORIZENET_ZOO, which is not set" in message
     assert main([*arguments, "--zoo", str(zoo)]) == 2
-    assert f"did you mean {INT8!r}?" in (message := capsys.readouterr().err)
+    assert f"did you mean {INT8!r}" in (message := capsys.readouterr().err)
     assert f"(in {zoo})" in message
+
+
+def test_a_zoo_without_a_name_to_look_up_is_refused(zoo, capsys):
+    for command in ("train --dataset digits --out new", "latencies --out new"):
+        assert main([*command.split(), "--zoo", str(zoo)]) == 2
+        assert "no net is looked up, so --zoo would have no effect" in capsys.readouterr().err
 
 
 def test_a_name_of_two_zoos_is_refused_until_one_is_said(zoo, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@
 
 Float trainings on the first 10,000 training images; accuracy on 5,000 validation images after each epoch. Killed, the
 same command goes on with the nets that the table has not yet; two processes with a part each share one table. Each
-line says how long the rest will take. `--only` and `--epochs` are for trying it.
+line says how long the rest will take. `--only` and `--epochs` are for trying it. results/exhaustive.csv was made with
+BatchNorm's moving averages; today, as in `train`, its statistics are estimated anew before each validation.
 """
 
 from __future__ import annotations
@@ -19,19 +20,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 import factorizenet_tf as fnet
 from factorizenet_tf._keras import keras, tf
 from factorizenet_tf.files import locked, write_csv
 from factorizenet_tf.models.build import build
-from factorizenet_tf.recipe import learning_rate_at
-from factorizenet_tf.spec import DEFAULT_STAGES
-from factorizenet_tf.training.loop import DivergedError, batches, compiled_step, make_step
+from factorizenet_tf.spec import DEFAULT_STAGES, level_text
+from factorizenet_tf.training.loop import DivergedError, batchnorm_estimator, compiled_step, make_step, train_epoch
 from factorizenet_tf.tuner.space import Space, macs
 
 RESULTS = Path(__file__).parent / "results" / "exhaustive.csv"
-CHUNK = 500  # validation images a prediction
 LOCK_SECONDS = 60  # a row takes milliseconds
 
 
@@ -106,25 +103,14 @@ def curve(model: keras.Model, dataset: fnet.Dataset, recipe: fnet.Recipe) -> Ite
     Raises:
         DivergedError: the loss is no longer finite.
     """
-    step = make_step(model, recipe)
-    run = compiled_step(step, tf.distribute.get_strategy(), recipe.batch_size)
-    predict = tf.function(step.predict)
-    steps = len(dataset.train) // recipe.batch_size
+    strategy = tf.distribute.get_strategy()
+    run = compiled_step(make_step(model, recipe), strategy, recipe.batch_size)
+    estimate_batchnorm = batchnorm_estimator(model, dataset.train, recipe, strategy)
     for epoch in range(recipe.epochs):
-        start, losses = time.perf_counter(), []
-        for i, (images, labels, seed) in enumerate(batches(dataset.train, recipe, "float", epoch)):
-            rate = learning_rate_at(
-                epoch * steps + i,
-                steps=recipe.epochs * steps,
-                warmup_steps=round(recipe.warmup_epochs * steps),
-                peak=recipe.learning_rate,
-            )
-            losses.append(run(images, labels, rate, seed)[0])
-        if not np.isfinite(float(tf.reduce_sum(losses))):
-            raise DivergedError(
-                f"training diverged: the loss of {model.name} is not finite in epoch {epoch + 1}; use a lower learning rate"
-            )
-        yield _accuracy(predict, dataset.validation), time.perf_counter() - start
+        start = time.perf_counter()
+        train_epoch(run, dataset.train, recipe, "float", epoch)
+        estimate_batchnorm()
+        yield fnet.accuracy(model, dataset.validation), time.perf_counter() - start
 
 
 def part_of(dataset: fnet.Dataset, images: int, validation: int) -> fnet.Dataset:
@@ -158,7 +144,7 @@ def add_row(path: Path, spec: fnet.ModelSpec, recipe: fnet.Recipe, epochs: list[
     """
     row = {
         "name": spec.name,
-        "level": ".".join(map(str, spec.levels)),
+        "level": level_text(spec.levels),
         "seed": str(recipe.seed),
         "macs": str(macs(spec)),
         "seconds": f"{sum(seconds for _, seconds in epochs):.1f}",
@@ -170,14 +156,6 @@ def add_row(path: Path, spec: fnet.ModelSpec, recipe: fnet.Recipe, epochs: list[
         if rows and rows[0].keys() != row.keys():
             raise ValueError(f"{path} has rows of {len(rows[0]) - 5} epochs, not {len(epochs)}; give another file")
         write_csv(path, sorted([*rows, row], key=lambda r: (int(r["seed"]), -int(r["macs"]), r["name"])))
-
-
-def _accuracy(predict, split: fnet.Split) -> float:
-    hits = 0
-    for start in range(0, len(split), CHUNK):
-        images = tf.constant(split.images[start : start + CHUNK])
-        hits += int(np.sum(predict(images).numpy() == split.labels[start : start + CHUNK]))
-    return hits / len(split)
 
 
 if __name__ == "__main__":

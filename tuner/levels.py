@@ -13,10 +13,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas
+
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
-from factorizenet_tf.plots import accuracy_against_macs
+from factorizenet_tf.plots import accuracy_lines, save
 
 PRECISIONS = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
 
@@ -53,7 +55,17 @@ def main() -> None:
 
     write_csv(arguments.out / "levels.csv", rows)
     title = f"{data.title}, width {arguments.width}: test accuracy on {len(data.test):,} images"
-    accuracy_against_macs(rows, arguments.out / "levels.png", title=title)
+    drawn = [
+        {
+            "net": f"l{row['level']}",
+            "precision": p.replace("_", " "),
+            "macs": row["macs"] / 1e6,
+            "percent": 100 * row[p],
+        }
+        for p in PRECISIONS
+        for row in rows
+    ]
+    save(accuracy_lines(pandas.DataFrame(drawn), "test accuracy, %", title), arguments.out / "levels.png")
     show_rows([row | {p: f"{100 * row[p]:.2f} %" for p in PRECISIONS} for row in rows], title=title)
     print(f"{arguments.out}: levels.csv, levels.png and a .tflite for each level")
 

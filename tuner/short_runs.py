@@ -16,6 +16,7 @@ from pathlib import Path
 
 import factorizenet_tf as fnet
 from factorizenet_tf.files import write_csv
+from factorizenet_tf.spec import level_text
 
 RESULTS = Path(__file__).parent / "results" / "short_runs.csv"
 
@@ -51,7 +52,7 @@ def record(name, spec, changes, seed, run, note) -> None:
     rows = list(csv.DictReader(RESULTS.read_text().splitlines())) if RESULTS.exists() else []
     row = {
         "name": name,
-        "level": ".".join(map(str, spec.levels)) if isinstance(spec, fnet.ModelSpec) else "",
+        "level": level_text(spec.levels) if isinstance(spec, fnet.ModelSpec) else "",
         "width": getattr(spec, "width", ""),
         "stages": ",".join(f"{s.blocks}x{s.stride}" for s in getattr(spec, "stages", ())),
         "recipe": json.dumps(changes) if changes else "",

@@ -1,41 +1,80 @@
-"""What quantization does to each layer of a net, measured; several nets side by side."""
+"""Measure what quantization does to each layer of a net, and put several nets side by side."""
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..console import Progress
+from ..console import Bar, Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset, Split, check_images, load_dataset
 from ..loading import Source, resolve
 from ..models.convert import with_full_range_pixels
+from ..spec import level_text
 from .distributions import describe
-from .graph import Graph, by_channel, graph_of
-from .measure import BATCH, activations, layer_errors, output_ranges, outputs
-from .simulation import Quantization, Scheme, quantization_of, scheme_of
+from .graph import FusedGraph, by_channel, fuse
+from .measure import BATCH, Outputs, activations, layer_errors, output_ranges, outputs
+from .simulation import QAT, Quantization, Scheme, quantize_graph, scheme_named
 from .tables import (
+    EMPTY,
+    SCHEME,
     TABLES,
     Analysis,
-    analysis_of,
+    block_and_depth,
     channel_table,
+    concat,
     distribution_row,
     error_rows,
+    find_anomalies,
+    from_rows,
     histogram_table,
-    join,
-    notes_of,
     output_row,
-    places,
     tensor_names,
 )
 
-__all__ = ["CALIBRATION_IMAGES", "analyze", "analyze_all", "compare_levels"]
+__all__ = ["AnalysisConfig", "analyze", "compare_levels"]
 
-CALIBRATION_IMAGES = 1_024
-COMPARED = (("per_channel", 8, 8), ("per_tensor", 8, 8), ("per_channel", 4, 8))
-QAT = Scheme("qat", True, is_learned=True)
+ALWAYS = (("per_channel", 8, 8), ("per_tensor", 8, 8), ("per_channel", 4, 8))  # besides the scheme asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """What is measured, and on how many images.
+
+    Args:
+        scheme: "per_channel" or "per_tensor" weights with activations from minimum to maximum, or either with
+            "_percentile" behind it: from the 0.01st to the 99.99th percentile.
+        weight_bits, activation_bits: 2 to 8.
+        sensitivity: also quantize weights only, activations only, one layer only, all but one (minutes).
+        calibration_images: number of training images, the first of the net's data, where none are given.
+        evaluation_images: number of validation images, the first of the net's data; None: all.
+
+    Raises:
+        ValueError: an unknown scheme, or a number out of its range.
+    """
+
+    scheme: str = "per_channel"
+    weight_bits: int = 8
+    activation_bits: int = 8
+    sensitivity: bool = False
+    calibration_images: int = 1_024
+    evaluation_images: int | None = None
+
+    def __post_init__(self):
+        scheme_named(self.scheme, self.weight_bits, self.activation_bits)
+        for name in ("calibration_images", "evaluation_images"):
+            number = getattr(self, name)
+            if number is not None and not (isinstance(number, numbers.Integral) and number >= 1):
+                raise ValueError(f"{name} is {number}; it must be an int of at least 1")
+
+    @property
+    def quantization(self) -> Scheme:
+        """The scheme with its numbers of bits."""
+        return scheme_named(self.scheme, self.weight_bits, self.activation_bits)
 
 
 def analyze(
@@ -43,13 +82,11 @@ def analyze(
     *,
     calibration: np.ndarray | None = None,
     evaluation: Split | tuple[np.ndarray, np.ndarray] | None = None,
-    scheme: str = "per_channel",
-    weight_bits: int = 8,
-    activation_bits: int = 8,
-    sensitivity: bool = False,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | None = None,
+    data_dir: str | os.PathLike | None = None,
     zoo_dir: str | os.PathLike | None = None,
     verbose: bool = False,
+    **settings,
 ) -> Analysis:
     """Measure every layer's distributions, float and quantized, and what their quantization costs.
 
@@ -60,56 +97,24 @@ def analyze(
     Args:
         model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one brings its -float
             sibling); a `Run` or its folder; else what `loading.resolve` takes, but no .tflite.
-        calibration: training images, uint8 (n, height, width, channels); None: the first 1,024 of the data that a name
-            or a run was trained on.
-        evaluation: images and labels that accuracies are measured on; None: that data's validation split, or none.
-        scheme: "per_channel" or "per_tensor" weights with activations from minimum to maximum, or either with
-            "_percentile" behind it: from the 0.01st to the 99.99th percentile.
-        weight_bits, activation_bits: 2 to 8.
-        sensitivity: also quantize weights only, activations only, one layer only, all but one (minutes).
-        dataset: stands for the data of a name or a run, to load it once for several.
+        calibration: training images, uint8 (n, height, width, channels); None: the first of the net's data.
+        evaluation: images and labels that accuracies are measured on; None: the validation split of the net's data, or
+            none where calibration is given and dataset is not.
+        dataset: stands for the data that a name or a run was trained on; or what `load_dataset` takes.
+        data_dir: where TFDS keeps its data.
         zoo_dir: where names are looked up, as for `zoo.load`.
         verbose: say how far it is.
+        settings: fields of `AnalysisConfig`: scheme, weight_bits, activation_bits, sensitivity, calibration_images,
+            evaluation_images.
 
     Raises:
-        TypeError: images that are not uint8, or a Keras 3 model.
+        TypeError: images that are not uint8, a Keras 3 model, or an unknown setting.
         ValueError: no images, sizes or bits that do not fit, an unbuilt or nested model, layers that cannot be read.
         FileNotFoundError: no such name or file.
     """
-    asked = scheme_of(scheme, weight_bits, activation_bits)
-    net = resolve(model_or_name, zoo_dir=zoo_dir)
-    if dataset is None and calibration is None:
-        dataset = net.load_data()
-    return _analyze(net, _net_name(net), dataset, calibration, evaluation, asked, sensitivity, verbose)
-
-
-def _net_name(net: Source) -> str:
-    """What tables call a net: a name as it was given, its version too, and a run by its spec, since it has two nets."""
-    if net.kind == "name":
-        return net.given
-    return net.spec.name if net.kind == "run" and net.spec is not None else net.name
-
-
-def _analyze(net, name, dataset, calibration, evaluation, asked, sensitivity, verbose) -> Analysis:
-    calibration = dataset.calibration(CALIBRATION_IMAGES) if calibration is None else calibration
-    split = _evaluation(dataset, evaluation)
-    models = net.models()
-    graphs = {source: graph_of(model) for source, model in models.items()}
-    tflite = net.int8_model() if net.tflite_file is not None else None
-    for graph in graphs.values():
-        check_images(calibration, graph.input_shape, "calibration")
-        if split is not None:
-            check_images(split.images, graph.input_shape, "evaluation")
-    calibration = with_full_range_pixels(calibration)  # as the converter sees them
-    tables = {name: [] for name in TABLES}
-    reference = graphs.get("float") or graphs["qat"]
-    tables["nets"].append(_net_row(net, name, models, dataset, calibration, split, asked))
-    with Progress(verbose) as progress:
-        for source, graph in graphs.items():
-            keys = {"net": name, "source": source}
-            made = _tensors(tflite, graph)
-            _measure(graph, reference, keys, made, calibration, split, asked, sensitivity, tables, progress)
-    return analysis_of(tables)
+    config, net = AnalysisConfig(**settings), resolve(model_or_name, zoo_dir=zoo_dir)
+    data = _data([net], dataset, data_dir, calibration is None)
+    return _analyze(net, _net_name(net), data[net], calibration, evaluation, config, verbose)
 
 
 def compare_levels(
@@ -117,34 +122,45 @@ def compare_levels(
     *,
     calibration: np.ndarray | None = None,
     evaluation: Split | tuple[np.ndarray, np.ndarray] | None = None,
-    scheme: str = "per_channel",
-    weight_bits: int = 8,
-    activation_bits: int = 8,
-    sensitivity: bool = False,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | None = None,
+    data_dir: str | os.PathLike | None = None,
     zoo_dir: str | os.PathLike | None = None,
     verbose: bool = False,
+    **settings,
 ) -> Analysis:
-    """Analyses of several nets in one, lined up by `block` and `depth`.
+    """Put analyses of several nets into one, lined up by `block` and `depth`; data is loaded once for all.
 
     Args:
-        subjects: analyses, or what `analyze` takes; the other arguments are its own, for those that are none yet.
+        subjects: analyses, or what `analyze` takes. Nets of one name, such as two runs of one spec, are told apart by
+            their folders or files, else by a number.
+        calibration, evaluation, dataset, data_dir, zoo_dir, verbose, settings: as for `analyze`, for the nets that are
+            no analyses yet.
 
     Raises:
-        ValueError: nothing to compare, or two nets of one name; else as `analyze`.
+        ValueError: nothing to compare, or one thing twice; else as `analyze`.
     """
-    asked = scheme_of(scheme, weight_bits, activation_bits)
-    subjects = [s if isinstance(s, Analysis) else resolve(s, zoo_dir=zoo_dir) for s in subjects]
-    if not subjects:
+    config, given = AnalysisConfig(**settings), list(subjects)
+    if not given:
         raise ValueError("nothing to compare; give analyses, names, run folders or models")
-    names = _distinct_names([subject for subject in subjects if not isinstance(subject, Analysis)])
-    found = []
+    subjects = [one if isinstance(one, Analysis) else resolve(one, zoo_dir=zoo_dir) for one in given]
+    nets = [subject for subject in subjects if isinstance(subject, Source)]
+    keys = [net.given for net in nets if net.memory is None] + [id(one) for one in given if isinstance(one, Analysis)]
+    if twice := [str(key) for number, key in enumerate(keys) if key in keys[:number]]:
+        raise ValueError(f"{', '.join(twice)} is given twice; give each net once")
+    names, data = _distinct_names(nets), _data(nets, dataset, data_dir, calibration is None)
+    analyses = []
     for subject in subjects:
-        if not isinstance(subject, Analysis):
-            data = subject.load_data() if dataset is None and calibration is None else dataset
-            subject = _analyze(subject, names[subject], data, calibration, evaluation, asked, sensitivity, verbose)
-        found.append(subject)
-    return _joined(found)
+        if isinstance(subject, Source):
+            subject = _analyze(subject, names[subject], data[subject], calibration, evaluation, config, verbose)
+        analyses.append(subject)
+    return concat(analyses)
+
+
+def _net_name(net: Source) -> str:
+    """What tables call a net: a name as it was given, its version too, and a run by its spec, since it has two nets."""
+    if net.kind == "name":
+        return net.given
+    return net.spec.name if net.kind == "run" and net.spec is not None else net.name
 
 
 def _distinct_names(nets: Sequence[Source]) -> dict[Source, str]:
@@ -156,69 +172,78 @@ def _distinct_names(nets: Sequence[Source]) -> dict[Source, str]:
     return names
 
 
-def _joined(found: Sequence[Analysis]) -> Analysis:
-    names = [name for analysis in found for name in analysis.names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two nets are named {', '.join(twice)}; give models of different names")
-    return join(found)
-
-
-def analyze_all(
-    names: Sequence[str],
-    *,
-    dataset: str | None = None,
-    data_dir: str | os.PathLike | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
-    evaluation_images: int | None = None,
-    scheme: str = "per_channel",
-    weight_bits: int = 8,
-    activation_bits: int = 8,
-    sensitivity: bool = False,
-    zoo_dir: str | os.PathLike | None = None,
-    verbose: bool = False,
-) -> Analysis:
-    """Nets by name, each with its own data, which is loaded once where it is the same.
-
-    Args:
-        names: of the zoo, runs' folders or files.
-        dataset: what `load_dataset` takes, for files and in the place of the nets' own.
-        data_dir: where TFDS keeps its data.
-        calibration_images: the first so many training images.
-        evaluation_images: the first so many validation images; None: all.
-        scheme, weight_bits, activation_bits, sensitivity, zoo_dir, verbose: as for `analyze`.
-
-    Raises:
-        ValueError: a number of images below 1, a file without data; else as `analyze`.
-    """
-    for what, number in (("calibration_images", calibration_images), ("evaluation_images", evaluation_images)):
-        if number is not None and number < 1:
-            raise ValueError(f"{what} is {number}; it must be at least 1")
-    asked = scheme_of(scheme, weight_bits, activation_bits)
-    nets = [resolve(name, zoo_dir=zoo_dir) for name in names]
+def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
+    """Each net's data: what the caller gave, or what the net was trained on where that is needed; loaded once for all."""
+    if isinstance(dataset, Dataset) or (dataset is None and not is_needed):
+        return dict.fromkeys(nets, dataset)
     if dataset is None:
         for net in nets:
             net.check_data_known()
-    loaded, found, called = {}, [], _distinct_names(nets)
+    loaded, data = {}, {}
     for net in nets:
-        source, shape = dataset or net.dataset_name, net.input_shape
-        if (source, shape) not in loaded:
-            loaded[source, shape] = load_dataset(source, input_shape=shape, data_dir=data_dir)
-        data = loaded[source, shape]
+        name, shape = dataset or net.dataset_name, net.input_shape
+        if (name, shape) not in loaded:
+            loaded[name, shape] = load_dataset(name, input_shape=shape, data_dir=data_dir)
+        data[net] = loaded[name, shape]
         if dataset is None:
-            net.warn_if_other_data(data)
-        split = data.validation
-        if evaluation_images is not None:
-            split = Split(split.images[:evaluation_images], split.labels[:evaluation_images])
-        found.append(
-            _analyze(net, called[net], data, data.calibration(calibration_images), split, asked, sensitivity, verbose)
-        )
-    return _joined(found)
+            net.warn_if_other_data(data[net])
+    return data
 
 
-def _evaluation(dataset, evaluation):
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One net's weights to measure: what is added to the tables, on which images."""
+
+    graph: FusedGraph
+    reference: FusedGraph  # its outputs are what is compared with
+    keys: dict  # net and source
+    tensors: dict[str, str]  # output tensors of the net's .tflite by layer
+    calibration: np.ndarray
+    split: Split | None
+    config: AnalysisConfig
+    tables: dict[str, list]
+    progress: Progress
+
+    @property
+    def images(self) -> np.ndarray:
+        """What outputs are compared on."""
+        return self.calibration if self.split is None else self.split.images
+
+    def bar(self, text: str, passes: int, images: np.ndarray) -> Bar:
+        """A bar of so many passes over images."""
+        return self.progress.bar(f"{self.keys['net']} {self.keys['source']} {text}", passes * -(-len(images) // BATCH))
+
+
+def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) -> Analysis:
+    if calibration is None:
+        calibration = data.calibration(config.calibration_images)
+    split = _evaluation(data, evaluation, config)
+    models = net.models()
+    graphs = {source: fuse(model) for source, model in models.items()}
+    for graph in graphs.values():
+        check_images(calibration, graph.input_shape, "calibration")
+        if split is not None:
+            check_images(split.images, graph.input_shape, "evaluation")
+    tables = {table: [] for table in TABLES}
+    images = {"calibration_images": len(calibration), "evaluation_images": 0 if split is None else len(split)}
+    tables["nets"].append(_net_row(net, name, models, data, images, config))
+    calibration = with_full_range_pixels(calibration)  # as the converter sees them
+    reference = graphs.get("float") or graphs["qat"]
+    tflite = net.int8_model() if net.tflite_file is not None else None
+    with Progress(verbose) as progress:
+        for source, graph in graphs.items():
+            keys, tensors = {"net": name, "source": source}, _tensors(tflite, graph)
+            progress.say(f"{name} ({source}): {len(graph.operations)} operations, {len(calibration)} images")
+            _measure(_Job(graph, reference, keys, tensors, calibration, split, config, tables, progress))
+    return from_rows(tables)
+
+
+def _evaluation(data, evaluation, config):
     if evaluation is None:
-        return None if dataset is None else dataset.validation
+        split = None if data is None else data.validation
+        if split is None or config.evaluation_images is None:
+            return split
+        return Split(split.images[: config.evaluation_images], split.labels[: config.evaluation_images])
     if not isinstance(evaluation, Split):
         evaluation = Split(np.asarray(evaluation[0]), np.asarray(evaluation[1]))
     check_images(evaluation.images, None, "evaluation")
@@ -230,83 +255,92 @@ def _evaluation(dataset, evaluation):
     return evaluation
 
 
-def _net_row(net, name, models, dataset, calibration, split, scheme):
-    model = next(iter(models.values()))
-    spec = net.spec
-    level = getattr(spec, "level", None)
+def _net_row(net, name, models, data, images, config):
+    model, level = next(iter(models.values())), getattr(net.spec, "level", None)
     return {
         "net": name,
         "source": "+".join(models),
-        "level": ".".join(map(str, level)) if isinstance(level, tuple) else None if level is None else str(level),
-        "width": getattr(spec, "width", None),
+        "level": None if level is None else level_text(level),
+        "width": getattr(net.spec, "width", None),
         "macs": count_macs(model),
         "params": count_params(model),
-        "dataset": dataset.title if dataset is not None else None,
-        "calibration_images": len(calibration),
-        "evaluation_images": 0 if split is None else len(split),
-        "scheme": scheme.name,
-        "weight_bits": scheme.weight_bits,
-        "activation_bits": scheme.activation_bits,
+        "dataset": None if data is None else data.title,
+        **images,
+        "scheme": config.scheme,
+        "weight_bits": config.weight_bits,
+        "activation_bits": config.activation_bits,
     }
-
-
-def _schemes(graph: Graph, asked: Scheme) -> list[Scheme]:
-    if graph.is_quantize_aware:
-        return [QAT]
-    compared = [scheme_of(*row) for row in COMPARED]
-    return [asked, *(scheme for scheme in compared if scheme != asked)]
 
 
 def _tensors(tflite, graph) -> dict[str, str]:
     """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
-    if tflite is None:
-        return {}
     try:
-        return tensor_names(tflite, [op.name for op in graph.quantized if op.kind != "input"])
+        layers = [op.name for op in graph.quantized if op.kind != "input"]
+        return {} if tflite is None else tensor_names(tflite, layers)
     except ValueError:
         return {}
 
 
-def _measure(graph, reference, keys, made, calibration, split, asked, sensitivity, tables, progress):
-    """Add one net's rows to the tables; `made` are the output tensors of its .tflite by layer."""
-    place = places(graph)
-    progress.say(f"{keys['net']} ({keys['source']}): {len(graph.operations)} operations, {len(calibration)} images")
-    batches = -(-len(calibration) // BATCH)
-    bar = progress.bar(f"{keys['net']} {keys['source']} activations and errors", 3 * batches)
-    found = activations(graph, calibration, bar.advance)
-    for op in graph.operations:
-        at = keys | {"layer": op.name, **place[op.name], "kind": op.kind, "groups": op.groups}
-        tensors = {"activations": found[op.name]}
+def _measure(job: _Job) -> None:
+    """Add the rows of one net's weights to the tables."""
+    graph, keys, tables = job.graph, job.keys, job.tables
+    bar = job.bar("activations and errors", 3, job.calibration)
+    distributions = activations(graph, job.calibration, bar.advance)
+    _add_distributions(job, distributions)
+    tables["notes"] += find_anomalies(graph, distributions, keys)
+    schemes = [QAT] if graph.is_quantize_aware else [job.config.quantization, *(scheme_named(*row) for row in ALWAYS)]
+    quantizations = [
+        quantize_graph(graph, scheme, output_ranges(distributions, scheme.percentile))
+        for scheme in dict.fromkeys(schemes)
+    ]
+    for quantization, errors in zip(quantizations, layer_errors(graph, job.calibration, quantizations, bar.advance)):
+        tables["errors"] += error_rows(graph, quantization, errors, keys, job.tensors)
+    before = outputs(job.reference, job.images)
+    if graph is job.reference:
+        precision = {"precision": "float"} | dict(zip(SCHEME, ("float", 32, 32)))
+        tables["output"].append(keys | precision | output_row(before, before, job.split))
+    for quantization in quantizations:
+        after, precision = outputs(graph, job.images, quantization), {"precision": quantization.scheme.title}
+        tables["output"].append(
+            keys | precision | dict(zip(SCHEME, quantization.scheme.key)) | output_row(before, after, job.split)
+        )
+    if job.config.sensitivity:
+        tables["sensitivity"] += _sensitivity_rows(job, quantizations[0], before)
+
+
+def _add_distributions(job: _Job, distributions) -> None:
+    place = block_and_depth(job.graph)
+    for op in job.graph.operations:
+        at = job.keys | {"layer": op.name, **place[op.name], "kind": op.kind, "groups": op.groups}
+        tensors = {"activations": distributions[op.name]}
         if op.kernel is not None:
             tensors |= {"raw": describe(by_channel(op.kernel, op.kind))}
             tensors |= {"folded": describe(by_channel(op.folded, op.kind))}
         for tensor, distribution in tensors.items():
             where = "activations" if tensor == "activations" else "weights"
-            tables[where].append(at | {"tensor": tensor} | distribution_row(distribution))
-            named = keys | {"tensor": tensor, "layer": op.name}
-            tables["channels"].append(channel_table(distribution, named))
-            tables["histograms"].append(histogram_table(distribution, named))
-    tables["notes"] += notes_of(graph, found, keys)
-    quantizations = [
-        quantization_of(graph, scheme, output_ranges(found, scheme.percentile)) for scheme in _schemes(graph, asked)
-    ]
-    for quantization, errors in zip(quantizations, layer_errors(graph, calibration, quantizations, bar.advance)):
-        tables["errors"] += error_rows(graph, quantization, errors, keys, made)
-    images = calibration if split is None else split.images
-    before = outputs(reference, images)
-    if graph is reference:
-        precision = {"precision": "float", "scheme": "float", "weight_bits": 32, "activation_bits": 32}
-        tables["output"].append(keys | precision | output_row(before, before, split))
-    for quantization in quantizations:
-        after = outputs(graph, images, quantization)
-        tables["output"].append(keys | _precision(quantization) | output_row(before, after, split))
-    if sensitivity:
-        from .sensitivity import sensitivity_rows
-
-        tables["sensitivity"] += sensitivity_rows(graph, quantizations[0], images, split, before, keys, progress)
+            job.tables[where].append(at | {"tensor": tensor} | distribution_row(distribution))
+            named = job.keys | {"tensor": tensor, "layer": op.name}
+            job.tables["channels"].append(channel_table(distribution, named))
+            job.tables["histograms"].append(histogram_table(distribution, named))
 
 
-def _precision(quantization: Quantization) -> dict:
-    scheme = quantization.scheme
-    bits = {"weight_bits": scheme.weight_bits, "activation_bits": scheme.activation_bits}
-    return {"precision": scheme.title, "scheme": scheme.name} | bits
+def _sensitivity_rows(job: _Job, quantization: Quantization, reference: Outputs) -> list[dict]:
+    """Give a row for each part: "all", "weights", "activations", and "only" and "all_but" each layer with weights.
+
+    A layer is its kernel, its bias and its output; "only" leaves the input image and all other layers in float,
+    "all_but" leaves this one in float, the sum behind it quantized.
+    """
+    graph, place = job.graph, block_and_depth(job.graph)
+    kernels, outs = {op.name for op in graph.kernels}, {op.name for op in graph.quantized}
+    parts = [("all", None, kernels, outs), ("weights", None, kernels, set()), ("activations", None, set(), outs)]
+    for op in graph.kernels:
+        parts.append(("only", op.name, {op.name}, {op.name}))
+        parts.append(("all_but", op.name, kernels - {op.name}, outs - {op.name}))
+    bar, rows = job.bar("sensitivity", len(parts), job.images), []
+    for part, layer, weights, acts in parts:
+        after = outputs(graph, job.images, quantization, weights, acts, bar.advance)
+        row = job.keys | dict(zip(SCHEME, quantization.scheme.key)) | {"part": part, "layer": layer}
+        row |= place[layer] if layer else {"block": None, "depth": np.nan}
+        row |= output_row(reference, after, job.split)
+        rows.append({column: row[column] for column in EMPTY["sensitivity"]})
+    return rows

@@ -1,4 +1,4 @@
-"""How a tensor's values are distributed: ranges by channel, average channel precision, kurtosis, histograms.
+"""Measure how a tensor's values are distributed: ranges by channel, average channel precision, kurtosis, histograms.
 
 Source: the metrics are our choice; the channel precision r_i / R is Nagel et al., arXiv 1906.04721, and a low average of
 it is the mismatch that Yun & Wong, arXiv 2104.11849, find in depthwise-separable nets.
@@ -92,7 +92,7 @@ class Ranges:
         self.minimum = self.maximum = self.total = self.finite = None
 
     def add(self, rows: np.ndarray) -> None:
-        """Values (numbers, channels)."""
+        """Take in more values, (numbers, channels)."""
         self.count += rows.size
         finite = np.isfinite(rows)
         every = bool(finite.all())
@@ -124,7 +124,7 @@ class Histogram:
         self.second = self.fourth = 0.0
 
     def add(self, rows: np.ndarray) -> None:
-        """Values (numbers, channels) that the first pass saw."""
+        """Take in values (numbers, channels) that the first pass saw."""
         if not self.ranges.finite.sum():
             return
         channels = rows.shape[1]
@@ -144,7 +144,7 @@ class Histogram:
         self.fourth += float(np.square(squares).sum(dtype=np.float64))
 
     def result(self) -> Distribution:
-        """What both passes found."""
+        """Give what both passes found."""
         finite = int(self.ranges.finite.sum())
         is_constant = finite and np.nanmax(self.high) == np.nanmin(self.low)
         variance = self.second / finite if finite else float("nan")
@@ -163,7 +163,7 @@ class Histogram:
 
 
 def describe(rows: np.ndarray) -> Distribution:
-    """The distribution of values (numbers, channels) that are in memory."""
+    """Measure the distribution of values (numbers, channels) that are in memory."""
     ranges = Ranges()
     ranges.add(rows)
     histogram = Histogram(ranges)

@@ -1,4 +1,4 @@
-"""What a Keras layer, quantization-wrapped or not, is to TFLite: its kind, weights, activation, learnt range."""
+"""A Keras model as the operations that TFLite makes of it, with BatchNorm and activations fused in."""
 
 from __future__ import annotations
 
@@ -10,55 +10,15 @@ import numpy as np
 
 from .._keras import functional_model, keras, tf
 
-__all__ = [
-    "FIXED",
-    "FUSED",
-    "FUSES_RELU",
-    "KERNELS",
-    "SAME_SCALE",
-    "FoldedWeights",
-    "Graph",
-    "Operation",
-    "activation_name",
-    "bare_layer",
-    "by_channel",
-    "check_layer",
-    "folded_weights",
-    "graph_of",
-    "is_fused_relu",
-    "kind_of",
-    "learned_range",
-    "multiplied",
-    "run_layer",
-    "unwrapped",
-]
+__all__ = ["FusedGraph", "FusedOp", "by_channel", "fuse"]
 
-KERNELS = {
-    "Conv1D": "kernel",
-    "Conv2D": "kernel",
-    "Conv3D": "kernel",
-    "DepthwiseConv2D": "depthwise_kernel",
-    "Dense": "kernel",
-}
+# The layers with weights that are read, and what their kernel is called.
+KERNELS = dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "Dense"), "kernel") | {"DepthwiseConv2D": "depthwise_kernel"}
 UNKNOWN = ("Separable", "Transpose", "DepthwiseConv1D", "LocallyConnected", "Embedding", "LSTM", "GRU", "Attention")
 WRAPPERS = ("QuantizeWrapper", "QuantizeWrapperV2")
-# What TFLite gives its input's scale: no values are made that were not there.
-SAME_SCALE = frozenset(
-    [
-        "Flatten",
-        "Reshape",
-        "Permute",
-        "Dropout",
-        "SpatialDropout2D",
-        "GaussianNoise",
-        "ZeroPadding2D",
-        "Cropping2D",
-        "MaxPooling2D",
-        "GlobalMaxPooling2D",
-        "AveragePooling2D",
-        "UpSampling2D",
-    ]
-)
+# Layers whose output has its input's scale in TFLite: they make no values that were not there.
+SAME_SCALE = frozenset({"Flatten", "Reshape", "Permute", "Dropout", "SpatialDropout2D", "GaussianNoise"})
+SAME_SCALE |= {"ZeroPadding2D", "Cropping2D", "MaxPooling2D", "GlobalMaxPooling2D", "AveragePooling2D", "UpSampling2D"}
 FUSED = ("relu", "relu6", "linear")  # activations that are part of the operation before them
 FUSES_RELU = frozenset(["Add", "Subtract", "Multiply"])
 POOLS = frozenset(["GlobalAveragePooling2D", "AveragePooling2D"])
@@ -66,216 +26,83 @@ POOLS = frozenset(["GlobalAveragePooling2D", "AveragePooling2D"])
 FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 
 
-def by_channel(kernel: np.ndarray, kind: str) -> np.ndarray:
-    """A kernel as (numbers, output channels): conv (h, w, in, out), depthwise (h, w, in, multiplier), dense (in, out)."""
-    channels = kernel.shape[-1] * (kernel.shape[-2] if kind == "depthwise" else 1)
-    return kernel.reshape(-1, channels)
-
-
 @dataclass(frozen=True, eq=False)
-class FoldedWeights:
-    """A layer's kernel as trained and with BatchNorm folded in, its bias, and max |w| where that was learnt."""
-
-    kernel: np.ndarray
-    folded: np.ndarray
-    bias: np.ndarray
-    limits: np.ndarray | None
-
-
-def folded_weights(layer, norm) -> FoldedWeights:
-    """The weights of a layer with those of the BatchNorm behind it, or None, folded in."""
-    bare, kind = bare_layer(layer), kind_of(bare_layer(layer))
-    kernel, limits = _kernel_and_limits(layer, bare)
-    rows = by_channel(kernel, kind)
-    bias = bare.bias.numpy() if bare.use_bias else np.zeros(rows.shape[1], np.float32)
-    if norm is None:
-        return FoldedWeights(kernel, kernel, bias, limits)
-    gamma = norm.gamma.numpy() if norm.scale else np.float32(1)
-    beta = norm.beta.numpy() if norm.center else np.float32(0)
-    scale = (gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)).astype(np.float32)
-    folded = (rows * scale).reshape(kernel.shape).astype(np.float32)
-    bias = ((bias - norm.moving_mean.numpy()) * scale + beta).astype(np.float32)
-    return FoldedWeights(kernel, folded, bias, None if limits is None else np.abs(limits * scale))
-
-
-def _kernel_and_limits(layer, bare):
-    """The trained kernel, and max |w| as a quantization wrapper holds it."""
-    if type(layer).__name__ not in WRAPPERS:
-        return getattr(bare, KERNELS[type(bare).__name__]).numpy(), None
-    for weight, _, variables in layer._weight_vars:
-        if weight.name.split(":")[0].endswith("kernel"):
-            limits = np.maximum(np.abs(variables["min_var"].numpy()), np.abs(variables["max_var"].numpy()))
-            return weight.numpy(), limits.reshape(-1) if limits.size > 1 else limits.reshape(1)
-    return getattr(bare, KERNELS[type(bare).__name__]).numpy(), None
-
-
-def multiplied(layer, x, kernel):
-    """The layer's product of its input (batch, ..., channels) with another kernel of the same shape."""
-    if type(layer).__name__ == "Dense":
-        return tf.tensordot(x, kernel, 1)
-    if type(layer).__name__ == "DepthwiseConv2D":
-        return keras.backend.depthwise_conv2d(
-            x,
-            kernel,
-            strides=layer.strides,
-            padding=layer.padding,
-            dilation_rate=layer.dilation_rate,
-            data_format=layer.data_format,
-        )
-    return layer.convolution_op(x, kernel)
-
-
-def run_layer(layer, args, kwargs):
-    """What a layer without a kernel makes of its inputs."""
-    if type(layer).__name__ == "Activation":  # a quantization wrapper puts its own in the layer
-        return unwrapped(layer.activation)(*args)
-    return layer(*args, **kwargs)
-
-
-def bare_layer(layer):
-    """The layer inside a quantization wrapper, or the layer itself."""
-    return layer.layer if type(layer).__name__ in WRAPPERS else layer
-
-
-def unwrapped(activation):
-    """The activation that a quantization-aware one wraps."""
-    while type(activation).__name__ == "QuantizeAwareActivation":
-        activation = activation.activation
-    return activation
-
-
-def activation_name(layer):
-    """The name of a layer's activation, "linear" where it has none."""
-    activation = unwrapped(getattr(layer, "activation", None))
-    if activation is None or type(activation).__name__ == "NoOpActivation":
-        return "linear"
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-def is_fused_relu(layer):
-    """Whether TFLite makes the layer a part of the operation before it."""
-    if type(layer).__name__ == "Activation":
-        return activation_name(layer) in ("relu", "relu6")
-    if type(layer).__name__ != "ReLU":
-        return False
-    return layer.max_value in (None, 6) and not layer.negative_slope and not layer.threshold
-
-
-def learned_range(layer):
-    """(low, high) of a quantization-aware layer's output, or None."""
-    variables = None
-    if type(layer).__name__ == "QuantizeLayer":
-        variables = layer.quantizer_vars
-    elif type(layer).__name__ in WRAPPERS:
-        if layer._output_quantizers:
-            variables = layer._output_quantizer_vars
-        for activation in layer._quantize_activations:
-            before = getattr(activation, "_pre_activation_vars", variables)  # a softmax has its input's only
-            variables = getattr(activation, "_post_activation_vars", before)
-    if not variables:
-        return None
-    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
-
-
-def kind_of(layer):
-    """What TFLite calls a layer: "conv", "grouped", "pointwise", "depthwise", "dense", "activation", "pool", "add" or "other"."""
-    name = type(layer).__name__
-    if name in ("Conv1D", "Conv2D", "Conv3D"):
-        if layer.groups > 1:
-            return "grouped"
-        return "pointwise" if np.prod(layer.kernel_size) == 1 else "conv"
-    table = {"DepthwiseConv2D": "depthwise", "Dense": "dense", "ReLU": "activation", "Activation": "activation"}
-    table |= {"Softmax": "activation"} | dict.fromkeys(POOLS, "pool")
-    return table.get(name, "add" if name in FUSES_RELU else "other")
-
-
-def check_layer(layer):
-    """Raise ValueError where the weights of a layer cannot be read, or it is a model or channels_first."""
-    if isinstance(layer, keras.Model):
-        raise ValueError(
-            f"the layer {layer.name!r} is a model inside the model; the analysis takes flat ones: build it as one "
-            "functional model"
-        )
-    name = type(layer).__name__
-    if any(part in name for part in UNKNOWN) or (
-        name not in KERNELS and any(w.name.split(":")[0].endswith("kernel") for w in layer.weights)
-    ):
-        raise ValueError(
-            f"the layer {layer.name!r} is a {name}, whose weights the analysis cannot read; replace it by stock "
-            "convolutions and dense layers"
-        )
-    if getattr(layer, "data_format", None) == "channels_first":
-        raise ValueError(f"the layer {layer.name!r} is channels_first; TFLite and the analysis take channels_last")
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """One operation and what is fused into it.
+class FusedOp:
+    """One operation and the layers that are fused into it.
 
     Args:
         name: of its first layer, without TFMOT's "quant_".
         kind: "input", "conv", "grouped", "depthwise", "pointwise", "dense", "add", "pool", "activation" or "other".
         groups: of a convolution, else 1.
-        source: the operation whose output's scale is this one's input scale; None for inputs.
+        input_scale_from: the operation whose output scale is this one's input scale; None for inputs.
         is_quantized: whether its output gets a scale of its own.
-        fixed_range: (low, high) where TFLite or the model fixes or learnt the output's range, else None.
+        fixed_range: (low, high) of the output where TFLite fixes it or the model learnt it, else None.
+        compute: (values by tensor id, kernel, bias) -> the output, float32 (batch, ..., channels).
+        output: tensor id.
+        inputs: tensor ids it reads.
         kernel: float32, as trained; None where there is none.
         folded: the kernel with BatchNorm folded in.
         bias: float32 (channels,), BatchNorm folded in.
-        learned_limits: max |w| of the folded kernel that a quantization-aware model learnt: one a channel or one in all.
-        compute: (values by tensor id, kernel, bias) -> the output, float32 (batch, ..., channels).
-        output: tensor id.
-        used: tensor ids it reads.
-        is_mean: whether TFLite rounds it to its source's grid, even where it has one of its own: average pooling.
+        learned_limits: max |w| of the folded kernel that a quantization-aware model learnt, (channels,) or (1,).
+        rounds_like_average_pool: whether TFLite rounds the mean to its input's grid, even where the output has a scale
+            of its own.
     """
 
     name: str
     kind: str
     groups: int
-    source: str | None
+    input_scale_from: str | None
     is_quantized: bool
     fixed_range: tuple[float, float] | None
-    kernel: np.ndarray | None
-    folded: np.ndarray | None
-    bias: np.ndarray | None
-    learned_limits: np.ndarray | None
     compute: Callable
     output: str
-    used: tuple[str, ...]
-    is_mean: bool = False
+    inputs: tuple[str, ...]
+    kernel: np.ndarray | None = None
+    folded: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    learned_limits: np.ndarray | None = None
+    rounds_like_average_pool: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
-    """Operations in order, the last one gives the logits.
+class FusedGraph:
+    """A model's operations in order; the last one gives the logits.
 
     Args:
-        name: of the model.
         operations: all of them.
         input_shape: (height, width, channels).
         is_quantize_aware: whether ranges and limits were learnt.
         ends_in_softmax: whether it gives probabilities.
     """
 
-    name: str
-    operations: tuple[Operation, ...]
+    operations: tuple[FusedOp, ...]
     input_shape: tuple[int, ...]
     is_quantize_aware: bool
     ends_in_softmax: bool
 
     @property
-    def kernels(self) -> tuple[Operation, ...]:
+    def kernels(self) -> tuple[FusedOp, ...]:
         """The operations with weights."""
         return tuple(op for op in self.operations if op.kernel is not None)
 
     @property
-    def quantized(self) -> tuple[Operation, ...]:
+    def quantized(self) -> tuple[FusedOp, ...]:
         """The operations whose outputs are quantized."""
         return tuple(op for op in self.operations if op.is_quantized)
 
+    def last_readers(self) -> dict[str, int]:
+        """Give, by tensor id, the number of the operation that reads it last."""
+        return {key: number for number, op in enumerate(self.operations) for key in op.inputs}
 
-def graph_of(model: keras.Model) -> Graph:
-    """The operations of a float or quantization-aware model.
+
+def by_channel(kernel: np.ndarray, kind: str) -> np.ndarray:
+    """View a kernel as (numbers, output channels): conv (h, w, in, out), depthwise (h, w, in, multiplier), dense (in, out)."""
+    channels = kernel.shape[-1] * (kernel.shape[-2] if kind == "depthwise" else 1)
+    return kernel.reshape(-1, channels)
+
+
+def fuse(model: keras.Model) -> FusedGraph:
+    """Fuse the layers of a float or quantization-aware model into operations.
 
     BatchNorm right behind a convolution or dense layer is folded: s = gamma / sqrt(var + eps), W' = s W,
     b' = (b - mean) s + beta. ReLU and ReLU6 right behind one are part of it. Other layers run as they are.
@@ -293,11 +120,32 @@ def graph_of(model: keras.Model) -> Graph:
         )
     nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
     for node in nodes:
-        check_layer(bare_layer(node.layer))
-    return _Builder(model, nodes).graph()
+        _check_layer(_bare(node.layer))
+    return _Fusion(model, nodes).graph()
 
 
-class _Builder:
+def _check_layer(layer):
+    if isinstance(layer, keras.Model):
+        raise ValueError(
+            f"the layer {layer.name!r} is a model inside the model; the analysis takes flat ones: build it as one "
+            "functional model"
+        )
+    name = type(layer).__name__
+    if any(part in name for part in UNKNOWN) or (name not in KERNELS and any(map(_is_kernel, layer.weights))):
+        raise ValueError(
+            f"the layer {layer.name!r} is a {name}, whose weights the analysis cannot read; replace it by stock "
+            "convolutions and dense layers"
+        )
+    if getattr(layer, "data_format", None) == "channels_first":
+        raise ValueError(
+            f"the layer {layer.name!r} is channels_first; TFLite and the analysis take channels_last: build the model "
+            "with data_format='channels_last'"
+        )
+
+
+class _Fusion:
+    """Builds the operations of a model, node by node in the order of execution."""
+
     def __init__(self, model, nodes):
         self.model, self.nodes = model, nodes
         self.readers = {}
@@ -305,44 +153,36 @@ class _Builder:
             for tensor in () if node.is_input else node.flat_input_ids:
                 self.readers.setdefault(tensor, []).append(node)
         self.result = str(id(model.outputs[0]))
-        self.sources, self.operations, self.names = {}, [], {}
-        self.aware = False
+        self.scale_from = {}  # tensor id -> the operation whose output scale the tensor has
+        self.operations, self.names = [], {}
+        self.is_quantize_aware = False
 
-    def graph(self) -> Graph:
+    def graph(self) -> FusedGraph:
         done = set()
         for node in self.nodes:
-            if node in done:
-                continue
-            chain = self._chain(node)
-            done.update(chain)
-            self._add(chain)
-        return Graph(
-            self.model.name,
+            if node not in done:
+                chain = self._chain(node)
+                done.update(chain)
+                self._add(chain)
+        return FusedGraph(
             tuple(self.operations),
             tuple(self.model.input_shape[1:]),
-            is_quantize_aware=self.aware,
+            is_quantize_aware=self.is_quantize_aware,
             ends_in_softmax=self.operations[-1].fixed_range == FIXED["softmax"],
         )
 
     def _chain(self, node):
         """A node and those behind it that TFLite makes one operation with it."""
-        chain, bare = [node], bare_layer(node.layer)
+        chain, bare = [node], _bare(node.layer)
         kind = type(bare).__name__
         following = self._only_reader(node)
         if node.is_input:
-            if following is not None and type(following.layer).__name__ == "QuantizeLayer":
-                chain.append(following)
-            return chain
-        if kind in KERNELS and activation_name(bare) == "linear" and _is_a(following, "BatchNormalization"):
+            return [node, following] if _is_a(following, "QuantizeLayer") else chain
+        if kind in KERNELS and _activation_name(bare) == "linear" and _is_a(following, "BatchNormalization"):
             chain.append(following)
             following = self._only_reader(following)
-        fuses = kind in KERNELS or kind in FUSES_RELU
-        if (
-            fuses
-            and activation_name(bare) in FUSED
-            and following is not None
-            and is_fused_relu(bare_layer(following.layer))
-        ):
+        fuses = (kind in KERNELS or kind in FUSES_RELU) and _activation_name(bare) in FUSED
+        if fuses and following is not None and _is_fused_relu(_bare(following.layer)):
             chain.append(following)
         return chain
 
@@ -353,65 +193,53 @@ class _Builder:
 
     def _add(self, chain):
         first, last = chain[0], chain[-1]
-        bare = bare_layer(first.layer)
-        name = self._name(bare)
-        self.aware |= any(learned_range(node.layer) is not None for node in chain)
+        bare, output = _bare(first.layer), last.flat_output_ids[0]
+        name, type_name = self._name(bare), type(bare).__name__
+        self.is_quantize_aware |= any(_learned_range(node.layer) is not None for node in chain)
         if first.is_input:
-            self._append(name, "input", 1, None, True, learned_range(last.layer) or (0.0, 1.0), None, _identity, last)
-            self.sources[first.flat_output_ids[0]] = name
+            fixed = _learned_range(last.layer) or (0.0, 1.0)
+            self.operations.append(FusedOp(name, "input", 1, None, True, fixed, _refuse_to_compute, output, ()))
+            self.scale_from |= {output: name, first.flat_output_ids[0]: name}
             return
-        kind = kind_of(bare)
-        source = self.sources[first.flat_input_ids[0]]
-        norm = next((bare_layer(node.layer) for node in chain[1:] if _is_a(node, "BatchNormalization")), None)
-        weights = folded_weights(first.layer, norm) if type(bare).__name__ in KERNELS else None
-        own = activation_name(bare) if weights is not None else ""
-        fixed = learned_range(last.layer)
-        if weights is None and type(bare).__name__ == "Softmax":
+        kind, has_kernel = _kind(bare), type_name in KERNELS
+        norm = next((_bare(node.layer) for node in chain[1:] if _is_a(node, "BatchNormalization")), None)
+        weights = _folded_weights(first.layer, norm) if has_kernel else {}
+        own = _activation_name(bare) if has_kernel else ""
+        fixed = _learned_range(last.layer)
+        if type_name == "Softmax":
             fixed = FIXED["softmax"]
-        elif weights is None and type(bare).__name__ == "Activation":
-            fixed = FIXED.get(activation_name(bare), fixed)
-        stays = type(bare).__name__ in SAME_SCALE and fixed is None
-        steps = tuple(node for node in chain[1:] if not _is_a(node, "BatchNormalization"))
-        compute = _Compute(first, bare, weights is not None, own in FUSED, steps)
+        elif type_name == "Activation":
+            fixed = FIXED.get(_activation_name(bare), fixed)
         groups = getattr(bare, "groups", 1) if kind in ("conv", "grouped", "pointwise") else 1
         if kind == "depthwise":
-            groups = weights.kernel.shape[-2]
-        self._append(name, kind, groups, source, not stays, fixed, weights, compute, last)
-        if stays:
-            self.sources[last.flat_output_ids[0]] = source
-        if own and own not in FUSED:  # an operation of its own in TFLite
-            inner = self.operations.pop()
-            before = f"{inner.output}-{own}"
-            self.operations.append(dataclasses.replace(inner, output=before))
-            activation = unwrapped(bare.activation)
-            self.operations.append(
-                Operation(
-                    f"{name}_{own}",
-                    "activation",
-                    1,
-                    name,
-                    True,
-                    FIXED.get(own),
-                    None,
-                    None,
-                    None,
-                    None,
-                    _Apply(before, activation),
-                    inner.output,
-                    (before,),
-                )
-            )
-            self.sources[inner.output] = f"{name}_{own}"
-
-    def _append(self, name, kind, groups, source, is_quantized, fixed, weights, compute, last):
-        output = last.flat_output_ids[0]
-        used = () if kind == "input" else tuple(compute.node.flat_input_ids)
-        folded = (None,) * 4 if weights is None else (weights.kernel, weights.folded, weights.bias, weights.limits)
-        is_mean = type(bare_layer(last.layer)).__name__ == "AveragePooling2D"
-        self.operations.append(
-            Operation(name, kind, groups, source, is_quantized, fixed, *folded, compute, output, used, is_mean)
+            groups = weights["kernel"].shape[-2]
+        keeps_scale = type_name in SAME_SCALE and fixed is None
+        scale_from = self.scale_from[first.flat_input_ids[0]]
+        steps = tuple(node for node in chain[1:] if not _is_a(node, "BatchNormalization"))
+        op = FusedOp(
+            name,
+            kind,
+            groups,
+            scale_from,
+            not keeps_scale,
+            fixed,
+            _Layers(first, bare, own in FUSED, steps),
+            output,
+            tuple(first.flat_input_ids),
+            rounds_like_average_pool=type(_bare(last.layer)).__name__ == "AveragePooling2D",
+            **weights,
         )
-        self.sources[output] = name
+        self.scale_from[output] = scale_from if keeps_scale else name
+        if not own or own in FUSED:
+            self.operations.append(op)
+            return
+        before, behind = f"{output}-{own}", f"{name}_{own}"  # the activation is an operation of its own in TFLite
+        compute = _Function(before, _unwrapped_activation(bare.activation))
+        self.operations += [
+            dataclasses.replace(op, output=before),
+            FusedOp(behind, "activation", 1, name, True, FIXED.get(own), compute, output, (before,)),
+        ]
+        self.scale_from[output] = behind
 
     def _name(self, bare):
         name = bare.name.removeprefix("quant_")
@@ -419,39 +247,143 @@ class _Builder:
         return name if self.names[name] == 1 else f"{name}@{self.names[name]}"  # a layer used again
 
 
-class _Compute:
-    """An operation's arithmetic on values by tensor id."""
+class _Layers:
+    """The arithmetic of an operation's layers on values by tensor id."""
 
-    def __init__(self, node, bare, has_kernel, is_fused, steps):
-        self.node, self.bare, self.has_kernel, self.is_fused, self.steps = node, bare, has_kernel, is_fused, steps
+    def __init__(self, node, bare, fuses_activation, steps):
+        self.node, self.bare, self.fuses_activation, self.steps = node, bare, fuses_activation, steps
 
     def __call__(self, values, kernel, bias):
-        if self.has_kernel:
-            x = multiplied(self.bare, values[self.node.flat_input_ids[0]], kernel) + bias
-            if self.is_fused:
-                x = unwrapped(self.bare.activation)(x)
+        ids = self.node.flat_input_ids
+        if kernel is not None:
+            x = _multiplied(self.bare, values[ids[0]], kernel) + bias
+            if self.fuses_activation:
+                x = _unwrapped_activation(self.bare.activation)(x)
         else:
-            ids = self.node.flat_input_ids
             args, kwargs = self.node.map_arguments({key: [values[key]] * len(ids) for key in ids})
-            x = run_layer(self.bare, args, kwargs)
+            x = _run(self.bare, args, kwargs)
         for node in self.steps:
-            x = run_layer(bare_layer(node.layer), (x,), {})
+            x = _run(_bare(node.layer), (x,), {})
         return x
 
 
-class _Apply:
+class _Function:
     """One function of one tensor."""
 
-    def __init__(self, source, function):
-        self.source, self.function = source, function
+    def __init__(self, tensor, function):
+        self.tensor, self.function = tensor, function
 
     def __call__(self, values, kernel, bias):
-        return self.function(values[self.source])
+        return self.function(values[self.tensor])
 
 
-def _identity(values, kernel, bias):
+def _refuse_to_compute(values, kernel, bias):
     raise RuntimeError("an input is given, not computed")
 
 
+# What a Keras layer, quantization-wrapped or not, is to TFLite
+
+
+def _bare(layer):
+    """The layer inside a quantization wrapper, or the layer itself."""
+    return layer.layer if type(layer).__name__ in WRAPPERS else layer
+
+
 def _is_a(node, kind):
-    return node is not None and type(bare_layer(node.layer)).__name__ == kind
+    return node is not None and type(_bare(node.layer)).__name__ == kind
+
+
+def _kind(layer):
+    name = type(layer).__name__
+    if name in ("Conv1D", "Conv2D", "Conv3D"):
+        if layer.groups > 1:
+            return "grouped"
+        return "pointwise" if np.prod(layer.kernel_size) == 1 else "conv"
+    kinds = {"DepthwiseConv2D": "depthwise", "Dense": "dense"} | dict.fromkeys(POOLS, "pool")
+    kinds |= dict.fromkeys(("ReLU", "Activation", "Softmax"), "activation") | dict.fromkeys(FUSES_RELU, "add")
+    return kinds.get(name, "other")
+
+
+def _is_fused_relu(layer):
+    """Whether TFLite makes the layer a part of the operation before it."""
+    if type(layer).__name__ == "Activation":
+        return _activation_name(layer) in ("relu", "relu6")
+    if type(layer).__name__ != "ReLU":
+        return False
+    return layer.max_value in (None, 6) and not layer.negative_slope and not layer.threshold
+
+
+def _activation_name(layer):
+    activation = _unwrapped_activation(getattr(layer, "activation", None))
+    if activation is None or type(activation).__name__ == "NoOpActivation":
+        return "linear"
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _unwrapped_activation(activation):
+    while type(activation).__name__ == "QuantizeAwareActivation":
+        activation = activation.activation
+    return activation
+
+
+def _folded_weights(layer, norm) -> dict[str, np.ndarray | None]:
+    """Kernel, folded kernel, bias and learnt limits of a layer, with the BatchNorm behind it (or None) folded in."""
+    bare = _bare(layer)
+    kernel, limits = _kernel_and_limits(layer, bare)
+    rows = by_channel(kernel, _kind(bare))
+    bias = bare.bias.numpy() if bare.use_bias else np.zeros(rows.shape[1], np.float32)
+    folded = kernel
+    if norm is not None:
+        gamma = norm.gamma.numpy() if norm.scale else np.float32(1)
+        beta = norm.beta.numpy() if norm.center else np.float32(0)
+        scale = (gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)).astype(np.float32)
+        folded = (rows * scale).reshape(kernel.shape).astype(np.float32)
+        bias = ((bias - norm.moving_mean.numpy()) * scale + beta).astype(np.float32)
+        limits = None if limits is None else np.abs(limits * scale)
+    return {"kernel": kernel, "folded": folded, "bias": bias, "learned_limits": limits}
+
+
+def _kernel_and_limits(layer, bare):
+    """The trained kernel, and max |w| as a quantization wrapper holds it, (channels,) or (1,)."""
+    for weight, _, variables in layer._weight_vars if type(layer).__name__ in WRAPPERS else ():
+        if _is_kernel(weight):
+            limits = np.maximum(np.abs(variables["min_var"].numpy()), np.abs(variables["max_var"].numpy()))
+            return weight.numpy(), limits.reshape(-1)
+    return getattr(bare, KERNELS[type(bare).__name__]).numpy(), None
+
+
+def _is_kernel(weight):
+    return weight.name.split(":")[0].endswith("kernel")
+
+
+def _learned_range(layer):
+    """(low, high) of a quantization-aware layer's output, or None."""
+    variables = None
+    if type(layer).__name__ == "QuantizeLayer":
+        variables = layer.quantizer_vars
+    elif type(layer).__name__ in WRAPPERS:
+        if layer._output_quantizers:
+            variables = layer._output_quantizer_vars
+        for activation in layer._quantize_activations:
+            before = getattr(activation, "_pre_activation_vars", variables)  # a softmax has its input's only
+            variables = getattr(activation, "_post_activation_vars", before)
+    if not variables:
+        return None
+    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
+
+
+def _multiplied(layer, x, kernel):
+    """The layer's product of its input (batch, ..., channels) with another kernel of the same shape."""
+    if type(layer).__name__ == "Dense":
+        return tf.tensordot(x, kernel, 1)
+    if type(layer).__name__ == "DepthwiseConv2D":
+        options = {key: getattr(layer, key) for key in ("strides", "padding", "dilation_rate", "data_format")}
+        return keras.backend.depthwise_conv2d(x, kernel, **options)
+    return layer.convolution_op(x, kernel)
+
+
+def _run(layer, args, kwargs):
+    """What a layer without a kernel makes of its inputs."""
+    if type(layer).__name__ == "Activation":  # a quantization wrapper puts its own in the layer
+        return _unwrapped_activation(layer.activation)(*args)
+    return layer(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Passes over images that measure a net's layers: activations, quantization errors, outputs. Never all in memory."""
+"""Pass over images, a batch at a time, and measure activations, quantization errors and outputs of a net."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from .._keras import tf, to_float
 from .distributions import Distribution, Histogram, Ranges
-from .graph import Graph
+from .graph import FusedGraph
 from .simulation import Quantization, forward
 
-__all__ = ["Errors", "Outputs", "activations", "layer_errors", "output_ranges", "outputs"]
+__all__ = ["BATCH", "Errors", "Outputs", "activations", "layer_errors", "output_ranges", "outputs"]
 
 BATCH = 128
 
@@ -49,8 +49,8 @@ class Outputs:
         return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def activations(graph: Graph, images: np.ndarray, advance=None) -> dict[str, Distribution]:
-    """The distribution of each operation's float output over images, in two passes.
+def activations(graph: FusedGraph, images: np.ndarray, advance=None) -> dict[str, Distribution]:
+    """Measure the distribution of each operation's float output over images, in two passes.
 
     Args:
         graph: the net.
@@ -71,25 +71,24 @@ def activations(graph: Graph, images: np.ndarray, advance=None) -> dict[str, Dis
 
 
 def output_ranges(distributions: dict[str, Distribution], percentile: float | None) -> dict[str, tuple[float, float]]:
-    """(low, high) of each output: minimum and maximum, or the (100 - p)-th and the p-th percentile."""
-    if percentile is None:
-        return {name: (found.minimum, found.maximum) for name, found in distributions.items()}
-    return {
-        name: (found.percentile(100 - percentile), found.percentile(percentile))
-        for name, found in distributions.items()
-    }
+    """Give (low, high) of each output: the (100 - p)-th and the p-th percentile, or minimum and maximum for None."""
+    percent = 100.0 if percentile is None else percentile
+    return {name: (d.percentile(100 - percent), d.percentile(percent)) for name, d in distributions.items()}
 
 
 def layer_errors(
-    graph: Graph, images: np.ndarray, quantizations: Sequence[Quantization], advance=None
+    graph: FusedGraph, images: np.ndarray, quantizations: Sequence[Quantization], advance=None
 ) -> list[dict[str, Errors]]:
-    """Errors of each quantized output against the float net's, for each quantization.
+    """Sum the errors of each quantized output against the float net's, for each quantization.
 
     Alone: this layer's kernel, bias and output are quantized and its input is the float net's. Accumulated: everything
     before it is quantized, too.
+
+    Returns:
+        For each quantization the `Errors` by operation's name.
     """
     found = [{op.name: Errors() for op in graph.quantized} for _ in quantizations]
-    last_use = {key: number for number, op in enumerate(graph.operations) for key in op.used}
+    last_readers = graph.last_readers()
     for batch in batches(images):
         values = {}
         runs = [forward(graph, batch, quantization) for quantization in quantizations]
@@ -109,17 +108,22 @@ def layer_errors(
                 sums.alone += float(tf.reduce_sum(tf.square(output - alone)))
                 sums.accumulated += float(tf.reduce_sum(tf.square(output - accumulated)))
             values[op.output] = output
-            for key in op.used:
-                if last_use[key] == number:
+            for key in op.inputs:
+                if last_readers[key] == number:
                     values.pop(key, None)
         _call(advance)
     return found
 
 
 def outputs(
-    graph: Graph, images: np.ndarray, quantization: Quantization | None = None, weights=None, acts=None, advance=None
+    graph: FusedGraph,
+    images: np.ndarray,
+    quantization: Quantization | None = None,
+    weights=None,
+    acts=None,
+    advance=None,
 ) -> Outputs:
-    """The net's outputs on uint8 images; the other arguments as for `forward`."""
+    """Compute the net's outputs on uint8 images; the other arguments are as for `forward`."""
     result = Outputs(graph.ends_in_softmax)
     for batch in batches(images):
         ((_, last),) = collections.deque(forward(graph, batch, quantization, weights, acts), maxlen=1)
@@ -129,7 +133,7 @@ def outputs(
 
 
 def batches(images: np.ndarray) -> Iterator[tf.Tensor]:
-    """uint8 images as float32 in 0..1, at most BATCH at a time."""
+    """Give uint8 images as float32 in 0..1, at most BATCH at a time."""
     for start in range(0, len(images), BATCH):
         yield to_float(images[start : start + BATCH])
 

@@ -1,30 +1,22 @@
-"""What an analysis says, in plain words: each sentence is computed from its tables."""
+"""Say in plain words what an analysis shows: each sentence is computed from its tables."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas
 
 from .tables import Analysis
 
-__all__ = ["summary"]
+__all__ = ["precision_title", "summary", "trend"]
 
-TELLING_DB = 3.0  # a factor of two in noise: less is not worth a sentence
-TELLING_PRECISION = 0.02
+MIN_PRECISION = 0.02  # a difference of average channel precision that counts
 ERRORS = 2.0  # standard errors of a difference on the same images, of which at most those of another class count
-WORDS = {
-    "conv": "regular convolutions",
-    "grouped": "grouped convolutions",
-    "depthwise": "depthwise convolutions",
-    "pointwise": "pointwise convolutions",
-    "dense": "dense layer",
-}
 
 
 def summary(analysis: Analysis) -> tuple[list[str], list[str]]:
-    """Sentences that the tables support; what they do not show is not said.
+    """Write the sentences that the tables support; what they do not show is not said.
 
     Returns:
         (accuracies and what differs between the nets, what is to be said of each net's layers).
@@ -33,20 +25,52 @@ def summary(analysis: Analysis) -> tuple[list[str], list[str]]:
     of_all += [_beyond_chance(analysis), _precision_by_level(analysis)]
     of_layers = []
     for net in analysis.names:
-        of_layers += [_scales(analysis, net), _accumulation(analysis, net)]
-        of_layers += [_sensitivity(analysis, net), _notes(analysis, net)]
+        of_layers += [_accumulation(analysis, net), _sensitivity(analysis, net)]
     return [s for s in of_all if s], [s for s in of_layers if s]
+
+
+def trend(values: Sequence[float], flat: float) -> str:
+    """Say how numbers go, coarse level to fine: "rises", "falls", "hardly changes" or "goes up and down".
+
+    A step within `flat` counts as neither; the whole change must exceed it.
+    """
+    values = np.asarray(values, float)
+    if np.isnan(values).any() or len(values) < 2:
+        return "is not known"
+    steps = np.diff(values)
+    if np.ptp(values) <= flat:
+        return "hardly changes"
+    if (steps <= flat).all() and values[-1] < values[0] - flat:
+        return "falls"
+    if (steps >= -flat).all() and values[-1] > values[0] + flat:
+        return "rises"
+    return "goes up and down"
+
+
+def precision_title(row: Mapping) -> str:
+    """Name a row's scheme and numbers of bits in words, e.g. "per channel int8"."""
+    if row["scheme"] == "float":
+        return "float"
+    if row["scheme"] == "qat":
+        return "quantization-aware int8"
+    name = row["scheme"].replace("_", " ")
+    is_int8 = row["weight_bits"] == row["activation_bits"] == 8
+    return f"{name} int8" if is_int8 else f"{name} W{row['weight_bits']}A{row['activation_bits']}"
 
 
 def _accuracy(analysis, net):
     rows = analysis.output[analysis.output["net"] == net]
     if rows["accuracy"].isna().all():
-        parts = [f"{_words(r)} {100 * r['top1_agreement']:.1f} %" for _, r in rows.iterrows() if r["scheme"] != "float"]
+        parts = [
+            f"{precision_title(r)} {100 * r['top1_agreement']:.1f} %"
+            for _, r in rows.iterrows()
+            if r["scheme"] != "float"
+        ]
         return f"{net}: images with the class that the float net gives: {', '.join(parts)}."
     parts = []
     for _, row in rows.iterrows():
         change = "" if row["scheme"] == "float" else f" ({_signed(-row['decrease_points'])} points)"
-        parts.append(f"{_words(row)} {100 * row['accuracy']:.2f} %{change}")
+        parts.append(f"{precision_title(row)} {100 * row['accuracy']:.2f} %{change}")
     return f"{net}: {', '.join(parts)}."
 
 
@@ -64,7 +88,7 @@ def _beyond_chance(analysis):
         return None
     error = 100 * np.sqrt((1 - rows["top1_agreement"]) / rows["images"])
     clear = rows[rows["decrease_points"].abs() > ERRORS * error]
-    listed = ", ".join(f"{r['net']} {_words(r)} {_signed(-r['decrease_points'])}" for _, r in clear.iterrows())
+    listed = ", ".join(f"{r['net']} {precision_title(r)} {_signed(-r['decrease_points'])}" for _, r in clear.iterrows())
     if not listed:
         return f"No change against float is beyond {ERRORS:g} standard errors: each may be chance."
     others = "" if len(clear) == len(rows) else "; each other change may be chance"
@@ -73,16 +97,6 @@ def _beyond_chance(analysis):
 
 def _signed(points):
     return f"{round(points, 2) + 0.0:+.2f}" if round(points, 2) else "0.00"
-
-
-def _words(row):
-    if row["scheme"] == "float":
-        return "float"
-    if row["scheme"] == "qat":
-        return "quantization-aware int8"
-    name = row["scheme"].replace("_", " ")
-    is_int8 = row["weight_bits"] == row["activation_bits"] == 8
-    return f"{name} int8" if is_int8 else f"{name} W{row['weight_bits']}A{row['activation_bits']}"
 
 
 def _precision_by_level(analysis):
@@ -98,46 +112,8 @@ def _precision_by_level(analysis):
     if len(means) < 2:
         return None
     listed = ", ".join(f"{net} {value:.2f}" for net, value in means.items())
-    values = np.array(list(means.values()))
-    steps = np.diff(values)
-    if np.ptp(values) < TELLING_PRECISION:
-        verdict = "hardly differs"
-    elif (steps < 0).all():
-        verdict = "falls with each of these nets"
-    elif (steps > 0).all():
-        verdict = "rises with each of these nets"
-    else:
-        low, high = min(means, key=means.get), max(means, key=means.get)
-        verdict = f"is lowest in {low} and highest in {high}, not monotonic"
-    return f"Average channel precision of the folded 3x3 kernels {verdict}: {listed}."
-
-
-def _scales(analysis, net):
-    """Where one scale a tensor costs most against one a channel."""
-    errors = analysis.errors
-    rows = errors[(errors["net"] == net) & (errors["weight_bits"] == 8) & (errors["activation_bits"] == 8)]
-    by = ["layer", "kind"]
-    single = rows[rows["scheme"] == "per_tensor"].set_index(by)["weight_sqnr_db"]
-    many = rows[rows["scheme"] == "per_channel"].set_index(by)["weight_sqnr_db"]
-    lost = (many - single).replace([np.inf, -np.inf], np.nan).dropna().reset_index(name="db")
-    if lost.empty:
-        return None
-    lost["where"] = [_group(layer, kind) for layer, kind in zip(lost["layer"], lost["kind"])]
-    means = lost.groupby("where")["db"].mean().sort_values(ascending=False)
-    if means.iloc[0] < TELLING_DB:
-        return f"{net}: one scale a tensor costs no group of layers more than {means.iloc[0]:.1f} dB against one a channel."
-    return (
-        f"{net}: with one scale a tensor instead of one a channel, {means.index[0]} would lose {means.iloc[0]:.1f} dB of "
-        f"the weights' signal-to-noise ratio; the least affected, {means.index[-1]}, {means.iloc[-1]:.1f} dB."
-    )
-
-
-def _group(layer, kind):
-    stage = re.match(r"stage(\d+)_", layer)
-    words = WORDS.get(kind, kind)
-    if stage:
-        return f"the {words} of stage {stage.group(1)}"
-    return f"the layer {layer}" if layer not in ("stem", "logits") else f"the {layer}"
+    verdict = trend(list(means.values()), MIN_PRECISION)
+    return f"Average channel precision of the folded 3x3 kernels {verdict} from the first net to the last: {listed}."
 
 
 def _accumulation(analysis, net):
@@ -152,7 +128,7 @@ def _accumulation(analysis, net):
     steps = np.diff(values)
     worst = int(np.argmin(steps))
     return (
-        f"{net}, {_words(first)}: the accumulated signal-to-noise ratio goes from {values[0]:.1f} dB behind "
+        f"{net}, {precision_title(first)}: the accumulated signal-to-noise ratio goes from {values[0]:.1f} dB behind "
         f"{rows['layer'].iloc[0]} to {values[-1]:.1f} dB at {rows['layer'].iloc[-1]}, lowest {values.min():.1f} dB at "
         f"{rows['layer'].iloc[int(values.argmin())]}; the largest step down is {-steps[worst]:.1f} dB at "
         f"{rows['layer'].iloc[worst + 1]}."
@@ -169,7 +145,7 @@ def _sensitivity(analysis, net):
     weights, acts = (float(by_part[part]["decrease_points"].iloc[0]) for part in ("weights", "activations"))
     total, worst = only["kl"].sum(), only["decrease_points"].max()
     text = (
-        f"{net}, {_words(rows.iloc[0])}: with weights only quantized accuracy changes by {_signed(-weights)} points, with "
+        f"{net}, {precision_title(rows.iloc[0])}: with weights only quantized accuracy changes by {_signed(-weights)} points, with "
         f"activations only by {_signed(-acts)}; "
     )
     text += f"no layer alone costs more than {worst:.2f} points" if worst > 0 else "no layer alone costs accuracy"
@@ -178,11 +154,3 @@ def _sensitivity(analysis, net):
     first = only.iloc[0]
     share = 100 * first["kl"] / total
     return f"{text}. By KL divergence {first['layer']} costs most alone, {share:.0f} % of the sum over the layers."
-
-
-def _notes(analysis, net):
-    notes = analysis.notes[analysis.notes["net"] == net] if len(analysis.notes) else []
-    if not len(notes):
-        return None
-    first = notes.iloc[0]
-    return f"{net}: {len(notes)} odd tensors are noted, the first in {first['layer']}: {first['note']}."

@@ -1,4 +1,4 @@
-"""The layers' distributions tracked while a net trains: a line a layer and epoch, to a file and to TensorBoard."""
+"""Track the layers' distributions while a net trains: a line a layer and epoch, to a file and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..data import check_images
 from ..files import write_csv
 from ..models.quantize import is_quantize_aware
 from .distributions import Distribution, describe
-from .graph import by_channel, graph_of
+from .graph import FusedOp, by_channel, fuse
 from .simulation import forward, quantized_kernel
 from .tables import PERCENT, sqnr_db
 
@@ -26,12 +26,12 @@ SCALARS = ("range", "average_channel_precision", "kurtosis", "per_channel_sqnr_d
 
 
 class DistributionTracker(keras.callbacks.Callback):
-    """A tf_keras callback, for `train(..., callbacks=[...])` or `model.fit`.
+    """Measure each layer's weights and outputs at the end of epochs: a tf_keras callback for `train` or `model.fit`.
 
-    At the end of an epoch it measures the folded weights of each layer, and its float output on a few images, and
-    rewrites distributions.csv. It takes at most a share of the time: where it has used that up, epochs are left out.
-    With a training that goes on it goes on, too: lines of epochs that are trained again are dropped, and the epoch that
-    a kill left without lines gets them.
+    It measures the BatchNorm-folded weights of each layer, and its float output on a few images, and rewrites
+    distributions.csv. It leaves epochs out to stay within its share of the training's time. When a training is
+    continued, it drops the lines of epochs that are trained again, and writes those of the last epoch if the training
+    was killed before they were written.
 
     Args:
         folder: for distributions.csv and TensorBoard's event files; made where it is not there.
@@ -97,38 +97,34 @@ class DistributionTracker(keras.callbacks.Callback):
 
     def _measure(self, epoch: int) -> None:
         start = time.perf_counter()
-        graph = graph_of(self.model)
-        found, extra = {}, {}
-        for op in graph.kernels:
-            found[op.name, "folded"] = describe(by_channel(op.folded, op.kind))
-            extra[op.name] = {
-                f"{name}_sqnr_db": _weight_sqnr(op, per_channel)
-                for name, per_channel in (("per_channel", True), ("per_tensor", False))
-            }
+        graph = fuse(self.model)
+        kernels = {op.name: op for op in graph.kernels}
+        measured = {(name, "folded"): describe(by_channel(op.folded, op.kind)) for name, op in kernels.items()}
         if self.images is not None:
             for op, output in forward(graph, to_float(self.images)):
                 values = output.numpy()
-                found[op.name, "activations"] = describe(values.reshape(-1, values.shape[-1]))
-        where = {"phase": self.phase, "epoch": epoch}
+                measured[op.name, "activations"] = describe(values.reshape(-1, values.shape[-1]))
         new = [
-            where | {"layer": layer, "tensor": tensor} | _row(d, extra.get(layer, {}) if tensor == "folded" else {})
-            for (layer, tensor), d in found.items()
+            {"phase": self.phase, "epoch": epoch, "layer": layer, "tensor": tensor}
+            | _row(distribution)
+            | _weight_sqnr(kernels[layer] if tensor == "folded" else None)
+            for (layer, tensor), distribution in measured.items()
         ]
         self.rows += new
         write_csv(self.folder / FILE, self.rows)
         if self._writer is not None:
-            self._write_events(epoch, new, found)
+            self._write_events(epoch, new, measured)
         self._last = time.perf_counter() - start
         self._spent += self._last
 
-    def _write_events(self, epoch, rows, found):
+    def _write_events(self, epoch, rows, measured):
         with self._writer.as_default():
             for row in rows:
                 for name in SCALARS:
                     if row[name] != "" and np.isfinite(row[name]):
                         tag = f"{row['phase']}/{row['tensor']}/{name}/{row['layer']}"
                         tf.summary.write(tag, tf.constant(row[name], tf.float32), epoch, _metadata("scalars", 1))
-            for (layer, tensor), distribution in found.items():
+            for (layer, tensor), distribution in measured.items():
                 counts = distribution.counts.sum(0)
                 edges = np.linspace(distribution.minimum, distribution.maximum, len(counts) + 1)
                 bins = np.stack([edges[:-1], edges[1:], counts], 1)
@@ -138,26 +134,31 @@ class DistributionTracker(keras.callbacks.Callback):
         self._writer.flush()
 
 
-def _row(found: Distribution, sqnr: dict) -> dict:
-    return {
-        "minimum": found.minimum,
-        "maximum": found.maximum,
-        "range": found.range,
-        "percentile_range": found.percentile(PERCENT) - found.percentile(100 - PERCENT),
-        "average_channel_precision": found.average_channel_precision,
-        "std": found.std,
-        "kurtosis": found.kurtosis,
-        "not_finite": found.not_finite,
-        "per_channel_sqnr_db": sqnr.get("per_channel_sqnr_db", ""),
-        "per_tensor_sqnr_db": sqnr.get("per_tensor_sqnr_db", ""),
-    }
+def _row(distribution: Distribution) -> dict:
+    low, high = distribution.percentile(100 - PERCENT), distribution.percentile(PERCENT)
+    names = (
+        "minimum",
+        "maximum",
+        "range",
+        "percentile_range",
+        "average_channel_precision",
+        "std",
+        "kurtosis",
+        "not_finite",
+    )
+    return {name: high - low if name == "percentile_range" else getattr(distribution, name) for name in names}
 
 
-def _weight_sqnr(op, per_channel):
-    """Of the folded kernel in 8 bits."""
-    _, _, values = quantized_kernel(op.folded, op.kind, per_channel=per_channel)
-    kernel = op.folded.astype(np.float64)
-    return sqnr_db(float(np.sum(kernel**2)), float(np.sum((kernel - values) ** 2)))
+def _weight_sqnr(op: FusedOp | None) -> dict:
+    """Of the folded kernel in 8 bits, dB; empty where there is no kernel."""
+    found = {}
+    for name, per_channel in (("per_channel", True), ("per_tensor", False)):
+        found[f"{name}_sqnr_db"] = ""
+        if op is not None:
+            _, _, values = quantized_kernel(op.folded, op.kind, per_channel=per_channel)
+            kernel = op.folded.astype(np.float64)
+            found[f"{name}_sqnr_db"] = sqnr_db(float(np.sum(kernel**2)), float(np.sum((kernel - values) ** 2)))
+    return found
 
 
 def _metadata(plugin: str, data_class: int):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import print_json, show
+from ..console import print_json, require_extra, show
 from .options import (
     DataChannels,
     DataDir,
@@ -20,6 +20,7 @@ from .options import (
     Stages,
     Width,
     ZooOption,
+    amount_option,
     given_or,
     import_tensorflow,
     load_data,
@@ -63,26 +64,30 @@ def analyze(
     for path in (out, save):
         if path is not None and path.exists():
             raise FileExistsError(f"{path} is there already; choose another name or remove it")
+    if out is not None or figures is not None:
+        require_extra("altair", "vl_convert", extra="report", what="drawing figures")
+    if save is not None:
+        require_extra("pyarrow", extra="report", what="writing .parquet")
     import_tensorflow()
-    from ..analysis.analyze import analyze_all
+    from ..analysis.analyze import compare_levels
 
-    analysis = analyze_all(
+    analysis = compare_levels(
         names,
         dataset=dataset,
         data_dir=data_dir,
-        calibration_images=calibration_images,
-        evaluation_images=evaluation_images,
+        zoo_dir=zoo_,
+        verbose=not quiet,
         scheme=scheme,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         sensitivity=sensitivity,
-        zoo_dir=zoo_,
-        verbose=not quiet,
+        calibration_images=calibration_images,
+        evaluation_images=evaluation_images,
     )
     if save is not None:
         analysis.save(save)
     if figures is not None:
-        from ..analysis.layer_figures import write_figures
+        from ..plots import write_figures
 
         write_figures(analysis, figures)
     if out is not None:
@@ -107,9 +112,9 @@ def study(
     stages: Stages = None,
     epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
-    max_macs: Annotated[int | None, typer.Option(help="Requirement: of one image.")] = None,
-    max_size_bytes: Annotated[int | None, typer.Option(help="Requirement: of the .tflite.")] = None,
-    max_ram_bytes: Annotated[int | None, typer.Option(help="Requirement: of the TFLite Micro arena.")] = None,
+    max_macs: Annotated[int | None, amount_option("Requirement: of one image, e.g. 12.5M.")] = None,
+    max_size_bytes: Annotated[int | None, amount_option("Requirement: of the .tflite, e.g. 100k.")] = None,
+    max_ram_bytes: Annotated[int | None, amount_option("Requirement: of the TFLite Micro arena.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Requirement: on this machine, 1 thread.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Requirement: 0..1, int8 on validation.")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
@@ -125,6 +130,7 @@ def study(
 
     Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
     """
+    require_extra("altair", "vl_convert", extra="report", what="a study's report")
     from ..recipe import recipe_for
 
     given = {"epochs": epochs, "qat_epochs": qat_epochs}

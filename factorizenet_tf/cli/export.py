@@ -136,6 +136,8 @@ def latencies(
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     if sources:
         convolutions = [row[1:] for source in sources for row in int8_convolutions(find_net(source, zoo_).tflite())]
+    elif zoo_ is not None:
+        raise ValueError("without sources no net is looked up, so --zoo would have no effect; leave it out")
     else:
         convolutions = planned_convolutions(width, (size, size, 3))
     shapes = largest_groups(convolutions)

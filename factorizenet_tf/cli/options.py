@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from ..console import quiet_native_stderr
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 LevelOption = Annotated[str, typer.Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
@@ -50,10 +47,8 @@ def _parse_amount(text):
 
 
 def import_tensorflow():
-    """Import TensorFlow without what its C++ side says at start-up, before it reads any log level."""
-    if "tensorflow" not in sys.modules:
-        with quiet_native_stderr():
-            from .. import _keras  # noqa: F401
+    """Import TensorFlow first by the one module that does so quietly."""
+    from .. import _keras  # noqa: F401
 
 
 def find_net(net: str, zoo_dir: str | None):

@@ -73,6 +73,8 @@ def train(
     given = {name: context.params[name] for name in names if context.params[name] is not None}
     recipe = recipe_for(dataset, **given)
     source, shape = None, None
+    if start is None:
+        refuse_unused(context, "without --from no net is looked up", "zoo_")
     if start is not None:
         if baseline is not None:
             raise ValueError("--baseline and --from exclude each other; give one")
@@ -146,7 +148,7 @@ def quantize(
     as_json: Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
-    if method != "qat":
+    if method in ("ptq", "ptq-per-tensor"):
         refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
     import_tensorflow()
     from ..recipe import recipe_for

@@ -111,7 +111,8 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
     """
     import h5py
 
-    path = _existing(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}; `factorizenet train` writes float.h5 and qat.h5")
     try:
         with h5py.File(path, "r") as file:
             header = dict(file.attrs)
@@ -195,10 +196,3 @@ def fingerprint(model) -> str:
     for array in model.get_weights():
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
-
-
-def _existing(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}; `factorizenet train` writes float.h5 and qat.h5")
-    return path

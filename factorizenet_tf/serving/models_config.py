@@ -1,4 +1,4 @@
-"""TensorFlow Serving's models.config, a text proto: a model is added to it, and nothing in it is changed.
+"""Add a model to TensorFlow Serving's models.config, a text proto, without changing anything that is in it.
 
 Source: https://www.tensorflow.org/tfx/serving/serving_config and tensorflow_serving/config/model_server_config.proto.
 """
@@ -76,7 +76,7 @@ def add_model(folder: str | os.PathLike, name: str) -> bool:
 
 
 def _with_model(path, name):
-    """The file's text with one more model; None where it has that model."""
+    """Give the file's text with one more model; None where it has that model."""
     from google.protobuf import text_format
 
     message = import_protos("config.model_server_config_pb2").ModelServerConfig
@@ -109,7 +109,7 @@ def _with_model(path, name):
 
 
 def _insertions(text, entry):
-    """The texts that come of inserting an entry where a list may end, the last such place first."""
+    """Insert an entry at each place where a list may end, the last such place first."""
     for place in range(len(text) - 1, -1, -1):
         if text[place] in "}>":
             yield _whole_lines(text[:place]) + entry + text[place:]

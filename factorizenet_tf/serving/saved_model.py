@@ -1,4 +1,4 @@
-"""A version for TensorFlow Serving: its graph (preprocessing, net, probabilities, class), model.tflite, warm-up requests."""
+"""Write versions for TensorFlow Serving: graph (preprocessing, net, probabilities, class), model.tflite, warm-up requests."""
 
 from __future__ import annotations
 
@@ -64,9 +64,10 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
             lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),  # Pillow's
             lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
         )
+        image = tf.ensure_shape(image, (None, None, 3))
         if channels == 1:
-            luma = tf.tensordot(tf.cast(image, tf.int32), tf.constant(LUMA), 1)
-            image = tf.cast((luma + (1 << 15)) >> 16, tf.uint8)[..., None]
+            luma = tf.reduce_sum(tf.cast(image, tf.int32) * LUMA, axis=-1, keepdims=True)
+            image = tf.cast((luma + 2**15) // 2**16, tf.uint8)
         resized = tf.image.resize(image, (height, width), antialias=True)
         return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
 

@@ -1,4 +1,4 @@
-"""An HTTP server of int8 LiteRT nets: TensorFlow Serving's REST form by one FastAPI app, run by uvicorn.
+"""Serve int8 LiteRT nets over HTTP in TensorFlow Serving's REST form: one FastAPI app, run by uvicorn.
 
 Source: https://www.tensorflow.org/tfx/serving/api_rest.
 """
@@ -74,9 +74,10 @@ def serve(
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        reason = str(error.strerror or error).partition(" (while attempting")[0]
         raise ConnectionError(
-            f"cannot listen on {shown}:{port} ({error.strerror or error}); another server may use the port: choose "
-            "another with --port, or 0 for a free one"
+            f"cannot listen on {shown}:{port} ({reason}); choose an address of this machine with --host, or another port "
+            "with --port, 0 for a free one"
         ) from None
     config = uvicorn.Config(
         make_app(classifiers, max_bytes),

@@ -32,6 +32,7 @@ __all__ = [
     "batches",
     "batchnorm_estimator",
     "compiled_step",
+    "diverged",
     "make_step",
     "train_epoch",
 ]
@@ -196,11 +197,12 @@ def batchnorm_estimator(
 ) -> Callable[[], None]:
     """Compile a function that sets every BatchNorm's mean and variance to those over training images.
 
-    BatchNorm's own moving averages lag where an epoch has few steps: after three epochs of 20 steps on digits, nets of
-    63 to 75 % test accuracy showed 39 to 59 %; after two, one of 46 % on validation showed 12. So the float phase
-    estimates the statistics anew before each epoch's validation, from the first 2,048 training images, augmented and
-    in batches as they are trained on (on digits images as they are gave the same accuracy). Training does not depend on
-    these statistics, and where epochs have hundreds of steps the averages were there already.
+    BatchNorm's own moving averages lag where an epoch has few steps and the rate is high: after three epochs of 20 steps
+    on digits, nets of 63 to 75 % test accuracy showed 39 to 59 %; after two, one of 46 % on validation showed 12. So the
+    float phase estimates the statistics anew before each epoch's validation, from the first 2,048 training images,
+    augmented and in batches as they are trained on. At the end of a longer training the averages are there as well: on
+    12,000 images of CIFAR-10 (JPEG), five epochs of 93 steps, both gave 55.8 % on validation (after three 48.4 against
+    43.0), images without augmentation 50.6. Float training itself does not depend on these statistics.
 
     Args:
         model: float model of stock layers whose BatchNorms normalise the last axis.
@@ -267,14 +269,15 @@ def train_epoch(
         )
         loss, hit = (float(value) for value in run(images, labels, rate, seed))
         if not math.isfinite(loss):
-            raise _diverged(f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}", last_saved)
+            raise diverged(f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}", last_saved)
         losses.append(loss)
         accuracies.append(hit)
         callbacks.on_train_batch_end(i, {"loss": loss, "accuracy": hit})
     return {"learning_rate": rate, "loss": float(np.mean(losses)), "accuracy": float(np.mean(accuracies))}
 
 
-def _diverged(what, last_saved):
+def diverged(what: str, last_saved: str = "") -> DivergedError:
+    """Make the error of a training that diverged: what was seen, and what is kept."""
     return DivergedError(f"training diverged: {what}; {last_saved}use a lower learning rate in a new folder")
 
 
@@ -400,7 +403,7 @@ class _Bars(keras.callbacks.Callback):
 def _check_finite(loss, model, epoch, last_saved):
     guessing = math.log(model.output_shape[-1])
     if loss > DIVERGED_LOSS * guessing:
-        raise _diverged(f"the mean loss of {epoch} is {loss:.3g}; guessing has {guessing:.3g}", last_saved)
+        raise diverged(f"the mean loss of {epoch} is {loss:.3g}; guessing has {guessing:.3g}", last_saved)
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
-            raise _diverged(f"{variable.name} is not finite after {epoch}", last_saved)
+            raise diverged(f"{variable.name} is not finite after {epoch}", last_saved)

@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from ..runs import open_run_folder
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
-from .train import measure
+from .train import conversion_of, measure
 
 __all__ = ["quantize_own"]
 
@@ -65,16 +65,17 @@ def quantize_own(
     with Progress(verbose) as progress:
         if quantized is not None:
             strategy = tf.distribute.get_strategy()
-            TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), strategy, progress).fit(
-                "qat", quantized
-            )
-            content = to_tflite(quantized, labels=dataset.class_names)
+            loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), strategy, progress)
+            loop.fit("qat", quantized)
+            with conversion_of(loop):
+                content = to_tflite(quantized, labels=dataset.class_names)
+                int8_model = Int8Model(content)
         else:
             content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
-        models = {"float": model, "tflite": Int8Model(content)}
+            int8_model = Int8Model(content)
+        models = {"float": model, "tflite": int8_model}
         write_bytes(folder / "model.tflite", content)
-        measured = measure(models, dataset, ("validation", "test"), progress)
-        metrics = {"name": model.name, "method": method, **measured}
+        metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._keras import keras, tf
@@ -28,9 +29,9 @@ from ..recipe import Recipe, recipe_for
 from ..runs import IN_MEMORY, Run, load_run, open_run_folder
 from ..spec import ModelSpec
 from ..tflite.int8_model import Int8Model
-from .loop import DivergedError, TrainingLoop
+from .loop import TrainingLoop, diverged
 
-__all__ = ["check_data", "measure", "train"]
+__all__ = ["check_data", "conversion_of", "measure", "train"]
 
 AGREEMENT_IMAGES = 1_000
 
@@ -64,8 +65,8 @@ def train(
         verbose: print a line an epoch, and a bar on a terminal.
 
     Raises:
-        ValueError: spec, data, recipe, strategy or initial weights do not fit each other, the folder holds another run (the difference
-            is named) or a damaged checkpoint.
+        ValueError: spec, data, recipe, strategy or initial weights do not fit each other, the folder holds another run
+            (the difference is named) or a damaged checkpoint.
         OSError: the folder cannot be written or the disk is full; what was there stays whole.
         DivergedError: the loss is not finite or far above that of guessing, or the net has no int8 form for that reason.
     """
@@ -87,13 +88,12 @@ def train(
         models = _convert(loop, float_model, qat_model)
         metrics = {
             "name": spec.name,
-            **measure(models, dataset, ("validation", "test"), progress),
+            **measure(models, dataset, progress),
             "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.given,
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),
         }
-        metrics["images"] = {"train": len(dataset.train)} | metrics["images"]
         if qat_model is not None:
             images = dataset.test.images[:AGREEMENT_IMAGES]
             metrics["agreement"] = dataclasses.asdict(agreement(qat_model, models["tflite"], images))
@@ -158,52 +158,56 @@ def _train_qat(loop, spec, float_model):
 
 def _convert(loop, float_model, qat_model) -> dict:
     """Quantize after training both ways, convert, write model.tflite; give the models by precision."""
-    dataset, progress = loop.dataset, loop.progress
+    dataset = loop.dataset
     calibration = dataset.calibration(loop.recipe.calibration_images)
     models = {"float": float_model}
-    contents = {}
-    try:
-        for name, per_channel in (("ptq_per_tensor", False), ("ptq_per_channel", True)):
-            progress.say(f"quantizing after training, {name[4:].replace('_', ' ')}")
-            contents[name] = to_tflite(
-                float_model, calibration=calibration, per_channel=per_channel, labels=dataset.class_names
+    with conversion_of(loop):
+        for kind in ("tensor", "channel"):
+            loop.progress.say(f"quantizing after training, per {kind}")
+            content = to_tflite(
+                float_model, calibration=calibration, per_channel=kind == "channel", labels=dataset.class_names
             )
-            models[name] = Int8Model(contents[name])
-        content = contents["ptq_per_channel"]
+            models[f"ptq_per_{kind}"] = Int8Model(content)
         if qat_model is not None:
             models["qat"] = qat_model
             content = to_tflite(qat_model, labels=dataset.class_names)
         models["tflite"] = Int8Model(content)
-    except Exception as error:  # the converter raises many kinds
-        loss = loop.history[-1]["loss"]
-        if loss <= math.log(dataset.num_classes):
-            raise
-        raise DivergedError(
-            f"training diverged: its last epoch's loss is {loss:.3g}, more than guessing's "
-            f"{math.log(dataset.num_classes):.3g}, and the net has no int8 form ({error}); use a lower learning rate in a "
-            "new folder"
-        ) from error
     write_bytes(loop.folder / "model.tflite", content)
     return models
 
 
-def measure(models: dict, dataset: Dataset, splits: Sequence[str], progress: Progress) -> dict:
-    """Measure accuracies and costs of a net's models, as metrics.json has them.
+@contextlib.contextmanager
+def conversion_of(loop: TrainingLoop) -> Iterator[None]:
+    """Raise DivergedError where what is converted in the block has no int8 form, and its loss was above guessing's."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the converter raises many kinds
+        loss, guessing = loop.history[-1]["loss"], math.log(loop.dataset.num_classes)
+        if loss <= guessing:
+            raise
+        what = f"its last epoch's loss is {loss:.3g}, more than guessing's {guessing:.3g}, and the net has no int8 form"
+        raise diverged(f"{what} ({error})") from error
+
+
+def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
+    """Measure a net's accuracies on validation and test, and its costs, as metrics.json has them.
 
     Args:
         models: by precision: "float", a tf_keras model, "tflite", an Int8Model, and others of either kind.
         dataset: its data.
-        splits: names of the splits to measure on.
         progress: where a line a split goes.
     """
+    splits = {"validation": dataset.validation, "test": dataset.test}
     accuracies = {}
-    for split in splits:
-        progress.say(f"evaluating on {split}")
-        accuracies[split] = {name: accuracy(model, getattr(dataset, split)) for name, model in models.items()}
+    for name, split in splits.items():
+        progress.say(f"evaluating on {name}")
+        accuracies[name] = {precision: accuracy(model, split) for precision, model in models.items()}
     int8_model = models["tflite"]
     return {
         "dataset": dataset.title,
-        "images": {split: len(getattr(dataset, split)) for split in splits},
+        "images": {"train": len(dataset.train)} | {name: len(split) for name, split in splits.items()},
         "accuracy": accuracies,
         "macs": count_macs(models["float"]),
         "params": count_params(models["float"]),

@@ -1,4 +1,4 @@
-"""Finding the best factorized net for a requirement: the walk as a KerasTuner search.
+"""Find the best factorized net for a requirement: a progressive search, driven by KerasTuner.
 
     spec = fnet.ModelSpec(width=16)
     oracle = fnet.tuner.FactorizationOracle(spec, max_macs=4_000_000)
@@ -6,8 +6,8 @@
     tuner.search()
     tuner.get_best_models()
 
-KerasTuner and TensorFlow are loaded with the first of these names. `factorizenet_tf.tuner.progressive` has the walk itself,
-which needs neither.
+KerasTuner and TensorFlow are loaded with the first of these names. `factorizenet_tf.tuner.progressive` has the search itself,
+which needs neither; `search.search` writes tables and a summary besides, `ray_executor` trains on many machines.
 """
 
 import lazy_loader

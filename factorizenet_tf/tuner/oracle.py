@@ -23,21 +23,7 @@ from ..spec import ModelSpec
 from .progressive import Proposal, Result, Search, SearchState, propose, ranking, stage_effects
 from .space import MeasuredCosts, Space, check_budget, macs
 
-__all__ = [
-    "PARENT",
-    "REASON",
-    "ROUND",
-    "THRESHOLD",
-    "FactorizationOracle",
-    "Trial",
-    "TrialStatus",
-    "keras_tuner",
-    "metrics_of",
-    "result_of",
-    "search_space",
-    "space_identity",
-    "spec_of",
-]
+__all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity", "spec_of"]
 
 # What the oracle tells the tuner beside the net, among a trial's hyperparameter values.
 PARENT, REASON, ROUND, THRESHOLD = "walk/parent", "walk/reason", "walk/round", "walk/threshold"
@@ -243,6 +229,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         if self.failure is None and not Path(self._get_oracle_fname()).exists():
             self.save()  # before the first trial's file, so that a kill between the two loses nothing
         if self.failure is not None:
+            self.tuner_ids.discard(tuner_id)  # for which KerasTuner's chief would wait
             return Trial(self.get_space(), trial_id="", status=TrialStatus.STOPPED)
         return super().create_trial(tuner_id)
 
@@ -302,9 +289,7 @@ class FactorizationOracle(keras_tuner.Oracle):
             ValueError: it is of another search; every difference is named.
         """
         saved, given = state["walk"], json.loads(json.dumps(self.identity()))
-        changed = [
-            f"{key} is {saved.get(key)} there, {value} now" for key, value in given.items() if saved.get(key) != value
-        ]
+        changed = [f"{k}: the folder has {saved.get(k)}, you gave {v}" for k, v in given.items() if saved.get(k) != v]
         if changed:
             raise ValueError(
                 f"{self._project_dir} holds another search ({'; '.join(changed)}); give the same arguments or another folder"

@@ -25,18 +25,7 @@ from ..spec import ModelSpec
 from .space import Space, macs
 from .surrogate import AdditiveGP, CandidateSet, Posterior
 
-__all__ = [
-    "MAX_COST_CHECKS",
-    "Proposal",
-    "Result",
-    "Search",
-    "SearchState",
-    "accuracy_needed_at",
-    "extrapolated_final_accuracy",
-    "propose",
-    "ranking",
-    "stage_effects",
-]
+__all__ = ["Proposal", "Result", "Search", "SearchState", "propose", "ranking", "stage_effects"]
 
 BATCH = 3  # nets that are proposed together by the surrogate
 MAX_COST_CHECKS = 24  # nets over budget that are looked at for one batch; each may be a measurement of seconds
@@ -148,10 +137,6 @@ class SearchState:
         """The nets of all proposals."""
         return {proposal.spec for proposal in self.proposals}
 
-    def tie_break(self, spec: ModelSpec) -> int:
-        """Give a number that orders nets by chance, otherwise for each seed."""
-        return _tie_break(spec, self.search.seed)
-
     def reaches_floor(self, spec: ModelSpec) -> bool:
         """Tell whether there is a floor, and a trained net reaches it."""
         return _reaches_floor(self.search.requirement, self.results[spec])
@@ -176,7 +161,7 @@ class SearchState:
         nets = [entry for entry in nets if entry[0] not in proposed]
         number = 1 + (self.proposals[-1].round if self.proposals else 0)
         threshold = self._threshold()
-        nets.sort(key=lambda entry: (-macs(entry[0]), self.tie_break(entry[0])))
+        nets.sort(key=lambda entry: (-macs(entry[0]), _tie_break(entry[0], self.search.seed)))
         return [Proposal(spec, reason, number, parent, threshold) for spec, reason, parent in nets]
 
     def _threshold(self) -> tuple[float, ...]:
@@ -316,6 +301,7 @@ def _reaches_floor(requirement, result):
 
 
 def _tie_break(spec, seed):
+    """Give a number that orders nets by chance, in another way for each seed."""
     return zlib.crc32(f"{seed} {spec.levels} {spec.width}".encode())
 
 
@@ -371,7 +357,7 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     """Start from the coarsest net that fits with one stage off a uniform level: two kinds of budget can leave no other."""
     budget = state.search.requirement.limits.get("macs", math.inf)
     specs = [spec for spec in _one_stage_off_uniform(state.search.space) if macs(spec) <= budget]
-    specs.sort(key=lambda spec: (-macs(spec), state.tie_break(spec)))
+    specs.sort(key=lambda spec: (-macs(spec), _tie_break(spec, state.search.seed)))
     step, misses = math.ceil(len(specs) / MAX_COST_CHECKS), 0
     for spec in (spec for first in range(step) for spec in specs[first::step]):
         if state.fits(spec):
@@ -482,7 +468,7 @@ def _acquisition(state: SearchState, posterior: Posterior) -> np.ndarray:
 def _argmax_with_ties(state: SearchState, promise: np.ndarray) -> int:
     """Give the index of the highest score; chance decides among equals, and not the last bits of a sum."""
     equals = np.flatnonzero(promise >= promise.max() - 1e-9)
-    return int(min(equals, key=lambda index: state.tie_break(state.search.candidates.net(index))))
+    return int(min(equals, key=lambda index: _tie_break(state.search.candidates.net(index), state.search.seed)))
 
 
 def _closest_trained(state: SearchState, spec: ModelSpec) -> ModelSpec | None:

@@ -109,7 +109,8 @@ def _check_answers(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ConnectionError(_no_answer(address, str(error))) from None
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        raise ConnectionError(_no_answer(address, "another program listens there, or Ray of another version")) from None
+        reason = "what listens there is no Ray of this version, or its RAY_AUTH_MODE and RAY_AUTH_TOKEN are others"
+        raise ConnectionError(_no_answer(address, reason)) from None
 
 
 def _no_answer(address, reason):

@@ -18,7 +18,7 @@ from ..files import write_csv, write_text
 from ..recipe import Recipe
 from ..requirement import MEASURED, Requirement, frontier
 from ..runs import load_run
-from ..spec import ModelSpec
+from ..spec import ModelSpec, level_text
 from ..zoo.publishing import refusals
 from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
 from .space import macs
@@ -240,7 +240,7 @@ def _rejected_row(oracle, row, spec, reason):
 
 
 def _net_columns(spec):
-    return {"name": spec.name, "level": ".".join(map(str, spec.levels)), "width": spec.width, "macs": macs(spec)}
+    return {"name": spec.name, "level": level_text(spec.levels), "width": spec.width, "macs": macs(spec)}
 
 
 def _required(requirement: Requirement) -> str:

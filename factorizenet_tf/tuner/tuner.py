@@ -233,25 +233,26 @@ class FactorizationTuner(keras_tuner.Tuner):
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
         self.callbacks, self.progress = tuple(callbacks), progress
-        _check_search(oracle, self.space.spec, dataset, self.recipe)
         self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
-        project = {"directory": ".", "project_name": "search"} | project
-        super().__init__(oracle, **project | {"directory": os.fspath(project["directory"])})
-        folder = Path(self.project_dir)
+        project = {"directory": ".", "project_name": "search", "overwrite": False} | project
+        project["directory"] = os.fspath(project["directory"])
+        folder = Path(project["directory"]) / project["project_name"]
+        _check_search(oracle, self.space.spec, dataset, self.recipe, None if project["overwrite"] else folder)
+        super().__init__(oracle, **project)
         if isinstance(oracle, FactorizationOracle):
             oracle.costs.labels = dataset.class_names
-        self._identity = self._search_identity(oracle)
+        self._search_text = self._identity(oracle)
         if self._is_worker():
             return
-        open_folder(folder, {SEARCH_FILE: self._identity, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
-        if (folder / ORACLE_FILE).exists():
-            _check_resumable(oracle, folder)
-        elif not isinstance(oracle, FactorizationOracle) or not any(folder.glob("trial_*/trial.json")):
+        open_folder(folder, {SEARCH_FILE: self._search_text, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
+        self._search_text = (folder / SEARCH_FILE).read_text()  # of an earlier version it may be written otherwise
+        is_ours = isinstance(oracle, FactorizationOracle)  # ours goes on from its trials' files alone
+        if (folder / ORACLE_FILE).exists() or (is_ours and any(folder.glob("trial_*/trial.json"))):
+            oracle.reload()
+        else:
             oracle.save()
-            return
-        oracle.reload()
 
-    def _search_identity(self, oracle):
+    def _identity(self, oracle):
         is_ours = isinstance(oracle, FactorizationOracle)
         fields = {
             "oracle": type(oracle).__name__,
@@ -373,7 +374,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             self._own_oracle.objective.name,
             tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else (),
             self._inherited(values.get(PARENT, ""), spec),
-            self._identity,
+            self._search_text,
         )
 
     def _inherited(self, parent_id, spec) -> list[np.ndarray] | None:
@@ -433,8 +434,10 @@ def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
     return Space(spec, widths)
 
 
-def _check_search(oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ValueError where they do not fit together, with the value and the remedy."""
+def _check_search(
+    oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe, folder: Path | None
+) -> None:
+    """Raise ValueError where they do not fit together or cannot go on in a folder, with the value and the remedy."""
     if hasattr(oracle, "max_epochs"):
         raise ValueError(
             f"a {type(oracle).__name__} compares trainings of a few epochs; a trial here is a whole one: use another oracle"
@@ -444,11 +447,7 @@ def _check_search(oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset,
     if not recipe.qat_epochs:
         raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
     check_data(spec, dataset)
-
-
-def _check_resumable(oracle: keras_tuner.Oracle, folder: Path) -> None:
-    """Raise ValueError where KerasTuner cannot go on with an oracle's state."""
-    if isinstance(oracle, keras_tuner.oracles.GridSearchOracle):
+    if folder and isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and (folder / ORACLE_FILE).exists():
         raise ValueError(
             f"{folder} holds a grid search, and KerasTuner's GridSearchOracle cannot go on with one (it does not save the "
             "order of its trials); give overwrite=True or a new folder, or use another oracle"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..recipe import Recipe
-from ..spec import ModelSpec, ResNet8, spec_from_json
+from ..spec import ModelSpec, ResNet8, level_text, spec_from_json
 
 __all__ = ["Card", "Cards", "PublishedFile", "check_name", "index_from_json", "index_to_json"]
 
@@ -139,9 +139,7 @@ class Card:
     @property
     def level_text(self) -> str:
         """The level as names have it, e.g. 2 or 1.2.4; empty for a baseline."""
-        if self.level is None:
-            return ""
-        return ".".join(map(str, self.level)) if isinstance(self.level, tuple) else str(self.level)
+        return "" if self.level is None else level_text(self.level)
 
     @property
     def width(self) -> int | None:

@@ -194,16 +194,9 @@ def load_card(card: Card, store: FolderStore | UrlStore, format: str, *, threads
     path = store.path(_file(card, "weights"))
     if format == "path":
         return path
-    from ..models.build import build
-    from ..models.weights import load_weights
+    from ..models.weights import load_model
 
-    model = build(card.spec)
-    if card.precision == "int8":
-        from ..models.quantize import quantize_aware
-
-        model = quantize_aware(model)
-    load_weights(model, path, spec=card.spec, precision=card.precision)
-    return model
+    return load_model(path, spec=card.spec, precision=card.precision)
 
 
 def evaluate(
@@ -238,14 +231,13 @@ def evaluate(
     key = "tflite" if card.precision == "int8" else "float"
     model = load_card(card, store, "tflite" if key == "tflite" else "keras", threads=os.cpu_count() or 1)
     images = getattr(data, split)
-    published = card.accuracies.get(split, {}).get(key)
     return {
         "name": name,
         "dataset": data.title,
         "split": split,
         "images": len(images),
         "accuracy": accuracy(model, images),
-        "published": published if data.title == card.dataset else None,
+        "published": card.accuracies.get(split, {}).get(key) if data.title == card.dataset else None,
     }
 
 

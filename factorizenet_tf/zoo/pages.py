@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text
-from ..plots import frontier
 from .cards import Card, Cards
 
 __all__ = ["card_page", "table_page", "write_pages"]
@@ -27,11 +26,13 @@ with that of others on the same copies."""
 
 
 def write_pages(zoo: Path, cards: Cards) -> None:
-    """Write README.md, cards/*.md and frontier.svg; without the figures' library none, and an older one is removed."""
+    """Write README.md, cards/*.md and frontier.svg; without the extra `report` no figure, and an older one is removed."""
     newest = cards.newest()
     figure = zoo / "frontier.svg"
     try:
-        frontier(newest, figure)
+        from ..plots import zoo_frontier
+
+        zoo_frontier(newest, figure)
     except ModuleNotFoundError:
         figure.unlink(missing_ok=True)
     write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()))
@@ -63,44 +64,29 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
     if findings:
         lines += ["[FINDINGS.md](FINDINGS.md): what each level does to each layer under quantization.", ""]
     for dataset in sorted({card.dataset for card in cards}):
-        for precision, table in (("int8", _int8_table), ("float", _float_table)):
+        for precision in ("int8", "float"):
             alike = [card for card in cards if (card.dataset, card.precision) == (dataset, precision)]
             counts = sorted({(card.images["validation"], card.images["test"]) for card in alike})
             images = " or ".join(f"{validation:,} validation and {test:,} test images" for validation, test in counts)
             lines += [f"## {dataset}, {precision}", "", *([f"Accuracy on {images}.", ""] if images else [])]
-            lines += [*table(alike), ""]
+            lines += [*_models(alike, precision), ""]
     return "\n".join(lines)
 
 
-def _int8_table(cards) -> list[str]:
-    heads = ("name", "MACs", "bytes", "RAM", "latency", "validation", *(f"test, {n}" for n in PRECISIONS.values()))
-    rows = [
-        (
-            f"[{card.name}](cards/{card.name}.md)",
-            f"{card.macs:,}",
-            f"{card.size_bytes:,}",
-            f"{card.ram_bytes:,}",
-            _number(card.latency_ratio, ".2f"),
-            _percent(card.validation_accuracy),
-            *(_percent(card.accuracies["test"][key]) for key in PRECISIONS),
-        )
-        for card in cards
-    ]
+def _models(cards, precision) -> list[str]:
+    heads = ["name", "MACs", *(("bytes", "RAM", "latency") if precision == "int8" else ("parameters",)), "validation"]
+    heads += [f"test, {name}" for name in PRECISIONS.values()] if precision == "int8" else ["test"]
+    rows = []
+    for card in cards:
+        row = [f"[{card.name}](cards/{card.name}.md)", f"{card.macs:,}"]
+        if precision == "int8":
+            row += [f"{card.size_bytes:,}", f"{card.ram_bytes:,}", _number(card.latency_ratio, ".2f")]
+            accuracies = (card.accuracies["test"][key] for key in PRECISIONS)
+        else:
+            row.append(f"{card.params:,}")
+            accuracies = (card.accuracy,)
+        rows.append([*row, *map(_percent, (card.validation_accuracy, *accuracies))])
     return _table(heads, rows)
-
-
-def _float_table(cards) -> list[str]:
-    rows = [
-        (
-            f"[{card.name}](cards/{card.name}.md)",
-            f"{card.macs:,}",
-            f"{card.params:,}",
-            _percent(card.validation_accuracy),
-            _percent(card.accuracy),
-        )
-        for card in cards
-    ]
-    return _table(("name", "MACs", "parameters", "validation", "test"), rows)
 
 
 def card_page(card: Card) -> str:

@@ -23,7 +23,7 @@ from ..files import atomic_folder, locked, write_text
 from ..machine import cpu_name
 from ..recipe import recipe_for
 from ..runs import IN_MEMORY, Run, load_run
-from ..spec import DEFAULT_STAGES, ResNet8
+from ..spec import DEFAULT_STAGES, ResNet8, level_text
 from ..tflite.int8_model import Int8Model
 from ..tflite.micro import arena_bytes
 from .cards import Card, Cards, PublishedFile, check_name, index_to_json
@@ -32,27 +32,23 @@ from .store import INDEX_FILE, FolderStore
 
 __all__ = ["PublishError", "measure_latencies", "publish_errors", "publish_run", "training_command"]
 
-LEAST_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
-LARGEST_LOSS = 0.01  # of validation accuracy, from float to the .tflite
-LARGEST_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, not make up for a broken float net
+MIN_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
+MAX_LOSS = 0.01  # of validation accuracy, from float to the .tflite
+MAX_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, not make up for a broken float net
 # int8 kernels that LiteRT and TensorFlow Lite for Microcontrollers both have; none of them computes in float
 OPERATORS = frozenset(
-    [
-        "ADD",
-        "AVERAGE_POOL_2D",
-        "CONCATENATION",
-        "CONV_2D",
-        "DEPTHWISE_CONV_2D",
-        "FULLY_CONNECTED",
-        "MAX_POOL_2D",
-        "MEAN",
-        "PAD",
-        "RESHAPE",
-    ]
+    "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED MAX_POOL_2D MEAN PAD RESHAPE".split()  # noqa: SIM905
 )
 LATENCY_ROUNDS = 9
-ROLES = {"float": {"weights": "float.h5"}, "int8": {"weights": "qat.h5", "tflite": "model.tflite"}}
-FILES = {"float.h5", "qat.h5", "model.tflite", "history.csv", "float_saved_model.zip", "int8_saved_model.zip"}
+FILES = {  # of a publication, by precision and role
+    "float": {"weights": "float.h5", "saved_model": "float_saved_model.zip", "history": "history.csv"},
+    "int8": {
+        "weights": "qat.h5",
+        "tflite": "model.tflite",
+        "saved_model": "int8_saved_model.zip",
+        "history": "history.csv",
+    },
+}
 LOCK_SECONDS = 600  # for several publishers before this one
 OWN_SHAPES = {"digits": (32, 32, 3), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}  # no --size needed
 
@@ -70,24 +66,24 @@ def publish_errors(run: Run) -> list[str]:
         return [f"the run in {run.folder} does not say its machine and versions; train it with this version"]
     errors = []
     agreement = metrics["agreement"]
-    if agreement["top1"] < LEAST_AGREEMENT:
+    if agreement["top1"] < MIN_AGREEMENT:
         errors.append(
             f"its .tflite and its QAT Keras model agree on {100 * agreement['top1']:.1f} % of {agreement['images']} "
-            f"images (at least {100 * LEAST_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
+            f"images (at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
         )
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
     loss = validation["float"] - validation["tflite"]
-    most, least = (max(share, 3 / images) for share in (LARGEST_LOSS, LARGEST_GAIN))  # of a small split, three images
-    if loss > most:
+    max_loss, max_gain = (max(share, 3 / images) for share in (MAX_LOSS, MAX_GAIN))  # of a small split, three images
+    if loss > max_loss:
         errors.append(
-            f"int8 is {100 * loss:.2f} points below float on validation (at most {100 * most:.2f} are allowed); "
+            f"int8 is {100 * loss:.2f} points below float on validation (at most {100 * max_loss:.2f} are allowed); "
             "train it with more qat_epochs"
         )
-    if -loss > least:
+    if -loss > max_gain:
         errors.append(
-            f"float is {-100 * loss:.2f} points below int8 on validation (at most {100 * least:.2f} are allowed): the float "
-            "net is not trained to its end, or its BatchNorm statistics lag behind its weights; train it again with this "
-            "version, with more epochs or a smaller batch_size"
+            f"float is {-100 * loss:.2f} points below int8 on validation (at most {100 * max_gain:.2f} are allowed): it was "
+            "not trained to its end, or its BatchNorm statistics lag behind its weights; train it again with this version, "
+            "with more epochs or a smaller batch_size"
         )
     strange = sorted(set(metrics["operators"]) - OPERATORS)
     if strange:
@@ -118,6 +114,8 @@ def training_command(run: Run, dataset: dict) -> str:
     if initial and initial != IN_MEMORY and not re.fullmatch(r"[a-z0-9.-]+-float(@\d+)?", initial):
         initial = f"path/to/{Path(initial).name}"
         notes.append(f"{initial}: the float net it starts from")
+    notes += ["images, labels: your arrays"] if data == "arrays" else []
+    notes += ["model: the float net it starts from"] if initial == IN_MEMORY else []
     height, width, channels = spec.input_shape
     options = {"epochs", "qat_epochs", "batch_size", "learning_rate", "seed"}
     if changed.keys() <= options and initial != IN_MEMORY and data != "arrays" and height == width:
@@ -127,18 +125,14 @@ def training_command(run: Run, dataset: dict) -> str:
         parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
         command = " ".join(["factorizenet train", *parts, f"--out runs/{spec.name}"])
     else:
-        if data == "arrays":
-            notes.append("images, labels: your arrays")
-        if initial == IN_MEMORY:
-            notes.append("model: the float net it starts from")
-        data = "(images, labels)" if data == "arrays" else repr(data)
+        name = "(images, labels)" if data == "arrays" else repr(data)
         start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
         changes = "".join(f", {name}={value!r}" for name, value in changed.items())
         command = (
-            f"fnet.train({_expression(spec)}, fnet.load_dataset({data}, input_shape={spec.input_shape}), "
-            f"out='runs/{spec.name}', recipe=fnet.recipe_for({dataset['name']!r}{changes}){start})"
+            f"fnet.train({_expression(spec)}, fnet.load_dataset({name}, input_shape={spec.input_shape}), "
+            f"out='runs/{spec.name}', recipe=fnet.recipe_for({data!r}{changes}){start})"
         )
-    return "  # ".join([command, *(["; ".join(notes)] if notes else [])])
+    return command + (f"  # {'; '.join(notes)}" if notes else "")
 
 
 def _net_options(spec, initial):
@@ -146,8 +140,7 @@ def _net_options(spec, initial):
         return [f"--from {shlex.quote(initial)}"]
     if isinstance(spec, ResNet8):
         return ["--baseline resnet8"]
-    level = ".".join(map(str, spec.level)) if isinstance(spec.level, tuple) else spec.level
-    parts = [f"--level {level}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
+    parts = [f"--level {level_text(spec.level)}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
     if spec.stages != DEFAULT_STAGES:
         parts.append("--stages " + ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages))
     return parts
@@ -163,7 +156,8 @@ def _expression(spec) -> str:
 
 
 def _is_folder(name):
-    return os.sep in name or Path(name).is_dir()
+    """Tell whether `load_dataset` takes a name for a folder."""
+    return os.sep in name or (name not in ("digits", "arrays") and Path(name).is_dir())
 
 
 def publish_run(
@@ -196,11 +190,8 @@ def publish_run(
             _remove_unlisted(zoo, before)
             folder = _write_files(zoo, name, contents)
             version = 1 + max((card.version for card in before if card.name == f"{name}-int8"), default=0)
-            fields = _shared_fields(run, dataset) | {"version": version, "licence": licence, "zoo": str(zoo)}
-            new = []
-            for precision in ("float", "int8"):
-                files = _published_files(precision, folder, contents)
-                new.append(_card(run, f"{name}-{precision}", precision, files, fields, measured))
+            place = {"version": version, "licence": licence, "zoo": str(zoo)}
+            new = _new_cards(run, name, dataset, folder, contents, measured, place)
             _write_index(zoo, Cards(sorted([*before, *new], key=_order)))
         progress.say(f"published as {' and '.join(card.reference for card in new)} in {zoo}")
     return Cards(new)
@@ -223,7 +214,10 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
         for cards in alike.values():
             progress.say(f"measuring the latency of {len(cards)} models of {cards[0].spec.input_shape}")
             contents = [store.path(card.file("tflite")).read_bytes() for card in cards]
-            new |= {card.reference: latency for card, latency in zip(cards, _latencies(contents, cards[0].spec))}
+            new |= {
+                card.reference: latency | {"older": {}}
+                for card, latency in zip(cards, _latencies(contents, cards[0].spec))
+            }
     with locked(zoo / ".lock", LOCK_SECONDS):
         cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
         _write_index(zoo, cards)
@@ -285,56 +279,67 @@ def _write_files(zoo, name, contents) -> str:
     return folder
 
 
-def _published_files(precision, folder, contents) -> tuple[PublishedFile, ...]:
-    names = ROLES[precision] | {"saved_model": f"{precision}_saved_model.zip", "history": "history.csv"}
-    return tuple(
-        PublishedFile(role, f"{folder}/{name}", hashlib.sha256(contents[name]).hexdigest(), len(contents[name]))
-        for role, name in names.items()
-    )
+def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Card]:
+    """Make the cards of a run, float and int8.
 
-
-def _shared_fields(run, dataset) -> dict:
-    """Give the fields of a card that float and int8 have alike."""
-    metrics, data = run.metrics, dataset["name"]
-    if _is_folder(data) and Path(data).is_relative_to(Path.home()):
-        data = f"~/{Path(data).relative_to(Path.home()).as_posix()}"  # a card is for others, too
-    return {
-        "spec": run.spec,
-        "older": {},
-        "dataset": dataset["title"],
-        "dataset_name": data,
-        "class_names": tuple(dataset["class_names"]),
-        "images": metrics["images"],
-        "macs": metrics["macs"],
-        "params": metrics["params"],
-        "accuracies": metrics["accuracy"],
-        "recipe": dataclasses.asdict(run.recipe),
-        "command": training_command(run, dataset),
-        "training_seconds": metrics["training_seconds"],
-        "training_machine": metrics["machine"],
-        "versions": metrics["versions"],
-        "published": datetime.date.today().isoformat(),
+    Args:
+        run: what is published.
+        name: without the precision.
+        dataset: the run's dataset.json.
+        folder, contents: path in the zoo and files of the publication.
+        measured: RAM and latency of the int8 net.
+        place: version, licence and zoo.
+    """
+    metrics = run.metrics
+    scale, zero_point = run.int8_model().input_quantization
+    int8 = measured | {
+        "agreement": metrics["agreement"],
+        "operators": tuple(metrics["operators"]),
+        "input_scale": float(scale),
+        "input_zero_point": int(zero_point),
     }
+    own = {"float": dict.fromkeys(int8) | {"operators": ()}, "int8": int8}
+    cards = []
+    for precision, main, scored in (("float", "weights", "float"), ("int8", "tflite", "tflite")):
+        files = {
+            role: PublishedFile(
+                role, f"{folder}/{file}", hashlib.sha256(contents[file]).hexdigest(), len(contents[file])
+            )
+            for role, file in FILES[precision].items()
+        }
+        card = Card(
+            name=f"{name}-{precision}",
+            spec=run.spec,
+            precision=precision,
+            dataset=dataset["title"],
+            dataset_name=_from_home(dataset["name"]),
+            class_names=tuple(dataset["class_names"]),
+            images=metrics["images"],
+            macs=metrics["macs"],
+            params=metrics["params"],
+            size_bytes=files[main].size_bytes,
+            older={},
+            validation_accuracy=metrics["accuracy"]["validation"][scored],
+            accuracy=metrics["accuracy"]["test"][scored],
+            accuracies=metrics["accuracy"],
+            recipe=dataclasses.asdict(run.recipe),
+            command=training_command(run, dataset),
+            training_seconds=metrics["training_seconds"],
+            training_machine=metrics["machine"],
+            versions=metrics["versions"],
+            published=datetime.date.today().isoformat(),
+            files=tuple(files.values()),
+            **own[precision],
+            **place,
+        )
+        cards.append(card)
+    return cards
 
 
-def _card(run, name, precision, files, fields, measured) -> Card:
-    metrics, is_int8 = run.metrics, precision == "int8"
-    key, role = ("tflite", "tflite") if is_int8 else ("float", "weights")
-    scale, zero_point = run.int8_model().input_quantization if is_int8 else (None, None)
-    return Card(
-        name=name,
-        precision=precision,
-        size_bytes=next(file.size_bytes for file in files if file.role == role),
-        validation_accuracy=metrics["accuracy"]["validation"][key],
-        accuracy=metrics["accuracy"]["test"][key],
-        agreement=metrics["agreement"] if is_int8 else None,
-        operators=tuple(metrics["operators"]) if is_int8 else (),
-        input_scale=float(scale) if is_int8 else None,
-        input_zero_point=int(zero_point) if is_int8 else None,
-        files=files,
-        **fields,
-        **(measured if is_int8 else dict.fromkeys(measured)),
-    )
+def _from_home(name):
+    """Write a folder below the home folder as ~/...: a card is for others, too."""
+    path, home = Path(name), Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else name
 
 
 def _order(card):
@@ -368,11 +373,12 @@ def _check_new(cards, name, content, run, dataset):
 def _remove_unlisted(zoo, cards):
     """Remove what a publication left that was killed; nothing that is not a publication's own."""
     listed = {Path(file.path).parent.name for card in cards for file in card.files}
+    published = {name for roles in FILES.values() for name in roles.values()}
     for folder in (zoo / "models").glob("*"):
         if folder.name in listed or folder.is_symlink() or not folder.is_dir():
             continue
         names = {path.name for path in folder.iterdir()}
-        is_named = re.fullmatch(r".+-[0-9a-f]{8}", folder.name) and names <= FILES
+        is_named = re.fullmatch(r".+-[0-9a-f]{8}", folder.name) and names <= published
         has_weights = bool(names & {"float.h5", "qat.h5"})
         if (folder.name.startswith(".aside-") and (has_weights or not names)) or (is_named and has_weights):
             shutil.rmtree(folder)

@@ -22,7 +22,7 @@ CACHE_VARIABLE = "FACTORIZENET_CACHE"
 ATTEMPTS, TIMEOUT_SECONDS = 3, 30  # for what the caller named
 QUICK_SECONDS = 4  # for the index of a zoo that is only looked into, too
 
-_indexes: dict[str, Cards | ConnectionError] = {}  # of this process, by address
+_indexes: dict[str, Cards | str] = {}  # of this process, by address; a text says why it could not be fetched
 
 
 class FolderStore:
@@ -95,16 +95,16 @@ class UrlStore:
             ValueError: it is damaged.
         """
         known = _indexes.get(self.url)
-        if known is None or (isinstance(known, ConnectionError) and not self._quick):
+        if known is None or (isinstance(known, str) and not self._quick):
             try:
                 known = self._fetch_index()
             except ConnectionError as error:
-                known = error
+                known = str(error)
             _indexes[self.url] = known
         if isinstance(known, Cards):
             return known
         if not self._last_index.is_file():
-            raise ConnectionError(str(known))
+            raise ConnectionError(known)
         warnings.warn(f"{known}; the index fetched last is used", RuntimeWarning, stacklevel=2)
         return self._parsed(self._last_index.read_text(encoding="utf-8", errors="replace"))
 
@@ -216,6 +216,10 @@ def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: f
             return fetcher.fetch(name, processor=readable, downloader=download)
         except requests.RequestException as error:
             reason = str(error).strip().partition("\n")[0][:200]
+            if isinstance(error, requests.Timeout):
+                reason = f"no answer within {timeout} seconds"
+            elif isinstance(error, requests.ConnectionError):  # urllib3's text names its own objects
+                reason = "no connection, or one that broke off"
             remedy = "check the address and the network, try again, or use a zoo folder"
             raise ConnectionError(f"{url} could not be fetched ({reason}); {remedy}") from None
         except ValueError as error:

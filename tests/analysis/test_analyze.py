@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import re
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -140,23 +142,13 @@ def test_the_overlay_has_a_value_for_each_operation(analysis, models, spec):
     assert overlay["results"][list(overlay["results"])[-1]]["value"] == pytest.approx(
         analysis.errors.query("source == 'qat' and layer == 'logits'")["accumulated_sqnr_db"].iloc[0], abs=1e-3
     )
-    assert node_data(analysis, spec.name, tflite=models.int8) == overlay
     with pytest.raises(ValueError, match="no net 'other'"):
         node_data(analysis, "other")
-    with pytest.raises(ValueError, match="metric is 'layer'"):
-        node_data(analysis, spec.name, metric="layer")
 
 
-def test_the_overlay_of_a_model_without_a_file_is_by_layer_or_by_a_given_file(tiny, noise, models):
-    images = noise(4, (8, 8, 1))
-    model = tiny()
-    found = fnet.analyze(model, calibration=images)
+def test_the_overlay_of_a_model_without_a_file_is_by_layer(tiny, noise):
+    found = fnet.analyze(tiny(), calibration=noise(4, (8, 8, 1)))
     assert list(node_data(found, "tiny")["results"]) == ["first", "mean", "last"]
-    given = node_data(found, "tiny", tflite=fnet.Int8Model(fnet.to_tflite(model, calibration=images)))
-    assert len(given["results"]) == 3
-    assert all("tiny/" in name or "StatefulPartitionedCall" in name for name in given["results"])
-    with pytest.raises(ValueError, match="quantizing operations, the analysis 3 layers; give the net's own"):
-        node_data(found, "tiny", tflite=models.int8)
 
 
 def test_model_explorer_reads_the_overlay_and_knows_its_keys(analysis, models, spec, tmp_path):
@@ -198,7 +190,7 @@ def test_levels_line_up_by_block_and_depth(tiny, noise):
         assert depths[both.names[0], layer] == depths[both.names[1], layer] == int(depths[both.names[0], layer])
     assert 1 < depths[both.names[1], "stage1_block1_pointwise"] % 1 + 1 < 2
     assert both.output["accuracy"].isna().all()
-    with pytest.raises(ValueError, match="two nets are named"):
+    with pytest.raises(ValueError, match="is given twice; give each net once"):
         fnet.compare_levels([found[0], found[0]])
     with pytest.raises(ValueError, match="nothing to compare"):
         fnet.compare_levels([])
@@ -236,6 +228,10 @@ def test_bad_arguments_are_refused_with_the_remedy(tiny, noise, run, digits, tmp
         fnet.analyze(model, calibration=images, evaluation=(images, np.zeros(3, int)))
     with pytest.raises(ValueError, match="activation_bits is 1"):
         fnet.analyze(model, calibration=images, activation_bits=1)
+    with pytest.raises(ValueError, match="evaluation_images is 0; it must be an int of at least 1"):
+        fnet.analyze(model, calibration=images, evaluation_images=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bits'"):
+        fnet.analyze(model, calibration=images, bits=4)
     with pytest.raises(ValueError, match="scheme is 'int8'"):
         fnet.analyze(model, calibration=images, scheme="int8")
     with pytest.raises(ValueError, match=r"is a \.tflite"):
@@ -261,19 +257,18 @@ def test_a_file_of_weights_and_percentiles_work(run, digits):
     assert first.loc["stem", "sqnr_db"] < wide.loc["stem", "sqnr_db"]
 
 
-def test_a_published_name_brings_its_float_sibling_and_its_data(run, tmp_path):
-    fnet.zoo.publish(run, zoo_dir=tmp_path, verbose=False)
-    name = next(n for n in fnet.zoo.names(zoo_dir=tmp_path) if n.endswith("-int8"))
-    found = fnet.analyze(name, zoo_dir=tmp_path)
+def test_a_published_name_brings_its_float_sibling_and_its_data(zoo):
+    name = next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8"))
+    found = fnet.analyze(name, zoo_dir=zoo)
     assert found.names == (name,)
     assert found.nets["source"].tolist() == ["float+qat"]
     assert found.nets["dataset"].tolist() == ["digits"]
-    published = fnet.zoo.card(name, zoo_dir=tmp_path).accuracies["validation"]
+    published = fnet.zoo.card(name, zoo_dir=zoo).accuracies["validation"]
     measured = found.output.set_index("scheme")["accuracy"]
     assert measured["float"] == pytest.approx(published["float"])
     assert measured["qat"] == pytest.approx(published["qat"], abs=0.01)
     assert measured["per_tensor"] == pytest.approx(published["ptq_per_tensor"], abs=0.02)
-    pinned = loading.resolve(f"{name}@1", zoo_dir=tmp_path)
+    pinned = loading.resolve(f"{name}@1", zoo_dir=zoo)
     assert layerwise._distinct_names([pinned]) == {pinned: f"{name}@1"}
 
 
@@ -286,21 +281,43 @@ def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
     with pytest.warns(RuntimeWarning, match=message):
         assert loading.resolve(name, zoo_dir=zoo).load_data() is lossy
     with pytest.warns(RuntimeWarning, match=message):
-        found = layerwise.analyze_all([name], calibration_images=8, evaluation_images=8, zoo_dir=zoo)
+        found = fnet.compare_levels([name], calibration_images=8, evaluation_images=8, zoo_dir=zoo)
     assert found.nets["dataset"].tolist() == ["digits (JPEG)"]
     with warnings.catch_warnings():  # chosen by the caller
         warnings.simplefilter("error")
-        calibration, few = lossy.calibration(8), fnet.Split(lossy.test.images[:8], lossy.test.labels[:8])
-        fnet.analyze(name, dataset=lossy, calibration=calibration, evaluation=few, zoo_dir=zoo)
+        net = loading.resolve(name, zoo_dir=zoo)
+        assert layerwise._data([net], lossy, None, True) == {net: lossy}
 
 
-def test_two_runs_of_one_spec_are_told_apart_by_their_folders(run, digits, tmp_path):
-    shutil.copytree(run.folder, tmp_path / "again")
-    few = fnet.Split(digits.test.images[:8], digits.test.labels[:8])
+def test_two_runs_of_one_spec_are_told_apart_by_their_folders(run, digits, analysis, tmp_path, monkeypatch):
+    monkeypatch.setattr(layerwise, "_analyze", lambda net, name, *_: analysis.renamed({analysis.names[0]: name}))
+    for folder in (tmp_path / "again", tmp_path / "other" / "again"):
+        shutil.copytree(run.folder, folder)
     for folders in ([run.folder, tmp_path / "again"], [run, str(tmp_path / "again")]):
-        found = fnet.compare_levels(folders, calibration=digits.calibration(8), evaluation=few)
-        assert found.names == (run.folder.name, "again")
-    shutil.copytree(run.folder, tmp_path / "other" / "again")
+        assert fnet.compare_levels(folders, dataset=digits).names == (run.folder.name, "again")
     folders = [str(tmp_path / "again"), str(tmp_path / "other" / "again")]
-    found = layerwise.analyze_all(folders, calibration_images=8, evaluation_images=8)
-    assert found.names == tuple(folders)
+    assert fnet.compare_levels(folders, dataset=digits).names == tuple(folders)
+    with pytest.raises(ValueError, match="again is given twice; give each net once"):
+        fnet.compare_levels([folders[0], folders[0]], dataset=digits)
+
+
+def test_analyses_of_one_name_are_numbered_and_not_mixed(tiny, noise, tmp_path):
+    images = noise(4, (8, 8, 1))
+    found = fnet.compare_levels([fnet.analyze(tiny(), calibration=images), tiny("other"), tiny()], calibration=images)
+    assert found.names == ("tiny", "other", "tiny (2)")
+    assert set(found.errors["net"]) == set(found.weights["net"]) == set(found.names)
+    found.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "overlay-tiny_2_.json").is_file()
+
+
+def test_readmes_lines_on_an_analysis_give_the_int8_layers_that_lose_most(analysis):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "fnet.analyze(" in block]
+    lines = [line for line in block.splitlines() if "analysis.errors" in line or line.startswith("errors")]
+    names = {"analysis": analysis}
+    exec("\n".join(lines[:-1]), names)
+    worst = eval(lines[-1], names)
+    assert len(worst) == 5
+    assert set(worst["weight_bits"]) == set(worst["activation_bits"]) == {8}
+    int8 = analysis.errors.query("scheme == 'per_channel' and weight_bits == 8")
+    assert worst["sqnr_db"].iloc[0] == int8["sqnr_db"].min()

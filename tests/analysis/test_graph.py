@@ -3,13 +3,13 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.analysis.graph import by_channel, graph_of
+from factorizenet_tf.analysis.graph import by_channel, fuse
 
 layers = keras.layers
 
 
 def test_batchnorm_is_folded_by_its_formula(models):
-    graph = graph_of(models.float)
+    graph = fuse(models.float)
     op = next(op for op in graph.kernels if op.name == "stage1_block1_spatial")
     norm = models.float.get_layer("stage1_block1_spatial_bn")
     gamma, beta, mean, variance = (v.astype(np.float64) for v in norm.get_weights())
@@ -19,7 +19,7 @@ def test_batchnorm_is_folded_by_its_formula(models):
 
 
 def test_operations_are_those_of_the_tflite(models):
-    graph = graph_of(models.float)
+    graph = fuse(models.float)
     assert graph.operations[0].kind == "input"
     assert len(graph.operations) - 1 == len(models.int8.operators)
     assert [op.kind for op in graph.kernels][:3] == ["conv", "grouped", "pointwise"]
@@ -42,7 +42,7 @@ def test_what_a_batchnorm_alone_or_a_shared_layer_does_is_kept():
     x = layers.Flatten(name="flat")(x)
     x = layers.Dropout(0.5)(layers.LeakyReLU(name="leaky")(shared(x)))
     model = keras.Model(inputs, layers.Activation("tanh", name="end")(shared(x)))
-    graph = graph_of(model)
+    graph = fuse(model)
     names = [op.name for op in graph.operations]
     assert names.count("shared") == 1
     assert "shared@2" in names
@@ -55,20 +55,20 @@ def test_what_cannot_be_read_is_refused_by_name():
         return keras.Sequential([keras.Input((8, 8, 1)), *body])
 
     with pytest.raises(ValueError, match="is a model inside the model"):
-        graph_of(flat(flat(layers.Conv2D(2, 3)), layers.Flatten(), layers.Dense(2)))
+        fuse(flat(flat(layers.Conv2D(2, 3)), layers.Flatten(), layers.Dense(2)))
     with pytest.raises(ValueError, match=r"'split' is a SeparableConv2D"):
-        graph_of(flat(layers.SeparableConv2D(2, 3, name="split")))
+        fuse(flat(layers.SeparableConv2D(2, 3, name="split")))
     with pytest.raises(ValueError, match="unbuilt"):
-        graph_of(keras.Sequential([layers.Dense(2)]))
+        fuse(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(TypeError, match=r"needs a tf_keras\.Model"):
-        graph_of("model.h5")
+        fuse("model.h5")
     two = keras.Input((4, 4, 1))
     with pytest.raises(ValueError, match="1 inputs and 2 outputs"):
-        graph_of(keras.Model(two, [layers.Flatten()(two), layers.ReLU()(two)]))
+        fuse(keras.Model(two, [layers.Flatten()(two), layers.ReLU()(two)]))
 
 
 def test_baselines_fold_too():
     model = fnet.build(fnet.baselines.ResNet8(input_shape=(16, 16, 1)))
-    graph = graph_of(model)
+    graph = fuse(model)
     assert len(graph.kernels) == 10  # nine convolutions with the shortcuts, and the dense layer
     assert sum(op.kind == "add" for op in graph.operations) == 3

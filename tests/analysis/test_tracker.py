@@ -9,7 +9,7 @@ import tf_keras as keras
 import factorizenet_tf as fnet
 from factorizenet_tf.analysis import tracker as callback
 from factorizenet_tf.analysis.distributions import describe
-from factorizenet_tf.analysis.graph import by_channel, graph_of
+from factorizenet_tf.analysis.graph import by_channel, fuse
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_each_epoch_of_both_phases_is_tracked_and_a_stopped_training_goes_on(dig
     assert not (tmp_path / "tracked" / callback.FILE).exists()
     run = train()
     assert epochs_of(tmp_path / "tracked") == ALL
-    graph = graph_of(run.float_model())
+    graph = fuse(run.float_model())
     last = {
         row["layer"]: row
         for row in rows_of(tmp_path / "tracked")
@@ -99,7 +99,7 @@ def test_epochs_that_are_trained_again_replace_their_lines(digits, small, tmp_pa
     fit(1, 2)  # goes back to the end of epoch 1
     after = rows_of(tmp_path)
     assert epochs_of(tmp_path) == [("float", 1), ("float", 2)]
-    kernels = len(graph_of(model).kernels)
+    kernels = len(fuse(model).kernels)
     assert after[:kernels] == before[:kernels]
     assert after[kernels]["range"] != before[kernels]["range"]
     assert not (tmp_path / "tensorboard").exists()

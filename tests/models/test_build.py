@@ -4,7 +4,7 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.models.weights import save_weights
+from factorizenet_tf.models.weights import load_model, save_weights
 
 STAGES = ((2, 2), (1, 2))
 
@@ -62,25 +62,34 @@ def assert_alike(layer, dense_kernel):
     np.testing.assert_allclose(layer(x), dense(x), atol=1e-5)
 
 
-def test_factorizenet_loads_the_weights_of_a_path(tmp_path):
-    spec = fnet.ModelSpec(1, width=8)
-    model = fnet.build(spec)
-    save_weights(model, tmp_path / "float.h5", spec=spec, precision="float")
-    loaded = fnet.FactorizeNet(1, width=8, weights=tmp_path / "float.h5")
-    for a, b in zip(model.get_weights(), loaded.get_weights()):
-        np.testing.assert_array_equal(a, b)
+SPEC = fnet.ModelSpec(1, width=8)
 
 
-def test_weights_of_another_spec_or_none_are_refused(tmp_path):
-    spec = fnet.ModelSpec(1, width=8)
-    save_weights(fnet.build(spec), tmp_path / "float.h5", spec=spec, precision="float")
+@pytest.fixture(scope="module")
+def trained():
+    return fnet.build(SPEC)
+
+
+@pytest.fixture
+def path(trained, tmp_path):
+    save_weights(trained, tmp_path / "float.h5", spec=SPEC, precision="float")
+    return tmp_path / "float.h5"
+
+
+def test_a_weights_file_becomes_the_model_again(trained, path):
+    for loaded in (fnet.FactorizeNet(1, width=8, weights=path), load_model(path)):
+        for a, b in zip(trained.get_weights(), loaded.get_weights()):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_another_spec_or_precision_or_none_are_refused(trained, path, tmp_path):
     with pytest.raises(ValueError, match="holds weights of ModelSpec"):
-        fnet.FactorizeNet(2, width=8, weights=tmp_path / "float.h5")
+        fnet.FactorizeNet(2, width=8, weights=path)
     with pytest.raises(FileNotFoundError, match="no weights file"):
         fnet.FactorizeNet(2, weights=tmp_path / "none.h5")
-    save_weights(fnet.build(spec), tmp_path / "qat.h5", spec=spec, precision="int8")
+    save_weights(trained, path, spec=SPEC, precision="int8")
     with pytest.raises(ValueError, match="holds int8 weights; float ones are needed"):
-        fnet.FactorizeNet(1, width=8, weights=tmp_path / "qat.h5")
+        fnet.FactorizeNet(1, width=8, weights=path)
 
 
 def poison(file):
@@ -100,26 +109,20 @@ def poison(file):
     ],
     ids=["no precision", "odd precision", "odd spec", "odd layers", "one layer", "odd names", "not finite"],
 )
-def test_weights_with_anything_odd_inside_are_refused_with_what_is_wrong(tmp_path, mutate, message):
-    spec = fnet.ModelSpec(1, width=8)
-    path = tmp_path / "float.h5"
-    save_weights(fnet.build(spec), path, spec=spec, precision="float")
+def test_weights_with_anything_odd_inside_are_refused_with_what_is_wrong(path, mutate, message):
     with h5py.File(path, "r+") as file:
         mutate(file)
     with pytest.raises(ValueError, match=message):
-        fnet.FactorizeNet(1, width=8, weights=path)
+        load_model(path)
 
 
-def test_a_damaged_weights_file_is_refused(tmp_path):
-    spec = fnet.ModelSpec(1, width=8)
-    path = tmp_path / "float.h5"
-    save_weights(fnet.build(spec), path, spec=spec, precision="float")
+def test_a_damaged_weights_file_is_refused(path, tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="damaged"):
-        fnet.FactorizeNet(1, width=8, weights=path)
+        load_model(path)
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]).save_weights(tmp_path / "foreign.h5")
     with pytest.raises(ValueError, match="no spec inside"):
-        fnet.FactorizeNet(1, width=8, weights=tmp_path / "foreign.h5")
+        load_model(tmp_path / "foreign.h5")
 
 
 def test_resnet8_trains_by_the_same_door():

@@ -75,8 +75,8 @@ def test_other_nets_are_refused():
         inherit(parent, net(1), net(2, num_classes=4))
 
 
-def test_a_training_that_starts_from_weights_in_memory_goes_on_with_the_same_alone(digits, tmp_path):
-    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, calibration_images=64, learning_rate=0.0)
+def test_a_training_that_starts_from_weights_in_memory_goes_on_with_the_same_alone(digits, tmp_path, no_conversion):
+    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=0, calibration_images=64, learning_rate=0.0)
     spec, parent = net(1), trained_like(net(2))
     start = inherit(parent, net(2), spec)
     run = fnet.train(spec, digits, out=tmp_path, recipe=recipe, initial=start, verbose=False)

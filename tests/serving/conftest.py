@@ -1,16 +1,13 @@
 """What the tests of serving share: one server in a process of its own, and two exported versions."""
 
-import io
 import re
 import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import requests
-from PIL import Image
 
 from factorizenet_tf.serving.saved_model import export
 
@@ -88,16 +85,3 @@ def loaded(int8, floating):
     import tensorflow as tf
 
     return {one.precision: tf.saved_model.load(str(one.folder), tags=["serve"]).signatures for one in (int8, floating)}
-
-
-@pytest.fixture(scope="session")
-def encoded():
-    """Gives an image's pixels as the content of a file."""
-
-    def encode(pixels, kind="PNG", **options):
-        picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.squeeze(pixels))
-        file = io.BytesIO()
-        picture.save(file, kind, **options)
-        return file.getvalue()
-
-    return encode

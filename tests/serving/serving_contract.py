@@ -1,16 +1,26 @@
 """What whoever serves a net keeps: TensorFlow Serving over an exported version, and `factorizenet serve`."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 
-def check_contract(ask, images, encode, refusal):
+def encoded(pixels, kind="PNG", **options):
+    """The content of a file of an array's or a Pillow image's pixels."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.squeeze(pixels))
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def check_contract(ask, images, refusal):
     """Ask for images uint8 (n, height, width, channels), right and wrong; give the logits.
 
     Args:
         ask: a function of a signature's name and what its input holds: an array, or a list of files' contents. It gives
             arrays by name.
-        encode: makes an image a PNG.
         refusal: the exception of what is wrong.
     """
     answer = ask("serving_default", images)
@@ -22,13 +32,13 @@ def check_contract(ask, images, encode, refusal):
     np.testing.assert_allclose(probabilities, exponentials / exponentials.sum(1, keepdims=True), atol=1e-5)
     np.testing.assert_array_equal(answer["class_id"], logits.argmax(1))
     assert [str(number) for number in answer["class_id"]] == [str(name) for name in answer["class_name"]]  # digits
-    by_bytes = ask("serving_bytes", [encode(image) for image in images])
+    by_bytes = ask("serving_bytes", [encoded(image) for image in images])
     assert set(by_bytes) == set(answer)
     np.testing.assert_allclose(by_bytes["logits"], logits, atol=1e-3)
     for wrong in (images[:, 1:], np.repeat(images, 2, axis=3)):
         with pytest.raises(refusal):
             ask("serving_default", wrong)
-    for wrong in (b"", b"no image", encode(images[0])[:40]):
+    for wrong in (b"", b"no image", encoded(images[0])[:40]):
         with pytest.raises(refusal):
             ask("serving_bytes", [wrong])
     return logits

@@ -106,17 +106,13 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(digits, spec, tmp_path):
         fnet.train(spec, digits, out=tmp_path / "file" / "run")
 
 
-@pytest.fixture
-def quick(run, monkeypatch):
-    """Conversions that give the run's own file: they are half of a short training's time."""
-    content = (run.folder / "model.tflite").read_bytes()
-    monkeypatch.setattr(training, "to_tflite", lambda *arguments, **options: content)
-
-
-def test_interrupted_in_both_phases_a_run_goes_on_as_if_it_had_not_been(run, digits, recipe, tmp_path, quick):
-    for epochs in (2, 4, 1):
+def test_interrupted_in_both_phases_a_run_goes_on_as_if_it_had_not_been(run, digits, recipe, tmp_path, no_conversion):
+    for epochs, left in ((3, ("float", 3)), (4, ("qat", 1))):
         with pytest.raises(KeyboardInterrupt):
             fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(epochs)], verbose=False)
+        checkpoint = read_checkpoint(tmp_path / "checkpoint.npz")
+        assert (checkpoint.phase, checkpoint.epoch) == left
+        assert (tmp_path / "float.h5").exists() == (left[0] == "qat")
     again = fnet.train(run.spec, digits, out=tmp_path, recipe=recipe, verbose=False)
     assert [(row["phase"], row["epoch"]) for row in again.history()] == EPOCHS
     assert_same_training(again, run)
@@ -218,7 +214,7 @@ class Record(keras.callbacks.Callback):
         self.ended += 1
 
 
-def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path, quick):
+def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(digits, spec, tmp_path, no_conversion):
     record = Record()
     # Nothing improves by that much after the first epoch, so the second is the last.
     stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
@@ -240,13 +236,6 @@ def test_a_baseline_trains_by_the_same_door_and_without_qat(digits, tmp_path):
     assert "agreement" not in run.metrics
     assert sorted(os.listdir(run.folder)) == sorted({*FILES} - {"qat.h5"})
     assert fnet.load_run(run.folder).spec == spec
-
-
-def test_ctrl_c_leaves_the_last_whole_epoch(digits, spec, recipe, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        fnet.train(spec, digits, out=tmp_path, recipe=recipe, callbacks=[Interrupt(2)], verbose=False)
-    assert read_checkpoint(tmp_path / "checkpoint.npz").epoch == 2
-    assert not (tmp_path / "float.h5").exists()
 
 
 def test_a_disk_that_fills_up_leaves_the_epoch_before_and_no_half_file(digits, spec, recipe, tmp_path, monkeypatch):

@@ -72,35 +72,22 @@ def curves():
     }
 
 
-CHOICES = [  # as the search has gone since its rules were fixed; a change of one is a change of the rules
-    (
-        {"max_macs": 1253483},
-        "3.3.3 4.4.4 | 4.5.5 | 4.1.5 4.5.2 2.5.5 | 4.2.2 3.5.2 4.5.3 | 3.3.2 4.3.2 4.2.3 | 4.1.3 3.2.3 4.2.5 | 4.4.2 4.3.3 4.3.5",
-    ),
-    (
-        {"max_macs": 1880224},
-        "2.2.2 3.3.3 | 4.4.4 | 4.5.5 | 4.5.0 4.0.5 1.5.5 | 2.0.5 4.0.3 3.0.5 | 4.0.2 3.0.3 4.0.4 | 3.0.2 4.3.0 2.0.4",
-    ),
-    (
-        {"max_macs": 2506965},
-        "1.1.1 2.2.2 | 3.3.3 | 0.5.5 4.5.0 4.0.5 | 0.1.5 1.0.5 3.0.5 | 0.1.4 0.3.5 0.4.5 | 0.1.3 0.2.4 4.0.4 | 0.2.5 0.3.4 0.5.4 | 0.2.3 1.1.5 4.1.5",
-    ),
-    (
-        {"min_accuracy": 0.6},
-        "0.0.0 1.1.1 | 2.2.2 | 0.5.5 4.5.0 4.0.5 | 1.4.5 4.1.5 4.5.4 | 4.3.1 4.5.1 3.1.4 | 3.5.1 1.5.4 4.1.3",
-    ),
-    (
-        {"min_accuracy": 0.62},
-        "0.0.0 1.1.1 | 2.2.2 | 0.5.5 4.5.0 4.0.5 | 0.0.3 0.0.4 0.0.5 | 1.0.5 4.0.3 3.0.5 | 0.1.5 0.3.3 0.2.5 | 4.0.0 0.1.4 4.0.1 | 0.2.4 2.0.4 4.0.4 | 4.1.0 0.4.5 4.0.2 | 3.1.0 4.2.0 4.1.5",
-    ),
-]
+CHOICES = """
+max_macs=1253483: 3.3.3 4.4.4 | 4.5.5 | 4.1.5 4.5.2 2.5.5 | 4.2.2 3.5.2 4.5.3 | 3.3.2 4.3.2 4.2.3 | 4.1.3 3.2.3 4.2.5 | 4.4.2 4.3.3 4.3.5
+max_macs=1880224: 2.2.2 3.3.3 | 4.4.4 | 4.5.5 | 4.5.0 4.0.5 1.5.5 | 2.0.5 4.0.3 3.0.5 | 4.0.2 3.0.3 4.0.4 | 3.0.2 4.3.0 2.0.4
+max_macs=2506965: 1.1.1 2.2.2 | 3.3.3 | 0.5.5 4.5.0 4.0.5 | 0.1.5 1.0.5 3.0.5 | 0.1.4 0.3.5 0.4.5 | 0.1.3 0.2.4 4.0.4 | 0.2.5 0.3.4 0.5.4 | 0.2.3 1.1.5 4.1.5
+min_accuracy=0.6: 0.0.0 1.1.1 | 2.2.2 | 0.5.5 4.5.0 4.0.5 | 1.4.5 4.1.5 4.5.4 | 4.3.1 4.5.1 3.1.4 | 3.5.1 1.5.4 4.1.3
+min_accuracy=0.62: 0.0.0 1.1.1 | 2.2.2 | 0.5.5 4.5.0 4.0.5 | 0.0.3 0.0.4 0.0.5 | 1.0.5 4.0.3 3.0.5 | 0.1.5 0.3.3 0.2.5 | 4.0.0 0.1.4 4.0.1 | 0.2.4 2.0.4 4.0.4 | 4.1.0 0.4.5 4.0.2 | 3.1.0 4.2.0 4.1.5
+"""  # as the search has gone since its rules were fixed; a change of one is a change of the rules
 
 
-@pytest.mark.parametrize(("limits", "expected"), CHOICES)
-def test_the_choices_on_the_table_of_trainings_are_what_they_were(curves, limits, expected):
+@pytest.mark.parametrize("line", CHOICES.split("\n")[1:-1])
+def test_the_choices_on_the_table_of_trainings_are_what_they_were(curves, line):
+    limit, expected = line.split(": ")
+    requirement = Requirement(**{limit.partition("=")[0]: float(limit.partition("=")[2])})
     for seed in (0, 7):
         state, results = run(
-            Requirement(**limits), CIFAR, curve=lambda p: learn(curves[p.spec], p.threshold), patience=3, seed=seed
+            requirement, CIFAR, curve=lambda p: learn(curves[p.spec], p.threshold), patience=3, seed=seed
         )
         assert by_round(state) == expected
     assert sum(len(result.curve) for result in results.values()) < 12 * len(results)  # some were stopped
@@ -142,19 +129,6 @@ def test_under_a_budget_it_ends_near_the_best_of_all_nets_with_a_fifth_of_the_tr
     assert len(results) <= 36
 
 
-@pytest.mark.parametrize("budget", [1_250_000, 1_880_000, 2_500_000])
-def test_it_is_not_caught_in_the_middle_where_the_ends_of_the_family_are_better(budget):
-    gains = {0: (0.05, 0.03, 0.01), 5: (0.0, 0.02, 0.01)}  # as trained at width 8: level 0, depthwise
-
-    def ends(spec):
-        return 0.55 + sum(gains[k][stage] for stage, k in enumerate(spec.levels) if k in gains)
-
-    state, results = run(Requirement(max_macs=budget), accuracy=ends, patience=3)
-    fitting = [net for net in SPACE.nets() if macs(net) <= budget]
-    assert ends(state.best) == max(map(ends, fitting))
-    assert len(results) <= len(fitting) / 2
-
-
 def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_stage():
     state, _ = run(BUDGET)
     first = [p for p in state.proposals if p.round == 1]
@@ -167,7 +141,6 @@ def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_sta
     alone = [p.spec.levels for p in later if "as coarse as fits" in p.reason]
     assert alone == [(4, 1, 5), (4, 5, 2), (2, 5, 5)]  # the last level is (4, 5, 5)
     assert any(p.reason.startswith("fnet-l3-x0.5 with stage 1 coarser: 89.0 % expected, give or") for p in later)
-    assert len(state.steps) == max(p.round for p in state.proposals)
     assert state.steps[0].startswith("round 1, up the uniform levels: fnet-l3-x0.5 ")
     better = [step for step in state.steps if "best is" in step]
     assert better[0].endswith("best is fnet-l3-x0.5 (the coarsest uniform level that fits)")
@@ -213,7 +186,8 @@ def test_a_seed_decides_ties_and_nothing_else_and_zero_is_a_seed():
     assert run(BUDGET, seed=0)[0].best == run(BUDGET, seed=5)[0].best
 
 
-def test_with_a_floor_it_finds_few_macs_that_reach_it():
+def test_with_a_floor_it_finds_few_macs_that_reach_it_and_out_of_reach_the_best_there_is():
+    assert run(Requirement(min_accuracy=0.99, max_macs=1_200_000))[0].best == run(BUDGET)[0].best
     for floor in (0.86, 0.89, 0.91):
         state, results = run(Requirement(min_accuracy=floor))
         least = min((net for net in SPACE.nets() if formula(net) >= floor), key=macs)
@@ -222,18 +196,11 @@ def test_with_a_floor_it_finds_few_macs_that_reach_it():
         assert len(results) <= 45
 
 
-def refinements(state):
-    rounds = {}
-    for proposal in state.proposals:
-        if "expected" in proposal.reason:
-            rounds.setdefault(proposal.round, []).append(proposal.spec.levels)
-    return list(rounds.values())
-
-
 def test_a_round_has_three_nets_unlike_each_other_and_patience_counts_from_the_last_better_one():
-    flat = refinements(run(BUDGET, accuracy=lambda spec: 0.5, patience=3)[0])
-    assert [len(nets) for nets in flat] == [3, 3, 3]  # none is better than the last level, which has fewest MACs
-    for nets in flat:
+    state, _ = run(BUDGET, accuracy=lambda spec: 0.5, patience=3)
+    rounds = [nets.split() for nets in by_round(state).split(" | ")[-3:]]
+    assert [len(nets) for nets in rounds] == [3, 3, 3]  # none is better than the last level, which has fewest MACs
+    for nets in rounds:
         assert all(sum(a != b for a, b in zip(*pair)) > 1 for pair in itertools.combinations(nets, 2))
     state, _ = run(BUDGET, patience=2)
     (last,) = (i for i, step in enumerate(state.steps) if i > 2 and "best is" in step)  # the first three do not refine
@@ -297,11 +264,6 @@ def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
     assert 6 < len(nothing.rejected) <= 6 + 24
 
 
-def test_a_floor_out_of_reach_ends_with_the_best_there_is():
-    state, _ = run(Requirement(min_accuracy=0.99, max_macs=1_200_000))
-    assert state.best == run(BUDGET)[0].best
-
-
 def test_several_widths_are_walked_and_the_better_one_is_found():
     space = Space(SPACE.spec, (8, 16))
     requirement = Requirement(max_macs=3_000_000)
@@ -340,22 +302,16 @@ def test_what_is_given_up_is_never_the_best_and_a_hopeless_curve_is_below_the_th
     assert not [p for p in state.proposals if p.parent in pruned]
 
 
-def test_a_floor_spares_nets_that_are_worse_than_the_best_and_good_enough():
-    results = {}
-    requirement = Requirement(min_accuracy=0.6)
-    for spec in SPACE.uniform(8)[:2]:
-        results[spec] = Result(0.9, (0.5, 0.7, 0.9))
-    state = propose(Search(SPACE, requirement, lambda spec: None), results)
-    (threshold,) = {p.threshold for p in state.pending}
-    assert threshold[-1] == pytest.approx(0.9 - 0.3 - 0.02, abs=1e-4)
+def test_a_training_is_given_up_in_its_second_half_alone_and_a_floor_spares_what_is_good_enough():
+    def threshold(requirement, curve):
+        results = {spec: Result(curve[-1], curve) for spec in SPACE.uniform(8)[:2]}
+        (threshold,) = {p.threshold for p in propose(Search(SPACE, requirement, lambda spec: None), results).pending}
+        return threshold
 
-
-def test_no_training_is_given_up_in_its_first_half():
-    results = {spec: Result(0.8, (0.3, 0.6, 0.7, 0.8)) for spec in SPACE.uniform(8)[:2]}
-    state = propose(Search(SPACE, Requirement(max_macs=10**7), lambda spec: None), results)
-    (threshold,) = {p.threshold for p in state.pending}
-    assert threshold[:2] == (0, 0)
-    assert 0.5 < threshold[2] < 0.7
+    first, second, third, _ = threshold(Requirement(max_macs=10**7), (0.3, 0.6, 0.7, 0.8))
+    assert first == second == 0
+    assert 0.5 < third < 0.7
+    assert threshold(Requirement(min_accuracy=0.6), (0.5, 0.7, 0.9))[-1] == pytest.approx(0.9 - 0.3 - 0.02, abs=1e-4)
 
 
 def test_effects_of_a_stage_are_found_from_all_results_together():
@@ -372,14 +328,13 @@ def test_effects_of_a_stage_are_found_from_all_results_together():
                 assert change == pytest.approx(100 * (formula(other) - formula(state.best)), abs=0.8)
 
 
-def test_a_level_that_no_trained_net_has_has_no_effect_but_is_unknown():
+def test_a_level_that_no_trained_net_has_is_unknown():
     search, first, second = Search(SPACE, BUDGET, violates(BUDGET)), SPACE.net((3, 3, 3)), SPACE.net((4, 3, 5))
     results = {first: Result(0.6), second: Result(0.5), SPACE.net(5): Result(None)}
-    stage1, stage2, stage3 = stage_effects(search, results, first)
-    assert [level for level, change in enumerate(stage1) if change is not None] == [3, 4]
-    assert stage1[3] == 0 > stage1[4]
-    assert stage2 == [None, None, None, 0, None, None]
-    assert [level for level, change in enumerate(stage3) if change is not None] == [3, 5]
+    effects = stage_effects(search, results, first)
+    known = [[level for level, change in enumerate(stage) if change is not None] for stage in effects]
+    assert known == [[3, 4], [3], [3, 5]]
+    assert effects[0][3] == 0 > effects[0][4]
 
 
 def test_errors_are_expected_to_fall_in_proportion():
@@ -400,12 +355,3 @@ def test_a_training_given_up_tells_how_far_behind_it_was():
     assert stage_effects(search, results | {SPACE.net((0, 5, 5)): Result(None)}, best)[0][0] == untold
     longer = results | {regular: Result(0.2, (0.1, 0.1, 0.2), pruned=True)}  # than the best's, which had enough
     assert stage_effects(search, longer, best)[0][0] < near
-
-
-def test_ten_thousand_nets_are_a_space_too():
-    space = Space(fnet.ModelSpec(0, stages=((1, 1), *STAGES)), (8, 16, 24, 32))
-    count = sum(1 for _ in itertools.islice(space.nets(), 10_001))
-    assert count > 5_000
-    state, results = run(Requirement(max_macs=10_000_000), space)
-    assert macs(state.best) <= 10_000_000
-    assert len(results) < 100

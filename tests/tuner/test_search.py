@@ -1,20 +1,22 @@
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_tuner import Fake, FakeRun
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
-from factorizenet_tf.requirement import Requirement
+from factorizenet_tf.tuner import FactorizationOracle
 from factorizenet_tf.tuner import search as search_module
+from factorizenet_tf.tuner import space as measured_costs
 from factorizenet_tf.tuner import tuner as search_tuner
-from factorizenet_tf.tuner.search import frontier_of, search
-from factorizenet_tf.tuner.space import macs
+from factorizenet_tf.tuner.search import SearchResult, frontier_names, publish_found, search
+from factorizenet_tf.tuner.space import Space, macs
 
 SPEC = fnet.ModelSpec(0, width=8, input_shape=(16, 16, 1), stages=((1, 2), (1, 2)))
 OPTIONS = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2,1x2", "--quiet"]
@@ -36,30 +38,25 @@ def fake(monkeypatch):
     return new
 
 
+def find(digits, folder, **options):
+    return search(FactorizationOracle(SPEC, **{"max_macs": 100_000} | options), digits, out=folder, verbose=False)
+
+
 def call(*arguments):
     return main(["search", *map(str, arguments)])
 
 
 def test_a_search_leaves_every_trial_and_every_rejected_net_with_its_reason(digits, tmp_path, fake):
-    found = search(SPEC, digits, Requirement(max_macs=100_000), out=tmp_path / "out", verbose=False)
-    fitting = [
-        net
-        for net in (
-            fnet.ModelSpec((a, b), width=8, input_shape=(16, 16, 1), stages=SPEC.stages)
-            for a in range(4)
-            for b in range(5)
-        )
-        if macs(net) <= 100_000
-    ]
+    found = find(digits, tmp_path / "out")
+    fitting = [net for net in Space(SPEC, (8,)).nets() if macs(net) <= 100_000]
     assert found.best == max(fitting, key=macs)
-    assert found.reached
+    assert found.meets_requirement
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == [row["name"] for row in found.rows]
     trained = [row for row in rows if row["status"] == "trained"]
     assert [row["name"] for row in trained] == [spec.name for spec in fake.calls]
-    effects = [line for line in found.summary.splitlines() if line.startswith("  stage ")]
-    assert [line.partition(":")[0] for line in effects] == ["  stage 1, level 0 to 3", "  stage 2, level 0 to 4"]
-    for line, level in zip(effects, found.best.levels):
+    for line, level, last in zip(found.summary.splitlines()[-2:], found.best.levels, (3, 4)):
+        assert f", level 0 to {last}: " in line
         assert line.partition(": ")[2].split(", ")[level] == "it is here"
     over = next(row for row in rows if row["level"] == "0.0")
     assert (over["status"], over["reason"]) == ("rejected", "over budget: 166,208 macs > 100,000")
@@ -73,20 +70,47 @@ def test_a_search_leaves_every_trial_and_every_rejected_net_with_its_reason(digi
 
 
 def test_again_it_gives_the_same_and_trains_nothing(digits, tmp_path, fake):
-    first, second = (
-        search(SPEC, digits, Requirement(max_macs=100_000), out=tmp_path / "out", verbose=False) for _ in range(2)
-    )
+    first, second = (find(digits, tmp_path / "out") for _ in range(2))
     assert first == second
     assert len(fake.calls) == len(set(fake.calls))
 
 
-def test_one_training_alone_is_an_answer_and_its_own_level_is_told_from_others(digits, tmp_path, fake):
-    requirement = Requirement(max_macs=100_000)
-    found = search(SPEC, digits, requirement, out=tmp_path / "out", max_trials=1, verbose=False)
+def test_one_training_alone_is_an_answer_and_says_nothing_of_levels_that_were_not_tried(digits, tmp_path, fake):
+    found = find(digits, tmp_path / "out", max_trials=1)
     assert found.best == fake.calls[0]
-    first, second = found.summary.splitlines()[-2:]  # nothing tells one level from another yet
-    assert first == "  stage 1, level 0 to 3: +0.0, it is here, +0.0, +0.0"
-    assert second == "  stage 2, level 0 to 4: +0.0, it is here, +0.0, +0.0, +0.0"
+    first, second = found.summary.splitlines()[-2:]
+    assert first == "  stage 1, level 0 to 3: not tried, it is here, not tried, not tried"
+    assert second == "  stage 2, level 0 to 4: not tried, it is here, not tried, not tried, not tried"
+    assert "chance" not in found.summary
+
+
+def test_results_that_do_not_differ_from_chance_are_said_to_say_nothing(digits, tmp_path, monkeypatch):
+    class Guessing(Fake):
+        accuracy = 0.17
+
+    monkeypatch.setattr(search_tuner, "train", Guessing())
+    # The most frequent of 10 classes has 19 of 144 images: 13.2 %, and 3 binomial deviations are 8.5 points.
+    counts = np.bincount(digits.validation.labels)
+    assert (counts.max(), counts.sum()) == (19, 144)
+    summary = find(digits, tmp_path / "out", max_trials=2).summary
+    assert "this does not differ from chance: answering always the same class gives up to 13.2 %" in summary
+    assert "144 images tell no difference below 8.5 points" in summary
+
+
+def test_a_trained_net_that_no_longer_fits_leaves_the_frontier(digits, tmp_path, fake, monkeypatch):
+    slow = []
+    monkeypatch.setattr(
+        measured_costs, "measure", lambda spec, wanted, labels=None: {"latency_ms": 0.2 if spec in slow else 0.1}
+    )
+    best = find(digits, tmp_path / "out", max_latency_ms=0.15).best
+    (tmp_path / "out" / measured_costs.COSTS_FILE).unlink()
+    slow.append(best)
+    found = find(digits, tmp_path / "out", max_latency_ms=0.15)
+    (row,) = [row for row in found.rows if row["name"] == best.name and row["trial"]]
+    assert row["status"] == "over budget"
+    assert row["reason"].endswith("over budget: 0.2 latency_ms > 0.15")
+    assert best.name not in frontier_names(found.rows, "val_int8_accuracy")
+    assert found.best != best
 
 
 def test_the_frontier_has_the_nets_that_none_beats_with_fewer_macs():
@@ -94,31 +118,30 @@ def test_the_frontier_has_the_nets_that_none_beats_with_fewer_macs():
         return {"name": name, "macs": count, "a": accuracy, "status": status}
 
     rows = [row("a", 3, 0.9), row("b", 1, 0.7), row("c", 2, 0.6), row("d", 2, 0.8), row("e", 4, 0.9)]
-    assert frontier_of([*rows, row("f", 0, 0.99, "given up")], "a") == ["b", "d", "a"]
+    assert frontier_names([*rows, row("f", 0, 0.99, "given up")], "a") == ["b", "d", "a"]
 
 
 @pytest.mark.parametrize("refused", ["0", "1"])
-def test_a_net_that_may_not_be_published_is_named_and_the_others_are_published(tmp_path, monkeypatch, refused):
+def test_a_net_that_may_not_be_published_is_named_and_the_others_are_published(tmp_path, monkeypatch, refused, capsys):
     best = SPEC
     rows = [
         {"name": name, "trial": trial, "status": "trained", "macs": count, "val_int8_accuracy": count / 10}
         for trial, name, count in (("0", "fnet-small", 1), ("1", best.name, 2))
     ]
-    found = search_module.Found(tmp_path, best, rows, [], "", True)
-    published, said = [], []
+    found = SearchResult(tmp_path, best, rows, [], "", True)
+    published = []
     monkeypatch.setattr(search_module, "load_run", str)
     monkeypatch.setattr(search_module, "refusals", lambda run: ["it is bad"] if f"trial_{refused}" in run else [])
     monkeypatch.setattr(
         search_module.zoo, "publish", lambda run, zoo_dir, verbose: published.append(run.parent.name) or []
     )
-    progress = SimpleNamespace(say=said.append)
     if refused == "1":
         with pytest.raises(RuntimeError, match=rf"the answer, {best.name}, is not published: it is bad; it is in"):
-            search_module._publish(found, tmp_path, progress, False)
+            publish_found(found, tmp_path)
     else:
-        search_module._publish(found, tmp_path, progress, False)
+        publish_found(found, tmp_path)
     assert published == [f"trial_{1 - int(refused)}"]
-    assert f"{rows[int(refused)]['name']} is not published: it is bad" in said
+    assert f"{rows[int(refused)]['name']} is not published: it is bad" in capsys.readouterr().err
 
 
 def test_a_floor_out_of_reach_ends_with_the_best_and_exit_code_1(tmp_path, fake, capsys):
@@ -130,7 +153,7 @@ def test_a_floor_out_of_reach_ends_with_the_best_and_exit_code_1(tmp_path, fake,
 
 
 def test_the_command_prints_json_and_the_best_net(tmp_path, fake, capsys):
-    assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out", "--json") == 0
+    assert call(*OPTIONS, "--max-macs", "60k", "--out", tmp_path / "out", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["best"] in [net.name for net in fake.calls if macs(net) == max(map(macs, fake.calls))]
     assert {row["name"] for row in printed["nets"] if row["status"] == "trained"} == {s.name for s in fake.calls}
@@ -141,7 +164,10 @@ def test_the_command_prints_json_and_the_best_net(tmp_path, fake, capsys):
     [
         ([], "nothing is required; give at least one of max_macs"),
         (["--max-macs", 30_000], "max_macs is 30,000; the smallest net, fnet-l4-x0.5, has 42,048 MACs"),
-        (["--max-macs", -1], "max_macs is -1; it must be above 0"),
+        (["--max-macs", -1], "'-1' is no amount; give a whole number above 0, e.g. 12500000, 12.5e6, 12.5M or 100k"),
+        (["--max-size-bytes", "many"], "'many' is no amount"),
+        (["--max-latency-ms", -1], "max_latency_ms is -1.0; it must be above 0"),
+        (["--max-macs", 60_000, "--ray", "here"], "the Ray address is 'here'; give HOST:PORT"),
         (["--min-accuracy", 97], "min_accuracy is 97.0; it must be above 0 and at most 1"),
         (["--max-macs", 60_000, "--width", "8,x"], "width is '8,x'; it must be a multiple of 8"),
         (["--max-macs", 60_000, "--width", "12"], "width is 12; it must be a positive multiple of 8"),
@@ -167,6 +193,30 @@ def test_another_search_in_the_folder_is_refused_with_the_difference(tmp_path, f
     (tmp_path / "out" / "oracle.json").write_text("{")
     assert call(*OPTIONS, "--max-macs", 60_000, "--out", tmp_path / "out") == 2
     assert "oracle.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("ray", ["--max-macs", "60k", "--ray", "local"], "many machines need Ray: pip install 'factorizenet_tf[ray]'"),
+        ("tflite_micro", ["--max-ram-bytes", "60k"], "--max-ram-bytes measures RAM by tflite-micro: pip install"),
+        ("tflite_micro", ["--max-macs", "60k", "--publish", "zoo"], "--publish measures RAM by tflite-micro: pip"),
+    ],
+)
+def test_an_extra_that_is_missing_is_said_before_anything_is_loaded(
+    module, options, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fnet.data, "load_dataset", None)
+    assert call(*OPTIONS, *options, "--out", tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_kerastuners_chief_mode_is_not_this_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    assert call(*OPTIONS, "--max-macs", "60k", "--out", tmp_path / "out") == 2
+    assert "KERASTUNER_ORACLE_IP is set" in capsys.readouterr().err
 
 
 @pytest.mark.slow

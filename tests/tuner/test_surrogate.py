@@ -3,7 +3,7 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.tuner.space import Space, macs
-from factorizenet_tf.tuner.surrogate import NOISE, Candidates, Effects
+from factorizenet_tf.tuner.surrogate import NOISE, AdditiveGP, CandidateSet
 
 WIDTHS = (8, 16)
 SPACE = Space(fnet.ModelSpec(0, width=8), WIDTHS)
@@ -11,12 +11,12 @@ SPACE = Space(fnet.ModelSpec(0, width=8), WIDTHS)
 
 @pytest.fixture(scope="module")
 def nets():
-    return Candidates(SPACE)
+    return CandidateSet(SPACE)
 
 
 @pytest.fixture(scope="module")
 def effects(nets):
-    return Effects(nets, WIDTHS)
+    return AdditiveGP(nets, WIDTHS)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_candidates_are_the_spaces_nets_with_their_macs(nets):
     found = list(SPACE.nets())
     assert len(nets) == len(found) == 180 + 294
     assert [nets.net(place) for place in range(len(nets))] == found
-    assert [nets.place(net) for net in found] == list(range(len(nets)))
+    assert [nets.index(net) for net in found] == list(range(len(nets)))
     assert nets.macs.tolist() == [macs(net) for net in found]
 
 
@@ -47,27 +47,22 @@ def test_what_was_trained_is_expected_again_and_told_of_its_like(nets, effects, 
 
 
 def test_one_result_lifts_nets_of_its_level_more_than_others(nets, effects):
-    low, high = (nets.place(SPACE.net(levels, 8)) for levels in ((4, 4, 4), (0, 4, 4)))
+    low, high = (nets.index(SPACE.net(levels, 8)) for levels in ((4, 4, 4), (0, 4, 4)))
     estimate = effects.estimate({low: 60.0, high: 64.0})
     np.testing.assert_array_equal(estimate.mean, effects.mean({low: 60.0, high: 64.0}))
-    alike, other = (nets.place(SPACE.net(levels, 8)) for levels in ((0, 1, 2), (4, 1, 2)))
+    alike, other = (nets.index(SPACE.net(levels, 8)) for levels in ((0, 1, 2), (4, 1, 2)))
     assert estimate.mean[alike] > estimate.mean[other] + 1
 
 
-def test_a_net_is_as_like_itself_as_its_variance_says(effects):
-    for place in (0, 7, 300):
-        assert effects.column(place)[place] == pytest.approx(effects._variance[place])
-
-
-def test_what_is_supposed_is_less_uncertain_as_if_it_had_been_trained(nets, effects, accuracies):
+def test_a_net_believed_is_as_certain_as_if_it_had_been_trained_with_its_mean(nets, effects, accuracies):
     trained = {place: accuracies[place] for place in (0, 50, 300)}
     estimate = effects.estimate(trained)
     mean, before = estimate.mean.copy(), estimate.deviation
-    supposed = {}
+    believed = {}
     for place in (120, 121, 126):  # neighbours: what one says is no news of the next
-        estimate.suppose(place)
-        supposed[place] = mean[place]
-        again = effects.estimate(trained | supposed)
+        estimate.believe(place)
+        believed[place] = mean[place]
+        again = effects.estimate(trained | believed)
         np.testing.assert_allclose(estimate.deviation, again.deviation, rtol=1e-6)
     assert (estimate.deviation <= before + 1e-12).all()
     assert estimate.deviation[120] < before[120] / 2

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,9 +12,12 @@ import tensorflow as tf
 import factorizenet_tf as fnet
 from factorizenet_tf.models.evaluate import logits
 from factorizenet_tf.training.loop import to_float
+from factorizenet_tf.zoo import catalog
+from factorizenet_tf.zoo import store as store_module
 from factorizenet_tf.zoo.cards import Cards, index_to_json
+from factorizenet_tf.zoo.catalog import find
 from factorizenet_tf.zoo.pages import card_page, table_page
-from factorizenet_tf.zoo.store import bundled_zoo
+from factorizenet_tf.zoo.store import bundled_zoo, open_store
 
 FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
 
@@ -65,18 +69,27 @@ def test_limits_leave_out_what_is_over_them_or_has_no_number(family, zoo):
     assert names(max_macs=200) == ("a-int8", "b-int8")
     assert names(max_ram_bytes=10) == ("a-int8",)
     assert names(max_latency_ms=2.5, max_macs=150) == ("a-int8",)
-    assert names(max_size_bytes=0) == ()
+    assert names(max_macs=300, min_accuracy=0.85) == ("b-int8", "c-int8")
     assert names(precision="float") == ()
     assert names(dataset="digits") == ("a-int8", "b-int8", "c-int8")
     assert names(dataset="cifar10") == ()
     assert [card.name for card in fnet.zoo.list(max_ram_bytes=10**9, zoo_dir=zoo)] == [INT8]
+    assert names(max_macs=np.int64(200), max_latency_ms=None) == ("a-int8", "b-int8")
     with pytest.raises(ValueError, match="precision is 'int4'"):
         fnet.zoo.list(precision="int4", zoo_dir=family)
+    for call in (fnet.zoo.list, fnet.zoo.best):
+        with pytest.raises(ValueError, match="max_macs is -1; it must be above 0"):
+            call(max_macs=-1, zoo_dir=family)
+        with pytest.raises(TypeError, match="max_ram_bytes is '10'; it must be a number"):
+            call(max_ram_bytes="10", zoo_dir=family)
+        with pytest.raises(TypeError, match="max_mac"):
+            call(max_mac=10, zoo_dir=family)
 
 
 def test_best_ranks_by_validation_then_macs_never_by_test(family):
     assert fnet.zoo.best(zoo_dir=family).name == "b-int8"
     assert fnet.zoo.best(max_macs=150, zoo_dir=family).name == "a-int8"
+    assert fnet.zoo.best(min_accuracy=0.8, zoo_dir=family).name == "a-int8"
     with pytest.raises(ValueError, match="no int8 model within max_macs=50; the smallest is a-int8: 100 MACs"):
         fnet.zoo.best(max_macs=50, zoo_dir=family)
     with pytest.raises(ValueError, match="the zoo has no float model"):
@@ -106,25 +119,64 @@ def test_each_format_gives_the_trained_net(zoo, run, models, noise, tmp_path, mo
     assert fnet.zoo.load(FLOAT, "path", zoo_dir=zoo).read_bytes() == (run.folder / "float.h5").read_bytes()
 
 
-def test_a_second_zoo_is_searched_after_the_first(zoo, run, family, monkeypatch):
-    from factorizenet_tf.zoo import store
+@pytest.fixture
+def two(zoo, family, monkeypatch):
+    """The package's own zoo is `family`; gives a function that names another one."""
+    monkeypatch.setattr(catalog, "bundled_zoo", lambda: family)
+    monkeypatch.delenv("FACTORIZENET_ZOO", raising=False)
+    return lambda folder: monkeypatch.setenv("FACTORIZENET_ZOO", str(folder))
 
-    monkeypatch.setattr(store, "bundled_zoo", lambda: family)
+
+def test_a_second_zoo_is_looked_into_too(zoo, run, two):
     assert fnet.zoo.names() == ("a-int8", "b-int8", "c-int8")
-    with pytest.raises(ValueError, match="no model"):
+    with pytest.raises(ValueError, match=r"no model .* zoo_dir= or --zoo, or by FACTORIZENET_ZOO, which is not set"):
         fnet.zoo.load(INT8, "tflite")
-    monkeypatch.setenv("FACTORIZENET_ZOO", str(zoo))
+    two(zoo)
     assert fnet.zoo.names() == ("a-int8", "b-int8", "c-int8", FLOAT, INT8)
     assert fnet.zoo.load(INT8, "path").read_bytes() == (run.folder / "model.tflite").read_bytes()
     assert fnet.zoo.is_published(f"{INT8}@1")
-    index = json.loads((family / "index.json").read_text())
-    index["models"][0] |= {"name": INT8, "macs": 7}
-    (family / "index.json").write_text(json.dumps(index))
-    assert fnet.zoo.card(INT8).macs == 7
-    assert [card.macs for card in fnet.zoo.list() if card.name == INT8] == [7]
-    assert fnet.zoo.card(INT8, zoo_dir=zoo).macs > 7
-    with pytest.raises(ValueError, match="did you mean"):
+    assert not fnet.zoo.is_published("a-int8", zoo_dir=zoo)
+    card, store = find(INT8)
+    assert (card.zoo, store.location) == (str(zoo), str(zoo))
+    assert {card.zoo for card in fnet.zoo.list()} == {str(catalog.bundled_zoo()), str(zoo)}
+    with pytest.raises(ValueError, match=r"did you mean .* which names "):
         fnet.zoo.card(f"{INT8}8")
+
+
+def test_a_name_in_two_zoos_is_never_silently_one_of_them(zoo, two, family, tmp_path):
+    index = json.loads((zoo / "index.json").read_text())
+    index["models"][1] |= {"name": "a-int8", "macs": 7}
+    index["models"][1]["files"][0]["sha256"] = "0" * 64
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.json").write_text(json.dumps(index))
+    two(tmp_path / "mine")
+    for name in ("a-int8", "a-int8@1"):
+        for call in (fnet.zoo.load, fnet.zoo.card, fnet.zoo.verify, fnet.zoo.evaluate):
+            with pytest.raises(
+                ValueError, match=r"two zoos have a model 'a-int8', and not the same: .*zoo_dir=.*--zoo"
+            ) as error:
+                call(name)
+            assert str(family) in str(error.value)
+            assert str(tmp_path / "mine") in str(error.value)
+    listed = [card for card in fnet.zoo.list() if card.name == "a-int8"]
+    assert {card.zoo: card.macs for card in listed} == {str(family): 100, str(tmp_path / "mine"): 7}
+    assert fnet.zoo.card("a-int8", zoo_dir=family).macs == 100
+    assert fnet.zoo.card("a-int8", zoo_dir=tmp_path / "mine").macs == 7
+    assert fnet.zoo.card("b-int8").macs == 200
+
+
+def test_the_same_model_in_two_zoos_is_one(zoo, two, family, tmp_path):
+    two(shutil.copytree(family, tmp_path / "copy"))
+    assert [card.zoo for card in fnet.zoo.list()] == 3 * [str(family)]
+    assert find("a-int8")[0].macs == 100
+
+
+def test_each_zoos_index_is_read_once_for_a_name(zoo, two, monkeypatch):
+    two(zoo)
+    read, cards = [], store_module.FolderStore.cards
+    monkeypatch.setattr(store_module.FolderStore, "cards", lambda self: read.append(self.location) or cards(self))
+    find(INT8)
+    assert read == [str(catalog.bundled_zoo()), str(zoo)]
 
 
 def test_what_cannot_be_loaded_says_what_can(zoo):
@@ -137,8 +189,6 @@ def test_what_cannot_be_loaded_says_what_can(zoo):
 
 
 def test_weights_that_do_not_fit_the_spec_are_refused(zoo, tmp_path):
-    import shutil
-
     copy = shutil.copytree(zoo, tmp_path / "zoo")
     index = json.loads((copy / "index.json").read_text())
     index["models"][0]["spec"]["level"] = 2
@@ -162,9 +212,7 @@ def test_evaluate_recomputes_the_published_number(zoo, digits):
 
 def test_every_published_model_is_whole():
     """The zoo that comes with the package: each file's hash, without running anything."""
-    from factorizenet_tf.zoo.store import open_stores
-
-    (store,) = open_stores(None)
+    store = open_store(bundled_zoo())
     cards = store.cards()
     assert all(store.path(file).is_file() for card in cards for file in card.files)
     listed = {file.path for card in cards for file in card.files}

@@ -1,0 +1,65 @@
+"""`factorizenet analyze` and `study`."""
+
+import sys
+
+import pytest
+from user_model import small_net
+
+import factorizenet_tf as fnet
+
+SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
+
+
+def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path):
+    paths = [tmp_path / name for name in ("report.html", "tables", "figures")]
+    options = ["--out", paths[0], "--save", paths[1], "--figures", paths[2], "--quiet"]
+    images = ["--calibration-images", 32, "--evaluation-images", 40, "--weight-bits", 4]
+    rows = prints_json("analyze", run.folder, *options, *images)
+    assert [row["precision"] for row in rows][:2] == ["float", "per_channel W4A8"]
+    assert {row["images"] for row in rows} == {40}
+    assert rows[0]["decrease_points"] == 0
+    assert paths[0].stat().st_size > 800_000
+    assert fnet.load_analysis(paths[1]).nets["calibration_images"].tolist() == [32]
+    assert (paths[2] / "sqnr.png").is_file()
+
+
+def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
+    assert "weight_bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
+    assert "calibration_images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
+    assert "no model 'fnet-l2-int7'" in fails("analyze", "fnet-l2-int7", "--quiet")
+    assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
+
+
+@pytest.mark.slow
+def test_study_names_the_best_level(prints_json, fails, tmp_path):
+    command = ["study", *SMALL, "--levels", "0,3", "--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "study"]
+    found = prints_json(*command, "--max-macs", "100M")
+    assert [row["level"] for row in found["levels"]] == [0, 3]
+    best = max(found["levels"], key=lambda row: (row["validation_tflite"], -row["macs"]))
+    assert found["answers"][0]["name"] == best["name"]
+    assert prints_json(*command, "--max-macs", 1)["answers"][0]["name"] is None  # nothing is trained again
+
+
+def test_study_says_what_is_wrong_before_it_trains(fails, tmp_path):
+    command = ["study", *SMALL, "--out", tmp_path / "study"]
+    assert "levels is 'most'" in fails(*command, "--levels", "most")
+    assert "min_accuracy is 90.0" in fails(*command, "--min-accuracy", 90)
+    assert "'many' is no amount" in fails(*command, "--max-macs", "many")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_missing_extra_is_found_before_the_work(fails, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("factorizenet_tf.analysis.analyze.compare_levels", None)  # nothing is measured
+    for module, options in (
+        ("altair", ["--out", tmp_path / "report.html"]),
+        ("vl_convert", ["--figures", tmp_path / "figures"]),
+        ("pyarrow", ["--save", tmp_path / "tables"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)  # as if it were not installed
+            message = fails("analyze", run.folder, "--quiet", *options, code=1)
+            assert f"needs {module}: pip install 'factorizenet_tf[report]'" in message
+    monkeypatch.setitem(sys.modules, "altair", None)
+    assert "needs altair" in fails("study", *SMALL, "--out", tmp_path / "study", code=1)

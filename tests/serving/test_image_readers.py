@@ -1,0 +1,138 @@
+"""One input, several readers: whatever reads a file of an image sees the same pixels."""
+
+import base64
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving_contract import encoded
+
+import factorizenet_tf as fnet
+from factorizenet_tf.cli import main
+from factorizenet_tf.data import MAX_PIXELS, read_image
+
+Y, X = np.mgrid[0:16, 0:16]
+GREY = (16 * Y + X).astype(np.uint8)
+RGB = np.stack([GREY, GREY.T, 255 - GREY], 2)
+LUMA = np.round(RGB @ [0.299, 0.587, 0.114]).astype(np.uint8)
+DEEP = GREY.astype(np.uint16) * 256 + 255  # 16 bits, whose upper 8 are GREY
+
+
+def png_of_16_bits(pixels, colour_type):
+    """A PNG of 16 bits a channel, which Pillow writes in grey alone: lines without a filter, big-endian."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+WHITE = 255 * (GREY > 127).astype(np.uint8)
+BITS = Image.fromarray(WHITE).convert("1")
+PALETTE = Image.fromarray(GREY).convert("P")
+SOME = "as the decoder gives it"
+FILES = {  # the content of a file, and what is read from it in grey
+    "grey.png": (encoded(GREY), GREY),
+    "16-bit-grey.png": (encoded(DEEP), GREY),
+    "16-bit-colour.png": (png_of_16_bits(RGB.astype(np.uint16) * 256 + 255, 2), LUMA),
+    "16-bit-grey-alpha.png": (png_of_16_bits(np.stack([DEEP, DEEP.T], 2), 4), GREY),
+    "colour.png": (encoded(RGB), LUMA),
+    "alpha.png": (encoded(np.dstack([RGB, GREY.T])), LUMA),
+    "grey-alpha.png": (encoded(np.dstack([GREY, GREY.T])), GREY),
+    "palette.png": (encoded(PALETTE), GREY),
+    "transparent-palette.png": (encoded(PALETTE, transparency=bytes(range(256))), GREY),
+    "1-bit.png": (encoded(BITS), WHITE),
+    "colour.bmp": (encoded(RGB, "BMP"), LUMA),
+    "grey.bmp": (encoded(GREY, "BMP"), GREY),
+    "colour.webp": (encoded(RGB, "WEBP", lossless=True), LUMA),
+    "flat.jpg": (encoded(np.full((16, 16), 90, np.uint8), "JPEG"), np.full((16, 16), 90)),
+    "noisy.jpeg": (encoded(RGB, "JPEG"), SOME),
+    "cmyk.jpg": (encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"), SOME),
+    "large.png": (encoded(np.kron(RGB, np.ones((5, 3, 1), np.uint8))), SOME),
+    "colour.ppm": (encoded(RGB, "PPM"), LUMA),
+    "grey.pgm": (encoded(GREY, "PPM"), GREY),
+    "16-bit-grey.pgm": (encoded(DEEP, "PPM"), GREY),
+    "1-bit.ppm": (encoded(BITS, "PPM"), WHITE),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_data_predict_server_and_saved_model_read_the_same_pixels(name, models, loaded, post, run, tmp_path, capsys):
+    import tensorflow as tf
+
+    content, expected = FILES[name]
+    image = read_image(content, (16, 16, 1))
+    if expected is not SOME:
+        np.testing.assert_allclose(image[..., 0], expected, atol=0 if expected is not LUMA else 1)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            (tmp_path / label / f"{number}-{name}").write_bytes(content)
+    assert (fnet.load_dataset(tmp_path, input_shape=(16, 16, 1)).train.images == image).all()
+    logits = models.int8.predict(image[None])[0]
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    assert (
+        main(["predict", str(tmp_path / "a" / f"0-{name}"), "--model", str(run.folder), "--top", "10", "--json"]) == 0
+    )
+    rows = {row["class_id"]: row["probability"] for row in json.loads(capsys.readouterr().out)}
+    np.testing.assert_allclose([rows[number] for number in range(10)], probabilities, atol=1e-4)
+    answer = post({"signature_name": "serving_bytes", "instances": [{"b64": base64.b64encode(content).decode()}]})
+    np.testing.assert_allclose(answer.json()["predictions"][0]["logits"], logits, rtol=1e-5)
+    signatures = loaded["float"]
+    if name.endswith(("ppm", "pgm")):  # which TensorFlow's decoder does not know
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file format"):
+            signatures["serving_bytes"](image_bytes=tf.constant([content]))
+        return
+    by_bytes = signatures["serving_bytes"](image_bytes=tf.constant([content]))["probabilities"]
+    by_image = signatures["serving_default"](image=tf.constant(image[None]))["probabilities"]
+    np.testing.assert_allclose(by_bytes, by_image, atol=0.02 if name == "large.png" else 1e-5)  # resized: within a step
+
+
+def test_colours_size_and_first_frame_are_the_files_own():
+    np.testing.assert_array_equal(read_image(encoded(RGB), (16, 16, 3)), RGB)
+    np.testing.assert_array_equal(read_image(encoded(GREY), (16, 16, 3)), np.dstack([GREY] * 3))
+    assert read_image(encoded(GREY[:5])).shape == (5, 16, 3)
+    assert read_image(encoded(RGB[:5]), (8, 9, 1)).shape == (8, 9, 1)
+    frames = [Image.fromarray(frame) for frame in (RGB, 255 - RGB)]
+    moving = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(read_image(moving), RGB)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, which is not done
+    np.testing.assert_array_equal(read_image(encoded(RGB, exif=exif)), RGB)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "PPM"])
+def test_a_file_that_is_cut_is_refused_by_name(kind, tmp_path):
+    whole = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8), kind)
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"the image .*half is broken or no PNG, JPEG.*; replace or remove it"):
+        read_image(tmp_path / "half", (16, 16, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the image of 0 bytes is broken or no PNG"),
+        (b"no image", "none of them"),
+        (b"GIF89a" + bytes(50), "none of them"),
+        (b"Pf\n16 16\n-1.0\n" + bytes(1024), "floating-point pixels"),
+        (b"P4\n20000 20000\n" + bytes(100), "20000 x 20000|exceeds limit"),
+        (f"P4\n{MAX_PIXELS + 1} 1\n".encode() + bytes(100), r"more than 89,478,485|exceeds limit"),
+    ],
+)
+def test_other_files_and_bombs_are_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        read_image(content, (16, 16, 1))
+
+
+def test_a_folder_and_nothing_at_all_are_no_images(tmp_path):
+    with pytest.raises(ValueError, match=r"\(Is a directory\)"):
+        read_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no image file .*none"):
+        read_image(tmp_path / "none")
