@@ -121,6 +121,3 @@ def locked(path: str | os.PathLike, seconds: float) -> Iterator[None]:
 
     with FileLock(path, timeout=seconds):
         yield
-
-
-written_aside, remove_asides = atomic_write, remove_partial_files  # their older names

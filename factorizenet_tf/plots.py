@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .console import require_extra
-from .files import write_bytes, written_aside
+from .files import atomic_write, write_bytes
 from .requirement import frontier as frontier_of
 from .spec import level_text
 
@@ -347,7 +347,7 @@ def save(chart, path: str | os.PathLike) -> None:
     if str(path).endswith(".svg"):
         return write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
     drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, scale=1.5)))
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         drawn.convert("RGB").save(aside, format="png", optimize=True)  # a third of the bytes
     return None
 

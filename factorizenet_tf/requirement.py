@@ -70,8 +70,6 @@ class Requirement:
                 return f"over budget: {costs[cost]:,} {cost} > {limit:,}"
         return None
 
-    excess = violation  # its older name
-
 
 def amount(text: str) -> int:
     """Read a whole number above 0 as people write it: 12500000, 12_500_000, 12.5e6, 12.5M or 100k (k, M, G).
@@ -152,9 +150,6 @@ def frontier(
             highest = score
             found.append(row)
     return found
-
-
-pareto_front = frontier  # its older name
 
 
 def _keeps_limits(row, requirement):

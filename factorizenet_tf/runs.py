@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .data import Dataset
-from .files import remove_asides, write_text, written_aside
+from .files import atomic_write, remove_partial_files, write_text
 from .recipe import Recipe, recipe_from_json
 from .spec import ModelSpec, spec_from_json
 from .tflite.int8_model import Int8Model
@@ -149,7 +149,7 @@ def open_folder(folder: Path, texts: dict[str, str], what: str, differences: Seq
         ValueError: the folder is for something else (every difference is named) or holds other files.
         OSError: it cannot be made or written.
     """
-    remove_asides(folder)
+    remove_partial_files(folder)
     present = {name for name in texts if (folder / name).exists()}
     if not present and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
@@ -236,7 +236,7 @@ def write_checkpoint(path: Path, *, phase: str, epoch: int, history: list[dict],
     """Replace the checkpoint by the present state; the old one stays until the new one is whole."""
     meta = json.dumps({"phase": phase, "epoch": epoch, "history": history})
     arrays = {f"v{i}": v.numpy() for i, v in enumerate(variables)}
-    with written_aside(path) as aside, open(aside, "wb") as file:
+    with atomic_write(path) as aside, open(aside, "wb") as file:
         np.savez(file, meta=np.array(meta), **arrays)
 
 

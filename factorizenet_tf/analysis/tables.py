@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from ..data import Split
-from ..files import write_text, written_aside
+from ..files import atomic_write, write_text
 from ..machine import versions
 from .distributions import CHANNEL_BINS, Distribution
 from .graph import FusedGraph, by_channel
@@ -90,7 +90,7 @@ class Analysis:
             raise FileExistsError(f"{folder} is there already; choose another name or remove it")
         for name in TABLES:
             table = getattr(self, name)
-            with written_aside(folder / f"{name}.parquet") as aside:
+            with atomic_write(folder / f"{name}.parquet") as aside:
                 table.to_parquet(aside)
             if name != "histograms":
                 write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))

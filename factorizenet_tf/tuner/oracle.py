@@ -17,7 +17,7 @@ from .. import _keras  # noqa: F401 (decides, before KerasTuner is imported, on 
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from ..files import remove_asides, write_text
+from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, Requirement
 from ..spec import ModelSpec
 from .progressive import Proposal, Result, Search, SearchState, propose, ranking, stage_effects
@@ -329,7 +329,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); delete it, the trials' files have the same") from None
         for file in sorted(path.parent.glob("trial_*/trial.json")):
-            remove_asides(file.parent)
+            remove_partial_files(file.parent)
             trial_id = file.parent.name.removeprefix("trial_")
             try:
                 trial = Trial.load(str(file))

@@ -91,9 +91,6 @@ def publish_errors(run: Run) -> list[str]:
     return errors
 
 
-refusals = publish_errors  # its older name
-
-
 def training_command(run: Run, dataset: dict) -> str:
     """Write what trains the run again: a command where its options say all, else Python.
 
