@@ -46,7 +46,7 @@ PROCESSORS = {
     "oneDNN off": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 STOCK_LEVELS = (2, 3, 4)  # groups 4, 8 and 16: where XLA's kernel is slowest
-SENSITIVITY_IMAGES = 2_000
+CALIBRATION_IMAGES, SENSITIVITY_IMAGES = 1_024, 2_000  # of the analysis
 SEARCH_STAGES, SEARCH_WIDTHS = ((1, 1), *DEFAULT_STAGES), (8, 16, 24, 32, 40, 48)  # more than 10,000 nets
 ZOO_GOALS = {"names()": 0.05, "list()": 0.05, "load() as .tflite": 0.3, "TensorFlow imported": 0, "load() as Keras": 6}
 MICRO_IMAGES = 200
@@ -143,8 +143,6 @@ def work_levels(options) -> list[dict]:
 
 def work_resources(options) -> list[dict]:
     """Train level 2 for a while, fetching included, evaluate it, and analyse it without and with sensitivity."""
-    from factorizenet_tf.analysis.analyze import CALIBRATION_IMAGES
-
     data, spec = _data_and_spec(options)
     model = fnet.build(spec(2))
     step, source, start, waited = _training_step(model, data), _endless_batches(data), time.perf_counter(), 0.0
