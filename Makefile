@@ -31,11 +31,11 @@ levels: install
 	$(BIN)/python tuner/levels.py --out runs/levels
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # As on macOS, ARM and wherever oneDNN is off: no native gradient for grouped convolutions.
 test-without-onednn: install
-	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" tests/models tests/training
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/models tests/training
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
