@@ -60,7 +60,6 @@ setup(
     install_requires=[
         "ai-edge-litert>=1.2",
         "filelock>=3.12",
-        "grpcio>=1.60",  # a search's chief and workers
         "h5py>=3.10",
         "importlib_resources>=5",  # tensorflow-datasets imports it and does not ask for it
         "keras-tuner>=1.4.7",
