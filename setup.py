@@ -68,7 +68,7 @@ setup(
         "pandas>=2.1",
         "pillow>=10",
         "pooch>=1.8",
-        "requests>=2.32.2",  # whose adapters say of which pool a connection is
+        "requests>=2.32.2",
         "rich>=13",
         "scikit-learn>=1.4",
         "tensorflow>=2.18",
@@ -77,7 +77,6 @@ setup(
         "tf_keras>=2.18",
         "tqdm>=4.60",  # the bar of a download
         "typer>=0.12",
-        "urllib3>=2.1",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["factorizenet = factorizenet_tf.cli:main"]},

@@ -23,10 +23,20 @@ __all__ = [
 ]
 
 
+class _Stderr:
+    """Stands for sys.stderr within a silence; a logging handler that keeps it writes to the real one afterwards."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 class _Silence:
     """File descriptor 2 pointed at nothing while at least one thread wants it so."""
 
-    lock, depth, kept, stderr = threading.Lock(), 0, -1, None
+    lock, depth, kept, stderr, stand_in = threading.Lock(), 0, -1, None, None
 
     @classmethod
     def begin(cls):
@@ -35,7 +45,8 @@ class _Silence:
                 cls.kept, cls.stderr = os.dup(2), sys.stderr
                 if _is_descriptor_2(sys.stderr):  # what Python says goes on being seen
                     sys.stderr.flush()
-                    sys.stderr = open(cls.kept, "w", buffering=1, encoding=sys.stderr.encoding, closefd=False)  # noqa: SIM115
+                    kept = open(cls.kept, "w", buffering=1, encoding=sys.stderr.encoding, closefd=False)  # noqa: SIM115
+                    sys.stderr = cls.stand_in = _Stderr(kept)
                 with open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), 2)
             cls.depth += 1
@@ -47,6 +58,8 @@ class _Silence:
             if not cls.depth:
                 os.dup2(cls.kept, 2)
                 sys.stderr = cls.stderr
+                if cls.stand_in is not None:
+                    cls.stand_in.stream, cls.stand_in = cls.stderr, None
                 os.close(cls.kept)
 
 

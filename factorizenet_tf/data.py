@@ -183,7 +183,7 @@ def _digits(shape):
 
 
 def _arrays(arrays):
-    pairs = arrays if isinstance(arrays[0], tuple) else (arrays,)
+    pairs = arrays if arrays and isinstance(arrays[0], tuple) else (arrays,)
     if not 1 <= len(pairs) <= 2 or any(len(pair) != 2 for pair in pairs):
         raise ValueError(
             f"arrays is a tuple of {len(arrays)}; it must be (images, labels) or ((images, labels), (test_images, test_labels))"

@@ -62,6 +62,8 @@ def resolve(
         model = functional_model(source, "factorizenet_tf")
         return Source(model.name, "keras", memory=model)
     given, path = os.fspath(source), Path(source)
+    if not given:
+        raise ValueError("the net is '', an empty text; give a name of `factorizenet list`, a file or a folder")
     if path.is_dir():
         return Source(given, _kind_of_folder(path), path=path)
     if path.exists():
@@ -403,11 +405,16 @@ class Source:
 
 def _kind_of_folder(path) -> str:
     if (path / "saved_model.pb").is_file():
+        if not (path / "keras_metadata.pb").is_file():
+            raise ValueError(
+                f"{path} is a SavedModel for serving, which tf_keras cannot load; give the name, the run or the .h5 that it "
+                "was made from"
+            )
         return "keras"
     if not (path / SPEC_FILE).is_file() and not (path / TFLITE_FILE).is_file():
         raise FileNotFoundError(
             f"no model in {path}: a run's folder has {SPEC_FILE}, a SavedModel's saved_model.pb; give one of these, or a "
-            "name of `factorizenet list`"
+            "name of `factorizenet list`; where a net of the zoo is meant that the folder is called like, give its version, NAME@1"
         )
     return "run"
 

@@ -98,6 +98,8 @@ def search_frontier(
 ) -> None:
     """Write a PNG or SVG of a search: each trained net's objective over MACs, by width, and the frontier as a line.
 
+    Nothing is written where no net was trained.
+
     Args:
         rows: of results.csv.
         objective: the column to draw, 0..1.
@@ -106,6 +108,8 @@ def search_frontier(
         title: says data and requirement.
     """
     trained = [row for row in rows if row["status"] == "trained"]
+    if not trained:
+        return
     drawn = [
         {"net": row["name"], "level": str(row["level"]), "width": f"width {row['width']}", "macs": row["macs"] / 1e6}
         | {"percent": 100 * row[objective]}

@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TypeVar
 
 __all__ = ["COSTS", "MEASURED", "Requirement", "amount", "best", "frontier", "meets", "ranked"]
@@ -84,7 +84,7 @@ def amount(text: str) -> int:
         value = Decimal(number) * suffix
         if 0 < value < 10**18 and value == int(value):
             return int(value)
-    except InvalidOperation:  # no number, or NaN
+    except ArithmeticError:  # no number, NaN, or one beyond all measure
         pass
     raise ValueError(f"{text!r} is no amount; give a whole number above 0, e.g. 12500000, 12.5e6, 12.5M or 100k")
 

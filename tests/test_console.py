@@ -80,3 +80,17 @@ def test_a_missing_extra_is_named_with_its_remedy_and_nothing_is_imported(monkey
         "drawing figures needs json and no_such_module.part: pip install 'factorizenet_tf[report]'"
     )
     assert found.value.name == "json"
+
+
+def test_what_a_logger_kept_of_stderr_within_a_block_never_reaches_a_file_opened_after_it(tmp_path):
+    code = f"""
+import logging
+from factorizenet_tf.console import quiet_native_stderr
+with quiet_native_stderr():
+    logging.getLogger("kept").addHandler(logging.StreamHandler())
+with open({str(tmp_path / "victim")!r}, "w"):
+    logging.getLogger("kept").warning("a warning")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (tmp_path / "victim").read_text() == ""
+    assert result.stderr == "a warning\n"

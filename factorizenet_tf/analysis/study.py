@@ -97,9 +97,9 @@ def study(
     Raises:
         ModuleNotFoundError: the extra `report` is not installed.
         ValueError: unknown requirements, no QAT phase, no specs, or a folder that holds another study.
-        OSError, NanLossError: as `train`.
+        OSError, DivergedError: as `train`.
     """
-    require_extra("altair", "vl_convert", extra="report", what="a study's report")
+    require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
     recipe = recipe or recipe_for(dataset.name)
     requirements = dict(requirements or {})
     folder = Path(out)

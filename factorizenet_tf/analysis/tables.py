@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
@@ -16,9 +17,11 @@ from ..data import Split
 from ..files import atomic_write, write_text
 from ..machine import versions
 from .distributions import CHANNEL_BINS, Distribution
-from .graph import FusedGraph, by_channel
-from .measure import Errors, Outputs
-from .simulation import Quantization
+
+if TYPE_CHECKING:
+    from .graph import FusedGraph
+    from .measure import Errors, Outputs
+    from .simulation import Quantization
 
 __all__ = ["TABLES", "Analysis", "concat", "from_rows", "load_analysis", "node_data"]
 
@@ -327,6 +330,8 @@ def decrease(before: float, after: float) -> dict:
 
 def find_anomalies(graph: FusedGraph, distributions: dict[str, Distribution], keys: dict) -> list[dict]:
     """Note what is odd about a net's tensors: not finite, constant, channels without range."""
+    from .graph import by_channel
+
     notes = []
 
     def note(layer, tensor, text):

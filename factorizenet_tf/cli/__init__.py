@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _message(error):
     if isinstance(error, OSError) and error.strerror:  # the system's own, which says no remedy
         where = "" if error.filename is None else f"{error.filename}: "
+        if isinstance(error, FileNotFoundError):
+            return f"{where}{error.strerror}"
         return f"{where}{error.strerror}; give a path that can be written, on a disk with room"
     return str(error) or type(error).__name__
 

@@ -130,7 +130,7 @@ def study(
 
     Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
     """
-    require_extra("altair", "vl_convert", extra="report", what="a study's report")
+    require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
     from ..recipe import recipe_for
 
     given = {"epochs": epochs, "qat_epochs": qat_epochs}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import print_json, show
-from .options import Json, ZooOption, find_net, import_tensorflow
+from ..console import print_json, require_extra, show
+from .options import Json, ZooOption, find_net, import_tensorflow, refuse_unused
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
@@ -72,9 +72,9 @@ def export(
         raise ValueError("--kernels is of the sources for a microcontroller; give --micro FOLDER, too")
     check_kernels(kernels or "reference")
     if serving is not None:
-        from ..serving.models_config import import_protos
-
-        import_protos("apis.prediction_log_pb2")  # a missing package is said before the work
+        require_extra("tensorflow_serving", extra="serve", what="the export for TensorFlow Serving")
+    if micro is not None:
+        require_extra("tflite_micro", extra="micro", what="export --micro")
     table = None if latencies is None else read_table(latencies)
     for path in (tflite, saved_model, micro):
         if path is not None and path.exists():
@@ -114,6 +114,7 @@ def export(
 
 
 def latencies(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="The table, for `export --regroup fastest --latencies`.")],
     sources: Annotated[
         list[str] | None,
@@ -135,10 +136,10 @@ def latencies(
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     if sources:
+        refuse_unused(context, "the sources' own layers are measured", "width", "size")
         convolutions = [row[1:] for source in sources for row in int8_convolutions(find_net(source, zoo_).tflite())]
-    elif zoo_ is not None:
-        raise ValueError("without sources no net is looked up, so --zoo would have no effect; leave it out")
     else:
+        refuse_unused(context, "without sources no net is looked up", "zoo_")
         convolutions = planned_convolutions(width, (size, size, 3))
     shapes = largest_groups(convolutions)
     if not shapes:

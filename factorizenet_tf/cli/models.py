@@ -108,6 +108,8 @@ def list_models(
         "max_ram_bytes": max_ram_bytes,
         "max_latency_ms": max_latency_ms,
     }
+    if best and all_versions:
+        raise ValueError("--best looks at the newest versions; leave out --all-versions")
     if best:
         cards = zoo.Cards([zoo.best(precision=precision or "int8", dataset=dataset, zoo_dir=zoo_, **limits)])
     else:
@@ -146,6 +148,8 @@ def verify(
     """
     if every == bool(names):
         raise ValueError("give names of models, or --all")
+    if names and precision is not None:
+        raise ValueError("--precision is for --all; leave it out")
     import_tensorflow()
     from ..zoo.catalog import verify_all
 
@@ -184,6 +188,8 @@ def publish(
     """Add trainings to a zoo folder, each as -float and -int8."""
     if zoo_ is None or not (runs or latencies):
         raise ValueError("give the runs' folders and --zoo FOLDER, or --latencies --zoo FOLDER")
+    if licence is not None and not runs:
+        raise ValueError("--licence is for runs that are published; give their folders")
     if name is not None and len(runs or ()) != 1:
         raise ValueError(f"--name {name} is for one run, not {len(runs or ())}; publish each with its own")
     import_tensorflow()

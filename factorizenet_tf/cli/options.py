@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -138,7 +139,7 @@ def load_data(dataset, size, channels, data_dir, shape=None):
     """
     from ..data import load_dataset
 
-    is_tfds = dataset != "digits" and not Path(dataset).is_dir()
+    is_tfds = dataset != "digits" and os.sep not in dataset and not Path(dataset).is_dir()
     if data_dir is not None and not is_tfds:
         raise ValueError(f"--data-dir is where TFDS keeps its data, and {dataset} is none of its sets; leave it out")
     if is_tfds:

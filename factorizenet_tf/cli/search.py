@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..console import print_json
+from ..console import print_json, require_extra
 from .options import (
     DataChannels,
     DataDir,
@@ -79,8 +78,8 @@ def search(
     for each in widths:  # what is wrong with the nets, and what is not installed, is said before anything is loaded
         max_level(spec_from("0", each, given_or(size, 32), given_or(channels, 3), 10, stages))
     for option, value in (("--max-ram-bytes", max_ram_bytes), ("--publish", publish)):
-        if value is not None and importlib.util.find_spec("tflite_micro") is None:
-            raise ModuleNotFoundError(f"{option} measures RAM by tflite-micro: pip install 'factorizenet_tf[micro]'")
+        if value is not None:
+            require_extra("tflite_micro", extra="micro", what=f"{option}: measuring RAM")
     with contextlib.ExitStack() as stack:
         executor = None
         if ray is not None:

@@ -135,7 +135,7 @@ def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            help="Your tf_keras model, .keras, .h5 or a SavedModel's folder, images in 0..1 in; or a -float name or run."
+            help="Your tf_keras model, .keras, .h5 or a SavedModel's folder, images in 0..1 in; or a -float name or a run's float.h5."
         ),
     ],
     dataset: DatasetOption,
@@ -160,6 +160,7 @@ def quantize(
     own = source.float_model()
     recipe = recipe_for(dataset, **({} if qat_epochs is None else {"qat_epochs": qat_epochs}))
     data = load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
+    recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
     metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
     if as_json:
         print_json(metrics)

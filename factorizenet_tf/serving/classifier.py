@@ -54,6 +54,10 @@ def load_classifier(
     net = resolve(source, zoo_dir=zoo_dir)
     model = net.int8_model(threads=threads)
     labels = net.labels or tuple(map(str, range(model.num_classes)))
+    if len(labels) != model.num_classes:
+        raise ValueError(
+            f"{net.given} has {len(labels)} labels for {model.num_classes} classes; convert it again with one a class"
+        )
     return Classifier(check_served_name(name or net.name), model, labels)
 
 

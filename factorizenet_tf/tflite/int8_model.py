@@ -115,7 +115,11 @@ class Int8Model:
         """
         try:
             content = associated_files(self._content).get(LABELS_FILE)
-            return None if content is None else tuple(content.decode().removesuffix("\n").split("\n"))
+            return (
+                None
+                if content is None
+                else tuple(content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n"))
+            )
         except ValueError as error:
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..console import quiet_native_stderr
 from ..spec import ModelSpec, max_level
 from .flatbuffer import operator_name, read_flatbuffer, tensor_name, write_flatbuffer
 
@@ -245,8 +246,9 @@ def _inference(shape, groups, threads):
     """A function that runs one convolution on LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_content=one_convolution(shape, groups), num_threads=threads)
-    interpreter.allocate_tensors()
+    with quiet_native_stderr():
+        interpreter = Interpreter(model_content=one_convolution(shape, groups), num_threads=threads)
+        interpreter.allocate_tensors()
     interpreter.set_tensor(0, np.zeros((1, *shape.input_shape), np.int8))
     return interpreter.invoke
 

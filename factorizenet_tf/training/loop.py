@@ -346,9 +346,11 @@ class TrainingLoop:
             start = time.perf_counter()
             saved = self._last_saved()
             done = train_epoch(run, split, recipe, phase, epoch, callbacks=callbacks, last_saved=saved)
-            if estimate is not None:
-                estimate()
             _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
+            if estimate is not None:
+                with np.errstate(all="ignore"):
+                    estimate()
+                _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
             row = {
                 "phase": phase,
                 "epoch": epoch + 1,

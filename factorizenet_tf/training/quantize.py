@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from ..runs import open_run_folder
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
-from .train import conversion_of, measure
+from .train import check_batch, conversion_of, measure
 
 __all__ = ["quantize_own"]
 
@@ -55,6 +55,10 @@ def quantize_own(
     """
     recipe = recipe or Recipe()
     _check_model(model, dataset, method)
+    if method == "qat":
+        check_batch(dataset, recipe)
+        if not recipe.qat_epochs:
+            raise ValueError("qat_epochs is 0, so that nothing would be trained; give 1 or more, or use method ptq")
     cost_rows(model)  # raises on a layer that nobody can count
     calibration = dataset.calibration(recipe.calibration_images)
     # What the model cannot do shows before anything is written.

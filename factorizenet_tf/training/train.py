@@ -89,7 +89,7 @@ def train(
         metrics = {
             "name": spec.name,
             **measure(models, dataset, progress),
-            "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.given,
+            "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.reference,
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),
@@ -113,12 +113,17 @@ def check_data(spec, dataset: Dataset) -> None:
         )
 
 
-def _check_training(spec, dataset, recipe, strategy):
-    check_data(spec, dataset)
+def check_batch(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise ValueError where the training images do not fill one batch: nothing would be trained."""
     if recipe.batch_size > len(dataset.train):
         raise ValueError(
             f"batch_size is {recipe.batch_size}, the training images are {len(dataset.train)}; use at most that many"
         )
+
+
+def _check_training(spec, dataset, recipe, strategy):
+    check_data(spec, dataset)
+    check_batch(dataset, recipe)
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     if recipe.batch_size % replicas:
         raise ValueError(
@@ -184,7 +189,8 @@ def conversion_of(loop: TrainingLoop) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the converter raises many kinds
-        loss, guessing = loop.history[-1]["loss"], math.log(loop.dataset.num_classes)
+        loss = loop.history[-1]["loss"] if loop.history else 0.0
+        guessing = math.log(loop.dataset.num_classes)
         if loss <= guessing:
             raise
         what = f"its last epoch's loss is {loss:.3g}, more than guessing's {guessing:.3g}, and the net has no int8 form"

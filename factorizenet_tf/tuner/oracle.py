@@ -6,6 +6,7 @@ them: an error is kept in `failure`, the search is told to stop, and `Factorizat
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import operator
 import warnings
@@ -129,6 +130,9 @@ class FactorizationOracle(keras_tuner.Oracle):
     ):
         if requirement is not None and limits:
             raise TypeError(f"requirement and {', '.join(limits)} are given; put all limits into the requirement")
+        known = [field.name for field in dataclasses.fields(Requirement)]
+        if unknown := sorted(limits.keys() - set(known)):
+            raise TypeError(f"unknown arguments {', '.join(unknown)}; limits are {', '.join(known)}")
         self.requirement = requirement or Requirement(**limits)
         widths = (spec.width,) if widths is None else tuple(map(operator.index, widths))
         self.space = Space(spec, tuple(dict.fromkeys(widths)))

@@ -11,6 +11,7 @@ cannot be read a warning says so, and the package's own models work as ever. A n
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -74,8 +75,7 @@ def list(
         TypeError: a limit is no number, or there is none of its name.
     """
     requirement = _requirement(limits)
-    if precision not in (None, "float", "int8"):
-        raise ValueError(f"precision is {precision!r}; it must be float or int8")
+    _check_precision(precision)
     cards = _cards(zoo_dir)
     return Cards(
         card
@@ -84,6 +84,11 @@ def list(
         and precision in (None, card.precision)
         and dataset in (None, card.dataset, card.dataset_name)
     )
+
+
+def _check_precision(precision):
+    if precision not in (None, "float", "int8"):
+        raise ValueError(f"precision is {precision!r}; it must be float or int8")
 
 
 def card(name: str, *, zoo_dir: str | os.PathLike | None = None) -> Card:
@@ -140,10 +145,10 @@ def best(
     if not within:
         given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
         least = min(candidates, key=lambda card: card.macs)
-        raise ValueError(
-            f"no {precision} model within {given}; the smallest is {least.name}: {least.macs:,} MACs, "
-            f"{least.size_bytes:,} bytes, {least.ram_bytes} bytes of RAM, {least.latency_ms} ms"
-        )
+        costs = f"{least.macs:,} MACs, {least.size_bytes:,} bytes"
+        if least.ram_bytes is not None:
+            costs += f", {least.ram_bytes:,} bytes of RAM, {least.latency_ms} ms"
+        raise ValueError(f"no {precision} model within {given}; the smallest is {least.name}: {costs}")
     datasets = sorted({card.dataset for card in within})
     if len(datasets) > 1:
         raise ValueError(f"accuracies of {', '.join(datasets)} do not compare; give dataset=")
@@ -262,6 +267,7 @@ def verify_all(names=None, *, precision=None, zoo_dir=None, data_dir=None, verbo
     """Verify several names, or every model (of a precision), each data set loaded once, with progress."""
     from ..console import Progress
 
+    _check_precision(precision)
     if names is None:
         zoos = _zoos(zoo_dir)
         found = [
@@ -361,6 +367,9 @@ def _where_else():
 
 def _requirement(limits):
     """Make a requirement of the limits that are given, None where none is."""
+    known = [field.name for field in dataclasses.fields(Requirement)]
+    if unknown := sorted(limits.keys() - set(known)):
+        raise TypeError(f"unknown arguments {', '.join(unknown)}; limits are {', '.join(known)}")
     return Requirement(**limits) if any(limit is not None for limit in limits.values()) else None
 
 

@@ -169,6 +169,8 @@ def publish_run(
         raise PublishError(f"{run.spec.name} is not published: {'; '.join(errors)}")
     _make_writable(zoo)
     dataset = json.loads((run.folder / "dataset.json").read_text())
+    if _is_folder(dataset["name"]):  # found again from any folder
+        dataset["name"] = str(Path(dataset["name"]).expanduser().resolve())
     content = (run.folder / "model.tflite").read_bytes()
     try:
         _check_new(_cards(zoo), name, content, run, dataset)

@@ -119,4 +119,14 @@ def test_arguments_that_do_not_fit_are_refused_with_what_would(models, digits, o
     fewer = fnet.load_dataset((noise(20), np.arange(20) % 3))
     with pytest.raises(ValueError, match="arrays has 3 classes, the model 10"):
         attempt(models.float, fewer)
+    few = fnet.Dataset(
+        "few", "few", digits.class_names, *[fnet.Split(s.images[:10], s.labels[:10]) for s in (digits.train,) * 3]
+    )
+    with pytest.raises(ValueError, match="the training images are 10; use at most that many"):
+        attempt(models.float, few)
+    few = fnet.Dataset(
+        "few", "few", digits.class_names, *[fnet.Split(s.images[:10], s.labels[:10]) for s in (digits.train,) * 3]
+    )
+    with pytest.raises(ValueError, match="the training images are 10; use at most that many"):
+        attempt(models.float, few)
     assert not (tmp_path / "out").exists()

@@ -97,6 +97,14 @@ def test_results_that_do_not_differ_from_chance_are_said_to_say_nothing(digits, 
     assert "144 images tell no difference below 8.5 points" in summary
 
 
+def test_a_search_whose_trainings_all_diverge_says_so_and_draws_nothing(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", Fake(fnet.NanLossError("training diverged: the loss is nan")))
+    found = find(digits, tmp_path / "out", max_trials=1)
+    assert found.best is None
+    assert "training diverged" in (tmp_path / "out" / "results.csv").read_text()
+    assert not (tmp_path / "out" / "frontier.png").exists()
+
+
 def test_a_trained_net_that_no_longer_fits_leaves_the_frontier(digits, tmp_path, fake, monkeypatch):
     slow = []
     monkeypatch.setattr(
@@ -199,8 +207,8 @@ def test_another_search_in_the_folder_is_refused_with_the_difference(tmp_path, f
     ("module", "options", "message"),
     [
         ("ray", ["--max-macs", "60k", "--ray", "local"], "many machines need Ray: pip install 'factorizenet_tf[ray]'"),
-        ("tflite_micro", ["--max-ram-bytes", "60k"], "--max-ram-bytes measures RAM by tflite-micro: pip install"),
-        ("tflite_micro", ["--max-macs", "60k", "--publish", "zoo"], "--publish measures RAM by tflite-micro: pip"),
+        ("tflite_micro", ["--max-ram-bytes", "60k"], "--max-ram-bytes: measuring RAM needs tflite_micro: pip install"),
+        ("tflite_micro", ["--max-macs", "60k", "--publish", "zoo"], "--publish: measuring RAM needs tflite_micro: pip"),
     ],
 )
 def test_an_extra_that_is_missing_is_said_before_anything_is_loaded(

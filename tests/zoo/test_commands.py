@@ -90,3 +90,16 @@ def test_another_zoos_trouble_is_one_line_on_stderr(tmp_path):
     assert "fnet-l" in result.stdout
     assert result.stderr.startswith("warning: FACTORIZENET_ZOO is left out: no zoo in ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "--all", "--precision", "float32"], "precision is 'float32'; it must be float or int8"),
+        (["verify", "fnet-l2-int8", "--precision", "float"], "--precision is for --all"),
+        (["list", "--best", "--all-versions"], "--best looks at the newest versions"),
+        (["publish", "--latencies", "--zoo", "z", "--licence", "MIT"], "--licence is for runs"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(says, arguments, message):
+    assert message in says(*arguments, code=2)
