@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=("all", *PARTS), default="all")
     parser.add_argument("--dataset", default="digits", help="training: digits or a TFDS name")
     parser.add_argument("--width", type=int, default=16, help="training: channels of the stem")
+    parser.add_argument("--levels", type=lambda text: [int(level) for level in text.split(",")], help="default: all")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, over all rounds")
     parser.add_argument("--net", default="fnet-l2-int8", help="serving: an int8 net of the zoo")
     parser.add_argument("--zoo", help="zoo, micro: another zoo's folder or address")
@@ -118,7 +119,7 @@ def work_levels(options) -> list[dict]:
 
     on = os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
     data, spec = _data_and_spec(options)
-    levels, steps = range(max_level(spec(0)) + 1), {}
+    levels, steps = sorted({0, *(options.levels or range(max_level(spec(0)) + 1))}), {}
     for level in levels:
         model = fnet.build(spec(level))
         steps["float", level] = _training_step(model, data)

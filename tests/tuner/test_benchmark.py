@@ -3,7 +3,6 @@
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +93,17 @@ def test_a_missed_goal_exits_1_and_a_failed_process_says_why(benchmark, monkeypa
 
 
 @pytest.mark.slow
-def test_every_level_is_trained_with_and_without_onednn():
-    command = [sys.executable, SCRIPT, "--part", "training", "--width", "8", "--seconds", "0.1", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    rows = json.loads(result.stdout)
-    assert len(rows) == 3 * (1 + 5 + 6 + 3) + 4  # level 0's speed, levels 1 to 5, QAT of 6, three against XLA
-    assert all(row["value"] > 0 for row in rows if "against" in row["what"])
-    peak = next(row for row in rows if "peak memory" in row["what"])
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_levels_are_trained_with_and_without_onednn(benchmark, options, onednn):
+    options.levels = [2]
+    rows = benchmark.in_own_process("levels", options, {"TF_ENABLE_ONEDNN_OPTS": onednn})
+    assert len(rows) == 1 + 1 + 2 + 1  # level 0's speed, level 2, QAT of both, level 2 against XLA
+    assert all(row["value"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_training_step_waits_for_data_and_takes_memory(benchmark, options):
+    (peak,) = (row for row in benchmark.in_own_process("resources", options) if "peak memory" in row["what"])
     assert 0.1 < peak["value"] < 3
 
 
