@@ -19,6 +19,7 @@ help:
 install: $(BIN)/.installed
 
 $(BIN)/.installed: setup.py constraints.txt
+	@echo "installing TensorFlow and the rest into $(VENV)/: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[report,micro,test]'
 	touch $@

@@ -17,7 +17,7 @@ Private names of libraries that the package touches, with the version they were 
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails is raised; its lines are of CUDA that is not there
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 from .console import quiet_native_stderr

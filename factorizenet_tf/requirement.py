@@ -43,7 +43,8 @@ class Requirement:
     def __post_init__(self):
         given = {name: value for name, value in vars(self).items() if value is not None}
         if not given:
-            raise ValueError(f"nothing is required; give at least one of {', '.join(vars(self))}")
+            names = ", ".join(vars(self))
+            raise ValueError(f"nothing is required; give at least one of {names} (--max-macs and so on)")
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name} is {value!r}; it must be a number")

@@ -2,7 +2,7 @@
 
     python tuner/levels.py --out runs/levels
 
-On digits (the default, 16x16x1) it takes about 5 minutes on 2 cores; `--dataset cifar10 --size 32 --channels 3` takes
+On digits (the default, 16x16x1) it takes some minutes on 2 cores; `--dataset cifar10 --size 32 --channels 3` takes
 a night. Writes levels.csv, levels.png and fnet-l<level>-int8.tflite; killed, the same command goes on.
 """
 

@@ -60,7 +60,8 @@ class Int8Model:
         types = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
         if types != ("int8", "int8"):
             raise ValueError(
-                f"{self._source} takes {types[0]} and gives {types[1]}; it must be int8 in and out, as to_tflite writes it"
+                f"{self._source} takes {types[0]} and gives {types[1]}; it must be int8 in and out, as to_tflite "
+                "and `factorizenet export --io int8` write it"
             )
         self._input, self._output = inputs[0], outputs[0]
 

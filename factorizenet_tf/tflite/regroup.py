@@ -85,7 +85,7 @@ def check_regroup(regroup: str, latencies: LatencyTable | None) -> None:
     if regroup not in REGROUPINGS:
         raise ValueError(f"regroup is {regroup!r}; it must be one of {', '.join(REGROUPINGS)}")
     if regroup == "none" and latencies is not None:
-        raise ValueError('latencies are for regroup="fastest"; give that, or leave them out')
+        raise ValueError('latencies are for regroup="fastest" (--regroup fastest); give that, or leave them out')
 
 
 def regroup_fastest(content: bytes, latencies: LatencyTable | None = None, *, threads: int = 1) -> Regrouping:

@@ -140,7 +140,9 @@ def best(
     requirement = _requirement(limits)
     candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
     if not candidates:
-        raise ValueError(f"the zoo has no {precision} model" + (f" of {dataset!r}" if dataset else ""))
+        there = sorted({card.dataset_name for card in _cards(zoo_dir)})
+        of = f" of {dataset!r}; there are models of {', '.join(there)}" if dataset else ""
+        raise ValueError(f"the zoo has no {precision} model{of}")
     within = [card for card in candidates if meets(card, requirement, accuracy=RANKED_BY)]
     if not within:
         given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
