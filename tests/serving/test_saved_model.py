@@ -232,5 +232,5 @@ def test_a_missing_package_is_named_before_the_work(run, tmp_path, monkeypatch, 
         str(tmp_path / "models"),
     ]
     assert main(arguments) == 1
-    assert "needs tensorflow-serving-api: pip install 'factorizenet_tf[serve]'" in capsys.readouterr().err
+    assert "needs tensorflow_serving: pip install 'factorizenet_tf[serve]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
