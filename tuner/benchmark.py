@@ -360,6 +360,7 @@ def running_server(name: str):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     watchdog = threading.Timer(SERVER_START_SECONDS, process.kill)
     watchdog.start()
+    reader = threading.Thread(target=process.stdout.read, daemon=True)
     try:
         said = []
         for line in process.stdout:
@@ -370,7 +371,7 @@ def running_server(name: str):
         else:
             raise RuntimeError(f"the server did not start: {''.join(said[-1:]).strip() or 'it said nothing'}")
         watchdog.cancel()
-        threading.Thread(target=process.stdout.read, daemon=True).start()  # an unread pipe would stop it
+        reader.start()  # an unread pipe would stop it
         yield address[0]
     finally:
         watchdog.cancel()
@@ -380,6 +381,9 @@ def running_server(name: str):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if reader.ident is not None:
+            reader.join(30)
+        process.stdout.close()
 
 
 def ask(url: str, name: str, images: np.ndarray, clients: int) -> tuple[list[float], float]:
