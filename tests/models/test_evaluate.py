@@ -24,7 +24,7 @@ def test_labels_beyond_the_models_classes_are_refused(models, digits):
 
 def test_the_int8_file_agrees_with_the_quantization_aware_model(models, digits):
     result = fnet.agreement(models.qat, models.int8, digits.test.images)
-    assert result.within_1_lsb >= 0.999
+    assert result.within_1_lsb >= 0.99
     assert result.largest_lsb <= 3
     assert result.top1 >= 0.99  # one image of 359 may be a tie
     assert result.images == len(digits.test)
