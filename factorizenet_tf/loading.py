@@ -317,7 +317,7 @@ class Source:
         if self.dataset_name is None:
             reason = "was trained on arrays" if self.dataset_title else "is not known to go with any data"
             raise ValueError(
-                f"{self.given} {reason}; give --dataset, in Python dataset= or, for an analysis, calibration="
+                f"{self.given} {reason}; give --dataset, in Python dataset= or, for an analysis, calibration: uint8 training images"
             )
 
     def warn_if_other_data(self, dataset: Dataset) -> None:

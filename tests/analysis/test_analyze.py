@@ -216,7 +216,7 @@ def test_nan_constants_and_dead_channels_are_noted_and_crash_nothing(tiny, noise
 
 def test_bad_arguments_are_refused_with_the_remedy(tiny, noise, run, digits, tmp_path):
     model, images = tiny(), noise(4, (8, 8, 1))
-    with pytest.raises(ValueError, match="give calibration: uint8 training images"):
+    with pytest.raises(ValueError, match="calibration: uint8 training images"):
         fnet.analyze(model)
     with pytest.raises(ValueError, match="calibration is empty"):
         fnet.analyze(model, calibration=images[:0])
