@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import math
 import numbers
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,15 +15,96 @@ from typing import NamedTuple
 class Stage(NamedTuple):
     """A run of equal blocks.
 
-    The first block has the stage's stride; the output has width times the product of all strides so far as
-    channels (they double where the image is halved).
+    Args:
+        blocks: how many.
+        stride: of the first block, 1 or 2.
+        channels: of the output, a multiple of 8. None: width times the product of all stages' strides so far (they
+            double where the image is halved).
+        residual: add each block's input to its output before the last activation, in all blocks where both have the
+            same shape.
     """
 
     blocks: int
     stride: int
+    channels: int | None = None
+    residual: bool = False
+
+    def __str__(self) -> str:
+        """Write the stage as names and options have it: "2x2", "4x2c64", "4x2c64r" with residual sums."""
+        channels = "" if self.channels is None else f"c{self.channels}"
+        return f"{self.blocks}x{self.stride}{channels}{'r' * self.residual}"
 
 
 DEFAULT_STAGES = (Stage(3, 2), Stage(2, 2), Stage(2, 1))
+
+
+class Macro(NamedTuple):
+    """A macro-architecture: what surrounds the levels.
+
+    Args:
+        stages: `Stage`s; their channels are those at width 16, and scale with it.
+        stem_stride: of the stem's convolution, 1 or 2.
+        last_channels: of a pointwise convolution before the pooling, at width 16; None for no such convolution.
+        source: where it comes from.
+    """
+
+    stages: tuple[Stage, ...]
+    stem_stride: int = 1
+    last_channels: int | None = None
+    source: str = "our choice"
+
+    def at(self, width: int) -> Macro:
+        """Give it with the channels that it has at a width: times width / 16, to the nearest multiple of 8."""
+
+        def scaled(channels):
+            return None if channels is None else max(8, round(channels * width / 128) * 8)
+
+        stages = tuple(stage._replace(channels=scaled(stage.channels)) for stage in self.stages)
+        return self._replace(stages=stages, last_channels=scaled(self.last_channels))
+
+
+# The rows' order is that of `--help`. A net's name has its row's, but for "base".
+MACROS = {
+    "base": Macro(DEFAULT_STAGES, source="our choice: what the published levels are compared in, at 32x32"),
+    "early": Macro((Stage(2, 2), Stage(2, 2), Stage(2, 2)), stem_stride=2, source="our choice, for 64x64 and more"),
+}
+EARLY_STRIDES_FROM = 64  # pixels of the shorter side
+
+
+def default_macro(input_shape: tuple[int, int, int]) -> str:
+    """Name the macro-architecture that images of a size get where none is asked for."""
+    return "early" if min(input_shape[:2]) >= EARLY_STRIDES_FROM else "base"
+
+
+def macro_from_text(text: str, width: int = 16) -> Macro:
+    """Read a macro-architecture: the name of a row of `MACROS`, or its parts joined by commas or dots.
+
+    A part is a stage as `Stage` writes it ("2x2", "4x2c64r"), "s2" in front of them (the stem's stride) or "p128" behind
+    them (channels of the last pointwise convolution). Channels written so are those of the net at any width; a row's
+    scale with it.
+
+    Raises:
+        ValueError: the text is neither; near names are offered.
+    """
+    if text in MACROS:
+        return MACROS[text].at(width)
+    parts = re.split("[.,]", text)
+    stem = re.fullmatch(r"s(\d+)", parts[0])
+    last = re.fullmatch(r"p(\d+)", parts[-1])
+    stages = [re.fullmatch(r"(\d+)x(\d+)(?:c(\d+))?(r?)", part) for part in parts[bool(stem) : len(parts) - bool(last)]]
+    if not stages or None in stages:
+        near = difflib.get_close_matches(text.lower(), MACROS, n=1)
+        raise ValueError(
+            f"macro-architecture is {text!r}; it must be a name ({', '.join(MACROS)}), or blocks x stride of each stage, "
+            "with its channels and r for residual sums where wanted, e.g. 2x2,2x2,2x2 or s2,2x2,4x2c64r,p128"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    fields = (stage.groups() for stage in stages)
+    return Macro(
+        tuple(Stage(int(b), int(s), None if c is None else int(c), bool(r)) for b, s, c, r in fields),
+        stem_stride=int(stem[1]) if stem else 1,
+        last_channels=int(last[1]) if last else None,
+    )
 
 
 class Layer(NamedTuple):
@@ -37,6 +120,7 @@ class Layer(NamedTuple):
     groups: int
     input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]
+    shortcut: str | None = None  # the layer whose output is added before the activation
 
 
 def groups_at(level: int, channels: int) -> int:
@@ -61,8 +145,9 @@ def last_level(channels: int) -> int:
 class ModelSpec:
     """One FactorizeNet: which level of depth factorization at which macro-architecture.
 
-    A stem (3x3 convolution to `width` channels), the stages, global average pooling and a dense layer. Specs that
-    build the same net are equal: `level` is an int wherever one level describes all stages, else a tuple.
+    A stem (3x3 convolution to `width` channels), the stages, where asked for a wide pointwise convolution, global average
+    pooling and a dense layer. Specs that build the same net are equal: `level` is an int wherever one level describes
+    all stages, else a tuple, and a stage's channels are None where they are what None gives.
 
     Args:
         level: level of all stages, or a tuple with one a stage. 0 is the regular 3x3 convolution; k >= 1 a 3x3
@@ -71,13 +156,17 @@ class ModelSpec:
         width: channels of the stem, a multiple of 8.
         input_shape: (height, width, channels) of an image, 1 or 3 channels.
         num_classes: number of logits, at least 2.
-        stages: (blocks, stride) of each stage; stride 1 or 2. Channels double with each stride of 2.
+        macro: macro-architecture, as `macro_from_text` reads it; in its place `stages`, `stem_stride` and
+            `last_channels` may be given. None of them: "base", or "early" for images of 64x64 and more.
+        stages: a `Stage`, or (blocks, stride), for each.
+        stem_stride: 1 or 2; 1 where `stages` are given.
+        last_channels: of a pointwise convolution before the pooling, a multiple of 8; None for no such convolution.
 
     Raises:
         ValueError: an argument is out of its range; the message has the value and the range.
         TypeError: an argument is of another type.
 
-    Source: levels and macro-architecture are our choice; the strategy is arXiv 2011.14586.
+    Source: levels and macro-architectures are our choice; the strategy is arXiv 2011.14586.
     """
 
     level: int | tuple[int, ...]
@@ -85,6 +174,8 @@ class ModelSpec:
     input_shape: tuple[int, int, int]
     num_classes: int
     stages: tuple[Stage, ...]
+    stem_stride: int
+    last_channels: int | None
 
     def __init__(
         self,
@@ -93,15 +184,28 @@ class ModelSpec:
         width: int = 16,
         input_shape: tuple[int, int, int] = (32, 32, 3),
         num_classes: int = 10,
-        stages: tuple[tuple[int, int], ...] = DEFAULT_STAGES,
+        macro: str | None = None,
+        stages: tuple[tuple, ...] | None = None,
+        stem_stride: int | None = None,
+        last_channels: int | None = None,
     ):
-        width = _integer("width", width)
-        if width < 8 or width % 8:
-            raise ValueError(
-                f"width is {width}; it must be a positive multiple of 8, e.g. {max(8, round(width / 8) * 8)}"
+        width = _channels("width", width)
+        input_shape = _input_shape(input_shape)
+        if stages is None:
+            if stem_stride is not None or last_channels is not None:
+                raise ValueError("stem_stride and last_channels go with stages; give them, or the macro alone")
+            stages, stem_stride, last_channels, _ = macro_from_text(
+                default_macro(input_shape) if macro is None else macro, width
             )
-        stages = _stages(stages)
-        input_shape = _input_shape(input_shape, stages)
+        elif macro is not None:
+            raise ValueError(f"macro is {macro!r} and stages are given; give one of them")
+        stem_stride = 1 if stem_stride is None else _integer("stem_stride", stem_stride)
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride is {stem_stride}; it must be 1 or 2")
+        if last_channels is not None:
+            last_channels = _channels("last_channels", last_channels)
+        stages = _stages(stages, width)
+        _check_size(input_shape, stem_stride * math.prod(stage.stride for stage in stages))
         num_classes = _integer("num_classes", num_classes)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
@@ -114,6 +218,8 @@ class ModelSpec:
         object.__setattr__(self, "input_shape", input_shape)
         object.__setattr__(self, "num_classes", num_classes)
         object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "stem_stride", stem_stride)
+        object.__setattr__(self, "last_channels", last_channels)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -121,9 +227,18 @@ class ModelSpec:
         return _levels(self.level, _last_levels(self.width, self.stages))
 
     @property
+    def macro(self) -> str:
+        """The macro-architecture: a row's name in `MACROS`, else its parts joined by dots; `macro_from_text` reads it."""
+        return _macro_name(self.width, self.stages, self.stem_stride, self.last_channels)
+
+    @property
     def name(self) -> str:
-        """`fnet-l<level>`, with `-x<width / 16>` where the width is not 16. Says nothing of input, classes or stages."""
-        return f"fnet-l{level_text(self.level)}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
+        """`fnet-<macro>-l<level>`: without the macro where it is "base", with `-x<width / 16>` where the width is not 16.
+
+        It says nothing of input and classes.
+        """
+        macro = "" if self.macro == "base" else f"{self.macro}-"
+        return f"fnet-{macro}l{level_text(self.level)}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
 
     def plan(self) -> tuple[Layer, ...]:
         """List every convolution and the dense layer, in order: what `build` builds and the closed-form cost counts."""
@@ -137,8 +252,12 @@ class ModelSpec:
             "width": self.width,
             "input_shape": self.input_shape,
             "num_classes": self.num_classes,
-            "stages": self.stages,
+            "stages": [stage if any(stage[2:]) else stage[:2] for stage in self.stages],
         }
+        if self.stem_stride != 1:
+            fields["stem_stride"] = self.stem_stride
+        if self.last_channels is not None:
+            fields["last_channels"] = self.last_channels
         return json.dumps(fields, indent=2) + "\n"
 
 
@@ -188,49 +307,87 @@ def _integer(name: str, value: object) -> int:
     return int(value)
 
 
-def _stages(stages: object) -> tuple[Stage, ...]:
+def _channels(name: str, value: object) -> int:
+    value = _integer(name, value)
+    if value < 8 or value % 8:
+        raise ValueError(f"{name} is {value}; it must be a positive multiple of 8, e.g. {max(8, round(value / 8) * 8)}")
+    return value
+
+
+def _stages(stages: object, width: int) -> tuple[Stage, ...]:
     try:
         given = tuple(Stage(*stage) for stage in stages)
     except TypeError:
         raise TypeError(f"stages is {stages!r}; it must be (blocks, stride) pairs, e.g. ((1, 1), (3, 2))") from None
     if not given:
         raise ValueError("stages is empty; give at least one (blocks, stride) pair")
-    pairs = []
-    for i, (blocks, stride) in enumerate(given, 1):
-        pair = Stage(_integer(f"blocks of stage {i}", blocks), _integer(f"stride of stage {i}", stride))
-        if pair.blocks < 1:
+    checked = []
+    implied = before = width
+    for i, (blocks, stride, channels, residual) in enumerate(given, 1):
+        blocks, stride = _integer(f"blocks of stage {i}", blocks), _integer(f"stride of stage {i}", stride)
+        if blocks < 1:
             raise ValueError(f"stage {i} has {blocks} blocks; it needs at least 1")
-        if pair.stride not in (1, 2):
+        if stride not in (1, 2):
             raise ValueError(f"stage {i} has stride {stride}; it must be 1 or 2")
-        pairs.append(pair)
-    return tuple(pairs)
+        implied *= stride
+        after = implied if channels is None else _channels(f"the number of channels of stage {i}", channels)
+        if not isinstance(residual, bool):
+            raise TypeError(f"residual of stage {i} is {residual!r}; it must be True or False")
+        if residual and blocks == 1 and (stride != 1 or before != after):
+            raise ValueError(
+                f"stage {i} is to have residual sums, but its one block has stride {stride} and {before} channels in, {after} "
+                "out; give it another block, or stride 1 and equal channels"
+            )
+        checked.append(Stage(blocks, stride, None if after == implied else after, residual))
+        before = after
+    return tuple(checked)
 
 
-def _input_shape(input_shape: object, stages: tuple[Stage, ...]) -> tuple[int, int, int]:
+def _input_shape(input_shape: object) -> tuple[int, int, int]:
     if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3:
         raise ValueError(f"input_shape is {input_shape!r}; it must be (height, width, channels), e.g. (32, 32, 3)")
     height, width, channels = (_integer("input_shape", v) for v in input_shape)
     if channels not in (1, 3):
         raise ValueError(f"input_shape has {channels} channels; images have 1 or 3")
-    stride = math.prod(s.stride for s in stages)
+    return height, width, channels
+
+
+def _check_size(input_shape: tuple[int, int, int], stride: int) -> None:
+    height, width, _channels = input_shape
     if min(height, width) < stride:
         raise ValueError(
             f"input of {height}x{width} is smaller than the strides' product {stride}; "
-            f"use images of at least {stride}x{stride} or fewer stages of stride 2"
+            f"use images of at least {stride}x{stride} or fewer strides of 2"
         )
-    return height, width, channels
+
+
+@functools.lru_cache(maxsize=1024)
+def _macro_name(width: int, stages: tuple[Stage, ...], stem_stride: int, last_channels: int | None) -> str:
+    for name, macro in MACROS.items():
+        row = macro.at(width)
+        if (_stages(row.stages, width), row.stem_stride, row.last_channels) == (stages, stem_stride, last_channels):
+            return name
+    parts = [f"s{stem_stride}"] * (stem_stride != 1) + [str(stage) for stage in stages]
+    return ".".join(parts + [f"p{last_channels}"] * (last_channels is not None))
+
+
+def _stage_channels(width: int, stages: tuple[Stage, ...]) -> list[int]:
+    """Give the channels of the stem and behind each stage."""
+    channels, implied = [width], width
+    for stage in stages:
+        implied *= stage.stride
+        channels.append(stage.channels or implied)
+    return channels
 
 
 @functools.lru_cache(maxsize=1024)
 def _last_levels(width: int, stages: tuple[Stage, ...]) -> tuple[int, ...]:
     """Each stage's last level: the deepest that still changes one of its blocks."""
-    lasts = []
-    channels = width
-    for stage in stages:
-        inside = channels * stage.stride
-        lasts.append(max(last_level(channels), last_level(inside) if stage.blocks > 1 else 1))
-        channels = inside
-    return tuple(lasts)
+    channels = _stage_channels(width, stages)
+    return tuple(
+        max(last_level(before), last_level(inside) if stage.blocks > 1 else 1)
+        for stage, before, inside in zip(stages, channels, channels[1:])
+    )
 
 
 def _levels(level: object, lasts: tuple[int, ...]) -> tuple[int, ...]:
@@ -251,23 +408,31 @@ def _levels(level: object, lasts: tuple[int, ...]) -> tuple[int, ...]:
 
 def _plan(spec: ModelSpec):
     height, width, _channels = spec.input_shape
-    shape = (height, width, spec.width)
-    yield Layer("stem", "conv", 3, 1, 1, spec.input_shape, shape)
-    for number, (stage, level) in enumerate(zip(spec.stages, spec.levels), 1):
-        filters = shape[2] * stage.stride
+    shape = (-(-height // spec.stem_stride), -(-width // spec.stem_stride), spec.width)
+    yield Layer("stem", "conv", 3, spec.stem_stride, 1, spec.input_shape, shape)
+    before = "stem"
+    channels = _stage_channels(spec.width, spec.stages)[1:]
+    for number, (stage, filters, level) in enumerate(zip(spec.stages, channels, spec.levels), 1):
         for block in range(1, stage.blocks + 1):
             stride = stage.stride if block == 1 else 1
             out = (-(-shape[0] // stride), -(-shape[1] // stride), filters)
             name = f"stage{number}_block{block}"
+            shortcut = before if stage.residual and out == shape else None
             if level == 0:
-                yield Layer(f"{name}_spatial", "conv", 3, stride, 1, shape, out)
+                before = f"{name}_spatial"
+                yield Layer(before, "conv", 3, stride, 1, shape, out, shortcut)
             else:
                 groups = groups_at(level, shape[2])
                 kind = "depthwise" if groups == shape[2] else "grouped"
                 middle = (*out[:2], shape[2])
+                before = f"{name}_pointwise"
                 yield Layer(f"{name}_spatial", kind, 3, stride, groups, shape, middle)
-                yield Layer(f"{name}_pointwise", "pointwise", 1, 1, 1, middle, out)
+                yield Layer(before, "pointwise", 1, 1, 1, middle, out, shortcut)
             shape = out
+    if spec.last_channels is not None:
+        out = (*shape[:2], spec.last_channels)
+        yield Layer("last_pointwise", "pointwise", 1, 1, 1, shape, out)
+        shape = out
     yield Layer("logits", "dense", 1, 1, 1, (1, 1, shape[2]), (1, 1, spec.num_classes))
 
 
@@ -293,6 +458,8 @@ def spec_from_json(text: str):
             input_shape=tuple(fields["input_shape"]),
             num_classes=fields["num_classes"],
             stages=tuple(tuple(stage) for stage in fields["stages"]),
+            stem_stride=fields.get("stem_stride"),
+            last_channels=fields.get("last_channels"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a spec: {error!r} in {text[:200]!r}") from None

@@ -13,6 +13,7 @@ FAMILIES = [
     (16, (32, 32, 3), METHOD_STAGES),
     (8, (96, 96, 1), ((1, 2), (1, 2), (2, 2))),
     (24, (30, 17, 3), ((2, 2), (1, 2))),
+    (16, (33, 32, 3), ((1, 1, 16, True), (3, 2, 40, True), (1, 1, 24))),
 ]
 
 
@@ -43,7 +44,13 @@ def test_resnet8_is_the_one_of_mlperf_tiny():
     assert fnet.count_params(model) == model.count_params() == 78_666
 
 
-@pytest.mark.parametrize(("width", "shape", "stages"), FAMILIES)
+def test_the_stems_stride_and_a_last_pointwise_convolution_cost_what_a_pencil_says():
+    spec = fnet.ModelSpec(0, width=8, input_shape=(8, 8, 1), stages=((1, 2, 24),), stem_stride=2, last_channels=32)
+    stem, block, last, dense = 9 * 1 * 8 * 16, 9 * 8 * 24 * 4, 24 * 32 * 4, 32 * 10
+    assert fnet.count_macs(spec) == stem + block + last + dense == fnet.count_macs(fnet.build(spec))
+
+
+@pytest.mark.parametrize(("width", "shape", "stages"), FAMILIES[:3])
 def test_macs_fall_strictly_with_every_level(width, shape, stages):
     options = {"width": width, "input_shape": shape, "stages": stages}
     last = fnet.max_level(fnet.ModelSpec(0, **options))

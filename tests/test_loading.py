@@ -13,7 +13,7 @@ from factorizenet_tf.loading import named_source, resolve
 from factorizenet_tf.models import load, weights
 from factorizenet_tf.models.quantize import is_quantize_aware
 
-INT8, FLOAT = "fnet-l1-x0.5-int8", "fnet-l1-x0.5-float"  # of the session's zoo, in none else
+INT8, FLOAT = "fnet-1x2.2x2-l1-x0.5-int8", "fnet-1x2.2x2-l1-x0.5-float"  # of the session's zoo, in none else
 REFUSED = {
     "int8!": "is int8, quantized already; a float model is needed",
     "float!": "is a float model; an int8 one is needed",

@@ -1,10 +1,20 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
-from factorizenet_tf.spec import groups_at, last_level, level_from_text, level_text, spec_from_json
+from factorizenet_tf.spec import (
+    MACROS,
+    Macro,
+    Stage,
+    groups_at,
+    last_level,
+    level_from_text,
+    level_text,
+    spec_from_json,
+)
 
 METHOD_STAGES = ((1, 1), (3, 2), (4, 2))
 
@@ -39,7 +49,7 @@ def test_specs_that_build_the_same_net_are_equal_and_have_one_name():
         spec = fnet.ModelSpec(same, stages=METHOD_STAGES)
         assert spec == uniform
         assert hash(spec) == hash(uniform)
-        assert spec.name == "fnet-l6"
+        assert spec.name == "fnet-1x1.3x2.4x2-l6"
     assert fnet.ModelSpec((1, 1, 1), stages=METHOD_STAGES).level == 1
     assert fnet.ModelSpec((1, 2, 4), stages=METHOD_STAGES) != uniform
 
@@ -67,10 +77,53 @@ def test_the_last_level_is_that_of_the_widest_convolution_that_is_factorized():
     assert last(16, *METHOD_STAGES) == 6
 
 
-def test_the_name_has_level_and_width():
+def test_the_name_has_macro_architecture_level_and_width():
     assert fnet.ModelSpec(2).name == "fnet-l2"
-    assert fnet.ModelSpec((1, 2, 4), width=32, stages=METHOD_STAGES).name == "fnet-l1.2.4-x2"
+    assert fnet.ModelSpec((1, 2, 4), width=32, stages=METHOD_STAGES).name == "fnet-1x1.3x2.4x2-l1.2.4-x2"
     assert fnet.ModelSpec(0, width=24).name == "fnet-l0-x1.5"
+    assert fnet.ModelSpec(2, input_shape=(96, 96, 3), width=8).name == "fnet-early-l2-x0.5"
+    assert fnet.ModelSpec(0, stages=((2, 2, 48, True), (1, 1)), stem_stride=2, last_channels=64).name == (
+        "fnet-s2.2x2c48r.1x1.p64-l0"
+    )
+
+
+@pytest.mark.parametrize("name", MACROS)
+@pytest.mark.parametrize("width", [8, 16, 40])
+def test_a_macro_architecture_is_found_by_its_parts(name, width):
+    macro = MACROS[name].at(width)
+    spec = fnet.ModelSpec(1, width=width, macro=name)
+    assert spec.macro == name
+    parts = {"stages": macro.stages, "stem_stride": macro.stem_stride, "last_channels": macro.last_channels}
+    assert fnet.ModelSpec(1, width=width, **parts) == spec
+
+
+@pytest.mark.parametrize("text", ["3x2.1x1", "s2,1x1c24,4x2r", "2x2c40r.p64", "base", "early"])
+def test_a_macro_architecture_is_read_from_its_text(text):
+    spec = fnet.ModelSpec(1, macro=text)
+    assert spec.macro == text.replace(",", ".")
+    assert fnet.ModelSpec(1, macro=spec.macro) == spec
+    assert fnet.ModelSpec(1, width=32, macro=text) != spec
+
+
+def test_a_row_of_macro_architectures_scales_with_the_width_and_a_text_does_not():
+    row = Macro((Stage(1, 2, 24), Stage(1, 1)), last_channels=40)
+    assert row.at(32) == Macro((Stage(1, 2, 48), Stage(1, 1)), last_channels=80)
+    assert row.at(8).stages[0].channels == 16  # 12, to a multiple of 8
+    assert fnet.ModelSpec(0, width=32, macro="1x2c24").stages == (Stage(1, 2, 24),)
+
+
+def test_channels_that_are_what_none_gives_are_no_other_net():
+    assert fnet.ModelSpec(1, stages=((2, 2, 32), (2, 2, 64), (2, 1, 64))) == fnet.ModelSpec(1, macro="2x2,2x2,2x1")
+    assert fnet.ModelSpec(1, stages=((2, 2, 48), (2, 2))).plan()[-1].input_shape == (1, 1, 64)  # width x strides
+
+
+def test_residual_sums_are_where_shapes_agree():
+    spec = fnet.ModelSpec((0, 5), stages=((1, 1, None, True), (3, 2, None, True)))
+    assert {layer.name: layer.shortcut for layer in spec.plan() if layer.shortcut} == {
+        "stage1_block1_spatial": "stem",
+        "stage2_block2_pointwise": "stage2_block1_pointwise",
+        "stage2_block3_pointwise": "stage2_block2_pointwise",
+    }
 
 
 def test_the_plan_of_a_small_net_is_as_drawn_by_hand():
@@ -89,9 +142,16 @@ def test_a_spec_survives_json():
     for spec in (
         fnet.ModelSpec((0, 1), width=24, input_shape=(96, 96, 1), num_classes=3, stages=((1, 2), (1, 2))),
         fnet.ModelSpec(2),
+        fnet.ModelSpec(1, stages=((2, 2, 48, True), (1, 1)), stem_stride=2, last_channels=64),
         fnet.baselines.ResNet8(num_classes=4),
     ):
         assert spec_from_json(spec.to_json()) == spec
+
+
+def test_json_says_no_more_of_the_nets_of_before_than_it_did():
+    fields = json.loads(fnet.ModelSpec(2).to_json())
+    assert fields.keys() == {"family", "level", "width", "input_shape", "num_classes", "stages"}
+    assert fields["stages"] == [[3, 2], [2, 2], [2, 1]]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"family": "other"}', '{"family": "factorizenet", "level": 1}'])
@@ -117,6 +177,17 @@ def test_json_that_is_no_spec_is_refused(text):
         ({"stages": ()}, "stages is empty"),
         ({"stages": ((0, 1), (3, 2), (4, 2))}, "stage 1 has 0 blocks"),
         ({"stages": ((1, 3), (3, 2), (4, 2))}, "stage 1 has stride 3"),
+        ({"stages": ((1, 2, 20),)}, "channels of stage 1 is 20; .* multiple of 8, e.g. 16"),
+        ({"stages": ((1, 2, None, True),)}, "stage 1 .* residual sums, .* stride 2 and 16 channels in, 32 out; give"),
+        ({"stages": ((1, 1, 24, True),)}, "stage 1 .* residual sums, .* stride 1 and 16 channels in, 24 out"),
+        ({"stem_stride": 3}, "stem_stride is 3; it must be 1 or 2"),
+        ({"stem_stride": 2, "stages": None}, "stem_stride and last_channels go with stages"),
+        ({"last_channels": 20}, "last_channels is 20; .* multiple of 8"),
+        ({"macro": "base"}, "macro is 'base' and stages are given"),
+        ({"macro": "bsae", "stages": None}, r"'bsae'; it must be a name \(base, .*; did you mean 'base'"),
+        ({"macro": "", "stages": None}, "macro-architecture is ''; it must be"),
+        ({"macro": "2x2.s2", "stages": None}, "macro-architecture is '2x2.s2'; it must be"),
+        ({"macro": "2x2c", "stages": None}, "macro-architecture is '2x2c'; it must be"),
     ],
 )
 def test_an_argument_out_of_range_is_named_with_its_value(arguments, message):
@@ -134,6 +205,8 @@ def test_an_argument_out_of_range_is_named_with_its_value(arguments, message):
         {"width": 16.0},
         {"stages": (3, 4)},
         {"stages": ((1, True),)},
+        {"stages": ((2, 2, 32, 1),)},
+        {"stages": ((2, 2, 32.0),)},
     ],
 )
 def test_an_argument_of_another_type_is_a_type_error(arguments):

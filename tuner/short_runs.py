@@ -54,7 +54,7 @@ def record(name, spec, changes, seed, run, note) -> None:
         "name": name,
         "level": level_text(spec.levels) if isinstance(spec, fnet.ModelSpec) else "",
         "width": getattr(spec, "width", ""),
-        "stages": ",".join(f"{s.blocks}x{s.stride}" for s in getattr(spec, "stages", ())),
+        "stages": ",".join(map(str, getattr(spec, "stages", ()))),
         "recipe": json.dumps(changes) if changes else "",
         "seed": str(seed),
         "epochs": str(run.recipe.epochs),

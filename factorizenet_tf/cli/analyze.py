@@ -16,8 +16,8 @@ from .options import (
     DatasetOption,
     DataSize,
     Json,
+    MacroOption,
     Quiet,
-    Stages,
     Width,
     ZooOption,
     amount_option,
@@ -109,7 +109,7 @@ def study(
     width: Width = 16,
     size: DataSize = None,
     channels: DataChannels = None,
-    stages: Stages = None,
+    macro: MacroOption = None,
     epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
     max_macs: Annotated[int | None, amount_option("Requirement: of one image, e.g. 12.5M.")] = None,
@@ -135,19 +135,16 @@ def study(
 
     given = {"epochs": epochs, "qat_epochs": qat_epochs}
     recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    first = spec_from(
-        "0", width, given_or(size, 32), given_or(channels, 3), 10, stages
-    )  # an error here costs no waiting
+    spec_from("0", width, given_or(size, 32), given_or(channels, 3), 10, macro)  # an error here costs no waiting
     chosen = None if levels == "all" else _levels(levels)
     import_tensorflow()
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 
     data = load_data(dataset, size, channels, data_dir)
+    first = spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     numbers = range(max_level(first) + 1) if chosen is None else chosen
-    specs = [
-        spec_from(str(n), width, None, None, data.num_classes, stages, input_shape=data.image_shape) for n in numbers
-    ]
+    specs = [dataclasses.replace(first, level=number) for number in numbers]
     wanted = {
         "max_macs": max_macs,
         "max_size_bytes": max_size_bytes,

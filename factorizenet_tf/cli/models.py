@@ -16,10 +16,10 @@ from .options import (
     DataDir,
     Json,
     LevelOption,
+    MacroOption,
     Name,
     Quiet,
     Size,
-    Stages,
     Width,
     ZooOption,
     amount_option,
@@ -35,17 +35,17 @@ def levels(
     size: Size = 32,
     channels: Channels = 3,
     classes: Classes = 10,
-    stages: Stages = None,
+    macro: MacroOption = None,
     as_json: Json = False,
 ):
     """Show the family: each uniform level's cost."""
     from ..cost import cost_rows
     from ..spec import max_level
 
-    first = spec_from("0", width, size, channels, classes, stages)
+    first = spec_from("0", width, size, channels, classes, macro)
     rows = []
     for level in range(max_level(first) + 1):
-        spec = spec_from(str(level), width, size, channels, classes, stages)
+        spec = spec_from(str(level), width, size, channels, classes, macro)
         costs = cost_rows(spec)
         groups = [layer.groups for layer in spec.plan() if layer.kernel == 3 and layer.name != "stem"]
         macs = sum(c.macs for c in costs)
@@ -71,13 +71,13 @@ def describe(
     size: Size = 32,
     channels: Channels = 3,
     classes: Classes = 10,
-    stages: Stages = None,
+    macro: MacroOption = None,
     as_json: Json = False,
 ):
     """Show one net, layer by layer."""
     from ..cost import cost_rows
 
-    spec = spec_from(level, width, size, channels, classes, stages)
+    spec = spec_from(level, width, size, channels, classes, macro)
     rows = [row._asdict() for row in cost_rows(spec)]
     if as_json:
         print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})

@@ -14,9 +14,14 @@ Width = Annotated[int, typer.Option(help="Channels of the stem, a multiple of 8.
 Size = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
 Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (RGB).")]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
-Stages = Annotated[
+MacroOption = Annotated[
     str | None,
-    typer.Option(help="blocks x stride of each stage, e.g. 2x2,2x2,2x2.", show_default="the package's own"),
+    typer.Option(
+        "--macro",
+        "--stages",
+        help="Macro-architecture: a name, or blocks x stride of each stage, e.g. 2x2,2x2,2x2 or s2,2x2,4x2c64r,p128.",
+        show_default="base; early from 64x64 pixels on",
+    ),
 ]
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help="digits, a TFDS name such as cifar10, or a folder of class folders.")
@@ -76,7 +81,7 @@ def find_net(net: str, zoo_dir: str | None):
 def given_options(context: typer.Context, *names: str) -> list[str]:
     """List the options, "--qat-epochs" and the like, that the user gave among those of some parameters' names."""
     return [
-        max(parameter.opts, key=len)
+        next(option for option in parameter.opts if option.startswith("--"))
         for parameter in context.command.params
         if parameter.name in names
         and context.get_parameter_source(parameter.name).name in ("COMMANDLINE", "ENVIRONMENT")
@@ -99,7 +104,7 @@ def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
         raise ValueError(f"{reason}, so {' and '.join(given)} would have no effect; leave it out")
 
 
-def spec_from(level, width, size, channels, classes, stages, input_shape=None):
+def spec_from(level, width, size, channels, classes, macro, input_shape=None):
     """Make the `ModelSpec` of the options; `input_shape` stands for size and channels. Raises ValueError as it does."""
     from ..spec import ModelSpec, level_from_text
 
@@ -108,27 +113,8 @@ def spec_from(level, width, size, channels, classes, stages, input_shape=None):
         width=width,
         input_shape=input_shape or (size, size, channels),
         num_classes=classes,
-        stages=parse_stages(stages),
+        macro=macro,
     )
-
-
-def parse_stages(text: str | None) -> tuple[tuple[int, int], ...]:
-    """Read (blocks, stride) of each stage from "2x2,2x2,2x2"; None gives the package's own.
-
-    Raises:
-        ValueError: the text is none of this form.
-    """
-    from ..spec import DEFAULT_STAGES
-
-    if text is None:
-        return DEFAULT_STAGES
-    try:
-        stages = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-    except ValueError:
-        stages = ((),)
-    if any(len(stage) != 2 for stage in stages):
-        raise ValueError(f"stages is {text!r}; it must be blocks x stride of each, e.g. 2x2,2x2,2x2")
-    return stages
 
 
 def load_data(dataset, size, channels, data_dir, shape=None):

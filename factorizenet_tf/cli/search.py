@@ -15,8 +15,8 @@ from .options import (
     DatasetOption,
     DataSize,
     Json,
+    MacroOption,
     Quiet,
-    Stages,
     amount_option,
     given_or,
     import_tensorflow,
@@ -40,7 +40,7 @@ def search(
     width: Annotated[str, typer.Option(help="Channels of the stem; several joined by commas to choose from.")] = "16",
     size: DataSize = None,
     channels: DataChannels = None,
-    stages: Stages = None,
+    macro: MacroOption = None,
     epochs: Annotated[int | None, typer.Option(help="Float epochs a net.", show_default="the recipe's")] = None,
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs a net.", show_default="the recipe's")] = None,
     max_trials: Annotated[int | None, typer.Option(help="Nets to train at most.", show_default="as needed")] = None,
@@ -76,7 +76,7 @@ def search(
     except ValueError:
         raise ValueError(f"width is {width!r}; it must be a multiple of 8, or several joined by commas: 8,16") from None
     for each in widths:  # what is wrong with the nets, and what is not installed, is said before anything is loaded
-        max_level(spec_from("0", each, given_or(size, 32), given_or(channels, 3), 10, stages))
+        max_level(spec_from("0", each, given_or(size, 32), given_or(channels, 3), 10, macro))
     for option, value in (("--max-ram-bytes", max_ram_bytes), ("--publish", publish)):
         if value is not None:
             require_extra("tflite_micro", extra="micro", what=f"{option}: measuring RAM")
@@ -88,7 +88,7 @@ def search(
             executor = stack.enter_context(RayExecutor(ray))
         import_tensorflow()
         data = load_data(dataset, size, channels, data_dir)
-        spec = spec_from("0", widths[0], None, None, data.num_classes, stages, input_shape=data.image_shape)
+        spec = spec_from("0", widths[0], None, None, data.num_classes, macro, input_shape=data.image_shape)
         from ..tuner import search as searching
         from ..tuner.oracle import FactorizationOracle
 

@@ -16,8 +16,8 @@ from .options import (
     DataSize,
     Json,
     LevelOption,
+    MacroOption,
     Quiet,
-    Stages,
     Width,
     ZooOption,
     find_net,
@@ -25,7 +25,6 @@ from .options import (
     given_or,
     import_tensorflow,
     load_data,
-    parse_stages,
     refuse_unused,
     spec_from,
 )
@@ -43,14 +42,14 @@ def train(
         str | None,
         typer.Option(
             "--from",
-            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and stages, too.",
+            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and macro-architecture, too.",
         ),
     ] = None,
     zoo_: ZooOption = None,
     baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
     size: DataSize = None,
     channels: DataChannels = None,
-    stages: Stages = None,
+    macro: MacroOption = None,
     epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
     qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
@@ -72,7 +71,7 @@ def train(
     names = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
     given = {name: context.params[name] for name in names if context.params[name] is not None}
     recipe = recipe_for(dataset, **given)
-    source, shape = None, None
+    source, spec, shape = None, None, None
     if start is None:
         refuse_unused(context, "without --from no net is looked up", "zoo_")
     if start is not None:
@@ -83,13 +82,17 @@ def train(
     elif baseline is not None:
         if baseline != "resnet8":
             raise ValueError(f"baseline is {baseline!r}; there is resnet8")
-        refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "stages")
+        refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "macro")
         spec = ResNet8()
-    else:  # an error here costs no waiting
-        spec = spec_from(level, width, given_or(size, 32), given_or(channels, 3), 10, stages)
+    else:  # an error here costs no waiting; which levels there are, the size of the images may decide
+        is_known = size is not None or macro is not None
+        spec_from(level if is_known else "0", width, given_or(size, 32), given_or(channels, 3), 10, macro)
     import_tensorflow()
     data = load_data(dataset, size, channels, data_dir, shape=shape)
-    spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
+    if spec is None:
+        spec = spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
+    else:
+        spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
     from ..training.train import train as train_net
 
     run = train_net(spec, data, out=out, recipe=recipe, initial=source, verbose=not quiet)
@@ -104,14 +107,14 @@ def train(
 
 def _source_to_start_from(context, start, zoo):
     """The float net named by --from and its spec, where no option asks for another one."""
-    from ..spec import ResNet8, level_from_text, level_text
+    from ..spec import ModelSpec, ResNet8, level_from_text, level_text
 
     source = find_net(start, zoo)
     spec = source.spec
     if spec is None:
         raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
     source = source.with_precision("float")
-    names = ("level", "width", "stages")
+    names = ("level", "width", "macro")
     if isinstance(spec, ResNet8):
         refuse_unused(context, f"--from {start} is a {spec.name}", *names)
         return source, spec
@@ -119,13 +122,12 @@ def _source_to_start_from(context, start, zoo):
     asked = {
         "level": level_from_text(context.params["level"]) if "--level" in options else spec.level,
         "width": context.params["width"] if "--width" in options else spec.width,
-        "stages": parse_stages(context.params["stages"]) if "--stages" in options else spec.stages,
+        "macro": context.params["macro"] if "--macro" in options else spec.macro,
     }
-    if options and dataclasses.replace(spec, **asked) != spec:
-        stages = ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages)
+    if options and ModelSpec(input_shape=spec.input_shape, num_classes=spec.num_classes, **asked) != spec:
         raise ValueError(
-            f"--from {start} is a net of level {level_text(spec.level)}, width {spec.width} and stages {stages}, and the "
-            f"training has the same; leave out {' and '.join(options)}, or --from to train another net from the start"
+            f"--from {start} is a net of level {level_text(spec.level)}, width {spec.width} and macro-architecture "
+            f"{spec.macro}, and the training has the same; leave out {' and '.join(options)}, or --from to train another net from the start"
         )
     return source, spec
 

@@ -12,7 +12,7 @@ __all__ = ["inherit", "regrouped"]
 
 
 def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, seed: int = 0) -> keras.Model:
-    """Build a float model of `spec` that starts from the weights of a trained one of the same widths and stages.
+    """Build a float model of `spec` that starts from the weights of a trained one of the same width and macro-architecture.
 
     Stem, head and stages at the same level are copied. A stage at a finer level gets its kernels cut out of the
     coarser ones, one at a coarser level gets the finer kernels as the blocks of a block-diagonal one and computes the
@@ -27,7 +27,7 @@ def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, see
     Raises:
         ValueError: they differ in more than level.
     """
-    same = ("width", "input_shape", "num_classes", "stages")
+    same = ("width", "input_shape", "num_classes", "macro")
     differing = [
         f"{k} ({getattr(parent_spec, k)}, {getattr(spec, k)})"
         for k in same

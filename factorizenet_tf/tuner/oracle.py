@@ -86,6 +86,7 @@ def space_identity(space: Space, requirement: Requirement | None, objective: str
         "input_shape": spec["input_shape"],
         "num_classes": spec["num_classes"],
         "stages": spec["stages"],
+        **{part: spec[part] for part in ("stem_stride", "last_channels") if part in spec},
         "widths": list(space.widths),
         **{f"max_{cost}": None if requirement is None else requirement.limits.get(cost) for cost in COSTS},
         "min_accuracy": None if requirement is None else requirement.min_accuracy,

@@ -61,7 +61,7 @@ class Space:
 @functools.lru_cache(maxsize=100_000)
 def _net(space, level, width):
     base = space.spec
-    return ModelSpec(level, width=width, input_shape=base.input_shape, num_classes=base.num_classes, stages=base.stages)
+    return ModelSpec(level, width=width, input_shape=base.input_shape, num_classes=base.num_classes, macro=base.macro)
 
 
 @functools.lru_cache(maxsize=1024)

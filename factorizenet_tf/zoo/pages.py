@@ -95,13 +95,24 @@ def card_page(card: Card) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
+def _details(stage):
+    channels = "" if stage.channels is None else f" and {stage.channels} channels"
+    return channels + (" with residual sums" if stage.residual else "")
+
+
 def _summary(card):
     is_int8 = card.precision == "int8"
     if card.level is None:
         what = "MLPerf Tiny's ResNet-8, the baseline that everything here is measured against."
     else:
-        stages = ", ".join(f"{s.blocks} blocks of stride {s.stride}" for s in card.spec.stages)
-        what = f"A FactorizeNet at level {card.level_text} of depth factorization, width {card.width} ({stages})."
+        spec = card.spec
+        stages = [f"{stage.blocks} blocks of stride {stage.stride}" + _details(stage) for stage in spec.stages]
+        stem = ["stem of stride 2"] * (spec.stem_stride == 2)
+        last = [f"{spec.last_channels} channels before the pooling"] * (spec.last_channels is not None)
+        what = (
+            f"A FactorizeNet at level {card.level_text} of depth factorization, width {card.width} "
+            f"({', '.join(stem + stages + last)})."
+        )
     if is_int8:
         kind = "int8: a true int8 `.tflite`, and the quantization-aware Keras model that it was converted from."
     else:

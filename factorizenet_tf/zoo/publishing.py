@@ -23,7 +23,7 @@ from ..files import atomic_folder, locked, write_text
 from ..machine import cpu_name
 from ..recipe import recipe_for
 from ..runs import IN_MEMORY, Run, load_run
-from ..spec import DEFAULT_STAGES, ResNet8, level_text
+from ..spec import ResNet8, default_macro, level_text
 from ..tflite.int8_model import Int8Model
 from ..tflite.micro import arena_bytes
 from .cards import Card, Cards, PublishedFile, check_name, index_to_json
@@ -138,8 +138,8 @@ def _net_options(spec, initial):
     if isinstance(spec, ResNet8):
         return ["--baseline resnet8"]
     parts = [f"--level {level_text(spec.level)}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
-    if spec.stages != DEFAULT_STAGES:
-        parts.append("--stages " + ",".join(f"{stage.blocks}x{stage.stride}" for stage in spec.stages))
+    if spec.macro != default_macro(spec.input_shape):
+        parts.append(f"--macro {spec.macro}")
     return parts
 
 
@@ -148,8 +148,7 @@ def _expression(spec) -> str:
     shared = f"input_shape={spec.input_shape}, num_classes={spec.num_classes}"
     if isinstance(spec, ResNet8):
         return f"fnet.baselines.ResNet8({shared})"
-    stages = tuple(tuple(stage) for stage in spec.stages)
-    return f"fnet.ModelSpec({spec.level}, width={spec.width}, {shared}, stages={stages})"
+    return f"fnet.ModelSpec({spec.level}, width={spec.width}, {shared}, macro={spec.macro!r})"
 
 
 def _is_folder(name):

@@ -77,8 +77,8 @@ def test_train_prints_a_line_an_epoch_on_stderr_and_its_table_on_stdout(capfd, t
     assert main([str(a) for a in command]) == 0
     out, err = capfd.readouterr()
     assert [line.split(":")[0] for line in err.splitlines()] == [
-        "fnet-l2-x0.5 float 1/2",
-        "fnet-l2-x0.5 float 2/2",
+        "fnet-1x2-l2-x0.5 float 1/2",
+        "fnet-1x2-l2-x0.5 float 2/2",
         "quantizing after training, per tensor",
         "quantizing after training, per channel",
         "evaluating on validation",
@@ -329,7 +329,7 @@ def test_export_wants_a_target_that_is_not_there_yet(fails, run, tmp_path):
         ("levels --size 3", "input of 3x3 is smaller than the strides' product 4"),
         ("levels --channels 4", "input_shape has 4 channels"),
         ("levels --classes 1", "num_classes is 1"),
-        ("levels --stages 2y2", "stages is '2y2'; it must be blocks x stride of each, e.g. 2x2,2x2,2x2"),
+        ("levels --stages 2y2", "macro-architecture is '2y2'; it must be a name"),
         ("levels --stages 1x3", "stage 1 has stride 3"),
         ("levels --width wide", "'--width'"),
         ("levels --colour red", "--colour"),
@@ -448,11 +448,11 @@ def test_a_baseline_is_trained_by_name(succeeds, fails, run, monkeypatch, tmp_pa
 
 def test_an_option_that_would_have_no_effect_is_refused_with_the_reason(fails, saved, run, tmp_path):
     new = ["--dataset", "digits", "--out", tmp_path / "new", "--quiet"]
-    for options in (["--level", 3], ["--width", 16], ["--stages", "2x2,2x2"], ["--level", "0.1"]):
+    for options in (["--level", 3], ["--width", 16], ["--macro", "2x2,2x2"], ["--level", "0.1"]):
         message = fails("train", "--from", run.folder, *new, *options)
-        assert "is a net of level 1, width 8 and stages 1x2,2x2" in message
+        assert "is a net of level 1, width 8 and macro-architecture 1x2.2x2" in message
         assert f"leave out {options[0]}" in message
-    for options in (["--level", 2], ["--width", 16], ["--stages", "1x2"]):
+    for options in (["--level", 2], ["--width", 16], ["--macro", "1x2"]):
         message = fails("train", "--baseline", "resnet8", *new, *options)
         assert f"--baseline resnet8 is one net, so {options[0]} would have no effect" in message
     model = saved(small_net())

@@ -35,6 +35,16 @@ def test_every_convolution_has_a_relu6_and_nothing_is_summed():
     assert not any(isinstance(layer, keras.layers.Add) for layer in layers)
 
 
+def test_a_residual_sum_is_added_before_the_activation():
+    spec = fnet.ModelSpec(1, width=8, input_shape=(8, 8, 1), stages=((1, 1, None, True),))
+    model = fnet.build(spec)
+    names = ["stem_relu6", "stage1_block1_pointwise_bn", "stage1_block1_pointwise_relu6"]
+    parts = keras.Model(model.input, [model.get_layer(name).output for name in names])
+    before, branch, after = parts(np.random.default_rng(0).uniform(size=(2, 8, 8, 1)).astype(np.float32))
+    assert np.array_equal(after, np.clip(np.asarray(before) + np.asarray(branch), 0, 6))
+    assert np.any(np.asarray(before) > 0)
+
+
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_a_grouped_convolution_is_a_dense_one_with_a_block_diagonal_kernel(level):
     grouped = fnet.build(fnet.ModelSpec(level, width=8, stages=STAGES)).get_layer("stage1_block2_spatial")

@@ -156,7 +156,7 @@ def test_a_floor_out_of_reach_ends_with_the_best_and_exit_code_1(tmp_path, fake,
     code = call(*OPTIONS, "--min-accuracy", 0.99, "--out", tmp_path / "out")
     out, err = capsys.readouterr()
     assert code == 1
-    assert "no net reaches the floor; the best is fnet-l0-x0.5: 83.10 %" in out
+    assert "no net reaches the floor; the best is fnet-1x2.1x2-l0-x0.5: 83.10 %" in out
     assert err.startswith("error: no net was found that meets the requirement")
 
 
@@ -171,7 +171,7 @@ def test_the_command_prints_json_and_the_best_net(tmp_path, fake, capsys):
     ("options", "message"),
     [
         ([], "nothing is required; give at least one of max_macs"),
-        (["--max-macs", 30_000], "max_macs is 30,000; the smallest net, fnet-l4-x0.5, has 42,048 MACs"),
+        (["--max-macs", 30_000], "max_macs is 30,000; the smallest net, fnet-1x2.1x2-l4-x0.5, has 42,048 MACs"),
         (["--max-macs", -1], "'-1' is no amount; give a whole number above 0, e.g. 12500000, 12.5e6, 12.5M or 100k"),
         (["--max-size-bytes", "many"], "'many' is no amount"),
         (["--max-latency-ms", -1], "max_latency_ms is -1.0; it must be above 0"),

@@ -154,7 +154,7 @@ def test_a_net_whose_loss_explodes_or_that_needs_too_much_memory_is_skipped(digi
     tuner.search()
     assert statuses(tuner)[:3] == ["FAILED", "COMPLETED", "FAILED"]
     assert tuner.oracle.trials["0000"].message == "training diverged: the loss is nan"
-    assert "fnet-l4-x0.5 does not fit into memory: OOM" in tuner.oracle.trials["0002"].message
+    assert "fnet-1x2.1x2-l4-x0.5 does not fit into memory: OOM" in tuner.oracle.trials["0002"].message
     assert len(fake.calls) == len(set(fake.calls)) > 3
 
 
@@ -165,7 +165,9 @@ def test_three_failures_in_a_row_end_the_search_with_the_reason(digits, tmp_path
     fake = Fake()
     fake.accuracy = float("nan")
     monkeypatch.setattr(search_tuner, "train", fake)
-    with pytest.raises(RuntimeError, match=r"3 trials in a row failed.* val_int8_accuracy of fnet-l4-x0\.5 is nan"):
+    with pytest.raises(
+        RuntimeError, match=r"3 trials in a row failed.* val_int8_accuracy of fnet-1x2.1x2-l4-x0\.5 is nan"
+    ):
         make(tmp_path / "nan", digits).search()
 
 
@@ -409,4 +411,4 @@ def kill_in(phases, folder, digits):
 @pytest.mark.slow
 def test_killed_in_every_phase_one_after_the_other_the_same_command_goes_on(digits, tmp_path):
     tuner = kill_in(list(PHASES), tmp_path, digits)
-    assert load_run(tuner.run_folder("0")).metrics["name"] == "fnet-l2-x0.5"
+    assert load_run(tuner.run_folder("0")).metrics["name"] == "fnet-1x2.1x2-l2-x0.5"

@@ -48,7 +48,7 @@ def test_a_card_knows_level_and_width_from_its_spec_and_a_baseline_has_none(card
 
 def test_cards_print_as_a_table_which_names_zoos_where_there_are_several(cards, zoo):
     lines = repr(cards).splitlines()
-    assert sum("fnet-l1-x0.5-" in line for line in lines) == 2
+    assert sum("fnet-1x2.2x2-l1-x0.5-" in line for line in lines) == 2
     assert str(zoo) not in repr(cards)
     assert {row["zoo"] for row in map(Card.row, cards)} == {str(zoo)}
     assert "elsewhere" in repr(Cards([*cards, dataclasses.replace(cards[0], zoo="elsewhere")]))
@@ -58,13 +58,16 @@ def test_cards_print_as_a_table_which_names_zoos_where_there_are_several(cards, 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fnet-l1-x0.5-int9", r"no model 'fnet-l1-x0\.5-int9' in the zoo; did you mean 'fnet-l1-x0\.5-int8'"),
-        ("FNET-L1-X0.5-INT8", r"did you mean 'fnet-l1-x0\.5-int8'"),
-        ("zzz", r"there are fnet-l1-x0\.5-float, fnet-l1"),
-        ("fnet-l1-x0.5-int8@7", r"no version '7'; there are fnet-l1-x0\.5-int8@1"),
-        ("../fnet-l1-x0.5-int8", "no model"),
-        ("https://example.com/fnet-l1-x0.5-int8", "no model"),
-        ("fnet-l1-x0.5-int8/..", "no model"),
+        (
+            "fnet-1x2.2x2-l1-x0.5-int9",
+            r"no model 'fnet-1x2\.2x2-l1-x0\.5-int9' in the zoo; did you mean 'fnet-1x2\.2x2-l1-x0\.5-int8'",
+        ),
+        ("FNET-1X2.2X2-L1-X0.5-INT8", r"did you mean 'fnet-1x2\.2x2-l1-x0\.5-int8'"),
+        ("zzz", r"there are fnet-1x2\.2x2-l1-x0\.5-float, fnet-1x2"),
+        ("fnet-1x2.2x2-l1-x0.5-int8@7", r"no version '7'; there are fnet-1x2\.2x2-l1-x0\.5-int8@1"),
+        ("../fnet-1x2.2x2-l1-x0.5-int8", "no model"),
+        ("https://example.com/fnet-1x2.2x2-l1-x0.5-int8", "no model"),
+        ("fnet-1x2.2x2-l1-x0.5-int8/..", "no model"),
         ("", "no model"),
         ("a\0b", "no model"),
     ],

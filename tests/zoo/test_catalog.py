@@ -19,7 +19,7 @@ from factorizenet_tf.zoo.catalog import find
 from factorizenet_tf.zoo.pages import card_page, table_page
 from factorizenet_tf.zoo.store import bundled_zoo, open_store
 
-FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
+FLOAT, INT8 = "fnet-1x2.2x2-l1-x0.5-float", "fnet-1x2.2x2-l1-x0.5-int8"
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_what_cannot_be_loaded_says_what_can(zoo):
     with pytest.raises(ValueError, match="format is 'onnx'; it must be one of keras, tflite, saved_model, path"):
         fnet.zoo.load(INT8, "onnx", zoo_dir=zoo)
     with pytest.raises(ValueError, match="did you mean"):
-        fnet.zoo.load("fnet-l2-x0.5-int8", zoo_dir=zoo)
+        fnet.zoo.load("fnet-1x2.2x2-l2-x0.5-int8", zoo_dir=zoo)
 
 
 def test_weights_that_do_not_fit_the_spec_are_refused(zoo, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 
-NAME = "fnet-l1-x0.5-int8"
+NAME = "fnet-1x2.2x2-l1-x0.5-int8"
 
 
 @pytest.fixture

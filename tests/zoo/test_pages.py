@@ -47,7 +47,7 @@ def test_pages_of_models_that_left_are_removed_and_an_empty_zoo_says_so(zoo, tmp
     write_pages(tmp_path, cards)
     first = (tmp_path / "frontier.svg").read_bytes()
     write_pages(tmp_path, Cards(cards[1:]))
-    assert [path.stem for path in (tmp_path / "cards").iterdir()] == ["fnet-l1-x0.5-int8"]
+    assert [path.stem for path in (tmp_path / "cards").iterdir()] == ["fnet-1x2.2x2-l1-x0.5-int8"]
     assert (tmp_path / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
     assert "None is published yet" in table_page(Cards())
 

@@ -20,7 +20,7 @@ from factorizenet_tf.runs import IN_MEMORY
 from factorizenet_tf.zoo import publishing
 from factorizenet_tf.zoo.publishing import PublishError, measure_latencies, publish_errors, training_command
 
-FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
+FLOAT, INT8 = "fnet-1x2.2x2-l1-x0.5-float", "fnet-1x2.2x2-l1-x0.5-int8"
 
 
 def contents(folder):
@@ -117,7 +117,7 @@ def test_a_name_of_nets_of_other_data_is_no_version_of_theirs(copy, other, quick
     (other / "dataset.json").write_text(json.dumps(dataset))
     before = contents(copy)
     with pytest.raises(
-        PublishError, match=r"fnet-l1-x0\.5 is taken by a net of other data .*--name, or name="
+        PublishError, match=r"fnet-1x2.2x2-l1-x0\.5 is taken by a net of other data .*--name, or name="
     ) as error:
         fnet.zoo.publish(other, zoo_dir=copy, verbose=False)
     assert said in str(error.value)
@@ -197,7 +197,10 @@ def test_a_kill_half_way_leaves_the_old_index_whole_and_the_next_goes_on(copy, r
     assert fnet.zoo.names(zoo_dir=copy) == (FLOAT, INT8)
     said, code = ended(publishing_process(run.folder, copy, "yours"))
     assert code == 0, said
-    assert sorted(path.name.rpartition("-")[0] for path in (copy / "models").iterdir()) == ["fnet-l1-x0.5", "yours"]
+    assert sorted(path.name.rpartition("-")[0] for path in (copy / "models").iterdir()) == [
+        "fnet-1x2.2x2-l1-x0.5",
+        "yours",
+    ]
 
 
 def test_foreign_files_and_folders_in_models_stay_and_left_overs_of_a_publication_go(copy, run, quick):

@@ -20,7 +20,7 @@ from factorizenet_tf.zoo import store
 from factorizenet_tf.zoo.catalog import find
 from factorizenet_tf.zoo.store import FolderStore, UrlStore, bundled_zoo, open_store, unzip
 
-NAME = "fnet-l1-x0.5-int8"
+NAME = "fnet-1x2.2x2-l1-x0.5-int8"
 
 
 @pytest.fixture(autouse=True)

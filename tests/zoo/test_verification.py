@@ -7,7 +7,7 @@ import pytest
 import factorizenet_tf as fnet
 from factorizenet_tf.zoo.catalog import verify_all
 
-FLOAT, INT8 = "fnet-l1-x0.5-float", "fnet-l1-x0.5-int8"
+FLOAT, INT8 = "fnet-1x2.2x2-l1-x0.5-float", "fnet-1x2.2x2-l1-x0.5-int8"
 
 
 def failed(verification):
