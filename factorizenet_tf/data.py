@@ -19,7 +19,7 @@ TEST_SHARE = 0.2  # cut from data that comes without a test split
 SPLIT_SEED = 0
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 MAX_BYTES = 8 * 2**30
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # Pillow's names; PPM is PGM and PBM, too
 MAX_PIXELS = 89_478_485  # of one file, Pillow's own threshold for a decompression bomb: 256 MiB as RGB
 

@@ -14,6 +14,7 @@ from pathlib import Path
 __all__ = [
     "atomic_folder",
     "atomic_write",
+    "check_new",
     "locked",
     "make_readable",
     "remove_partial_files",
@@ -23,6 +24,13 @@ __all__ = [
 ]
 
 _PARTIAL = ".aside-"
+
+
+def check_new(*paths: str | os.PathLike | None) -> None:
+    """Raise FileExistsError where one of the paths that will be written is there already; None stands for no path."""
+    for path in paths:
+        if path is not None and Path(path).exists():
+            raise FileExistsError(f"{path} is there already; choose another name or remove it")
 
 
 @contextlib.contextmanager

@@ -32,8 +32,7 @@ def board(tmp_path):
 
 
 def test_the_commands_of_a_board_load_no_tensorflow(run, board):
-    commands = [*COMMANDS, "export fnet-l2-int8 --micro sources", f"export {run.folder} --tflite run.tflite"]
-    commands += [f"export {run.folder} --micro run", "export net.tflite --micro net", f"evaluate {run.folder}"]
+    commands = [*COMMANDS, f"export {run.folder} --micro run --tflite run.tflite", f"evaluate {run.folder}"]
     code = f"""
 import sys
 import factorizenet_tf as fnet

@@ -45,7 +45,7 @@ COMMANDS = {  # the arguments around the source, and the function that gets the 
     "analyze": ("analyze {}", "analysis.analyze._analyze"),
     "quantize": ("quantize {} --dataset digits --out new", "training.quantize.quantize_own"),
     "tflite": ("export {} --tflite new", "tflite.export.export_tflite"),
-    "regrouped": ("export {} --tflite new --regroup fastest", "tflite.export.regroup_fastest"),
+    "regrouped": ("export {} --tflite new --regroup fastest", "tflite.regroup.regroup_fastest"),
     "micro": ("export {} --micro new", "tflite.micro_export.export_micro"),
     "latencies": ("latencies {} --out new", "tflite.latency.int8_convolutions"),
     "serve": ("serve {} --port 0", "serving.classifier.Classifier"),

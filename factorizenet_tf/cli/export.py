@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from ..console import print_json, require_extra, show
+from ..files import check_new
 from .options import Json, ZooOption, find_net, import_tensorflow, refuse_unused
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
 
 def export(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
     ],
@@ -34,12 +36,11 @@ def export(
         Path | None, typer.Option(help="Write C and C++ sources for TensorFlow Lite Micro to this new folder.")
     ] = None,
     kernels: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="With --micro: reference, cmsis-nn (Arm Cortex-M) or esp-nn (ESP32-S3), for the size of the arena.",
-            show_default="reference",
+            help="With --micro: reference, cmsis-nn (Arm Cortex-M) or esp-nn (ESP32-S3), for the size of the arena."
         ),
-    ] = None,
+    ] = "reference",
     serving: Annotated[
         Path | None, typer.Option(help="Write the next version for TensorFlow Serving below this folder.")
     ] = None,
@@ -57,6 +58,7 @@ def export(
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
+    from ..tflite.io_types import check_io
     from ..tflite.latency import read_table
     from ..tflite.micro_kernels import check_kernels
 
@@ -64,32 +66,48 @@ def export(
         raise ValueError(
             "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
         )
-    if tflite is None and (regroup != "none" or latencies is not None or io != "int8"):
-        raise ValueError("--regroup, --latencies and --io are of the .tflite; give --tflite FILE, too")
-    if serving is None and not (version is None and name is None and precision is None):
-        raise ValueError("--version, --name and --precision are of TensorFlow Serving; give --serving FOLDER, too")
-    if micro is None and kernels is not None:
-        raise ValueError("--kernels is of the sources for a microcontroller; give --micro FOLDER, too")
-    check_kernels(kernels or "reference")
-    if serving is not None:
-        require_extra("tensorflow_serving", extra="serve", what="the export for TensorFlow Serving")
-    if micro is not None:
+    if tflite is None:
+        refuse_unused(context, "without --tflite FILE no .tflite is written", "io", "regroup", "latencies")
+    if serving is None:
+        refuse_unused(context, "without --serving FOLDER no version is written", "version", "name", "precision")
+    if micro is None:
+        refuse_unused(context, "without --micro FOLDER no sources are written", "kernels")
+    else:
         require_extra("tflite_micro", extra="micro", what="export --micro")
+    if regroup not in ("none", "fastest"):
+        raise ValueError(f"--regroup is {regroup!r}; it must be none or fastest")
+    if regroup == "none":
+        refuse_unused(context, "without --regroup fastest nothing is chosen by a table", "latencies")
+    check_io(io)
+    check_kernels(kernels)
+    check_new(tflite, saved_model, micro)
     table = None if latencies is None else read_table(latencies)
-    for path in (tflite, saved_model, micro):
-        if path is not None and path.exists():
-            raise FileExistsError(f"{path} is there already; choose another name or remove it")
     net = find_net(source, zoo_)
+    if serving is not None:
+        from ..serving.models_config import next_version
+
+        served = net.with_precision(precision)
+        next_version(serving, served.name if name is None else name, version)
     if saved_model is not None or serving is not None or net.kind in ("weights", "keras"):
         import_tensorflow()
     written = []
     if tflite is not None:
         from ..tflite.export import export_tflite
+        from ..tflite.int8_model import Int8Model
+        from ..tflite.regroup import compare, regroup_fastest
 
-        exported = export_tflite(net.tflite(), tflite, name=net.name, regroup=regroup, latencies=table, io=io)
-        written.append(exported.row())
-        if exported.regrouping is not None and exported.regrouping.layers and not as_json:
-            show(exported.regrouping.rows(), False, f"Groups, by latencies of {exported.regrouping.table.machine}")
+        content = net.tflite()
+        row = {"file": str(tflite)}
+        if regroup == "none":
+            row["bytes"] = export_tflite(content, tflite, name=net.name, io=io)
+            row["latency_ms"] = round(Int8Model(content).latency_ms().median_ms, 4)
+        else:
+            regrouped = regroup_fastest(content, table)
+            row["bytes"] = export_tflite(regrouped.content, tflite, name=net.name, io=io)
+            row |= compare(content, regrouped.content)
+            if regrouped.layers and not as_json:
+                show(regrouped.layers, False, f"Groups, by latencies of {regrouped.table.machine}")
+        written.append(row)
     if saved_model is not None:
         from ..models.convert import write_saved_model
 
@@ -98,19 +116,21 @@ def export(
     if micro is not None:
         from ..tflite.micro_export import export_micro
 
-        sources = export_micro(net.tflite(), micro, name=net.name, kernels=kernels or "reference")
-        written.append(sources.row())
+        row = export_micro(net.tflite(), micro, name=net.name, kernels=kernels)
         if not as_json:
-            print(sources.arena_note())
+            print(row["arena"])
+        del row["arena"]
+        row["arenas"] = ", ".join(f"{processor} {size}" for processor, size in row["arenas"].items())
+        written.append({"folder": str(micro)} | row | {"operators": ", ".join(row["operators"])})
     if serving is not None:
         from ..serving.saved_model import export as export_serving
 
-        written.append(export_serving(net, serving, name=name, version=version, precision=precision).row())
+        written.append(export_serving(served, serving, name=name, version=version).row())
     if as_json:
         print_json(written)
     else:
         for row in written:
-            show([row], False, "Written")
+            show([{key: value for key, value in row.items() if value is not None}], False, "Written")
 
 
 def latencies(
@@ -131,20 +151,18 @@ def latencies(
     Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
-    from ..tflite.latency import int8_convolutions, largest_groups, measure_convolutions, planned_convolutions
+    from ..tflite.latency import int8_convolutions, measure_convolutions, planned_convolutions
 
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; choose another name or remove it")
+    check_new(out)
     if sources:
         refuse_unused(context, "the sources' own layers are measured", "width", "size")
         convolutions = [row[1:] for source in sources for row in int8_convolutions(find_net(source, zoo_).tflite())]
+        if not any(groups > 1 for _, groups in convolutions):
+            raise ValueError(f"no grouped convolution in {', '.join(sources)}: there is nothing to measure")
     else:
         refuse_unused(context, "without sources no net is looked up", "zoo_")
         convolutions = planned_convolutions(width, (size, size, 3))
-    shapes = largest_groups(convolutions)
-    if not shapes:
-        raise ValueError(f"no grouped convolution in {', '.join(sources or [])}: there is nothing to measure")
-    table = measure_convolutions(shapes, threads=threads)
+    table = measure_convolutions(convolutions, threads=threads)
     write_text(out, table.to_json())
     show(table.rows(), as_json, f"{table.machine}, {table.runtime}, threads: {table.threads}")
 
@@ -162,8 +180,12 @@ def serve(
     """Serve int8 nets over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
     from ..serving.server import serve as serve_nets
 
+    def print_addresses(classifiers, url):
+        for name, classifier in classifiers.items():
+            print(f"{url}/v1/models/{name}: int8 LiteRT, {len(classifier.labels)} classes", flush=True)
+
     options = {"host": host, "port": port, "threads": threads, "zoo_dir": zoo, "max_bytes": max_bytes}
-    serve_nets(sources, **options, started=_print_addresses)
+    serve_nets(sources, **options, started=print_addresses)
 
 
 def predict(
@@ -179,6 +201,9 @@ def predict(
 
     if top < 1:
         raise ValueError(f"--top is {top}; it must be at least 1")
+    for path in images:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; give its image files one by one, e.g. {path / '*.png'}")
     classifier = load_classifier(model, zoo_dir=zoo)
     rows = []
     for path in images:
@@ -194,8 +219,3 @@ def predict(
             for number in (-probabilities).argsort(kind="stable")[:top]
         ]
     show(rows, as_json, classifier.name)
-
-
-def _print_addresses(classifiers, url) -> None:
-    for name, classifier in classifiers.items():
-        print(f"{url}/v1/models/{name}: int8 LiteRT, {len(classifier.labels)} classes", flush=True)

@@ -52,13 +52,14 @@ def load_classifier(
         ValueError: it is damaged or a float net, or its name cannot be a part of an address.
     """
     net = resolve(source, zoo_dir=zoo_dir)
+    name = check_served_name(net.name if name is None else name)
     model = net.int8_model(threads=threads)
     labels = net.labels or tuple(map(str, range(model.num_classes)))
     if len(labels) != model.num_classes:
         raise ValueError(
             f"{net.given} has {len(labels)} labels for {model.num_classes} classes; convert it again with one a class"
         )
-    return Classifier(check_served_name(name or net.name), model, labels)
+    return Classifier(name, model, labels)
 
 
 def load_classifiers(

@@ -1,4 +1,4 @@
-"""Add a model to TensorFlow Serving's models.config, a text proto, without changing anything that is in it.
+"""The folder that TensorFlow Serving sees: where a model's next version goes, and the models.config beside the models.
 
 Source: https://www.tensorflow.org/tfx/serving/serving_config and tensorflow_serving/config/model_server_config.proto.
 """
@@ -6,51 +6,54 @@ Source: https://www.tensorflow.org/tfx/serving/serving_config and tensorflow_ser
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
+from ..console import require_extra
 from ..files import locked, write_bytes
+from ..loading import check_served_name
 
-__all__ = ["CONFIG_FILE", "MOUNT", "add_model", "check_config", "import_protos"]
+__all__ = ["CONFIG_FILE", "MOUNT", "add_model", "next_version"]
 
 CONFIG_FILE = "models.config"
 MOUNT = "/models"  # where the server's container sees the folder, as in TensorFlow Serving's own documentation
 LOCK_SECONDS = 30
 
 
-def import_protos(name: str):
-    """Import a module of tensorflow-serving-api, e.g. "apis.predict_pb2".
+def next_version(folder: str | os.PathLike, name: str, version: int | None = None) -> Path:
+    """Choose where an export goes, `folder/name/version`, and check all that would stop it; nothing is written.
+
+    Args:
+        folder: what the server sees as MOUNT; need not be there.
+        name: of the model.
+        version: an integer above the newest one; None takes the next.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; the message says how to.
+        ValueError: the name cannot be served, the version is not above the newest, or models.config is no text proto of
+            the server's, has fields that tensorflow-serving-api does not know, or configures no list of models.
+        FileExistsError: `folder/name` holds something else.
+        ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
     """
-    import importlib
-
-    try:
-        return importlib.import_module(f"tensorflow_serving.{name}")
-    except ModuleNotFoundError as error:
-        if "tensorflow_serving" not in str(error):
-            raise
-        raise ModuleNotFoundError(
-            "the export for TensorFlow Serving needs tensorflow-serving-api: pip install 'factorizenet_tf[serve]'"
-        ) from None
-
-
-def check_config(folder: str | os.PathLike, name: str) -> None:
-    """Check that a model can be added to `folder/models.config`, which need not be there.
-
-    Raises:
-        ModuleNotFoundError: as `import_protos`.
-        ValueError: the file is no text proto of the server's, has fields that tensorflow-serving-api does not know, or
-            configures something else than a list of models.
-    """
+    require_extra("tensorflow_serving", extra="serve", what="the export for TensorFlow Serving")
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
+        raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
+    base = Path(folder) / check_served_name(name)
+    entries = [path.name for path in base.iterdir()] if base.is_dir() else ["a file"] if base.exists() else []
+    others = sorted(entry for entry in entries if not entry.isdecimal())
+    if others:
+        raise FileExistsError(f"{base} holds {', '.join(others)} and not only versions; choose another folder")
+    newest = max(map(int, entries), default=0)
+    if version is not None and version <= newest:
+        raise ValueError(f"version {version} of {name} is not above the newest, {newest}; give at least {newest + 1}")
     _with_model(Path(folder) / CONFIG_FILE, name)
+    return base / str(newest + 1 if version is None else version)
 
 
 def add_model(folder: str | os.PathLike, name: str) -> bool:
     """Add a model to `folder/models.config`, for the server to answer with its highest version.
 
     The file's own text, comments included, stays as it is: the entry is inserted before the brace that ends the list.
-    A model that is in it already is left as it is, and so is the file.
+    A model that is in it already is left as it is, and so is the file; one whose base_path is elsewhere is warned of.
 
     Args:
         folder: what the server sees as MOUNT; the model's versions lie in `folder/name`.
@@ -60,29 +63,37 @@ def add_model(folder: str | os.PathLike, name: str) -> bool:
         Whether the file was written.
 
     Raises:
-        ModuleNotFoundError, ValueError: as `check_config`.
+        ValueError: as `next_version`, of the file.
         TimeoutError: another export held the folder's lock for 30 s.
         OSError: the file cannot be read or written; it is then what it was.
     """
     path = Path(os.path.realpath(Path(folder) / CONFIG_FILE))  # of a link the file, or it would become one
     try:
         with locked(Path(folder) / ".lock", LOCK_SECONDS):
-            text = _with_model(path, name)
+            text, base_path = _with_model(path, name)
             if text is not None:
                 write_bytes(path, text.encode())
     except TimeoutError:
         raise TimeoutError(f"another export has held {folder} for {LOCK_SECONDS} s; wait for its end") from None
+    versions = Path(folder) / name
+    if base_path.rstrip("/") != f"{MOUNT}/{name}" and os.path.realpath(base_path) != os.path.realpath(versions):
+        warnings.warn(
+            f"{path} has {name} at {base_path}, where a server does not find the versions in {versions}; edit the entry's "
+            f"base_path ({MOUNT}/{name} for a container that sees the folder as {MOUNT}), or export under another name",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return text is not None
 
 
 def _with_model(path, name):
-    """Give the file's text with one more model; None where it has that model."""
+    """Give the file's text with one more model, or None where it has that model, and the model's base_path."""
     from google.protobuf import text_format
+    from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-    message = import_protos("config.model_server_config_pb2").ModelServerConfig
     try:
         text = path.read_bytes().decode() if path.exists() else ""
-        config = text_format.Parse(text, message())
+        config = text_format.Parse(text, ModelServerConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(
             f"{path} is no models.config that can be added to ({error}); it was left as it is: mend it, or export to "
@@ -93,26 +104,25 @@ def _with_model(path, name):
             f"{path} has a custom_model_config, beside which there is no list of models; it was left as it is: export to "
             "another folder"
         )
-    models = config.model_config_list.config
-    if any(model.name == name for model in models):
-        return None
-    added = models.add(name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow")
+    for model in config.model_config_list.config:
+        if model.name == name:
+            return None, model.base_path
+    added = config.model_config_list.config.add(name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow")
     lines = [f"    {line}\n" for line in text_format.MessageToString(added).splitlines()]
     entry = "".join(["  config {\n", *lines, "  }\n"])
     for candidate in _insertions(text, entry):
         try:
-            if text_format.Parse(candidate, message()) == config:
-                return candidate
+            if text_format.Parse(candidate, ModelServerConfig()) == config:
+                return candidate, added.base_path
         except text_format.ParseError:  # that brace ends something else
             continue
     raise ValueError(f"{path} was left as it is; add this to its model_config_list:\n{entry}")
 
 
 def _insertions(text, entry):
-    """Insert an entry at each place where a list may end, the last such place first."""
-    for place in range(len(text) - 1, -1, -1):
-        if text[place] in "}>":
-            yield _whole_lines(text[:place]) + entry + text[place:]
+    """Insert an entry at each place where a list may end, the last such place first; else in a list of its own."""
+    for place in reversed([number for number, character in enumerate(text) if character in "}>"]):
+        yield _whole_lines(text[:place]) + entry + text[place:]
     yield f"{_whole_lines(text)}model_config_list {{\n{entry}}}\n"
 
 

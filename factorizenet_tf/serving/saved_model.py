@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import keras, tf, to_float
-from ..loading import Source, check_served_name, resolve
+from ..files import atomic_folder
+from ..loading import resolve
 from ..machine import versions as package_versions
 from ..models.native import in_fewer_groups, inference_kernels
 from ..tflite.io_types import with_serving_signature
-from .models_config import add_model, check_config, import_protos
+from .models_config import add_model, next_version
 
 __all__ = ["BATCH_SIZES", "WARM_UP_FILE", "ServingExport", "export", "serving_module"]
 
@@ -124,7 +125,7 @@ def export(
     name: str | None = None,
     version: int | None = None,
     precision: str | None = None,
-    labels=None,
+    labels: Sequence[str] | None = None,
     zoo_dir: str | os.PathLike | None = None,
 ) -> ServingExport:
     """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and add it to models.config.
@@ -144,112 +145,72 @@ def export(
         version: an integer above the newest one; None takes the next.
 
     Raises:
-        ValueError: the version is not above the newest, models.config cannot be added to, the source is a .tflite or has
-            another precision, the name cannot be served, labels and classes differ in number; or as `loading.resolve`.
+        ValueError: as `models_config.next_version` or `loading.resolve`; or the source is a .tflite or has another
+            precision, or labels and classes differ in number.
         FileExistsError: `folder/name` holds something else, or another export took the version in the meantime.
         FileNotFoundError: there is nothing at the source.
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
         OSError: the folder cannot be written.
         TimeoutError: another export held the folder's lock for 30 s.
     """
-    import_protos("apis.prediction_log_pb2")
-    folder = Path(folder)
-    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
-        raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
-    net = _served(resolve(source, zoo_dir=zoo_dir).with_precision(precision), name, labels)
-    check_config(folder, net.name)
-    version = _next_version(folder / net.name, version)
-    target = folder / net.name / str(version)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".aside-") as aside:
-        written = Path(aside) / "version"
-        _write_version(net, written, version)
-        size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
-        target.parent.mkdir(exist_ok=True)
-        try:
-            os.rename(written, target)  # fails where another export was first
-        except OSError as error:
-            if not target.exists():
-                raise
-            raise FileExistsError(f"{target} was written by another export meanwhile ({error}); export again") from None
-    add_model(folder, net.name)
-    tflite_bytes = None if net.tflite is None else (target / "model.tflite").stat().st_size
-    return ServingExport(target, net.name, version, net.precision, size, tflite_bytes)
-
-
-@dataclass(frozen=True, eq=False)
-class _Served:
-    """A net as a version is written from: `tflite` are the true int8 model's bytes, None for float."""
-
-    name: str
-    precision: str
-    model: keras.Model
-    tflite: bytes | None
-    labels: tuple[str, ...]
-
-
-def _served(source: Source, name, labels) -> _Served:
-    model = source.model()
+    net = resolve(source, zoo_dir=zoo_dir).with_precision(precision)
+    target = next_version(folder, net.name if name is None else name, version)
+    model = net.model()
     classes = int(model.output_shape[-1])
-    labels = tuple(labels or source.labels or map(str, range(classes)))
+    labels = tuple(labels or net.labels or map(str, range(classes)))
     if len(labels) != classes:
         raise ValueError(f"{len(labels)} labels for {classes} classes; give one name a class")
-    tflite = source.tflite() if source.precision == "int8" else None
-    return _Served(check_served_name(name or source.name), source.precision, model, tflite, labels)
+    tflite = with_serving_signature(net.tflite()) if net.precision == "int8" else None
+    described = {
+        "name": target.parent.name,
+        "version": int(target.name),
+        "precision": net.precision,
+        "input": {"name": "image", "dtype": "uint8", "shape": [None, *model.input_shape[1:]]},
+        "preprocessing": "inside the graph: uint8 pixels divided by 255",
+        "outputs": ["logits", "probabilities", "class_id", "class_name"],
+        "labels": list(labels),
+        "versions": package_versions(),
+    }
+    try:
+        with atomic_folder(target, within=Path(folder)) as written:
+            _write_version(written, model, described, tflite)
+    except FileExistsError:
+        raise FileExistsError(f"{target} was written by another export meanwhile; export again") from None
+    add_model(folder, target.parent.name)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    tflite_bytes = None if tflite is None else len(tflite)
+    return ServingExport(target, target.parent.name, int(target.name), net.precision, size, tflite_bytes)
 
 
-def _next_version(base: Path, version: int | None) -> int:
-    """Choose the version above the newest in the model's folder, or the given one where that is above it, too."""
-    entries = [path.name for path in base.iterdir()] if base.is_dir() else ["a file"] if base.exists() else []
-    others = sorted(name for name in entries if not name.isdecimal())
-    if others:
-        raise FileExistsError(f"{base} holds {', '.join(others)} and not only versions; choose another folder")
-    newest = max(map(int, entries), default=0)
-    if version is not None and version <= newest:
-        raise ValueError(
-            f"version {version} of {base.name} is not above the newest, {newest}; give at least {newest + 1}"
-        )
-    return newest + 1 if version is None else version
-
-
-def _write_version(net: _Served, folder: Path, version: int) -> None:
-    module, signatures = serving_module(net.model, net.labels)
+def _write_version(folder: Path, model: keras.Model, described: dict, tflite: bytes | None) -> None:
+    module, signatures = serving_module(model, described["labels"])
     with tempfile.TemporaryDirectory() as temporary:
-        texts = {"labels.txt": "\n".join(net.labels) + "\n", "metadata.json": _metadata(net, version)}
+        texts = {
+            "labels.txt": "\n".join(described["labels"]) + "\n",
+            "metadata.json": json.dumps(described, indent=2) + "\n",
+        }
         module.files = []
         for name, text in texts.items():
             path = Path(temporary) / name
             path.write_text(text, encoding="utf-8")
             module.files.append(tf.saved_model.Asset(str(path)))
         tf.saved_model.save(module, str(folder), signatures=signatures)
-    if net.tflite is not None:
-        (folder / "model.tflite").write_bytes(with_serving_signature(net.tflite))
+    if tflite is not None:
+        (folder / "model.tflite").write_bytes(tflite)
     (folder / WARM_UP_FILE).parent.mkdir()
     with tf.io.TFRecordWriter(str(folder / WARM_UP_FILE)) as writer:
         for batch in BATCH_SIZES:
-            writer.write(_warm_up(net, batch))
+            writer.write(_warm_up(described["name"], (batch, *model.input_shape[1:])))
 
 
-def _warm_up(net, batch) -> bytes:
+def _warm_up(name, shape) -> bytes:
     """Serialize a logged request of `serving_default`, the one signature that graph and model.tflite share."""
-    images = np.random.default_rng(batch).integers(0, 256, (batch, *net.model.input_shape[1:]), np.uint8)
-    request = import_protos("apis.predict_pb2").PredictRequest(
-        model_spec={"name": net.name, "signature_name": "serving_default"},
+    from tensorflow_serving.apis.predict_pb2 import PredictRequest
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+    images = np.random.default_rng(shape[0]).integers(0, 256, shape, np.uint8)
+    request = PredictRequest(
+        model_spec={"name": name, "signature_name": "serving_default"},
         inputs={"image": tf.make_tensor_proto(images)},
     )
-    log = import_protos("apis.prediction_log_pb2").PredictionLog(predict_log={"request": request})
-    return log.SerializeToString()
-
-
-def _metadata(net, version) -> str:
-    fields = {
-        "name": net.name,
-        "version": version,
-        "precision": net.precision,
-        "input": {"name": "image", "dtype": "uint8", "shape": [None, *net.model.input_shape[1:]]},
-        "preprocessing": "inside the graph: uint8 pixels divided by 255",
-        "outputs": ["logits", "probabilities", "class_id", "class_name"],
-        "labels": list(net.labels),
-        "versions": package_versions(),
-    }
-    return json.dumps(fields, indent=2) + "\n"
+    return PredictionLog(predict_log={"request": request}).SerializeToString()

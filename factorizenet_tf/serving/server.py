@@ -106,7 +106,7 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException):
-        return JSONResponse({"error": error.detail}, error.status_code)
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception):
@@ -145,6 +145,11 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
             raise HTTPException(408, f"the request was not whole after {BODY_SECONDS:g} s") from None
         return await asyncio.to_thread(answer, classifier, bytes(body))
 
+    async def predict_by_get(name: str, version: str = VERSION):
+        of_name(name, version)
+        remedy = f"send a POST with a JSON body, e.g. curl -d @request.json .../v1/models/{name}:predict"
+        raise HTTPException(405, f"a GET predicts nothing; {remedy}", {"Allow": "POST"})
+
     async def status(name: str, version: str = VERSION):
         of_name(name, version)
         state = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
@@ -158,6 +163,7 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
 
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
         app.post(f"{path}:predict")(predict)
+        app.get(f"{path}:predict")(predict_by_get)
         app.get(f"{path}/metadata")(metadata)
         app.get(path)(status)
     return app

@@ -1,81 +1,105 @@
-"""Write an int8 .tflite where it is used: with metadata, its layers regrouped and its ends uint8 where that is asked."""
+"""Write an int8 .tflite with what an app must know of it: preprocessing as a TFLite metadata buffer, and the labels.
+
+Source: TFLite's metadata schema, version 1 (identifier M001), https://www.tensorflow.org/lite/models/convert/metadata.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
-from ..files import write_bytes
-from .int8_model import Int8Model
+from ..files import check_new, write_bytes
+from .flatbuffer import LABELS_FILE, associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
 from .io_types import check_io, with_uint8_io
-from .latency import LatencyTable
-from .metadata import with_metadata
-from .regroup import Regrouping, check_regroup, compare, regroup_fastest
 
-__all__ = ["TfliteExport", "export_tflite"]
+__all__ = ["METADATA_NAME", "export_tflite", "with_metadata"]
 
+METADATA_NAME = "TFLITE_METADATA"
 DESCRIPTION = "An int8 image classifier written by factorizenet_tf."
+IDENTIFIER = b"M001"
+PARSER_VERSION = "1.0.0"
+IMAGE_PROPERTIES = ("Uint8", 2)  # the member of the union ContentProperties
+NORMALIZATION = ("Uint8", 1)  # the member of the union ProcessUnitOptions
+TENSOR_AXIS_LABELS = ("Int8", 2)
+COLOR_SPACES = {1: ("Int8", 2), 3: ("Int8", 1)}  # channels -> GRAYSCALE, RGB
 
 
-@dataclass(frozen=True)
-class TfliteExport:
-    """A written .tflite.
-
-    Args:
-        path: of the file.
-        size_bytes: its length.
-        net: the net in it, int8 in and out whatever the file's types are.
-        regrouping: the choice for each grouped convolution; None where it was not regrouped.
-    """
-
-    path: Path
-    size_bytes: int
-    net: bytes
-    regrouping: Regrouping | None
-
-    def row(self) -> dict:
-        """Measure `net` on this machine, LiteRT with XNNPACK, batch 1, one thread: file, bytes, median latency.
-
-        A regrouped net is compared with the plain one: bytes, RAM and latency of both (`regroup.compare`).
-        """
-        row = {"file": str(self.path), "bytes": self.size_bytes}
-        if self.regrouping is not None:
-            return row | compare(self.regrouping.plain, self.regrouping.content)
-        return row | {"latency_ms": round(Int8Model(self.net).latency_ms().median_ms, 4)}
-
-
-def export_tflite(
-    content: bytes,
-    path: str | os.PathLike,
-    *,
-    name: str,
-    regroup: str = "none",
-    latencies: LatencyTable | None = None,
-    io: str = "int8",
-) -> TfliteExport:
-    """Write an int8 .tflite with metadata, and the labels that are in it.
+def export_tflite(content: bytes, path: str | os.PathLike, *, name: str, io: str = "int8") -> int:
+    """Write an int8 .tflite with metadata, and the labels that are in it; give its bytes.
 
     Args:
-        content: the int8 .tflite, as `Source.tflite` gives it.
+        content: the int8 .tflite, as `Source.tflite` gives it or `regroup_fastest` made it.
         path: the file; new.
         name: of the net, in the metadata.
-        regroup: "none", or "fastest": the number of groups that runs fastest, by `regroup_fastest`.
-        latencies: for regroup="fastest": the table measured on the target; None measures here.
         io: type of input and output, "int8" or "uint8".
 
     Raises:
-        ValueError: the bytes are damaged, or an argument has another value.
+        ValueError: the bytes are damaged, or `io` is another type.
         FileExistsError: `path` is there already.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another name or remove it")
-    check_regroup(regroup, latencies)
+    check_new(path)
     check_io(io)
-    regrouping = regroup_fastest(content, latencies) if regroup == "fastest" else None
-    net = content if regrouping is None else regrouping.content
-    ends = with_uint8_io(net) if io == "uint8" else net
-    written = with_metadata(ends, name=name, description=DESCRIPTION)
+    written = with_metadata(with_uint8_io(content) if io == "uint8" else content, name=name)
     write_bytes(path, written)
-    return TfliteExport(path, len(written), net, regrouping)
+    return len(written)
+
+
+def with_metadata(content: bytes, *, name: str) -> bytes:
+    """Add its metadata buffer to a .tflite of an image classifier, in the place of one that it has.
+
+    The buffer says: an RGB or grey image of which size, that a pixel p in 0..255 stands for p / 255 (the tensor's own
+    scale and zero point then make it an integer), and, where the file holds labels.txt, that this names the classes.
+
+    Args:
+        content: one input (1, height, width, channels), one output (1, classes).
+        name: of the model.
+
+    Raises:
+        ValueError: it is no .tflite, or damaged.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = read_flatbuffer(content)
+    graph = model.subgraphs[0]
+    _, height, width, channels = (int(n) for n in graph.tensors[graph.inputs[0]].shape)
+    files = associated_files(content)
+    # Tables of the schema, their fields by number.
+    image = {0: COLOR_SPACES[channels], 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
+    pixels = "an image, pixels 0..255 divided by 255; its scale and zero point then make integers of them"
+    unit = {0: NORMALIZATION, 1: {0: [0.0], 1: [255.0]}}
+    input_ = {0: "image", 1: pixels, 3: {0: IMAGE_PROPERTIES, 1: image}, 4: [unit]}
+    output = {0: "logits", 1: "one number a class; the largest is the class"}
+    if LABELS_FILE in files:
+        output[6] = [{0: LABELS_FILE, 1: "class names by number, one a line", 2: TENSOR_AXIS_LABELS}]
+    root = {0: name, 1: DESCRIPTION, 2: "1", 3: [{2: [input_], 3: [output]}], 7: PARSER_VERSION}
+    others = [entry for entry in model.metadata or () if entry.name not in (METADATA_NAME, METADATA_NAME.encode())]
+    model.buffers.append(schema.BufferT(list(_flatbuffer(root))))
+    model.metadata = [*others, schema.MetadataT(name=METADATA_NAME, buffer=len(model.buffers) - 1)]
+    return with_associated_files(write_flatbuffer(model), files)
+
+
+def _flatbuffer(root) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(_write(builder, root), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _write(builder, value) -> int:
+    """Write a text, a vector (list) or a table (dict: field -> value, or (type, number)); gives where it lies."""
+    if isinstance(value, str):
+        return builder.CreateString(value)
+    if isinstance(value, list):
+        items = [item if isinstance(item, float) else _write(builder, item) for item in value]
+        builder.StartVector(4, len(items), 4)
+        for item in reversed(items):
+            (builder.PrependFloat32 if isinstance(item, float) else builder.PrependUOffsetTRelative)(item)
+        return builder.EndVector()
+    fields = {
+        number: field if isinstance(field, tuple) else ("UOffsetTRelative", _write(builder, field))
+        for number, field in value.items()
+    }
+    builder.StartObject(max(fields) + 1)
+    for number, (kind, field) in fields.items():
+        getattr(builder, f"Prepend{kind}Slot")(number, field, 0)
+    return builder.EndObject()

@@ -35,6 +35,13 @@ class Int8Model:
         path_or_bytes: a .tflite file or its content, int8 in and out, input (batch, height, width, channels).
         threads: of one inference.
 
+    Attributes:
+        input_shape: (height, width, channels).
+        num_classes: how many logits.
+        size_bytes: of the file.
+        input_quantization: (scale, zero point): an int8 input q stands for scale * (q - zero point).
+        output_quantization: the same of the logits.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, no .tflite, or not int8 in and out.
@@ -63,32 +70,10 @@ class Int8Model:
                 f"{self._source} takes {types[0]} and gives {types[1]}; it must be int8 in and out, as to_tflite "
                 "and `factorizenet export --io int8` write it"
             )
-        self._input, self._output = inputs[0], outputs[0]
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return tuple(int(d) for d in self._input["shape"][1:])
-
-    @property
-    def num_classes(self) -> int:
-        """How many logits."""
-        return int(self._output["shape"][1])
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the file."""
-        return len(self._content)
-
-    @property
-    def input_quantization(self) -> tuple[float, int]:
-        """(scale, zero point): an int8 input q stands for scale * (q - zero point)."""
-        return self._input["quantization"]
-
-    @property
-    def output_quantization(self) -> tuple[float, int]:
-        """(scale, zero point) of the logits."""
-        return self._output["quantization"]
+        self.input_shape = tuple(int(n) for n in inputs[0]["shape"][1:])
+        self.num_classes, self.size_bytes = int(outputs[0]["shape"][1]), len(self._content)
+        self.input_quantization, self.output_quantization = inputs[0]["quantization"], outputs[0]["quantization"]
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -116,11 +101,8 @@ class Int8Model:
         """
         try:
             content = associated_files(self._content).get(LABELS_FILE)
-            return (
-                None
-                if content is None
-                else tuple(content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n"))
-            )
+            text = None if content is None else content.decode().replace("\r\n", "\n").removesuffix("\n")
+            return None if text is None else tuple(text.split("\n"))
         except ValueError as error:
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
 
@@ -131,10 +113,19 @@ class Int8Model:
             TypeError: the images are not uint8.
             ValueError: they have another rank or size, or batch_size is below 1.
         """
-        return self._logits(self.predict_quantized(images, batch_size=batch_size))
+        scale, zero_point = self.output_quantization
+        quantized = self.predict_quantized(images, batch_size=batch_size)
+        return np.float32(scale) * (quantized.astype(np.float32) - zero_point)
 
     def predict_quantized(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
         """The same as int8 (n, classes), before dequantization."""
+        return self._run(self._interpreter, images, batch_size)
+
+    def predict_reference(self, images: np.ndarray) -> np.ndarray:
+        """As `predict_quantized`, by LiteRT's reference kernels: the rounding that TensorFlow Lite Micro's share."""
+        return self._run(self._new_interpreter("BUILTIN_REF"), images, 1)
+
+    def _run(self, interpreter, images, batch_size):
         check_images(images, self.input_shape)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -143,23 +134,10 @@ class Int8Model:
         outputs = np.empty((len(images), self.num_classes), np.int8)
         for start in range(0, len(images), batch_size):
             batch = inputs[start : start + batch_size]
-            self._resize(len(batch))
-            self._interpreter.set_tensor(self._input["index"], batch)
-            self._interpreter.invoke()
-            outputs[start : start + len(batch)] = self._interpreter.get_tensor(self._output["index"])
-        return outputs
-
-    def predict_reference(self, images: np.ndarray) -> np.ndarray:
-        """As `predict_quantized`, by LiteRT's reference kernels: the rounding that TensorFlow Lite Micro's share."""
-        from ai_edge_litert.interpreter import OpResolverType
-
-        check_images(images, self.input_shape)
-        interpreter = self._new_interpreter(experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
-        outputs = np.empty((len(images), self.num_classes), np.int8)
-        for number, image in enumerate(self._quantized(images)):
-            interpreter.set_tensor(self._input["index"], image[None])
+            self._resize(interpreter, len(batch))
+            interpreter.set_tensor(self._input, batch)
             interpreter.invoke()
-            outputs[number] = interpreter.get_tensor(self._output["index"])
+            outputs[start : start + len(batch)] = interpreter.get_tensor(self._output)
         return outputs
 
     def latency_ms(self, *, runs: int = 200, warm_up: int = 20) -> Latency:
@@ -176,34 +154,34 @@ class Int8Model:
 
     def inference(self) -> Callable[[], np.ndarray]:
         """A function to time: one inference at batch 1 on a synthetic image, input copy and output copy included."""
-        self._resize(1)
+        self._resize(self._interpreter, 1)
         image = np.random.default_rng(0).integers(-128, 128, (1, *self.input_shape), np.int8)
 
         def infer():
-            self._interpreter.set_tensor(self._input["index"], image)
+            self._interpreter.set_tensor(self._input, image)
             self._interpreter.invoke()
-            return self._interpreter.get_tensor(self._output["index"])
+            return self._interpreter.get_tensor(self._output)
 
         return infer
 
     def _quantized(self, images):
         return quantize_pixels(images, self.input_quantization)
 
-    def _logits(self, quantized):
-        scale, zero_point = self.output_quantization
-        return np.float32(scale) * (quantized.astype(np.float32) - zero_point)
+    def _resize(self, interpreter, batch):
+        if interpreter.get_input_details()[0]["shape"][0] != batch:
+            interpreter.resize_tensor_input(self._input, (batch, *self.input_shape))
+            interpreter.allocate_tensors()
 
-    def _resize(self, batch):
-        if self._interpreter.get_input_details()[0]["shape"][0] != batch:
-            self._interpreter.resize_tensor_input(self._input["index"], (batch, *self.input_shape))
-            self._interpreter.allocate_tensors()
-
-    def _new_interpreter(self, **kwargs):
-        from ai_edge_litert.interpreter import Interpreter
+    def _new_interpreter(self, kernels="AUTO"):
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         try:
             with quiet_native_stderr():
-                interpreter = Interpreter(model_content=self._content, num_threads=self.threads, **kwargs)
+                interpreter = Interpreter(
+                    model_content=self._content,
+                    num_threads=self.threads,
+                    experimental_op_resolver_type=OpResolverType[kernels],
+                )
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
@@ -212,9 +190,7 @@ class Int8Model:
 
     def _plain(self):
         """An interpreter without XNNPACK, which would show as one delegate operator."""
-        from ai_edge_litert.interpreter import OpResolverType
-
-        return self._new_interpreter(experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+        return self._new_interpreter("BUILTIN_WITHOUT_DEFAULT_DELEGATES")
 
 
 def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:

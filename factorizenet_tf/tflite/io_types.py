@@ -26,15 +26,14 @@ def with_uint8_io(content: bytes) -> bytes:
     Raises:
         ValueError: the file is damaged or not int8 in and out.
     """
-    model = _int8_model(content)
+    model, logits = _with_uint8_input(content)
     graph = model.subgraphs[0]
-    input_, inner = _uint8_input(model), int(graph.outputs[0])
-    output = _append(graph, _uint8(graph.tensors[inner]))
-    graph.tensors[inner].name = "logits_int8"
-    _add_operator(model, "QUANTIZE", "QuantizeOptions", [inner], [output])
-    graph.inputs, graph.outputs = [input_], [output]
+    output = _append(graph, _uint8(graph.tensors[logits]))
+    graph.tensors[logits].name = "logits_int8"
+    _add_operator(model, "Quantize", logits, output)
+    graph.outputs = [output]
     for signature in model.signatureDefs or ():  # its names stay
-        signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = input_, output
+        signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = graph.inputs[0], output
     return with_associated_files(write_flatbuffer(model), associated_files(content))
 
 
@@ -48,48 +47,38 @@ def with_serving_signature(content: bytes) -> bytes:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model = _int8_model(content)
+    model, inner = _with_uint8_input(content)
     graph = model.subgraphs[0]
-    input_, inner = _uint8_input(model), int(graph.outputs[0])
     outputs = {}
     for name in ("logits", "probabilities"):
         tensor = copy.copy(graph.tensors[inner])
-        tensor.type, tensor.buffer, tensor.name = schema.TensorType.FLOAT32, 0, name
-        tensor.quantization = None
+        tensor.type, tensor.buffer, tensor.name, tensor.quantization = schema.TensorType.FLOAT32, 0, name, None
         outputs[name] = _append(graph, tensor)
     graph.tensors[inner].name = "logits_int8"
-    _add_operator(model, "DEQUANTIZE", "DequantizeOptions", [inner], [outputs["logits"]])
-    _add_operator(
-        model, "SOFTMAX", "SoftmaxOptions", [outputs["logits"]], [outputs["probabilities"]], options={"beta": 1.0}
-    )
-    graph.inputs, graph.outputs = [input_], list(outputs.values())
+    _add_operator(model, "Dequantize", inner, outputs["logits"])
+    _add_operator(model, "Softmax", outputs["logits"], outputs["probabilities"]).builtinOptions.beta = 1.0
+    graph.outputs = list(outputs.values())
     names = (
         [schema.TensorMapT(name=name, tensorIndex=number) for name, number in tensors.items()]
-        for tensors in ({"image": input_}, outputs)
+        for tensors in ({"image": graph.inputs[0]}, outputs)
     )
     model.signatureDefs = [schema.SignatureDefT(*names, signatureKey="serving_default", subgraphIndex=0)]
     return with_associated_files(write_flatbuffer(model), associated_files(content))
 
 
-def _int8_model(content):
+def _with_uint8_input(content):
+    """Read a model and put a QUANTIZE from uint8 in front; gives it and the number of its int8 output."""
     from ai_edge_litert.schema_py_generated import TensorType
 
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
-    for number in (*graph.inputs, *graph.outputs):
-        if graph.tensors[number].type != TensorType.INT8:
-            raise ValueError("the .tflite is not int8 in and out; give the one that `factorizenet train` wrote")
-    return model
-
-
-def _uint8_input(model) -> int:
-    """Put a QUANTIZE from uint8 in front; gives the number of the new input."""
-    graph = model.subgraphs[0]
-    inner = int(graph.inputs[0])
-    outer = _append(graph, _uint8(graph.tensors[inner]))
-    graph.tensors[outer].name = "image"
-    _add_operator(model, "QUANTIZE", "QuantizeOptions", [outer], [inner], first=True)
-    return outer
+    if any(graph.tensors[number].type != TensorType.INT8 for number in (*graph.inputs, *graph.outputs)):
+        raise ValueError("the .tflite is not int8 in and out; give the one that `factorizenet train` wrote")
+    inner = graph.inputs[0]
+    graph.inputs = [_append(graph, _uint8(graph.tensors[inner]))]
+    graph.tensors[graph.inputs[0]].name = "image"
+    _add_operator(model, "Quantize", graph.inputs[0], inner, first=True)
+    return model, graph.outputs[0]
 
 
 def _uint8(tensor):
@@ -108,17 +97,19 @@ def _append(graph, tensor) -> int:
     return len(graph.tensors) - 1
 
 
-def _add_operator(model, name, options_name, inputs, outputs, *, options=None, first=False):
+def _add_operator(model, kind, source, target, *, first=False):
+    """Add an operator of one input and one output, tensors by number; gives it."""
     from ai_edge_litert import schema_py_generated as schema
 
-    code = getattr(schema.BuiltinOperator, name)
+    code = getattr(schema.BuiltinOperator, kind.upper())
     model.operatorCodes.append(schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=1))
     operator = schema.OperatorT(
         opcodeIndex=len(model.operatorCodes) - 1,
-        inputs=inputs,
-        outputs=outputs,
-        builtinOptionsType=getattr(schema.BuiltinOptions, options_name),
-        builtinOptions=getattr(schema, f"{options_name}T")(**(options or {})),
+        inputs=[source],
+        outputs=[target],
+        builtinOptionsType=getattr(schema.BuiltinOptions, f"{kind}Options"),
+        builtinOptions=getattr(schema, f"{kind}OptionsT")(),
     )
     operators = model.subgraphs[0].operators
     operators.insert(0 if first else len(operators), operator)
+    return operator

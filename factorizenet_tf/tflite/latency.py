@@ -23,11 +23,9 @@ __all__ = [
     "convolution_of",
     "convolution_operators",
     "int8_convolutions",
-    "largest_groups",
     "measure_convolutions",
     "planned_convolutions",
     "read_table",
-    "table_from_json",
     "time_in_turns",
 ]
 
@@ -58,9 +56,24 @@ class Convolution:
             f"{self.filters} channels, stride {'x'.join(map(str, self.stride))}"
         )
 
-    def group_counts(self, groups: int) -> tuple[int, ...]:
-        """The numbers of groups, divisors of `groups`, that a kernel of so many can be written with."""
-        return tuple(n for n in range(1, groups + 1) if groups % n == 0)
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(height, width, filters)."""
+        lost = (0, 0) if self.padding == "SAME" else tuple(reach - 1 for reach in self._reach)
+        sides = (-(-(size - less) // stride) for size, less, stride in zip(self.input_shape, lost, self.stride))
+        return (*sides, self.filters)
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Rows of zeros above the image and columns to its left."""
+        if self.padding == "VALID":
+            return 0, 0
+        sides = zip(self.output_shape, self.stride, self._reach, self.input_shape)
+        return tuple(max(0, (out - 1) * stride + reach - size) // 2 for out, stride, reach, size in sides)
+
+    @property
+    def _reach(self):
+        return tuple((kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel, self.dilation))
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class LatencyTable:
     threads: int
 
     def to_json(self) -> str:
-        """The text that `table_from_json` reads back."""
+        """The text that `read_table` reads back."""
         head = {"format": FORMAT, "machine": self.machine, "runtime": self.runtime, "threads": self.threads}
         rows = [dataclasses.asdict(shape) | {"milliseconds": ms} for shape, ms in self.milliseconds.items()]
         return json.dumps(head | {"convolutions": rows}, indent=1) + "\n"
@@ -104,17 +117,8 @@ def read_table(path: str | os.PathLike) -> LatencyTable:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no table of latencies at {path}; `factorizenet latencies --out {path}` writes one")
-    return table_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-
-
-def table_from_json(text: str, where: str = "the table") -> LatencyTable:
-    """Read the table that `to_json` wrote.
-
-    Raises:
-        ValueError: it is none; the message names `where`.
-    """
     try:
-        fields = json.loads(text)
+        fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
             raise ValueError(f"format {fields['format']!r}; this version reads {FORMAT}")
         milliseconds = {}
@@ -125,7 +129,7 @@ def table_from_json(text: str, where: str = "the table") -> LatencyTable:
         return LatencyTable(milliseconds, str(fields["machine"]), str(fields["runtime"]), int(fields["threads"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{where} is no table of latencies ({error!r}); write it with `factorizenet latencies --out TABLE.json`"
+            f"{path} is no table of latencies ({error!r}); write it with `factorizenet latencies --out TABLE.json`"
         ) from None
 
 
@@ -153,18 +157,19 @@ def convolution_operators(model) -> Iterator[tuple]:
 
 
 def convolution_of(graph, operator) -> tuple[Convolution, int]:
-    """Shape and number of groups of a CONV_2D operator."""
+    """Shape and number of groups of a CONV_2D operator, or of a DEPTHWISE_CONV_2D, which counts as one group."""
     options = operator.builtinOptions
-    image, kernel = (tuple(int(n) for n in graph.tensors[i].shape) for i in operator.inputs[:2])
+    sides = (*operator.inputs[:2], operator.outputs[0])
+    image, kernel, output = (tuple(int(n) for n in graph.tensors[i].shape) for i in sides)
     shape = Convolution(
         input_shape=image[1:],
-        filters=kernel[0],
+        filters=output[3],
         kernel=kernel[1:3],
         stride=(options.strideH, options.strideW),
         dilation=(options.dilationHFactor, options.dilationWFactor),
         padding="VALID" if options.padding else "SAME",
     )
-    return shape, image[3] // kernel[3]
+    return shape, max(1, image[3] // kernel[3])
 
 
 def planned_convolutions(width: int, input_shape: tuple[int, int, int]) -> list[tuple[Convolution, int]]:
@@ -182,20 +187,11 @@ def planned_convolutions(width: int, input_shape: tuple[int, int, int]) -> list[
     return planned
 
 
-def largest_groups(convolutions: Iterable[tuple[Convolution, int]]) -> dict[Convolution, int]:
-    """Collect (shape, groups) pairs for `measure_convolutions`: each grouped shape once, all its divisors in it."""
-    largest: dict[Convolution, int] = {}
-    for shape, groups in convolutions:
-        if groups > 1:
-            largest[shape] = math.lcm(largest.get(shape, 1), groups)
-    return largest
-
-
-def measure_convolutions(groups: dict[Convolution, int], *, threads: int = 1) -> LatencyTable:
-    """Time each shape on LiteRT with XNNPACK, with every number of groups that divides the given one.
+def measure_convolutions(convolutions: Iterable[tuple[Convolution, int]], *, threads: int = 1) -> LatencyTable:
+    """Time on LiteRT with XNNPACK each grouped shape, with every number of groups that divides one that it occurs with.
 
     Args:
-        groups: the largest number of groups of each shape.
+        convolutions: (shape, groups) of each.
         threads: of one inference.
 
     Returns:
@@ -205,9 +201,13 @@ def measure_convolutions(groups: dict[Convolution, int], *, threads: int = 1) ->
 
     from ..machine import cpu_name
 
+    largest: dict[Convolution, int] = {}
+    for shape, groups in convolutions:
+        if groups > 1:
+            largest[shape] = math.lcm(largest.get(shape, 1), groups)
     milliseconds = {}
-    for shape, largest in groups.items():
-        counts = shape.group_counts(largest)
+    for shape, groups in largest.items():
+        counts = [n for n in range(1, groups + 1) if groups % n == 0]
         times = time_in_turns([_inference(shape, count, threads) for count in counts])
         milliseconds[shape] = dict(zip(counts, np.median(times, axis=0).tolist()))
     return LatencyTable(milliseconds, cpu_name(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
@@ -257,11 +257,7 @@ def one_convolution(shape: Convolution, groups: int) -> bytes:
     """Make a .tflite of one int8 convolution with random weights: its time does not depend on them."""
     from ai_edge_litert import schema_py_generated as schema
 
-    height, width, channels = shape.input_shape
-    reach = [(k - 1) * d + 1 for k, d in zip(shape.kernel, shape.dilation)]
-    free = (height, width) if shape.padding == "SAME" else (height - reach[0] + 1, width - reach[1] + 1)
-    output = [1, *(-(-size // stride) for size, stride in zip(free, shape.stride)), shape.filters]
-    kernel = [shape.filters, *shape.kernel, channels // groups]
+    kernel = [shape.filters, *shape.kernel, shape.input_shape[2] // groups]
     random = np.random.default_rng(0)
     weights = random.integers(-127, 128, kernel, np.int8)
     bias = random.integers(-1000, 1000, shape.filters, np.int32)
@@ -276,7 +272,7 @@ def one_convolution(shape: Convolution, groups: int) -> bytes:
         tensor("image", (1, *shape.input_shape), types.INT8, [1 / 255], -128),
         tensor("weights", kernel, types.INT8, scales, buffer=1),
         tensor("bias", [shape.filters], types.INT32, [scale / 255 for scale in scales], buffer=2),
-        tensor("sums", output, types.INT8, [0.02], -128),
+        tensor("sums", (1, *shape.output_shape), types.INT8, [0.02], -128),
     ]
     options = schema.Conv2DOptionsT(
         padding=int(shape.padding == "VALID"),

@@ -7,7 +7,6 @@ more MACs. A kernel of G groups is one of G / n groups with zeros between its bl
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,43 +19,14 @@ from .latency import (
     convolution_of,
     convolution_operators,
     int8_convolutions,
-    largest_groups,
     measure_convolutions,
     time_in_turns,
 )
 from .micro import arena_bytes
 
-__all__ = [
-    "REGROUPINGS",
-    "RegroupedLayer",
-    "Regrouping",
-    "block_dense",
-    "check_regroup",
-    "compare",
-    "regroup_fastest",
-    "with_groups",
-]
+__all__ = ["Regrouping", "block_dense", "compare", "regroup_fastest", "with_groups"]
 
-REGROUPINGS = ("none", "fastest")
 MARGIN = 0.95  # other groups must be faster by this, else timing noise would choose
-
-
-@dataclass(frozen=True)
-class RegroupedLayer:
-    """The choice for one grouped convolution.
-
-    Args:
-        name: of its output in the file.
-        groups: of the plain file.
-        chosen: groups of the regrouped one.
-        plain_ms, chosen_ms: of the table, one image.
-    """
-
-    name: str
-    groups: int
-    chosen: int
-    plain_ms: float
-    chosen_ms: float
 
 
 @dataclass(frozen=True)
@@ -64,57 +34,47 @@ class Regrouping:
     """A regrouped .tflite and how it came about.
 
     Args:
-        plain: bytes of the file that it was made from.
-        content: its own bytes; its outputs are the plain file's, bit by bit.
-        layers: a choice for each grouped convolution.
+        content: its bytes; its outputs are the plain file's, bit by bit.
+        layers: the choice for each grouped convolution: its name, `groups` of the plain file, `chosen` of this one, and
+            the table's `plain_ms` and `chosen_ms` of one image.
         table: the latencies that were chosen by.
     """
 
-    plain: bytes
     content: bytes
-    layers: tuple[RegroupedLayer, ...]
+    layers: list[dict]
     table: LatencyTable
 
-    def rows(self) -> list[dict]:
-        """A dict a grouped convolution, the converter's long names cut to the layer's."""
-        return [dataclasses.asdict(layer) | {"name": _layer_name(layer.name)} for layer in self.layers]
 
-
-def check_regroup(regroup: str, latencies: LatencyTable | None) -> None:
-    """Raise ValueError where `regroup` is none of REGROUPINGS, or there is a table and nothing to choose by it."""
-    if regroup not in REGROUPINGS:
-        raise ValueError(f"regroup is {regroup!r}; it must be one of {', '.join(REGROUPINGS)}")
-    if regroup == "none" and latencies is not None:
-        raise ValueError('latencies are for regroup="fastest" (--regroup fastest); give that, or leave them out')
-
-
-def regroup_fastest(content: bytes, latencies: LatencyTable | None = None, *, threads: int = 1) -> Regrouping:
+def regroup_fastest(content: bytes, latencies: LatencyTable | None = None) -> Regrouping:
     """Rewrite each grouped convolution of an int8 .tflite with the number of groups that runs fastest.
 
     Args:
         content: the .tflite.
         latencies: measured on the target by `factorizenet latencies`; None measures the file's own shapes here.
-        threads: of that measurement.
 
     Raises:
         ValueError: the file is damaged, or the table lacks a shape or a number of groups that it has.
     """
     convolutions = int8_convolutions(content)
     if latencies is None:
-        latencies = measure_convolutions(largest_groups(row[1:] for row in convolutions), threads=threads)
-    layers = []
+        latencies = measure_convolutions(row[1:] for row in convolutions)
+    layers, choices = [], []
     for name, shape, groups in convolutions:
-        times = latencies.milliseconds.get(shape, {}) if groups > 1 else {1: 0.0}
+        if groups == 1:
+            choices.append(1)
+            continue
+        times = latencies.milliseconds.get(shape, {})
         if groups not in times:
             raise ValueError(
                 f"the table of {latencies.machine} has no latency of a {shape} in {groups} groups; measure this file's "
                 "layers there with `factorizenet latencies FILE --out TABLE.json`"
             )
-        fastest = min((n for n in shape.group_counts(groups) if n in times), key=times.__getitem__)
+        fastest = min((n for n in times if groups % n == 0), key=times.__getitem__)
         chosen = fastest if times[fastest] < MARGIN * times[groups] else groups
-        layers.append(RegroupedLayer(name, groups, chosen, times[groups], times[chosen]))
-    regrouped = with_groups(content, [layer.chosen for layer in layers])
-    return Regrouping(content, regrouped, tuple(layer for layer in layers if layer.groups > 1), latencies)
+        choices.append(chosen)
+        row = {"name": _layer_name(name), "groups": groups, "chosen": chosen}
+        layers.append(row | {"plain_ms": times[groups], "chosen_ms": times[chosen]})
+    return Regrouping(with_groups(content, choices), layers, latencies)
 
 
 def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
@@ -128,10 +88,9 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
         ValueError: there are more or fewer convolutions, or a number is no divisor.
     """
     model = read_flatbuffer(content)
-    operators = list(convolution_operators(model))
+    operators, changed = list(convolution_operators(model)), False
     if len(operators) != len(groups):
         raise ValueError(f"{len(groups)} numbers of groups for {len(operators)} int8 convolutions; give one each")
-    changed = False
     for (graph, operator), fewer in zip(operators, groups):
         shape, before = convolution_of(graph, operator)
         if fewer < 1 or before % fewer:
@@ -149,19 +108,15 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
     return with_associated_files(write_flatbuffer(model), associated_files(content))
 
 
-def compare(plain: bytes, regrouped: bytes, *, threads: int = 1) -> dict:
-    """Compare bytes, RAM and latency of two .tflite files of the same net, latency in turns.
-
-    Args:
-        plain, regrouped: their content.
-        threads: of one inference.
+def compare(plain: bytes, regrouped: bytes) -> dict:
+    """Compare bytes, RAM and latency of two .tflite files of the same net, on one thread in turns.
 
     Returns:
         bytes, ram_bytes (None without the extra `micro`) and ms of each, and `speedup`, the median of the ratios of
         each turn.
     """
     files = {"plain": plain, "regrouped": regrouped}
-    times = time_in_turns([Int8Model(content, threads=threads).inference() for content in files.values()], runs=50)
+    times = time_in_turns([Int8Model(content).inference() for content in files.values()], runs=50)
     row = {}
     for (kind, content), ms in zip(files.items(), np.median(times, axis=0)):
         try:

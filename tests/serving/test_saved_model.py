@@ -1,17 +1,15 @@
 import json
-import shutil
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from google.protobuf import text_format
 from serving_contract import check_contract
 from tensorflow_serving.apis import prediction_log_pb2
-from tensorflow_serving.config import model_server_config_pb2
 
 from factorizenet_tf.cli import main
+from factorizenet_tf.loading import Source
 from factorizenet_tf.serving import saved_model
 from factorizenet_tf.serving.saved_model import BATCH_SIZES, WARM_UP_FILE, export
 
@@ -69,24 +67,18 @@ def test_images_of_another_shape_are_an_invalid_argument_to_a_session_of_cpp_too
             call(np.zeros(shape, np.uint8))
 
 
-def test_assets_have_labels_and_metadata(int8, digits):
-    assert (int8.folder / "assets" / "labels.txt").read_text().split() == list(digits.class_names)
-    fields = json.loads((int8.folder / "assets" / "metadata.json").read_text())
-    assert fields["input"] == {"name": "image", "dtype": "uint8", "shape": [None, 16, 16, 1]}
-    assert (fields["version"], fields["precision"], fields["labels"]) == (1, "int8", list(digits.class_names))
-
-
-def test_warm_up_requests_replay_one_for_each_allowed_batch_size(int8, floating, loaded):
-
+def test_labels_metadata_and_a_warm_up_request_of_each_batch_size_lie_beside_the_graph(int8, floating, loaded, digits):
     for made in (int8, floating):
-        records = list(tf.data.TFRecordDataset(str(made.folder / WARM_UP_FILE)).as_numpy_iterator())
+        assert (made.folder / "assets" / "labels.txt").read_text().split() == list(digits.class_names)
+        fields = json.loads((made.folder / "assets" / "metadata.json").read_text())
+        assert fields["input"] == {"name": "image", "dtype": "uint8", "shape": [None, 16, 16, 1]}
+        assert (fields["version"], fields["precision"]) == (made.version, made.precision)
         sizes = []
-        for record in records:
+        for record in tf.data.TFRecordDataset(str(made.folder / WARM_UP_FILE)).as_numpy_iterator():
             request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
             assert (request.model_spec.name, request.model_spec.signature_name) == (made.name, "serving_default")
             inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
-            given = loaded[made.precision][request.model_spec.signature_name](**inputs)
-            sizes.append(given["logits"].shape[0])
+            sizes.append(len(loaded[made.precision]["serving_default"](**inputs)["logits"]))
         assert tuple(sizes) == BATCH_SIZES
 
 
@@ -107,50 +99,48 @@ def test_the_tflite_beside_takes_the_warm_up_too_and_gives_the_int8_nets_logits(
 
 
 @pytest.fixture
-def quick(run, tmp_path, monkeypatch):
+def quick(run, models, tmp_path, monkeypatch):
     """Exports a version whose files are few and quickly written, by the exporter's own steps."""
 
-    def write(net, made, version):
-        made.mkdir()
-        (made / "saved_model.pb").write_bytes(b"graph")
-        (made / WARM_UP_FILE).parent.mkdir()
-        (made / WARM_UP_FILE).write_bytes(b"warm")
+    def write(folder, *described):
+        (folder / "saved_model.pb").write_bytes(b"graph")
 
     monkeypatch.setattr(saved_model, "_write_version", write)
-    return lambda **options: export(run.folder, tmp_path / "models", precision="float", name="net", **options)
+    monkeypatch.setattr(Source, "model", lambda source: models.float)
+    return lambda **options: export(
+        run.folder, tmp_path / "models", **({"precision": "float", "name": "net"} | options)
+    )
 
 
-def test_versions_rise_and_the_configuration_names_the_model_once(quick, tmp_path):
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No net is loaded: what is refused is refused before that."""
+    monkeypatch.delattr(Source, "model")
+
+
+def test_versions_rise_and_the_configuration_names_the_model_once(quick, tmp_path, request):
     folder = tmp_path / "models"
     assert [quick(version=version).version for version in (None, None, 7, None)] == [1, 2, 7, 8]
-    for version in (8, 3, 7):
+    assert (folder / "models.config").read_text().count('"/models/net"') == 1
+    request.getfixturevalue("unloaded")
+    for version in (8, 3):
         with pytest.raises(ValueError, match=f"version {version} of net is not above the newest, 8; give at least 9"):
             quick(version=version)
-    for version in (0, -1, 1.0, True, "9"):
+    for version in (0, 1.0, True, "9"):
         with pytest.raises(ValueError, match="it must be an integer of at least 1"):
             quick(version=version)
-    assert sorted(path.name for path in (folder / "net").iterdir()) == ["1", "2", "7", "8"]
-    text = (folder / "models.config").read_text()
-    (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
-    assert (model.name, model.base_path, model.model_platform) == ("net", "/models/net", "tensorflow")
-
-
-def test_a_configuration_that_cannot_be_added_to_is_refused_before_the_work(quick, tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "models.config").write_text("models: mine")
+    (folder / "models.config").write_text("models: mine")
     with pytest.raises(ValueError, match=r"no models\.config that can be added to"):
         quick()
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["models.config"]
-    assert (tmp_path / "models" / "models.config").read_text() == "models: mine"
+    assert sorted(path.name for path in (folder / "net").iterdir()) == ["1", "2", "7", "8"]
 
 
 def test_a_failed_export_leaves_nothing_that_a_server_would_see(quick, tmp_path, monkeypatch):
     quick()
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
 
-    def fail(net, made, version):
-        made.mkdir()
-        (made / "saved_model.pb").write_bytes(b"half")
+    def fail(folder, *described):
+        (folder / "saved_model.pb").write_bytes(b"half")
         raise OSError("the disk is full")
 
     monkeypatch.setattr(saved_model, "_write_version", fail)
@@ -160,77 +150,64 @@ def test_a_failed_export_leaves_nothing_that_a_server_would_see(quick, tmp_path,
 
 
 def test_a_version_that_another_export_took_meanwhile_is_not_written_over(quick, tmp_path, monkeypatch):
-    write = saved_model._write_version
+    theirs = tmp_path / "models" / "net" / "1" / "saved_model.pb"
 
-    def write_and_lose(net, made, version):
-        write(net, made, version)
-        (tmp_path / "models" / "net" / str(version)).mkdir(parents=True)
-        (tmp_path / "models" / "net" / str(version) / "saved_model.pb").write_bytes(b"theirs")
+    def write_and_lose(folder, *described):
+        theirs.parent.mkdir()
+        theirs.write_bytes(b"theirs")
 
     monkeypatch.setattr(saved_model, "_write_version", write_and_lose)
-    with pytest.raises(FileExistsError, match="was written by another export meanwhile"):
+    with pytest.raises(FileExistsError, match="was written by another export meanwhile; export again"):
         quick()
-    assert (tmp_path / "models" / "net" / "1" / "saved_model.pb").read_bytes() == b"theirs"
+    assert theirs.read_bytes() == b"theirs"
 
 
 @pytest.mark.parametrize("name", ["a/b", "../net", "", "a b", ".hidden", "ü", "-x"])
-def test_names_that_cannot_be_a_folder_or_an_address_are_refused(name, run, tmp_path):
+def test_names_that_cannot_be_a_folder_or_an_address_are_refused(name, quick, unloaded, tmp_path):
     with pytest.raises(ValueError, match="cannot be served; use letters"):
-        export(run.folder, tmp_path, name=name or " ", precision="float")
+        quick(name=name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_use_is_refused(quick, tmp_path):
+def test_a_folder_in_use_is_refused(quick, unloaded, tmp_path):
     (tmp_path / "models" / "net").mkdir(parents=True)
     (tmp_path / "models" / "net" / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"holds thesis\.tex and not only versions"):
         quick()
     assert [path.name for path in (tmp_path / "models" / "net").iterdir()] == ["thesis.tex"]
-    shutil.rmtree(tmp_path / "models")
+
+
+def test_labels_that_do_not_fit_and_a_file_in_the_folders_place_are_refused(quick, tmp_path):
+    with pytest.raises(ValueError, match="3 labels for 10 classes"):
+        quick(labels=["a", "b", "c"])
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "models").write_text("")
     with pytest.raises(OSError, match="models"):
         quick()
 
 
-def test_sources_and_labels_that_do_not_fit_are_refused(run, tmp_path):
-    with pytest.raises(ValueError, match=r"is a \.tflite.* no Keras model"):
-        export(run.folder / "model.tflite", tmp_path)
-    with pytest.raises(FileNotFoundError, match="none"):
-        export(tmp_path / "none", tmp_path)
-    with pytest.raises(ValueError, match="3 labels for 10 classes"):
-        export(run.folder, tmp_path, precision="float", labels=["a", "b", "c"])
-    with pytest.raises(ValueError, match="is a float model; an int8 one is needed"):
-        export(run.folder / "float.h5", tmp_path, precision="int8")
-    with pytest.raises(ValueError, match="precision is 'int4'"):
-        export(run.folder, tmp_path, precision="int4")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_exports_versions(quick, run, tmp_path, capsys):
+def test_the_command_exports_versions_and_refuses_before_any_work(quick, run, tmp_path, monkeypatch, capsys, request):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "models.config").write_text("model_config_list {}")
     arguments = ["export", str(run.folder), "--serving", str(tmp_path / "models"), "--precision", "float"]
-    arguments += ["--name", "net"]
-    assert main([*arguments, "--json"]) == 0
+    named = [*arguments, "--name", "net"]
+    assert main([*named, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row.keys() == {"folder", "name", "version", "precision", "size_bytes", "tflite_bytes"}
     assert (row["name"], row["version"], row["precision"], row["tflite_bytes"]) == ("net", 1, "float", None)
-    assert main([*arguments, "--version", "5", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["version"] == 5
-    assert main([*arguments, "--version", "4"]) == 2
-    assert "is not above the newest, 5" in capsys.readouterr().err
-
-
-def test_a_missing_package_is_named_before_the_work(run, tmp_path, monkeypatch, capsys):
+    assert main([*named, "--version", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "size bytes" in printed
+    assert "tflite bytes" not in printed
+    request.getfixturevalue("unloaded")
+    tflite = ["--tflite", str(tmp_path / "net.tflite")]
+    for wrong, message in (
+        ([*named, *tflite, "--version", "4"], "is not above the newest, 5"),
+        ([*arguments, *tflite, "--name", "a b"], "the name 'a b' cannot be served"),
+    ):
+        assert main(wrong) == 2
+        assert message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
-    for name in [name for name in sys.modules if name.startswith("tensorflow_serving.")]:
-        monkeypatch.delitem(sys.modules, name)
-    arguments = [
-        "export",
-        str(run.folder),
-        "--tflite",
-        str(tmp_path / "a.tflite"),
-        "--serving",
-        str(tmp_path / "models"),
-    ]
-    assert main(arguments) == 1
+    assert main([*named, *tflite]) == 1
     assert "needs tensorflow_serving: pip install 'factorizenet_tf[serve]'" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]

@@ -3,92 +3,88 @@
 import re
 import sys
 
-import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
-from factorizenet_tf.tflite.latency import int8_convolutions
-from factorizenet_tf.tflite.micro import arena_bytes, micro_outputs
-from factorizenet_tf.tflite.micro_kernels import (
-    SCRATCH,
-    OperatorShape,
-    estimate_arenas,
-    operator_shapes,
-    planned_bytes,
-    without_groups,
-)
+from factorizenet_tf.tflite.latency import Convolution
+from factorizenet_tf.tflite.micro import arena_bytes
+from factorizenet_tf.tflite.micro_kernels import SCRATCH, estimate_arenas, operator_shapes, planned_bytes
 
 
 def published(name):
     return fnet.zoo.load(name, "path").read_bytes()
 
 
-def convolution(size, channels, filters, kernel, stride=1, padding=0, groups=1, name="CONV_2D"):
-    outputs = -(-size // stride)
-    sides = ((n, n) for n in (kernel, stride, 1, padding))
-    return OperatorShape(name, (size, size, channels), (outputs, outputs, filters), *sides, groups)
+def convolution(size, channels, filters, kernel, *, stride=1, groups=1, name="CONV_2D"):
+    shape = Convolution((size, size, channels), filters, (kernel, kernel), (stride, stride), (1, 1), "SAME")
+    return name, shape, groups
 
 
-def depthwise(size, channels, kernel=3, padding=1):
-    return convolution(size, channels, channels, kernel, 1, padding, name="DEPTHWISE_CONV_2D")
+def depthwise(size, channels, kernel=3, multiplier=1):
+    return convolution(size, channels, channels * multiplier, kernel, name="DEPTHWISE_CONV_2D")
+
+
+def other(name, channels, filters):
+    return convolution(1, channels, filters, 1, name=name)
 
 
 CMSIS_NN = {  # shape: scalar, dsp, mve
     # two columns of 3 * 3 * 3 numbers, up to a multiple of 4, of 2 bytes; with MVE four of one byte, up to 16
-    convolution(32, 3, 16, 3, padding=1): (2 * 28 * 2, 2 * 28 * 2, 4 * 32),
-    convolution(32, 16, 16, 3, padding=1): (2 * 144 * 2, 2 * 144 * 2, 4 * 144),
-    convolution(32, 16, 16, 3, padding=1, groups=4): (2 * 144 * 2, 2 * 144 * 2, 4 * 144),  # of all channels
+    convolution(32, 3, 16, 3): (2 * 28 * 2, 2 * 28 * 2, 4 * 32),
+    convolution(32, 16, 16, 3): (2 * 144 * 2, 2 * 144 * 2, 4 * 144),
+    convolution(32, 16, 16, 3, groups=4): (2 * 144 * 2, 2 * 144 * 2, 4 * 144),  # of all channels
     convolution(16, 16, 32, 1): (0, 2 * 16 * 2, 0),
     convolution(16, 16, 32, 1, stride=2): (0, 0, 0),
     convolution(16, 16, 32, 1, groups=2): (2 * 16 * 2, 2 * 16 * 2, 4 * 16),  # a grouped one is no pointwise one to it
     depthwise(16, 64): (0, 0, 4 * 124 * 9),  # four blocks of 124 channels, whatever there are
-    depthwise(16, 64, kernel=5, padding=2): (0, 2 * 64 * 25, 4 * 124 * 25),
-    convolution(16, 1, 8, 3, padding=1, name="DEPTHWISE_CONV_2D"): (0, 0, 4 * 16 + 8 * 9),  # as a regular one
-    OperatorShape("FULLY_CONNECTED", (64,), (10,)): (0, 0, 4 * 10),
-    OperatorShape("AVERAGE_POOL_2D", (8, 8, 64), (1, 1, 64)): (0, 4 * 64, 0),
-    OperatorShape("ADD", (8, 8, 64), (8, 8, 64)): (0, 0, 0),
-    OperatorShape("CONV_2D", (1, 16, 4), (1, 16, 8), (1, 3), padding=(0, 1)): (48, 48, 4 * (3 + 1)),  # one row
+    depthwise(16, 64, kernel=5): (0, 2 * 64 * 25, 4 * 124 * 25),
+    depthwise(16, 1, multiplier=8): (0, 0, 4 * 16 + 8 * 9),  # as a regular one
+    other("FULLY_CONNECTED", 64, 10): (0, 0, 4 * 10),
+    other("AVERAGE_POOL_2D", 64, 64): (0, 4 * 64, 0),
+    other("ADD", 64, 64): (0, 0, 0),
 }
 ESP_NN = {
     convolution(16, 16, 32, 1): 16 * 32 + 16 * 16 + 64,  # weights, 8 pixels turned twice, margin
     convolution(2, 12, 32, 1): 2 * 2 * 16 + 16 * 32 + 64,  # 12 channels become 16; too few pixels to turn
-    convolution(32, 3, 16, 3, padding=1): 4 * 16 + 16 + 16 * 32 + 16 + 32 + 64,  # im2col: 27 numbers become 32
+    convolution(32, 3, 16, 3): 4 * 16 + 16 + 16 * 32 + 16 + 32 + 64,  # im2col: 27 numbers become 32
     # the image with its border for two reasons, the weights twice, the sums
-    convolution(32, 16, 16, 3, padding=1): 2 * 34 * 34 * 16 + 2 * 9 * 16 * 16 + 4 * 16 + 64,
+    convolution(32, 16, 16, 3): 2 * 34 * 34 * 16 + 2 * 9 * 16 * 16 + 4 * 16 + 64,
     depthwise(16, 16): 9 * 16 + 18 * 18 * 16 + 16,
     depthwise(64, 16): 9 * 16 + 3 * 66 * 16 + 16,  # above 40 kB a strip of three rows
     depthwise(16, 24): 32 * (9 + 20 * 20 + 16 * 16) + 64,  # 24 channels become 32
     depthwise(16, 8): 2 * (9 * 8 + 16 * 16 * 8) + 32,  # as 16-bit numbers
-    depthwise(16, 16, kernel=5, padding=2): 2 * (25 * 16 + 16 * 16 * 16) + 32,
-    depthwise(64, 16, kernel=5, padding=2): 2 * (25 * 16 + 64 * 5 * 16) + 32,
+    depthwise(16, 16, kernel=5): 2 * (25 * 16 + 16 * 16 * 16) + 32,
+    depthwise(64, 16, kernel=5): 2 * (25 * 16 + 64 * 5 * 16) + 32,
     depthwise(4, 4): 144 + 256 + 128 + 3 * 4 * 8 + 16,  # 4 channels become 8, each part up to a multiple of 16
-    convolution(16, 4, 16, 3, padding=1, name="DEPTHWISE_CONV_2D"): 2 * (9 * 16 + 16 * 16 * 4) + 32,
-    OperatorShape("SOFTMAX", (10,), (10,)): 40,
+    depthwise(16, 4, multiplier=4): 2 * (9 * 16 + 16 * 16 * 4) + 32,
+    other("SOFTMAX", 10, 10): 40,
 }
 
 
-@pytest.mark.parametrize("shape", CMSIS_NN, ids=lambda shape: f"{shape.name}-{shape.input_shape}-{shape.kernel}")
-def test_cmsis_nns_scratch_buffer_is_what_its_formula_says(shape):
-    assert tuple(scratch_bytes(shape) for scratch_bytes in SCRATCH["cmsis-nn"].values()) == CMSIS_NN[shape]
+def scratch_bytes(library, operator):
+    """The bytes of an operator's scratch buffer, by processor."""
+    name, *rest = operator
+    return tuple(formulas.get(name, lambda *_: 0)(*rest) for formulas in SCRATCH[library].values())
 
 
-@pytest.mark.parametrize("shape", ESP_NN, ids=lambda shape: f"{shape.name}-{shape.input_shape}-{shape.kernel}")
-def test_esp_nns_scratch_buffer_is_what_its_formula_says(shape):
-    assert SCRATCH["esp-nn"]["esp32s3"](shape) == ESP_NN[shape]
+@pytest.mark.parametrize("operator", CMSIS_NN, ids=lambda operator: f"{operator[0]}-{operator[1]}")
+def test_cmsis_nns_scratch_buffer_is_what_its_formula_says(operator):
+    assert scratch_bytes("cmsis-nn", operator) == CMSIS_NN[operator]
 
 
-def test_shapes_are_read_from_the_file(models, spec):
-    shapes = operator_shapes(models.int8._content)
-    stem, first = shapes[:2]
-    assert (stem.input_shape, stem.output_shape, stem.kernel, stem.padding) == (
-        (16, 16, 1),
-        (16, 16, 8),
-        (3, 3),
-        (1, 1),
-    )
-    assert (first.stride, first.padding, first.groups) == ((2, 2), (0, 0), 2)  # 1 pixel too many at the other end
-    assert [shape.name for shape in shapes] == list(models.int8.operators)
-    assert shapes[-1].output_shape == (10,)
+@pytest.mark.parametrize("operator", ESP_NN, ids=lambda operator: f"{operator[0]}-{operator[1]}")
+def test_esp_nns_scratch_buffer_is_what_its_formula_says(operator):
+    assert scratch_bytes("esp-nn", operator) == (ESP_NN[operator],)
+
+
+def test_shapes_are_read_from_the_file(models, content):
+    operators = operator_shapes(content)
+    (_, stem, _), (_, first, groups) = operators[:2]
+    assert (stem.input_shape, stem.output_shape, stem.kernel) == ((16, 16, 1), (16, 16, 8), (3, 3))
+    assert stem.margins == (1, 1)
+    assert (first.stride, first.margins, groups) == ((2, 2), (0, 0), 2)  # 1 pixel too many at the other end
+    assert [name for name, *_ in operators] == list(models.int8.operators)
+    assert operators[-1][1].filters == 10
 
 
 @pytest.mark.parametrize("name", ["fnet-l0-int8", "fnet-l2-int8", "fnet-l6-x2.5-int8", "baseline-resnet8-int8"])
@@ -100,12 +96,10 @@ def test_the_plan_is_the_one_that_tflite_micro_records(name, capfd):
     assert planned_bytes(published(name)) == int(recorded[1])
 
 
-def test_scratch_buffers_raise_the_plan_where_they_do_not_fit_beside_what_is_alive(models):
-    content = models.int8._content
-    operators = len(models.int8.operators)
+def test_scratch_buffers_raise_the_plan_where_they_do_not_fit_beside_what_is_alive(models, content):
+    sizes = [0] * len(models.int8.operators)
     plain = planned_bytes(content)
-    assert planned_bytes(content, [0] * operators) == plain
-    sizes = [0] * operators
+    assert planned_bytes(content, sizes) == plain
     sizes[-1] = 100  # where the activations have shrunk to a few bytes
     assert planned_bytes(content, sizes) == plain
     sizes[1] = 4464  # beside the stem's output, 16 x 16 x 8, and its own, 8 x 8 x 16
@@ -125,33 +119,10 @@ def test_the_arena_grows_by_the_scratch_buffers(name, recorded, kernels, expecte
     assert arena_bytes(published(name)) == recorded
 
 
-def test_without_groups_every_output_bit_is_equal_and_depthwise_stays(noise):
-    grouped = published("fnet-l4-int8")
-    dense = without_groups(grouped)
-    assert {groups for _, _, groups in int8_convolutions(dense)} == {1}
-    names = [shape.name for shape in operator_shapes(grouped)]
-    assert [shape.name for shape in operator_shapes(dense)] == names
-    assert "DEPTHWISE_CONV_2D" in names
-    images = noise(20, (32, 32, 3))
-    outputs = micro_outputs(grouped, images)
-    np.testing.assert_array_equal(micro_outputs(dense, images), outputs)
-    references = [fnet.Int8Model(content).predict_reference(images) for content in (grouped, dense)]
-    np.testing.assert_array_equal(*references)
-    assert without_groups(published("fnet-l6-int8")) == published("fnet-l6-int8")
-
-
-def test_other_kernels_are_refused():
-    with pytest.raises(ValueError, match="kernels is 'xtensa'; it must be one of reference, cmsis-nn, esp-nn"):
-        estimate_arenas(b"", "xtensa")
-
-
-def test_what_is_no_model_is_refused(capfd):
+def test_what_is_no_model_and_a_missing_extra_are_named(monkeypatch, capfd):
     with pytest.raises(ValueError, match="cannot run the model"):
         arena_bytes(b"no model at all, but long enough")
     assert capfd.readouterr().err == ""
-
-
-def test_without_tflite_micro_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tflite_micro.python.tflite_micro", None)
     with pytest.raises(ModuleNotFoundError, match=r"factorizenet_tf\[micro\]"):
         arena_bytes(b"")
