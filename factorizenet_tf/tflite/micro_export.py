@@ -57,7 +57,7 @@ def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernel
     check_new(folder)
     model = Int8Model(content)
     labels = model.labels or tuple(map(str, range(model.num_classes)))
-    if kernels == "esp-nn":  # its wrapper stops at a grouped one in a debug build, and reads too few channels in another
+    if kernels == "esp-nn":  # its wrapper stops at groups in a debug build, and reads too few channels in another
         content = with_groups(content, [1] * len(int8_convolutions(content)))
     content = write_flatbuffer(read_flatbuffer(content))  # aligned, and without files behind it that cost flash
     arenas, recorded = estimate_arenas(content, kernels), arena_bytes(content)
