@@ -11,6 +11,11 @@ from numbers import Integral, Real
 __all__ = ["Recipe", "learning_rate_at", "recipe_for", "recipe_from_json"]
 
 
+def _within(default, low, high):
+    """A field of a number from `low` to `high`."""
+    return dataclasses.field(default=default, metadata={"range": (low, high)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Float training, then quantization-aware fine-tuning (QAT). SGD with Nesterov momentum throughout.
@@ -37,33 +42,32 @@ class Recipe:
     Source: our choice, by short runs on CIFAR-10 (JPEG).
     """
 
-    epochs: int = 45
-    qat_epochs: int = 5
-    batch_size: int = 128
-    learning_rate: float = 0.2
-    warmup_epochs: float = 2.0
-    qat_learning_rate: float = 0.01
-    momentum: float = 0.9
-    label_smoothing: float = 0.1
-    weight_decay: float = 5e-4
-    crop_padding: float = 0.125
+    epochs: int = _within(45, 1, 100_000)
+    qat_epochs: int = _within(5, 0, 100_000)
+    batch_size: int = _within(128, 1, 65_536)
+    learning_rate: float = _within(0.2, 0, 100)
+    warmup_epochs: float = _within(2.0, 0, 100_000)
+    qat_learning_rate: float = _within(0.01, 0, 100)
+    momentum: float = _within(0.9, 0, 1)
+    label_smoothing: float = _within(0.1, 0, 1)
+    weight_decay: float = _within(5e-4, 0, 1)
+    crop_padding: float = _within(0.125, 0, 1)
     flip: bool = True
-    cutout: float = 0.0
-    calibration_images: int = 512
-    seed: int = 0
+    cutout: float = _within(0.0, 0, 1)
+    calibration_images: int = _within(512, 1, 1_000_000)
+    seed: int = _within(0, 0, 2**31 - 1)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "flip":
+            if field.type == "bool":
                 if type(value).__name__ not in ("bool", "bool_"):  # NumPy's own, too
-                    raise ValueError(f"flip is {value!r}; it must be True or False")
+                    raise ValueError(f"{field.name} is {value!r}; it must be True or False")
                 plain = bool(value)
             else:
-                kind, low, high = _RANGES[field.name]
-                is_number = isinstance(value, kind) and not isinstance(value, bool)
-                if not (is_number and math.isfinite(value) and low <= value <= high):
-                    what = "an int" if kind is Integral else "a number"
+                kind, what = (Integral, "an int") if field.type == "int" else (Real, "a number")
+                low, high = field.metadata["range"]
+                if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:  # no NaN either
                     raise ValueError(f"{field.name} is {value!r}; it must be {what} from {low} to {high}")
                 plain = int(value) if isinstance(value, Integral) else float(value)
             object.__setattr__(self, field.name, plain)  # JSON takes no number of NumPy's
@@ -71,23 +75,6 @@ class Recipe:
     def to_json(self) -> str:
         """Write the recipe as a JSON object that `recipe_from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-
-_RANGES = {
-    "epochs": (Integral, 1, 100_000),
-    "qat_epochs": (Integral, 0, 100_000),
-    "batch_size": (Integral, 1, 65_536),
-    "learning_rate": (Real, 0, 100),
-    "warmup_epochs": (Real, 0, 100_000),
-    "qat_learning_rate": (Real, 0, 100),
-    "momentum": (Real, 0, 1),
-    "label_smoothing": (Real, 0, 1),
-    "weight_decay": (Real, 0, 1),
-    "crop_padding": (Real, 0, 1),
-    "cutout": (Real, 0, 1),
-    "calibration_images": (Integral, 1, 1_000_000),
-    "seed": (Integral, 0, 2**31 - 1),
-}
 
 
 def recipe_for(dataset_name: str, **changes) -> Recipe:

@@ -8,13 +8,9 @@ from factorizenet_tf.recipe import learning_rate_at, recipe_from_json
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
     rates = [learning_rate_at(step, steps=110, warmup_steps=10, peak=1.0) for step in range(110)]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
-    assert rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.5)
+    assert (rates[10], rates[60]) == (1.0, pytest.approx(0.5))
     assert 0 < rates[-1] < 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_without_warm_up_it_starts_at_the_peak():
     assert learning_rate_at(0, steps=10, warmup_steps=0, peak=0.3) == 0.3
 
 
@@ -37,18 +33,13 @@ def test_digits_are_not_mirrored_and_changes_win():
     ("name", "value"),
     [
         ("epochs", 0),
-        ("qat_epochs", -1),
-        ("batch_size", 0),
-        ("learning_rate", float("nan")),
         ("momentum", 2),
-        ("seed", -1),
         ("cutout", "x"),
-        ("epochs", 2.5),
         ("batch_size", 64.0),
         ("epochs", True),
-        ("learning_rate", False),
-        ("flip", "no"),
+        ("learning_rate", float("inf")),
         ("momentum", np.nan),
+        ("flip", "no"),
     ],
 )
 def test_a_number_out_of_range_is_named(name, value):
