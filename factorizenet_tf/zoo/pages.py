@@ -55,7 +55,7 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
         "",
         "Every number is from `index.json`; `factorizenet verify --all` measures them again. Models are ranked by validation",
         "accuracy; test accuracy is for report. RAM is the arena that TensorFlow Lite for Microcontrollers records in its",
-        f"x86-64 Python build. Latency: LiteRT with XNNPACK, one thread, on {'; '.join(machines)}, as a ratio to ResNet-8",
+        f"x86-64 Python build, with reference kernels. Latency: LiteRT with XNNPACK, one thread, on {'; '.join(machines)}, as a ratio to ResNet-8",
         "int8 in turns.",
         "",
     ]
@@ -130,7 +130,11 @@ def _numbers(card):
     if card.precision == "int8":
         agreement = card.agreement
         rows += [
-            ("RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro)", f"{card.ram_bytes:,}"),
+            (
+                "RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; "
+                "`factorizenet export --micro --kernels` shows what others take)",
+                f"{card.ram_bytes:,}",
+            ),
             (
                 f"LiteRT latency, 1 thread, {card.latency_machine}",
                 f"{_number(card.latency_ms, '.3f')} ms, {_number(card.latency_ratio, '.2f')} of ResNet-8's",

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..files import atomic_folder, make_readable, write_text
 from .cards import Cards, PublishedFile, index_from_json
 
-__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "cache_folder", "open_store", "unzip"]
+__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "cache_folder", "open_store", "other_zoo", "unzip"]
 
 INDEX_FILE = "index.json"
 CACHE_VARIABLE = "FACTORIZENET_CACHE"
@@ -154,6 +154,11 @@ def bundled_zoo() -> Path:
     return package / "_zoo" if (package / "_zoo").is_dir() else package.parent / "zoo"
 
 
+def other_zoo(location: str | None) -> str | None:
+    """Give where a zoo is, None for the package's own, which no command has to name."""
+    return None if location == str(bundled_zoo()) else location
+
+
 def unzip(archive: Path, sha256: str) -> Path:
     """Unpack a zip archive into the user's cache, once, and give the folder.
 
@@ -164,7 +169,7 @@ def unzip(archive: Path, sha256: str) -> Path:
     target = cache_folder() / "unpacked" / sha256
     if target.is_dir():
         return target
-    with _writing_cache(), contextlib.suppress(FileExistsError), atomic_folder(target) as folder:
+    with _writing(target.parent), contextlib.suppress(FileExistsError), atomic_folder(target) as folder:
         try:
             with zipfile.ZipFile(archive) as file:
                 for name in file.namelist():
@@ -211,14 +216,15 @@ def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: f
     base, _, name = url.rpartition("/")
     registry = {name: sha256 and f"sha256:{sha256}"}
     fetcher = pooch.create(folder, f"{base}/", registry=registry, retry_if_failed=attempts - 1)
-    with _writing_cache():
+    with _writing(folder):
         try:
             return fetcher.fetch(name, processor=readable, downloader=download)
         except requests.RequestException as error:
             reason = str(error).strip().partition("\n")[0][:200]
             if isinstance(error, requests.Timeout):
                 reason = f"no answer within {timeout} seconds"
-            elif isinstance(error, requests.ConnectionError):  # urllib3's text names its own objects
+            elif isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+                # urllib3's text names its own objects
                 reason = "no connection, or one that broke off"
             remedy = "check the address and the network, try again, or use a zoo folder"
             raise ConnectionError(f"{url} could not be fetched ({reason}); {remedy}") from None
@@ -227,14 +233,14 @@ def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: f
 
 
 @contextlib.contextmanager
-def _writing_cache():
-    """Say of an error of the disk what it was for and what helps."""
+def _writing(folder):
+    """Say of an error of the disk which folder it was, and what helps."""
     try:
         yield
     except ConnectionError:
         raise
     except OSError as error:
+        variable = CACHE_VARIABLE if folder.is_relative_to(cache_folder()) else "TMPDIR"
         raise type(error)(
-            f"the cache {cache_folder()} lacks a file and cannot be written ({error.strerror or error}); "
-            f"set {CACHE_VARIABLE} to a folder that can"
+            f"the folder {folder} cannot be written ({error.strerror or error}); set {variable} to one that can"
         ) from None
