@@ -17,11 +17,9 @@ from .spec import ModelSpec, spec_from_json
 from .tflite.int8_model import Int8Model
 
 __all__ = [
-    "CHECKPOINT_FILE",
     "IN_MEMORY",
     "Checkpoint",
     "Run",
-    "check_same_run",
     "dataset_fingerprint",
     "load_run",
     "not_finished",
@@ -29,6 +27,7 @@ __all__ = [
     "open_run_folder",
     "read_checkpoint",
     "write_checkpoint",
+    "write_metrics",
 ]
 
 SPEC_FILE = "spec.json"
@@ -49,8 +48,7 @@ class Run:
     """A finished training: its folder and what was measured.
 
     Args:
-        folder: holds spec.json, recipe.json, dataset.json, initial.json, history.csv, float.h5, qat.h5, model.tflite,
-            metrics.json and checkpoint.npz.
+        folder: with the files that this module names.
         spec: the net.
         recipe: how it was trained.
         metrics: metrics.json as a dict: accuracies (0..1) on validation and test by precision, agreement, cost.
@@ -90,17 +88,20 @@ def load_run(folder) -> Run:
         ValueError: one of its files is damaged.
     """
     folder = Path(folder)
-    if not (folder / METRICS_FILE).is_file():
+    path = folder / METRICS_FILE
+    if not path.is_file():
         raise not_finished(folder, METRICS_FILE)
     spec = spec_from_json((folder / SPEC_FILE).read_text())
     recipe = recipe_from_json((folder / RECIPE_FILE).read_text())
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        return Run(folder, spec, recipe, json.loads(path.read_text()))
     except ValueError as error:
-        raise ValueError(
-            f"{folder / METRICS_FILE} is damaged ({error}); delete it and train again to have it written anew"
-        ) from None
-    return Run(folder, spec, recipe, metrics)
+        raise ValueError(f"{path} is damaged ({error}); delete it and train again to have it written anew") from None
+
+
+def write_metrics(folder: Path, metrics: dict) -> None:
+    """Write metrics.json, the last file of a run. Raises OSError as `write_text`."""
+    write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
 
 
 def not_finished(folder: Path, missing: str) -> FileNotFoundError:
@@ -130,47 +131,34 @@ def open_run_folder(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: s
         DATASET_FILE: dataset_fingerprint(dataset),
         INITIAL_FILE: json.dumps({"weights": initial}, indent=2) + "\n",
     }
-    differences = []
-    if (folder / SPEC_FILE).exists() and not (folder / INITIAL_FILE).exists() and initial is not None:
-        differences.append("the folder's run started from random weights, you gave weights to start from")
-    open_folder(folder, texts, "run", differences)
+    if initial is not None and (folder / SPEC_FILE).exists() and not (folder / INITIAL_FILE).exists():
+        raise ValueError(
+            f"the folder {folder} holds another run (it started from random weights, you gave weights to start from); "
+            "choose a new one or give the same arguments"
+        )
+    open_folder(folder, texts, "run")
 
 
-def open_folder(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
+def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
     """Write the JSON files that say what a folder is for, or check that those in it say the same.
 
     Args:
         folder: made where there is none.
         texts: content by file name.
         what: "run" or "search", for messages.
-        differences: those that the caller found already.
 
     Raises:
-        ValueError: the folder is for something else (every difference is named) or holds other files.
+        ValueError: the folder is for something else (every difference is named), holds other files or a damaged one.
         OSError: it cannot be made or written.
     """
     remove_partial_files(folder)
-    present = {name for name in texts if (folder / name).exists()}
+    present = sorted(name for name in texts if (folder / name).exists())
     if not present and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
-    check_same_run(folder, {name: text for name, text in texts.items() if name in present}, what, differences)
-    for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
-        if name not in present:
-            write_text(folder / name, texts[name])
-
-
-def check_same_run(folder: Path, texts: dict[str, str], what: str, differences: Sequence[str] = ()) -> None:
-    """Check that the JSON files in a folder say what `open_folder` would write; arguments as for `open_folder`.
-
-    Raises:
-        ValueError: the folder is for something else (every difference is named), or a file is damaged or missing.
-    """
-    differences = list(differences)
-    for name in sorted(texts):
+    differences = []
+    for name in present:
         try:
             saved, given = json.loads((folder / name).read_text()), json.loads(texts[name])
-        except FileNotFoundError:
-            raise ValueError(f"{folder} holds no {what}: {name} is missing; give the {what}'s own folder") from None
         except ValueError:
             raise ValueError(f"{folder / name} is damaged; restore it, or choose a new folder") from None
         differences += [
@@ -182,6 +170,9 @@ def check_same_run(folder: Path, texts: dict[str, str], what: str, differences: 
         raise ValueError(
             f"the folder {folder} holds another {what} ({'; '.join(differences)}); choose a new one or give the same arguments"
         )
+    for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
+        if name not in present:
+            write_text(folder / name, texts[name])
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -35,9 +35,14 @@ def run(digits, spec, recipe, tmp_path_factory):
 
 @pytest.fixture
 def no_conversion(run, monkeypatch):
-    """Trainings end with the run's own .tflite: converting is half of a short one's time."""
+    """Trainings end with the run's own .tflite and numbers: converting and measuring is most of a short one's time."""
     content = (run.folder / "model.tflite").read_bytes()
-    monkeypatch.setattr("factorizenet_tf.training.train.to_tflite", lambda *arguments, **options: content)
+    for name, result in (
+        ("to_tflite", content),
+        ("measure", run.metrics),
+        ("agreement", fnet.Agreement(**run.metrics["agreement"])),
+    ):
+        monkeypatch.setattr(f"factorizenet_tf.training.train.{name}", lambda *a, result=result, **options: result)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +57,7 @@ def zoo(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoos") / "zoo"
     with pytest.MonkeyPatch.context() as patch:  # against itself, in the place of a ResNet-8 that is converted first
         patch.setattr(publishing, "LATENCY_ROUNDS", 1)
+        patch.setattr(publishing, "LATENCY_RUNS", 20)
         patch.setattr(publishing, "_reference", lambda *_: (run.folder / "model.tflite").read_bytes())
         fnet.zoo.publish(run, zoo_dir=folder, verbose=False)
     return folder

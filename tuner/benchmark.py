@@ -183,11 +183,10 @@ def _endless_batches(data):
 
 def _training_step(model, data) -> Callable:
     """A function that trains one batch, the first of the data unless another is given."""
-    from factorizenet_tf._keras import tf
     from factorizenet_tf.training.loop import compiled_step, make_step
 
     recipe = fnet.Recipe(batch_size=min(BATCH, len(data.train)))
-    compiled = compiled_step(make_step(model, recipe), tf.distribute.get_strategy(), recipe.batch_size)
+    compiled = compiled_step(make_step(model, recipe))
     first = next(_endless_batches(data))
 
     def step(batch=first):
@@ -268,7 +267,7 @@ def proposals(widths) -> tuple[int, list[float]]:
 
 def measure_zoo(options, progress) -> list[dict]:
     """The first calls of a fresh process, and the verification of all int8 models."""
-    from factorizenet_tf.zoo.catalog import verify_all
+    from factorizenet_tf.zoo.verification import verify_all
 
     names = [card.name for card in fnet.zoo.list(precision="int8", zoo_dir=options.zoo)]
     if not names:

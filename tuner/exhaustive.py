@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import factorizenet_tf as fnet
-from factorizenet_tf._keras import keras, tf
+from factorizenet_tf._keras import keras
 from factorizenet_tf.files import locked, write_csv
 from factorizenet_tf.models.build import build
 from factorizenet_tf.spec import DEFAULT_STAGES, level_text
@@ -103,9 +103,8 @@ def curve(model: keras.Model, dataset: fnet.Dataset, recipe: fnet.Recipe) -> Ite
     Raises:
         DivergedError: the loss is no longer finite.
     """
-    strategy = tf.distribute.get_strategy()
-    run = compiled_step(make_step(model, recipe), strategy, recipe.batch_size)
-    estimate_batchnorm = batchnorm_estimator(model, dataset.train, recipe, strategy)
+    run = compiled_step(make_step(model, recipe))
+    estimate_batchnorm = batchnorm_estimator(model, dataset.train, recipe)
     for epoch in range(recipe.epochs):
         start = time.perf_counter()
         train_epoch(run, dataset.train, recipe, "float", epoch)

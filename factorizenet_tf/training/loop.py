@@ -21,7 +21,7 @@ from ..files import write_csv
 from ..models.evaluate import accuracy
 from ..models.native import warn_without_native_gradient
 from ..recipe import Recipe, learning_rate_at
-from ..runs import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
+from ..runs import CHECKPOINT_FILE, HISTORY_FILE, Checkpoint, read_checkpoint, write_checkpoint
 
 __all__ = [
     "DivergedError",
@@ -101,8 +101,8 @@ class Step:
 
     Args:
         train: (images uint8 (batch, height, width, channels), labels int32 (batch,), learning_rate float32 (),
-            seed int32 (2,)) -> (loss float32 (), accuracy float32 ()); updates the variables. The batch is a replica's
-            own share and its shape is static. Not a tf.function: callers compile it as they need.
+            seed int32 (2,)) -> (loss float32 (), accuracy float32 ()); updates the variables. The batch's shape is
+            static. Not a tf.function: callers compile it as they need.
         predict: images uint8 (batch, height, width, channels) -> class ids int32 (batch,), inference mode.
         variables: every variable the two functions read or write, optimizer included, in a fixed order.
         optimizer: the optimizer whose state is among the variables.
@@ -115,7 +115,7 @@ class Step:
 
 
 def make_step(model: keras.Model, recipe: Recipe) -> Step:
-    """Make the training step of a model; call it in the strategy's scope where there is one."""
+    """Make the training step of a model."""
     optimizer = keras.optimizers.SGD(0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0, jit_compile=False)
     trainable = model.trainable_variables
     optimizer.build(trainable)
@@ -123,22 +123,16 @@ def make_step(model: keras.Model, recipe: Recipe) -> Step:
     classes = model.output_shape[-1]
 
     def train(images, labels, learning_rate, seed):
-        context = tf.distribute.get_replica_context()
-        share = 1 / context.num_replicas_in_sync
-        # Replicas see other crops: fold the replica's number into the seed.
-        seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
+        seed = tf.random.experimental.stateless_fold_in(seed, 0)  # published nets saw these crops
         inputs = augment(images, seed, recipe)
         off = recipe.label_smoothing / classes
         targets = tf.one_hot(labels, classes, on_value=1 - recipe.label_smoothing + off, off_value=off)
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-            scaled = loss * share
-        gradients = tape.gradient(scaled, trainable)
-        # The optimizer sums over replicas, so each adds its share of the decay.
+        gradients = tape.gradient(loss, trainable)
         gradients = [
-            g + share * recipe.weight_decay * v if is_decayed else g
-            for g, v, is_decayed in zip(gradients, trainable, decayed)
+            g + recipe.weight_decay * v if is_decayed else g for g, v, is_decayed in zip(gradients, trainable, decayed)
         ]
         optimizer.learning_rate.assign(learning_rate)
         optimizer.apply_gradients(zip(gradients, trainable))
@@ -166,60 +160,37 @@ def batches(
         yield split.images[chosen], split.labels[chosen], seed
 
 
-def compiled_step(step: Step, strategy: tf.distribute.Strategy, batch_size: int) -> Callable:
-    """Compile a step over all replicas: (images, labels, learning rate, seed) of a whole batch -> (loss, accuracy)."""
-
-    @tf.function
-    def run(images, labels, rate, seed):
-        results = strategy.run(step.train, args=(images, labels, rate, seed))
-        return tuple(strategy.reduce(tf.distribute.ReduceOp.MEAN, r, axis=None) for r in results)
-
-    replicas = strategy.num_replicas_in_sync
-    share = batch_size // replicas
+def compiled_step(step: Step) -> Callable:
+    """Compile a step: NumPy's (images, labels, learning rate, seed) of a batch -> (loss, accuracy)."""
+    run = tf.function(step.train)
 
     def call(images, labels, rate, seed):
-        if replicas > 1:
-            images, labels = (
-                strategy.experimental_distribute_values_from_function(
-                    lambda context, whole=whole: tf.constant(whole[context.replica_id_in_sync_group * share :][:share])
-                )
-                for whole in (images, labels)
-            )
-        else:
-            images, labels = tf.constant(images), tf.constant(labels)
-        return run(images, labels, tf.constant(rate, tf.float32), tf.constant(seed))
+        return run(tf.constant(images), tf.constant(labels), tf.constant(rate, tf.float32), tf.constant(seed))
 
     return call
 
 
-def batchnorm_estimator(
-    model: keras.Model, split: Split, recipe: Recipe, strategy: tf.distribute.Strategy
-) -> Callable[[], None]:
+def batchnorm_estimator(model: keras.Model, split: Split, recipe: Recipe) -> Callable[[], None]:
     """Compile a function that sets every BatchNorm's mean and variance to those over training images.
 
     BatchNorm's own moving averages lag where an epoch has few steps and the rate is high: after three epochs of 20 steps
-    on digits, nets of 63 to 75 % test accuracy showed 39 to 59 %; after two, one of 46 % on validation showed 12. So the
-    float phase estimates the statistics anew before each epoch's validation, from the first 2,048 training images,
-    augmented and in batches as they are trained on. At the end of a longer training the averages are there as well: on
-    12,000 images of CIFAR-10 (JPEG), five epochs of 93 steps, both gave 55.8 % on validation (after three 48.4 against
-    43.0), images without augmentation 50.6. Float training itself does not depend on these statistics.
+    on digits, nets of 63 to 75 % test accuracy showed 39 to 59 %. So the float phase estimates the statistics anew before
+    each epoch's validation, from the first 2,048 training images, augmented and in batches as they are trained on. After a
+    longer training both give the same (55.8 % after five epochs of 93 steps on CIFAR-10 (JPEG)). Float training itself does
+    not depend on these statistics.
 
     Args:
         model: float model of stock layers whose BatchNorms normalise the last axis.
         split: training images, at least a batch of them.
         recipe: batch size and augmentation.
-        strategy: the one that the model was built under.
     """
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     probe = keras.Model(model.inputs, [norm.input for norm in norms])
 
     @tf.function
     def moments(images, seed):
-        def replica(images, seed):
-            inputs = tf.nest.flatten(probe(augment(images, seed, recipe), training=True))
-            return [tf.nn.moments(x, list(range(x.shape.rank - 1))) for x in inputs]
-
-        return strategy.run(replica, args=(images, seed))  # each replica sees the whole batch
+        inputs = tf.nest.flatten(probe(augment(images, seed, recipe), training=True))
+        return [tf.nn.moments(x, list(range(x.shape.rank - 1))) for x in inputs]
 
     def estimate():
         size = recipe.batch_size
@@ -227,10 +198,7 @@ def batchnorm_estimator(
         means, squares = [], []
         for i in range(len(images) // size):
             batch = tf.constant(images[i * size :][:size])
-            pairs = tf.nest.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0].numpy().astype(np.float64),
-                moments(batch, tf.constant([recipe.seed, i])),
-            )
+            pairs = [np.stack(pair).astype(np.float64) for pair in moments(batch, tf.constant([recipe.seed, i]))]
             means.append([mean for mean, _ in pairs])
             squares.append([variance + mean**2 for mean, variance in pairs])
         for norm, mean, square in zip(norms, zip(*means), zip(*squares)):
@@ -295,7 +263,7 @@ class TrainingLoop:
     Args:
         folder: where checkpoint.npz and history.csv are.
         title: the net's name in progress lines.
-        dataset, recipe, callbacks, strategy: as for `train`.
+        dataset, recipe, callbacks: as for `train`.
         progress: where its lines and bars go.
     """
 
@@ -304,7 +272,6 @@ class TrainingLoop:
     dataset: Dataset
     recipe: Recipe
     callbacks: tuple
-    strategy: tf.distribute.Strategy
     progress: Progress
     history: list[dict] = field(init=False)
     _checkpoint: Checkpoint | None = field(init=False)
@@ -328,29 +295,27 @@ class TrainingLoop:
         warn_without_native_gradient(model)
         recipe, split = self.recipe, self.dataset.train
         epochs = _schedule(recipe, phase)[0]
-        with self.strategy.scope():
-            step = make_step(model, recipe)
+        step = make_step(model, recipe)
         first = self._restore(phase, step)
-        run = compiled_step(step, self.strategy, recipe.batch_size)
-        estimate = batchnorm_estimator(model, split, recipe, self.strategy) if phase == "float" else None
+        run = compiled_step(step)
+        estimate = batchnorm_estimator(model, split, recipe) if phase == "float" else None
         steps = len(split) // recipe.batch_size
         model.optimizer = step.optimizer  # where callbacks look for it
-        bars = _Bars(self.progress, f"{self.title} {phase} epoch", epochs, steps)
+        advance = keras.callbacks.LambdaCallback(on_batch_end=lambda _, logs: bar.advance(loss=logs["loss"]))
         callbacks = keras.callbacks.CallbackList(
-            [*self.callbacks, bars], model=model, epochs=epochs, steps=steps, verbose=0
+            [*self.callbacks, advance], model=model, epochs=epochs, steps=steps, verbose=0
         )
         model.stop_training = False
         callbacks.on_train_begin()
         for epoch in range(first, epochs):
             callbacks.on_epoch_begin(epoch)
-            start = time.perf_counter()
-            saved = self._last_saved()
+            start, saved = time.perf_counter(), self._last_saved()
+            bar = self.progress.bar(f"{self.title} {phase} epoch {epoch + 1}/{epochs}", steps)
             done = train_epoch(run, split, recipe, phase, epoch, callbacks=callbacks, last_saved=saved)
-            _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
             if estimate is not None:
                 with np.errstate(all="ignore"):
                     estimate()
-                _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
+            _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
             row = {
                 "phase": phase,
                 "epoch": epoch + 1,
@@ -358,7 +323,10 @@ class TrainingLoop:
                 "val_accuracy": accuracy(model, self.dataset.validation),
                 "seconds": round(time.perf_counter() - start, 2),
             }
-            self._save(row, step.variables)
+            self.history.append(row)
+            path = self.folder / CHECKPOINT_FILE
+            write_checkpoint(path, phase=phase, epoch=epoch + 1, history=self.history, variables=step.variables)
+            write_csv(self.folder / HISTORY_FILE, self.history)
             self.progress.epoch(self.title, row, epochs)
             callbacks.on_epoch_end(epoch, {k: row[k] for k in ("loss", "accuracy", "val_accuracy", "learning_rate")})
             if model.stop_training:
@@ -375,31 +343,11 @@ class TrainingLoop:
         self.history = [row for row in self.history if PHASES.index(row["phase"]) < PHASES.index(phase)]
         return 0
 
-    def _save(self, row, variables):
-        self.history.append(row)
-        path = self.folder / CHECKPOINT_FILE
-        write_checkpoint(path, phase=row["phase"], epoch=row["epoch"], history=self.history, variables=variables)
-        write_csv(self.folder / "history.csv", self.history)
-
     def _last_saved(self) -> str:
         if not self.history:
             return "no epoch was finished: "
         last = self.history[-1]
         return f"{last['phase']} epoch {last['epoch']} stays in {self.folder / CHECKPOINT_FILE}: "
-
-
-class _Bars(keras.callbacks.Callback):
-    """A bar an epoch."""
-
-    def __init__(self, progress, text, epochs, steps):
-        super().__init__()
-        self.progress, self.text, self.epochs, self.steps = progress, text, epochs, steps
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.bar = self.progress.bar(f"{self.text} {epoch + 1}/{self.epochs}", self.steps)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.bar.advance(loss=logs["loss"])
 
 
 def _check_finite(loss, model, epoch, last_saved):

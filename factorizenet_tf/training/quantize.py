@@ -6,19 +6,19 @@ import json
 import os
 from pathlib import Path
 
-from .._keras import functional_model, keras, tf
+from .._keras import functional_model, keras
 from ..console import Progress
 from ..cost import cost_rows
 from ..data import Dataset
-from ..files import write_bytes, write_text
+from ..files import write_bytes
 from ..models.convert import to_tflite
 from ..models.quantize import is_quantize_aware, quantize_aware
 from ..models.weights import fingerprint
 from ..recipe import Recipe
-from ..runs import open_run_folder
+from ..runs import TFLITE_FILE, open_run_folder, write_metrics
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
-from .train import check_batch, conversion_of, measure
+from .train import check_batch, check_data, conversion_of, measure
 
 __all__ = ["quantize_own"]
 
@@ -68,8 +68,7 @@ def quantize_own(
     open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     with Progress(verbose) as progress:
         if quantized is not None:
-            strategy = tf.distribute.get_strategy()
-            loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), strategy, progress)
+            loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress)
             loop.fit("qat", quantized)
             with conversion_of(loop):
                 content = to_tflite(quantized, labels=dataset.class_names)
@@ -78,9 +77,9 @@ def quantize_own(
             content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
             int8_model = Int8Model(content)
         models = {"float": model, "tflite": int8_model}
-        write_bytes(folder / "model.tflite", content)
+        write_bytes(folder / TFLITE_FILE, content)
         metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_metrics(folder, metrics)
     return metrics
 
 
@@ -90,15 +89,7 @@ def _check_model(model, dataset, method):
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if is_quantize_aware(model):
         raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
-    if tuple(dataset.image_shape) != tuple(model.input_shape[1:]):
-        raise ValueError(
-            f"the images are {dataset.image_shape}, the model takes {model.input_shape[1:]}; load the data with that input_shape"
-        )
-    if dataset.num_classes != model.output_shape[-1]:
-        raise ValueError(
-            f"{dataset.title} has {dataset.num_classes} classes, the model {model.output_shape[-1]}; give data of the "
-            "model's classes"
-        )
+    check_data(dataset, model.input_shape[1:], model.output_shape[-1])
     if method == "qat" and _ends_in_softmax(model):
         raise ValueError(
             f"the model {model.name!r} ends in a softmax; QAT trains on logits: give it without the softmax, or use ptq"

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .._keras import keras, tf
+from .._keras import keras
 from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset
-from ..files import write_bytes, write_text
+from ..files import write_bytes
 from ..loading import Source, resolve
 from ..machine import cpu_name, versions
 from ..models.build import build
@@ -26,9 +25,20 @@ from ..models.evaluate import accuracy, agreement
 from ..models.quantize import quantize_aware, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, recipe_for
-from ..runs import IN_MEMORY, Run, load_run, open_run_folder
+from ..runs import (
+    FLOAT_FILE,
+    IN_MEMORY,
+    METRICS_FILE,
+    QAT_FILE,
+    TFLITE_FILE,
+    Run,
+    load_run,
+    open_run_folder,
+    write_metrics,
+)
 from ..spec import ModelSpec
 from ..tflite.int8_model import Int8Model
+from ..zoo.store import other_zoo
 from .loop import TrainingLoop, diverged
 
 __all__ = ["check_data", "conversion_of", "measure", "train"]
@@ -44,8 +54,8 @@ def train(
     recipe: Recipe | None = None,
     initial: str | os.PathLike | Source | keras.Model | None = None,
     callbacks: Sequence = (),
-    strategy=None,
     verbose: bool = True,
+    command: str | None = None,
 ) -> Run:
     """Train a net in float, fine-tune it quantization-aware, convert it to int8, and evaluate all of them.
 
@@ -61,28 +71,29 @@ def train(
             itself, the same at each call. None: random weights.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
             val_accuracy and learning_rate. `model.stop_training = True` ends the phase.
-        strategy: a tf.distribute strategy whose replicas share each batch; None for one device.
         verbose: print a line an epoch, and a bar on a terminal.
+        command: what a card names as the command that trains it again; None: Python that does.
 
     Raises:
-        ValueError: spec, data, recipe, strategy or initial weights do not fit each other, the folder holds another run
+        ValueError: spec, data, recipe or initial weights do not fit each other, the folder holds another run
             (the difference is named) or a damaged checkpoint.
         OSError: the folder cannot be written or the disk is full; what was there stays whole.
         DivergedError: the loss is not finite or far above that of guessing, or the net has no int8 form for that reason.
     """
     recipe = recipe or recipe_for(dataset.name)
-    _check_training(spec, dataset, recipe, strategy)
+    check_data(dataset, spec.input_shape, spec.num_classes)
+    check_batch(dataset, recipe)
     source = None if initial is None else resolve(initial)
     start = None if source is None else source.float_model()
+    zoo = None if source is None else other_zoo(source.zoo)
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
     folder = Path(out)
     open_run_folder(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
-    if (folder / "metrics.json").exists():
+    if (folder / METRICS_FILE).exists():
         return load_run(folder)
-    strategy = strategy or tf.distribute.get_strategy()
     with Progress(verbose) as progress:
-        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), strategy, progress)
+        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), progress)
         float_model = _train_float(loop, spec, start)
         qat_model = _train_qat(loop, spec, float_model) if recipe.qat_epochs else None
         models = _convert(loop, float_model, qat_model)
@@ -90,26 +101,30 @@ def train(
             "name": spec.name,
             **measure(models, dataset, progress),
             "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.reference,
+            **({"initial_zoo": zoo} if zoo else {}),
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),
+            **({"command": command} if command else {}),
         }
         if qat_model is not None:
             images = dataset.test.images[:AGREEMENT_IMAGES]
             metrics["agreement"] = dataclasses.asdict(agreement(qat_model, models["tflite"], images))
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_metrics(folder, metrics)
     return Run(folder, spec, recipe, metrics)
 
 
-def check_data(spec, dataset: Dataset) -> None:
+def check_data(dataset: Dataset, input_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise ValueError where a net and a data set differ in image size or number of classes."""
-    if tuple(dataset.image_shape) != tuple(spec.input_shape):
+    shape = tuple(input_shape)
+    if tuple(dataset.image_shape) != shape:
         raise ValueError(
-            f"the images are {dataset.image_shape}, the net takes {spec.input_shape}; load the data with input_shape={spec.input_shape}"
+            f"the images are {dataset.image_shape}, the net takes {shape}; load the data with input_shape={shape}"
         )
-    if dataset.num_classes != spec.num_classes:
+    if dataset.num_classes != num_classes:
         raise ValueError(
-            f"{dataset.title} has {dataset.num_classes} classes, the net {spec.num_classes}; use num_classes={dataset.num_classes}"
+            f"{dataset.title} has {dataset.num_classes} classes, the net {num_classes}; give data of the net's classes, or "
+            f"a net of num_classes={dataset.num_classes}"
         )
 
 
@@ -121,24 +136,12 @@ def check_batch(dataset: Dataset, recipe: Recipe) -> None:
         )
 
 
-def _check_training(spec, dataset, recipe, strategy):
-    check_data(spec, dataset)
-    check_batch(dataset, recipe)
-    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-    if recipe.batch_size % replicas:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is no multiple of the strategy's {replicas} replicas; use one, e.g. "
-            f"{max(1, recipe.batch_size // replicas) * replicas}"
-        )
-
-
 def _train_float(loop, spec, start):
-    path = loop.folder / "float.h5"
+    path = loop.folder / FLOAT_FILE
     keras.utils.set_random_seed(loop.recipe.seed)
-    with loop.strategy.scope():
-        if loop.resumes("float") and path.exists():
-            return load_model(path, spec=spec, precision="float")
-        model = build(spec)
+    if loop.resumes("float") and path.exists():
+        return load_model(path, spec=spec, precision="float")
+    model = build(spec)
     if start is not None:
         copy_weights(start, model)
     loop.fit("float", model)
@@ -147,15 +150,14 @@ def _train_float(loop, spec, start):
 
 
 def _train_qat(loop, spec, float_model):
-    path = loop.folder / "qat.h5"
+    path = loop.folder / QAT_FILE
     loop.progress.say("inserting fake quantization")
-    with loop.strategy.scope():
-        if loop.resumes("qat") and path.exists():
-            return load_model(path, spec=spec, precision="int8")
-        if loop.resumes("qat"):  # the checkpoint has the ranges
-            model = wrap_for_qat(float_model)
-        else:
-            model = quantize_aware(float_model, calibration=loop.dataset.calibration(loop.recipe.calibration_images))
+    if loop.resumes("qat") and path.exists():
+        return load_model(path, spec=spec, precision="int8")
+    if loop.resumes("qat"):  # the checkpoint has the ranges
+        model = wrap_for_qat(float_model)
+    else:
+        model = quantize_aware(float_model, calibration=loop.dataset.calibration(loop.recipe.calibration_images))
     loop.fit("qat", model)
     save_weights(model, path, spec=spec, precision="int8")
     return model
@@ -177,7 +179,7 @@ def _convert(loop, float_model, qat_model) -> dict:
             models["qat"] = qat_model
             content = to_tflite(qat_model, labels=dataset.class_names)
         models["tflite"] = Int8Model(content)
-    write_bytes(loop.folder / "model.tflite", content)
+    write_bytes(loop.folder / TFLITE_FILE, content)
     return models
 
 

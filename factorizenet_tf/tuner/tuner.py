@@ -446,7 +446,7 @@ def _check_search(
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
     if not recipe.qat_epochs:
         raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
-    check_data(spec, dataset)
+    check_data(dataset, spec.input_shape, spec.num_classes)
     if folder and isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and (folder / ORACLE_FILE).exists():
         raise ValueError(
             f"{folder} holds a grid search, and KerasTuner's GridSearchOracle cannot go on with one (it does not save the "

@@ -103,7 +103,6 @@ def test_a_file_has_the_groups_of_the_net_where_training_had_none(noise, monkeyp
 def test_training_alone_says_that_there_is_no_native_gradient_and_once(tmp_path):
     code = f"""
 import pathlib, warnings
-import tensorflow as tf
 import factorizenet_tf as fnet
 from factorizenet_tf.console import Progress
 from factorizenet_tf.models.native import has_native_gradient
@@ -116,8 +115,7 @@ with warnings.catch_warnings(record=True) as warned:
     aware = fnet.quantize_aware(model)
     assert not has_native_gradient()
     assert not [w for w in warned if "no native gradient" in str(w.message)]
-    folder, strategy = pathlib.Path({str(tmp_path)!r}), tf.distribute.get_strategy()
-    loop = TrainingLoop(folder, "a net", digits, recipe, (), strategy, Progress(False))
+    loop = TrainingLoop(pathlib.Path({str(tmp_path)!r}), "a net", digits, recipe, (), Progress(False))
     loop.fit("float", model)
     loop.fit("qat", aware)
     assert len([w for w in warned if "no native gradient" in str(w.message)]) == 1
