@@ -68,6 +68,7 @@ setup(
         "pandas>=2.1",
         "pillow>=10",
         "pooch>=1.8",
+        "pydantic>=2.5",
         "requests>=2.32.2",
         "rich>=13",
         "scikit-learn>=1.4",
@@ -77,6 +78,7 @@ setup(
         "tf_keras>=2.18",
         "tqdm>=4.60",  # the bar of a download
         "typer>=0.12",
+        "typing_extensions>=4.6",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["factorizenet = factorizenet_tf.cli:main"]},

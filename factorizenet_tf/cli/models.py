@@ -151,7 +151,7 @@ def verify(
     if names and precision is not None:
         raise ValueError("--precision is for --all; leave it out")
     import_tensorflow()
-    from ..zoo.catalog import verify_all
+    from ..zoo.verification import verify_all
 
     results = verify_all(
         None if every else names, precision=precision, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +79,8 @@ def train(
         if baseline is not None:
             raise ValueError("--baseline and --from exclude each other; give one")
         source, spec = _source_to_start_from(context, start, zoo_)
-        shape = spec.input_shape if size is None and channels is None else None
+        height, of_width, depth = spec.input_shape
+        shape = given_or(size, height), given_or(size, of_width), given_or(channels, depth)
     elif baseline is not None:
         if baseline != "resnet8":
             raise ValueError(f"baseline is {baseline!r}; there is resnet8")
@@ -95,7 +97,8 @@ def train(
         spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
     from ..training.train import train as train_net
 
-    run = train_net(spec, data, out=out, recipe=recipe, initial=source, verbose=not quiet)
+    command = _shown_command(context, source, spec)
+    run = train_net(spec, data, out=out, recipe=recipe, initial=source, verbose=not quiet, command=command)
     if as_json:
         print_json(run.metrics)
         return
@@ -105,30 +108,32 @@ def train(
     )
 
 
-def _source_to_start_from(context, start, zoo):
-    """The float net named by --from and its spec, where no option asks for another one."""
-    from ..spec import ModelSpec, ResNet8, level_from_text, level_text
+def _shown_command(context, source, spec) -> str:
+    """Write the command as it was given, for a card: without folders of this machine."""
+    from ..zoo.publishing import shown_sources
+    from ..zoo.store import other_zoo
 
+    values = dict(context.params)
+    initial, zoo = (None, None) if source is None else (source.reference, other_zoo(source.zoo))
+    values["dataset"], values["start"], values["zoo_"], comment = shown_sources(values["dataset"], initial, zoo)
+    parts = [
+        f"{parameter.opts[0]} {shlex.quote(str(values[parameter.name]))}"
+        for parameter in context.command.params
+        if parameter.name not in ("out", "data_dir", "quiet", "as_json")
+        and (given_options(context, parameter.name) or parameter.name == "zoo_")
+        and values[parameter.name] is not None
+    ]
+    return f"factorizenet train {' '.join(parts)} --out runs/{spec.name}{comment}"
+
+
+def _source_to_start_from(context, start, zoo):
+    """The float net named by --from and its spec, which no option changes."""
     source = find_net(start, zoo)
     spec = source.spec
     if spec is None:
         raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
     source = source.with_precision("float")
-    names = ("level", "width", "macro")
-    if isinstance(spec, ResNet8):
-        refuse_unused(context, f"--from {start} is a {spec.name}", *names)
-        return source, spec
-    options = given_options(context, *names)
-    asked = {
-        "level": level_from_text(context.params["level"]) if "--level" in options else spec.level,
-        "width": context.params["width"] if "--width" in options else spec.width,
-        "macro": context.params["macro"] if "--macro" in options else spec.macro,
-    }
-    if options and ModelSpec(input_shape=spec.input_shape, num_classes=spec.num_classes, **asked) != spec:
-        raise ValueError(
-            f"--from {start} is a net of level {level_text(spec.level)}, width {spec.width} and macro-architecture "
-            f"{spec.macro}, and the training has the same; leave out {' and '.join(options)}, or --from to train another net from the start"
-        )
+    refuse_unused(context, f"--from {start} is a {spec.name}", "level", "width", "macro")
     return source, spec
 
 

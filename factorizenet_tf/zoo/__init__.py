@@ -1,7 +1,5 @@
-"""Pretrained models by name: list, choose, load, measure again, publish. `catalog` says where names are looked up."""
+"""Pretrained models by name: list, choose, load, verify, publish. `catalog` says where names are looked up."""
 
-from .cards import Card, Cards, PublishedFile
-from .catalog import best, card, evaluate, list, load, names, publish, verify
+import lazy_loader
 
-__all__ = ["Card", "Cards", "PublishedFile"]
-__all__ += ["best", "card", "evaluate", "list", "load", "names", "publish", "verify"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,36 +5,53 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Annotated, Literal
 
-from ..recipe import Recipe
+from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
+
+from ..recipe import recipe_from_json
 from ..spec import ModelSpec, ResNet8, level_text, spec_from_json
 
-__all__ = ["Card", "Cards", "PublishedFile", "check_name", "index_from_json", "index_to_json"]
+__all__ = ["Card", "Cards", "PublishedFile", "check_name", "index_from_json", "index_to_json", "near"]
 
 FORMAT = 1
 ACCURACIES = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
-ROLES = ("weights", "tflite", "saved_model", "history")
-# The fields of an entry by type; a type that ends in ? may be null.
-TYPES = {
-    "str": "name precision dataset dataset_name command training_machine published",
-    "str?": "latency_machine licence",
-    "int": "version macs params size_bytes",
-    "int?": "ram_bytes",
-    "signed?": "input_zero_point",
-    "number": "training_seconds",
-    "number?": "latency_ms latency_ratio input_scale",
-    "share": "validation_accuracy accuracy",
-    "dict": "images accuracies recipe versions",
-    "dict?": "agreement",
-    "strings": "class_names operators",
-}
 OLDER_FIELDS = ("latency_2_threads_ms", "latency_2_threads_ratio")  # of entries that an earlier version wrote
 ROW_FIELDS = "precision dataset macs params size_bytes ram_bytes latency_ms latency_ratio validation_accuracy accuracy"
 FORMATS = {"latency_ms": "{:.3f}", "latency_ratio": "{:.2f}", "validation_accuracy": "{:.2%}", "accuracy": "{:.2%}"}
+
+
+def check_name(name: str) -> str:
+    """Give a name back; raise ValueError where a model could not have it."""
+    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
+        raise ValueError(f"the name {name!r} must be of a-z, 0-9, single dots and hyphens")
+    return name
+
+
+def _below_the_folder(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    plain = all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part) for part in parts)
+    if not parts or not plain or "/".join(parts) != path:
+        raise ValueError(f"the file {path!r} is not below the zoo's folder")
+    return path
+
+
+# What an entry's fields must be. pydantic checks them when an index is read.
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Images = TypedDict("Images", dict.fromkeys(("train", "validation", "test"), Count))
+Scores = TypedDict("Scores", dict.fromkeys(ACCURACIES, Share))
+Accuracies = TypedDict("Accuracies", dict.fromkeys(("validation", "test"), Scores))
+Agreed = TypedDict(
+    "Agreed", dict.fromkeys(("top1", "within_1_lsb"), Share) | dict.fromkeys(("largest_lsb", "images"), Count)
+)
+Spec = Annotated[ModelSpec | ResNet8, PlainValidator(lambda fields: spec_from_json(json.dumps(fields)))]
+RecipeFields = Annotated[dict, AfterValidator(lambda fields: dataclasses.asdict(recipe_from_json(json.dumps(fields))))]
 
 
 @dataclass(frozen=True)
@@ -48,44 +65,36 @@ class PublishedFile:
         size_bytes: its length.
     """
 
-    role: str
-    path: str
-    sha256: str
-    size_bytes: int
+    role: Literal["weights", "tflite", "saved_model", "history"]
+    path: Annotated[str, AfterValidator(_below_the_folder)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size_bytes: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """A published model: what it is, costs and scores. Accuracies are 0..1.
 
+    RAM, latency, agreement and input quantization are None for float, and `operators` are none.
+
     Args:
         name: what `zoo.load` takes for the newest version.
         version: from 1; a version is never overwritten, and `zoo.load(reference)` pins it.
-        spec: the net.
-        precision: "float" or "int8".
         dataset: what it was trained and measured on, named as it is.
         dataset_name: what `load_dataset` takes for it.
-        class_names: by number.
-        images: how many of each split.
-        macs: of one image.
         params: as Keras counts them.
         size_bytes: of the .tflite, or of the float weights file.
-        ram_bytes: the arena that TensorFlow Lite for Microcontrollers records in its x86-64 Python build (tflite-micro);
-            None for float.
-        latency_ms: of one image, LiteRT with XNNPACK, one thread, on `latency_machine`; None for float.
+        ram_bytes: the arena that TensorFlow Lite for Microcontrollers records in its x86-64 Python build (tflite-micro),
+            with its reference kernels.
+        latency_ms: of one image, LiteRT with XNNPACK, one thread, on `latency_machine`.
         latency_ratio: that over ResNet-8's int8 latency, measured in turns in the same run.
         older: fields that an earlier version wrote (latency with two threads); kept as they were.
-        latency_machine: where they were measured.
         validation_accuracy: what models are ranked by.
         accuracy: on the test split, for report only.
-        accuracies: by split, then by "float", "ptq_per_tensor", "ptq_per_channel", "qat" and "tflite".
-        agreement: of the .tflite with its QAT Keras model, the fields of `Agreement`; None for float.
-        operators: of the .tflite; empty for float.
-        input_scale, input_zero_point: of the .tflite's int8 input; None for float.
-        recipe: the fields of `Recipe`.
+        accuracies: by split, then by precision.
+        agreement: of the .tflite with its QAT Keras model, the fields of `Agreement`.
         command: what trains it again.
-        training_seconds: of all epochs, on `training_machine`.
-        training_machine: where.
+        training_seconds: of all epochs.
         versions: of the packages it was made with.
         published: date, YYYY-MM-DD.
         licence: of the weights, an SPDX identifier; None where the publisher gave none.
@@ -93,34 +102,34 @@ class Card:
         zoo: the folder or address of the zoo that the card was read from; no part of the index.
     """
 
-    name: str
-    version: int
-    spec: ModelSpec | ResNet8
-    precision: str
+    name: Annotated[str, AfterValidator(check_name)]
+    version: Annotated[int, Field(ge=1)]
+    spec: Spec
+    precision: Literal["float", "int8"]
     dataset: str
     dataset_name: str
     class_names: tuple[str, ...]
-    images: dict
-    macs: int
-    params: int
-    size_bytes: int
-    ram_bytes: int | None
-    latency_ms: float | None
-    latency_ratio: float | None
-    older: dict
+    images: Images
+    macs: Count
+    params: Count
+    size_bytes: Count
+    ram_bytes: Count | None
+    latency_ms: Number | None
+    latency_ratio: Number | None
+    older: dict[str, Number | None]
     latency_machine: str | None
-    validation_accuracy: float
-    accuracy: float
-    accuracies: dict
-    agreement: dict | None
+    validation_accuracy: Share
+    accuracy: Share
+    accuracies: Accuracies
+    agreement: Agreed | None
     operators: tuple[str, ...]
-    input_scale: float | None
+    input_scale: Number | None
     input_zero_point: int | None
-    recipe: dict
+    recipe: RecipeFields
     command: str
-    training_seconds: float
+    training_seconds: Number
     training_machine: str
-    versions: dict
+    versions: dict[str, str]
     published: str
     licence: str | None
     files: tuple[PublishedFile, ...]
@@ -162,6 +171,15 @@ class Card:
         )
 
 
+def near(name: str, names: list[str]) -> str:
+    """Offer the names that are like one that there is not, or all: "did you mean 'fnet-l6-int8'?"."""
+    alike = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(map(repr, alike))}?" if alike else f"there are {', '.join(names)}"
+
+
+_READER = TypeAdapter(Card)
+
+
 class Cards(tuple):
     """A tuple of cards that prints as a table."""
 
@@ -187,9 +205,7 @@ class Cards(tuple):
         names = list(dict.fromkeys(card.name for card in self))
         if not names:
             raise ValueError(f"no model {name!r}: this zoo is empty; `factorizenet publish` adds a trained run")
-        near = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
-        offer = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {', '.join(names)}"
-        raise ValueError(f"no model {name!r} in the zoo; {offer}")
+        raise ValueError(f"no model {name!r} in the zoo; {near(name, names)}")
 
     def __repr__(self) -> str:
         if not self:
@@ -247,10 +263,9 @@ def index_from_json(text: str, source: str, *, zoo: str = "", remedy: str = "res
     for number, entry in enumerate(index["models"]):
         try:
             cards.append(_card(entry, zoo))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError) as error:
             name = entry.get("name", number) if isinstance(entry, dict) else number
-            reason = f"the field {error} is missing" if isinstance(error, KeyError) else error
-            raise ValueError(f"{source}: the entry {name!r} is damaged: {reason}; {remedy}") from None
+            raise ValueError(f"{source}: the entry {name!r} is damaged: {_reason(error)}; {remedy}") from None
     names = [card.reference for card in cards]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -261,77 +276,30 @@ def index_from_json(text: str, source: str, *, zoo: str = "", remedy: str = "res
 def _card(entry, zoo) -> Card:
     if not isinstance(entry, dict):
         raise TypeError(f"it is {entry!r}, not an object")
-    fields = {name: _checked(name, entry[name], kind) for kind, names in TYPES.items() for name in names.split()}
-    check_name(fields["name"])
-    if fields["version"] < 1:
-        raise ValueError(f"version is {fields['version']}; it must be at least 1")
-    if fields["precision"] not in ("float", "int8"):
-        raise ValueError(f"precision is {fields['precision']!r}; it must be float or int8")
-    is_int8 = fields["precision"] == "int8"
-    for split in ("validation", "test"):
-        values = _checked("accuracies", fields["accuracies"][split], "dict")
-        for key in ACCURACIES:
-            _checked(f"accuracies of {split}", values[key], "share")
-        _checked(f"images of {split}", fields["images"][split], "int")
-    if is_int8:
-        agreement = _checked("agreement", fields["agreement"], "dict")
-        for name, kind in (("top1", "share"), ("within_1_lsb", "share"), ("largest_lsb", "int"), ("images", "int")):
-            _checked(f"agreement's {name}", agreement[name], kind)
-        for name, kind in (("ram_bytes", "int"), ("input_scale", "number"), ("input_zero_point", "signed")):
-            _checked(name, fields[name], kind)
-    for package, number in fields["versions"].items():
-        _checked(f"version of {package}", number, "str")
-    fields["recipe"] = dataclasses.asdict(Recipe(**fields["recipe"]))
-    spec = spec_from_json(json.dumps(_checked("spec", entry["spec"], "dict")))
-    if len(fields["class_names"]) != spec.num_classes:
-        raise ValueError(f"it has {len(fields['class_names'])} class names, its spec {spec.num_classes} classes")
-    files = tuple(_file(file) for file in _checked("files", entry["files"], "list"))
-    missing = {"weights", "history", *(["tflite"] if is_int8 else [])} - {file.role for file in files}
+    older = {name: entry[name] for name in OLDER_FIELDS if name in entry}
+    card = _READER.validate_json(json.dumps(entry | {"older": older, "zoo": zoo}), strict=True)
+    if len(card.class_names) != card.spec.num_classes:
+        raise ValueError(f"it has {len(card.class_names)} class names, its spec {card.spec.num_classes} classes")
+    required = {"weights", "history"}
+    if card.precision == "int8":
+        required.add("tflite")
+        if None in (card.agreement, card.ram_bytes, card.input_scale, card.input_zero_point):
+            raise ValueError("an int8 model needs agreement, ram_bytes, input_scale and input_zero_point")
+    missing = required - {file.role for file in card.files}
     if missing:
         raise ValueError(f"it has no file of the role {', '.join(sorted(missing))}")
-    older = {name: _checked(name, entry[name], "number?") for name in OLDER_FIELDS if name in entry}
-    return Card(**fields, older=older, spec=spec, files=files, zoo=zoo)
+    return card
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError where a model could not have this name."""
-    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
-        raise ValueError(f"the name {name!r} must be of a-z, 0-9, single dots and hyphens")
-
-
-def _file(entry) -> PublishedFile:
-    _checked("a file", entry, "dict")
-    file = PublishedFile(
-        role=_checked("role", entry["role"], "str"),
-        path=_checked("path", entry["path"], "str"),
-        sha256=_checked("sha256", entry["sha256"], "str"),
-        size_bytes=_checked("size_bytes", entry["size_bytes"], "int"),
-    )
-    if file.role not in ROLES:
-        raise ValueError(f"a file has the role {file.role!r}; it must be one of {', '.join(ROLES)}")
-    parts = PurePosixPath(file.path).parts
-    plain = all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part) for part in parts)
-    if not parts or not plain or "/".join(parts) != file.path:
-        raise ValueError(f"the file {file.path!r} is not below the zoo's folder")
-    if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
-        raise ValueError(f"the file {file.path} has the hash {file.sha256!r}; a SHA-256 has 64 hexadecimal digits")
-    return file
-
-
-def _checked(name, value, kind):
-    if kind.endswith("?"):
-        return None if value is None else _checked(name, value, kind[:-1])
-    if kind == "strings":
-        _checked(name, value, "list")
-        return tuple(_checked(name, item, "str") for item in value)
-    types = {"str": str, "int": int, "signed": int, "dict": dict, "list": list}.get(kind, (int, float))
-    if isinstance(value, bool) or not isinstance(value, types):
-        raise TypeError(f"{name} is {value!r:.80}; it must be of type {'int' if kind == 'signed' else kind}")
-    if kind in ("int", "number", "share"):
-        most = 1 if kind == "share" else math.inf
-        if not math.isfinite(value) or not 0 <= value <= most:
-            raise ValueError(f"{name} is {value!r:.80}; it must be from 0{' to 1' if kind == 'share' else ''}")
-    return value
+def _reason(error) -> str:
+    """What is wrong with an entry: pydantic's first finding as a line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    is_missing = first["type"] == "missing"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"the field {field} is missing" if is_missing else f"{field} is {first['input']!r:.80}: {reason}"
 
 
 def _no_constant(text):

@@ -1,11 +1,10 @@
-"""Look up published models by name: list, choose, load, measure again, publish.
+"""Look up published models by name: list, choose, load.
 
 `zoo_dir` is everywhere a folder that `publish` wrote or the http(s) address of one, and then names are looked up there
 alone; None for the models that come with the package and those of the zoo that the environment variable FACTORIZENET_ZOO
 names. A name that both have, with different content, is refused until `zoo_dir` says which is meant; where the second zoo
 cannot be read a warning says so, and the package's own models work as ever. A name is that of its newest version;
-"fnet-l2-int8@1" pins one, and no version is overwritten. TensorFlow is imported by `load(format="keras")`, `publish`,
-`verify`, and by the loading of a TFDS set.
+"fnet-l2-int8@1" pins one, and no version is overwritten. TensorFlow is imported by `load(format="keras")` alone.
 """
 
 from __future__ import annotations
@@ -14,29 +13,13 @@ import builtins
 import dataclasses
 import os
 import warnings
-from pathlib import Path
 
 from ..requirement import Requirement, meets
 from ..requirement import best as best_row
-from .cards import Card, Cards, PublishedFile
+from .cards import Card, Cards, near
 from .store import FolderStore, UrlStore, bundled_zoo, open_store, unzip
 
-__all__ = [
-    "Card",
-    "Cards",
-    "PublishedFile",
-    "best",
-    "card",
-    "evaluate",
-    "find",
-    "list",
-    "load",
-    "load_card",
-    "names",
-    "publish",
-    "verify",
-    "verify_all",
-]
+__all__ = ["best", "card", "find", "list", "load", "load_card", "names"]
 
 ZOO_VARIABLE = "FACTORIZENET_ZOO"
 FORMATS = ("keras", "tflite", "saved_model", "path")
@@ -71,12 +54,17 @@ def list(
     Raises:
         FileNotFoundError: there is no zoo in `zoo_dir`.
         ConnectionError: it cannot be fetched.
-        ValueError: the precision is another, a limit is not above 0, or the index is damaged or of a newer format.
+        ValueError: the precision is another, a limit is not above 0, no model is of this data set, or the index is damaged
+            or of a newer format.
         TypeError: a limit is no number, or there is none of its name.
     """
     requirement = _requirement(limits)
-    _check_precision(precision)
+    if precision not in (None, "float", "int8"):
+        raise ValueError(f"precision is {precision!r}; it must be float or int8")
     cards = _cards(zoo_dir)
+    datasets = sorted({card.dataset_name for card in cards})
+    if dataset is not None and cards and dataset not in {*datasets, *(card.dataset for card in cards)}:
+        raise ValueError(f"the zoo has no model of the data set {dataset!r}; {near(dataset, datasets)}")
     return Cards(
         card
         for card in (cards if all_versions else cards.newest())
@@ -84,11 +72,6 @@ def list(
         and precision in (None, card.precision)
         and dataset in (None, card.dataset, card.dataset_name)
     )
-
-
-def _check_precision(precision):
-    if precision not in (None, "float", "int8"):
-        raise ValueError(f"precision is {precision!r}; it must be float or int8")
 
 
 def card(name: str, *, zoo_dir: str | os.PathLike | None = None) -> Card:
@@ -140,9 +123,7 @@ def best(
     requirement = _requirement(limits)
     candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
     if not candidates:
-        there = sorted({card.dataset_name for card in _cards(zoo_dir)})
-        of = f" of {dataset!r}; there are models of {', '.join(there)}" if dataset else ""
-        raise ValueError(f"the zoo has no {precision} model{of}")
+        raise ValueError(f"the zoo has no {precision} model{f' of {dataset!r}' if dataset else ''}")
     within = [card for card in candidates if meets(card, requirement, accuracy=RANKED_BY)]
     if not within:
         given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
@@ -176,11 +157,12 @@ def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | o
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    return load_card(*find(name, zoo_dir), format, threads=threads)
+    return load_card(find(name, zoo_dir)[0], format, threads=threads)
 
 
-def load_card(card: Card, store: FolderStore | UrlStore, format: str, *, threads: int = 1):
-    """Load what `find` found. Arguments and errors as for `load`."""
+def load_card(card: Card, format: str, *, threads: int = 1):
+    """Load the model of a card. Arguments and errors as for `load`."""
+    store = open_store(card.zoo)
     if format == "tflite" or (format == "path" and card.precision == "int8"):
         path = store.path(_file(card, "tflite"))
         if format == "path":
@@ -197,136 +179,6 @@ def load_card(card: Card, store: FolderStore | UrlStore, format: str, *, threads
     from ..models.weights import load_model
 
     return load_model(path, spec=card.spec, precision=card.precision)
-
-
-def evaluate(
-    name: str,
-    *,
-    split: str = "test",
-    dataset=None,
-    data_dir: str | os.PathLike | None = None,
-    zoo_dir: str | os.PathLike | None = None,
-) -> dict:
-    """Measure a published accuracy again.
-
-    Args:
-        name: from `names()`.
-        split: "test", "validation" or "train".
-        dataset: a `Dataset`; None loads the card's own.
-        data_dir: where TFDS keeps its data.
-
-    Returns:
-        name, dataset (its title), split, images, accuracy (0..1), and published: the card's number for that split and
-        data, or None.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load` and `load_dataset`.
-    """
-    from ..models.evaluate import accuracy
-
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    card, store = find(name, zoo_dir)
-    data = dataset or _dataset(card, data_dir)
-    key = "tflite" if card.precision == "int8" else "float"
-    model = load_card(card, store, "tflite" if key == "tflite" else "keras", threads=os.cpu_count() or 1)
-    images = getattr(data, split)
-    return {
-        "name": name,
-        "dataset": data.title,
-        "split": split,
-        "images": len(images),
-        "accuracy": accuracy(model, images),
-        "published": card.accuracies.get(split, {}).get(key) if data.title == card.dataset else None,
-    }
-
-
-def verify(
-    name: str, *, dataset=None, data_dir: str | os.PathLike | None = None, zoo_dir: str | os.PathLike | None = None
-):
-    """Check a published model against its card.
-
-    Hash and size of its files, MACs and parameters counted again, operators, input quantization, RAM, agreement of the
-    .tflite with its Keras model, and accuracy on whole splits, within 0.2 points. Accuracy and agreement are skipped,
-    saying so, where the card's data is not on this machine.
-
-    Args:
-        name: from `names()`.
-        dataset: a `Dataset`, to check several names with one loading; None loads the card's own.
-
-    Returns:
-        A `Verification`: `passed`, `checks`; prints as a table.
-
-    Raises:
-        ValueError: no such name, or a name in two zoos.
-    """
-    card, store = find(name, zoo_dir)
-    found = _local_dataset(card, data_dir) if dataset is None else (dataset, "")
-    return _verify(card, store, *found)
-
-
-def verify_all(names=None, *, precision=None, zoo_dir=None, data_dir=None, verbose=True) -> builtins.list:
-    """Verify several names, or every model (of a precision), each data set loaded once, with progress."""
-    from ..console import Progress
-
-    _check_precision(precision)
-    if names is None:
-        zoos = _zoos(zoo_dir)
-        found = [
-            (card, store) for store, cards in zoos for card in cards.newest() if precision in (None, card.precision)
-        ]
-    else:
-        found = [find(name, zoo_dir) for name in names]
-    datasets, results = {}, []
-    with Progress(verbose) as progress:
-        bar = progress.bar("verifying", len(found))
-        for card, store in found:
-            key = card.dataset_name, card.spec.input_shape
-            if key not in datasets:
-                datasets[key] = _local_dataset(card, data_dir)
-            results.append(_verify(card, store, *datasets[key]))
-            progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}")
-            bar.advance()
-    return results
-
-
-def publish(
-    run,
-    *,
-    zoo_dir: str | os.PathLike,
-    name: str | None = None,
-    licence: str | None = None,
-    verbose: bool = True,
-) -> Cards:
-    """Add a finished training to a zoo folder as two models, -float and -int8.
-
-    Measures RAM (extra `micro`) and latency against ResNet-8's, copies weights, .tflite, SavedModels and history, and
-    writes index and pages last, so that a failure or a kill leaves the zoo as it was. Several processes may publish into
-    one folder. Where the names are there already, these become their next version.
-
-    Args:
-        run: a `Run` or its folder.
-        zoo_dir: the folder; made where it is not there.
-        name: without the precision; None: the spec's, as fnet-l2.
-        licence: of the weights, an SPDX identifier such as CC-BY-4.0; None: the card states none.
-        verbose: say what is being done.
-
-    Returns:
-        The two cards.
-
-    Raises:
-        FileExistsError: this run is published there under this name.
-        FileNotFoundError: the run is not finished.
-        PublishError: a ValueError: the run does not pass (`publishing.publish_errors`): no QAT phase, int8 too far from
-            Keras or from float, operators that a small device does not run; or the name is taken by a net of other data.
-        ValueError: the name could not be one, or `zoo_dir` is an address.
-        OSError: the folder cannot be written.
-    """
-    if "://" in str(zoo_dir):
-        raise ValueError(f"zoo_dir is {zoo_dir}; publish into a folder, and serve that")
-    from .publishing import publish_run
-
-    return publish_run(run, Path(zoo_dir).expanduser(), name=name, licence=licence, verbose=verbose)
 
 
 def _zoos(zoo_dir) -> builtins.list[tuple[FolderStore | UrlStore, Cards]]:
@@ -375,22 +227,6 @@ def _requirement(limits):
     return Requirement(**limits) if any(limit is not None for limit in limits.values()) else None
 
 
-def _verify(card, store, dataset, reason):
-    from .verification import verify_card
-
-    if dataset is not None and dataset.title != card.dataset:
-        dataset, reason = None, f"the data here is {dataset.title}, the number is of {card.dataset}"
-    return verify_card(card, store.path, lambda: load_card(card, store, "keras"), dataset, reason)
-
-
-def _local_dataset(card, data_dir):
-    """Load a card's data where it is on this machine; else give None and the reason."""
-    try:
-        return _dataset(card, data_dir, download=False), ""
-    except (OSError, ValueError) as error:
-        return None, str(error)
-
-
 def _file(card, role):
     file = card.file(role)
     if file is None:
@@ -398,10 +234,3 @@ def _file(card, role):
         remedy = f"; load {card.name.removesuffix('-float')}-int8" if role == "tflite" else ""
         raise ValueError(f"{card.name} has no {role} (it has {has}){remedy}")
     return file
-
-
-def _dataset(card, data_dir, download=True):
-    from ..data import load_dataset
-
-    shape = card.spec.input_shape
-    return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=download)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -10,8 +11,6 @@ import io
 import json
 import os
 import re
-import shlex
-import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -21,16 +20,16 @@ import numpy as np
 from ..console import Progress
 from ..files import atomic_folder, locked, write_text
 from ..machine import cpu_name
-from ..recipe import recipe_for
-from ..runs import IN_MEMORY, Run, load_run
-from ..spec import ResNet8, default_macro, level_text
+from ..runs import DATASET_FILE, FLOAT_FILE, HISTORY_FILE, IN_MEMORY, QAT_FILE, TFLITE_FILE, Run, load_run
+from ..spec import ResNet8
 from ..tflite.int8_model import Int8Model
+from ..tflite.latency import time_in_turns
 from ..tflite.micro import arena_bytes
 from .cards import Card, Cards, PublishedFile, check_name, index_to_json
 from .pages import write_pages
 from .store import INDEX_FILE, FolderStore
 
-__all__ = ["PublishError", "measure_latencies", "publish_errors", "publish_run", "training_command"]
+__all__ = ["PublishError", "measure_latencies", "publish", "publish_errors", "shown_sources", "training_command"]
 
 MIN_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
 MAX_LOSS = 0.01  # of validation accuracy, from float to the .tflite
@@ -39,18 +38,17 @@ MAX_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, n
 OPERATORS = frozenset(
     "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED MAX_POOL_2D MEAN PAD RESHAPE".split()  # noqa: SIM905
 )
-LATENCY_ROUNDS = 9
+LATENCY_ROUNDS, LATENCY_RUNS = 9, 100
 FILES = {  # of a publication, by precision and role
-    "float": {"weights": "float.h5", "saved_model": "float_saved_model.zip", "history": "history.csv"},
+    "float": {"weights": FLOAT_FILE, "saved_model": "float_saved_model.zip", "history": HISTORY_FILE},
     "int8": {
-        "weights": "qat.h5",
-        "tflite": "model.tflite",
+        "weights": QAT_FILE,
+        "tflite": TFLITE_FILE,
         "saved_model": "int8_saved_model.zip",
-        "history": "history.csv",
+        "history": HISTORY_FILE,
     },
 }
 LOCK_SECONDS = 600  # for several publishers before this one
-OWN_SHAPES = {"digits": (32, 32, 3), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}  # no --size needed
 
 
 class PublishError(ValueError):
@@ -92,63 +90,61 @@ def publish_errors(run: Run) -> list[str]:
 
 
 def training_command(run: Run, dataset: dict) -> str:
-    """Write what trains the run again: a command where its options say all, else Python.
-
-    A folder, of images or of a run that it started from, is not named: the path is this machine's own.
+    """Write what trains the run again: the command that trained it, else Python.
 
     Args:
         run: the finished run.
         dataset: its dataset.json.
     """
-    spec, recipe, notes = run.spec, run.recipe, []
-    fields = [field.name for field in dataclasses.fields(recipe)]
-    default = recipe_for(dataset["name"])
-    changed = {name: getattr(recipe, name) for name in fields if getattr(recipe, name) != getattr(default, name)}
-    data, initial = dataset["name"], run.metrics.get("initial")
-    if _is_folder(data):
-        data = f"path/to/{Path(data).name}"
-        notes.append(f"{data}: the folder of its images")
-    if initial and initial != IN_MEMORY and not re.fullmatch(r"[a-z0-9.-]+-float(@\d+)?", initial):
-        initial = f"path/to/{Path(initial).name}"
-        notes.append(f"{initial}: the float net it starts from")
-    notes += ["images, labels: your arrays"] if data == "arrays" else []
-    notes += ["model: the float net it starts from"] if initial == IN_MEMORY else []
-    height, width, channels = spec.input_shape
-    options = {"epochs", "qat_epochs", "batch_size", "learning_rate", "seed"}
-    if changed.keys() <= options and initial != IN_MEMORY and data != "arrays" and height == width:
-        parts = [*_net_options(spec, initial), f"--dataset {shlex.quote(data)}"]
-        if spec.input_shape != OWN_SHAPES.get(data):
-            parts.append(f"--size {height} --channels {channels}")
-        parts += [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
-        command = " ".join(["factorizenet train", *parts, f"--out runs/{spec.name}"])
-    else:
-        name = "(images, labels)" if data == "arrays" else repr(data)
-        start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
-        changes = "".join(f", {name}={value!r}" for name, value in changed.items())
-        command = (
-            f"fnet.train({_expression(spec)}, fnet.load_dataset({name}, input_shape={spec.input_shape}), "
-            f"out='runs/{spec.name}', recipe=fnet.recipe_for({data!r}{changes}){start})"
-        )
-    return command + (f"  # {'; '.join(notes)}" if notes else "")
+    if "command" in run.metrics:
+        return run.metrics["command"]
+    data, initial, zoo, notes = shown_sources(
+        dataset["name"], run.metrics.get("initial"), run.metrics.get("initial_zoo")
+    )
+    images = "(images, labels)" if data == "arrays" else repr(data)
+    start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
+    if zoo:
+        start = f", initial=fnet.zoo.load({initial!r}, zoo_dir={zoo!r})"
+    return (
+        f"fnet.train({_as_python(run.spec)}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}), "
+        f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}){notes}"
+    )
 
 
-def _net_options(spec, initial):
-    if initial:
-        return [f"--from {shlex.quote(initial)}"]
-    if isinstance(spec, ResNet8):
-        return ["--baseline resnet8"]
-    parts = [f"--level {level_text(spec.level)}"] + ([] if spec.width == 16 else [f"--width {spec.width}"])
-    if spec.macro != default_macro(spec.input_shape):
-        parts.append(f"--macro {spec.macro}")
-    return parts
+def _as_python(value) -> str:
+    """Write Python that makes a spec or a recipe again."""
+    return re.sub(r"(ModelSpec|Stage|Recipe)\(", r"fnet.\1(", repr(value)).replace(
+        "ResNet8(", "fnet.baselines.ResNet8("
+    )
 
 
-def _expression(spec) -> str:
-    """Write Python that builds the spec."""
-    shared = f"input_shape={spec.input_shape}, num_classes={spec.num_classes}"
-    if isinstance(spec, ResNet8):
-        return f"fnet.baselines.ResNet8({shared})"
-    return f"fnet.ModelSpec({spec.level}, width={spec.width}, {shared}, macro={spec.macro!r})"
+def shown_sources(data: str, initial: str | None, zoo: str | None) -> tuple[str, str | None, str | None, str]:
+    """Give what a card names of data, of the net that a training started from and of its zoo, and a comment on them.
+
+    A folder is not named: the path is this machine's own.
+
+    Args:
+        data: what `load_dataset` takes.
+        initial, zoo: metrics.json's `initial` and `initial_zoo`.
+    """
+    notes = []
+
+    def placeholder(path, what):
+        shown = f"path/to/{Path(path).resolve().name}"
+        notes.append(f"{shown}: {what}")
+        return shown
+
+    if data == "arrays":
+        notes.append("images, labels: your arrays")
+    elif _is_folder(data):
+        data = placeholder(data, "the folder of its images")
+    if initial == IN_MEMORY:
+        notes.append("model: the float net it starts from")
+    elif initial and not re.fullmatch(r"[a-z0-9.-]+-float(@\d+)?", initial):
+        initial = placeholder(initial, "the float net it starts from")
+    if zoo and "://" not in zoo:
+        zoo = placeholder(zoo, "the zoo that has it")
+    return data, initial, zoo, f"  # {'; '.join(notes)}" if notes else ""
 
 
 def _is_folder(name):
@@ -156,10 +152,40 @@ def _is_folder(name):
     return os.sep in name or (name not in ("digits", "arrays") and Path(name).is_dir())
 
 
-def publish_run(
-    run: Run | str | os.PathLike, zoo: Path, *, name: str | None, licence: str | None, verbose: bool
+def publish(
+    run: Run | str | os.PathLike,
+    *,
+    zoo_dir: str | os.PathLike,
+    name: str | None = None,
+    licence: str | None = None,
+    verbose: bool = True,
 ) -> Cards:
-    """Add a run to a zoo folder; `zoo.publish` has the arguments."""
+    """Add a finished training to a zoo folder as two models, -float and -int8.
+
+    Measures RAM (extra `micro`) and latency against ResNet-8's, copies weights, .tflite, SavedModels and history, and
+    writes index and pages last, so that a failure or a kill leaves the zoo as it was. Several processes may publish into
+    one folder. Where the names are there already, these become their next version.
+
+    Args:
+        run: a `Run` or its folder.
+        zoo_dir: the folder; made where it is not there.
+        name: without the precision; None: the spec's, as fnet-l2.
+        licence: of the weights, an SPDX identifier such as CC-BY-4.0; None: the card states none.
+        verbose: say what is being done.
+
+    Returns:
+        The two cards.
+
+    Raises:
+        FileExistsError: this run is published there under this name.
+        FileNotFoundError: the run is not finished.
+        PublishError: a ValueError: the run does not pass (`publish_errors`), or the name is taken by a net of other data.
+        ValueError: the name could not be one, or `zoo_dir` is an address.
+        OSError: the folder cannot be written.
+    """
+    if "://" in str(zoo_dir):
+        raise ValueError(f"zoo_dir is {zoo_dir}; publish into a folder, and serve that")
+    zoo = Path(zoo_dir).expanduser()
     run = run if isinstance(run, Run) else load_run(run)
     name = run.spec.name if name is None else name
     check_name(name)
@@ -167,10 +193,10 @@ def publish_run(
     if errors:
         raise PublishError(f"{run.spec.name} is not published: {'; '.join(errors)}")
     _make_writable(zoo)
-    dataset = json.loads((run.folder / "dataset.json").read_text())
+    dataset = json.loads((run.folder / DATASET_FILE).read_text())
     if _is_folder(dataset["name"]):  # found again from any folder
         dataset["name"] = str(Path(dataset["name"]).expanduser().resolve())
-    content = (run.folder / "model.tflite").read_bytes()
+    content = (run.folder / TFLITE_FILE).read_bytes()
     try:
         _check_new(_cards(zoo), name, content, run, dataset)
     except FileExistsError:
@@ -185,7 +211,6 @@ def publish_run(
         with locked(zoo / ".lock", LOCK_SECONDS):
             before = _cards(zoo)
             _check_new(before, name, content, run, dataset)
-            _remove_unlisted(zoo, before)
             folder = _write_files(zoo, name, contents)
             version = 1 + max((card.version for card in before if card.name == f"{name}-int8"), default=0)
             place = {"version": version, "licence": licence, "zoo": str(zoo)}
@@ -225,8 +250,7 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
 def _latencies(contents, spec) -> list[dict]:
     """Measure a card's latency fields for each .tflite, in turns with ResNet-8's, one thread."""
     models = [Int8Model(content) for content in (_reference(spec.input_shape, spec.num_classes), *contents)]
-    times = [[model.latency_ms(runs=100, warm_up=10).median_ms for model in models] for _ in range(LATENCY_ROUNDS)]
-    times = np.array(times)
+    times = time_in_turns([model.inference() for model in models], rounds=LATENCY_ROUNDS, runs=LATENCY_RUNS)
     medians = zip(np.median(times, axis=0)[1:], np.median(times[:, 1:] / times[:, :1], axis=0))
     return [
         {"latency_ms": round(float(ms), 5), "latency_ratio": round(float(ratio), 3), "latency_machine": cpu_name()}
@@ -248,8 +272,8 @@ def _contents(run, tflite) -> dict[str, bytes]:
     """Give the files of a publication by name."""
     from ..models.convert import write_saved_model
 
-    contents = {name: (run.folder / name).read_bytes() for name in ("float.h5", "qat.h5", "history.csv")}
-    contents["model.tflite"] = tflite
+    contents = {name: (run.folder / name).read_bytes() for name in (FLOAT_FILE, QAT_FILE, HISTORY_FILE)}
+    contents[TFLITE_FILE] = tflite
     for precision, model in (("float", run.float_model()), ("int8", run.qat_model())):
         with tempfile.TemporaryDirectory() as temporary:
             write_saved_model(model, Path(temporary) / "saved_model")
@@ -268,10 +292,13 @@ def _zipped(folder: Path) -> bytes:
 
 
 def _write_files(zoo, name, contents) -> str:
-    """Write a publication's files in a folder that is named by their content; give its path in the zoo."""
+    """Write a publication's files in a folder that is named by their content; give its path in the zoo.
+
+    It may be there from a publication that was killed before it wrote the index.
+    """
     digest = hashlib.sha256(b"".join(contents[file] for file in sorted(contents)))
     folder = f"models/{name}-{digest.hexdigest()[:8]}"
-    with atomic_folder(zoo / folder) as partial:
+    with contextlib.suppress(FileExistsError), atomic_folder(zoo / folder) as partial:
         for file, content in contents.items():
             (partial / file).write_bytes(content)
     return folder
@@ -357,20 +384,6 @@ def _check_new(cards, name, content, run, dataset):
                 f"the name {name} is taken by a net of other data ({card.reference}: {what[0]}; this run: {what[1]}"
                 f"{'' if what[0] != what[1] else ', of other names'}); publish it under another name: --name, or name="
             )
-
-
-def _remove_unlisted(zoo, cards):
-    """Remove what a publication left that was killed; nothing that is not a publication's own."""
-    listed = {Path(file.path).parent.name for card in cards for file in card.files}
-    published = {name for roles in FILES.values() for name in roles.values()}
-    for folder in (zoo / "models").glob("*"):
-        if folder.name in listed or folder.is_symlink() or not folder.is_dir():
-            continue
-        names = {path.name for path in folder.iterdir()}
-        is_named = re.fullmatch(r".+-[0-9a-f]{8}", folder.name) and names <= published
-        has_weights = bool(names & {"float.h5", "qat.h5"})
-        if (folder.name.startswith(".aside-") and (has_weights or not names)) or (is_named and has_weights):
-            shutil.rmtree(folder)
 
 
 def _write_index(zoo, cards):

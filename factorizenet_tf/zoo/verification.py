@@ -1,20 +1,23 @@
-"""Check a published model against its card: files, costs and accuracies measured again."""
+"""Check published models against their cards: files, costs and accuracies measured again."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..console import Progress
 from ..cost import count_macs, count_params
-from ..data import Dataset
+from ..data import Dataset, load_dataset
 from ..models.evaluate import accuracy, agreement
-from ..tflite.int8_model import Int8Model
 from ..tflite.micro import arena_bytes
-from .cards import Card
+from .catalog import find, load_card
+from .catalog import list as list_cards
+from .store import open_store
 
-__all__ = ["Check", "Verification", "verify_card"]
+__all__ = ["Check", "Verification", "verify", "verify_all"]
 
 ACCURACY_BAND = 0.002  # another processor rounds some ties otherwise
 AGREEMENT_BAND = 0.005
@@ -60,27 +63,77 @@ class Verification:
         return text_table([{k: str(v) for k, v in row.items()} for row in self.rows()])
 
 
-def verify_card(card: Card, load_file, build_model, dataset: Dataset | None, reason: str = "") -> Verification:
-    """Check a card against its files; where one is missing or damaged nothing is run.
+def verify(
+    name: str,
+    *,
+    dataset: Dataset | None = None,
+    data_dir: str | os.PathLike | None = None,
+    zoo_dir: str | os.PathLike | None = None,
+) -> Verification:
+    """Check a published model against its card.
+
+    Hash and size of its files, MACs and parameters counted again, operators, input quantization, RAM, agreement of the
+    .tflite with its Keras model, and accuracy on whole splits, within 0.2 points. Accuracy and agreement are skipped,
+    saying so, where the card's data is not on this machine; where a file is missing or damaged nothing is run.
 
     Args:
-        card: of the model.
-        load_file: gives the path of one of its files, or raises.
-        build_model: gives its Keras model.
-        dataset: to measure accuracy on, or None.
-        reason: why there is none.
+        name: from `names()`.
+        dataset: None loads the card's own.
+        data_dir: where TFDS keeps its data.
+        zoo_dir: as `catalog` says.
+
+    Raises:
+        ValueError: no such name, or a name in two zoos.
     """
-    checks = [_file_check(file, load_file) for file in card.files]
+    card, _ = find(name, zoo_dir)
+    return _verify(card, *(_local_dataset(card, data_dir) if dataset is None else (dataset, "")))
+
+
+def verify_all(
+    names: Sequence[str] | None = None, *, precision=None, zoo_dir=None, data_dir=None, verbose=True
+) -> list[Verification]:
+    """Verify several names, or every model (of a precision), each data set loaded once, with progress."""
+    if names is None:
+        cards = list_cards(precision=precision, zoo_dir=zoo_dir)
+    else:
+        cards = [find(name, zoo_dir)[0] for name in names]
+    datasets, results = {}, []
+    with Progress(verbose) as progress:
+        bar = progress.bar("verifying", len(cards))
+        for card in cards:
+            key = card.dataset_name, card.spec.input_shape
+            if key not in datasets:
+                datasets[key] = _local_dataset(card, data_dir)
+            results.append(_verify(card, *datasets[key]))
+            progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}")
+            bar.advance()
+    return results
+
+
+def _local_dataset(card, data_dir):
+    """Load a card's data where it is on this machine; else give None and the reason."""
+    try:
+        shape = card.spec.input_shape
+        return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=False), ""
+    except (OSError, ValueError) as error:
+        return None, str(error)
+
+
+def _verify(card, dataset, reason) -> Verification:
+    """Check a card on its data; `reason` says why there is none."""
+    store = open_store(card.zoo)
+    checks = [_file_check(file, store) for file in card.files]
     if all(check.passed for check in checks):
-        model = build_model()
+        model = load_card(card, "keras")
         checks += [_equal("MACs", card.macs, count_macs(model)), _equal("parameters", card.params, count_params(model))]
         main = card.file("tflite" if card.precision == "int8" else "weights")
         checks.append(_equal("size in bytes", card.size_bytes, main.size_bytes))
         measured = model
         if card.precision == "int8":
-            path = load_file(main)
-            measured = Int8Model(path, threads=os.cpu_count() or 1)
-            checks += _int8_checks(card, measured, path.read_bytes())
+            measured = load_card(card, "tflite", threads=os.cpu_count() or 1)
+            checks += _int8_checks(card, measured, store.path(main).read_bytes())
+        if dataset is not None and dataset.title != card.dataset:
+            dataset, reason = None, f"the data here is {dataset.title}, the number is of {card.dataset}"
         if dataset is None:
             checks.append(Check("accuracy", None, card.accuracy, reason))
         else:
@@ -88,10 +141,10 @@ def verify_card(card: Card, load_file, build_model, dataset: Dataset | None, rea
     return Verification(card.name, tuple(checks))
 
 
-def _file_check(file, load_file) -> Check:
+def _file_check(file, store) -> Check:
     what, stated = f"{file.path} hash and size", f"{file.sha256[:12]}, {file.size_bytes:,}"
     try:
-        load_file(file)
+        store.path(file)
     except (OSError, ValueError) as error:
         return Check(what, False, stated, str(error))
     return Check(what, True, stated, "equal")

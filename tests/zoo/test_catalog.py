@@ -10,34 +10,29 @@ import pytest
 import tensorflow as tf
 
 import factorizenet_tf as fnet
+from factorizenet_tf._keras import to_float
 from factorizenet_tf.models.evaluate import logits
-from factorizenet_tf.training.loop import to_float
 from factorizenet_tf.zoo import catalog
 from factorizenet_tf.zoo import store as store_module
 from factorizenet_tf.zoo.cards import Cards, index_to_json
 from factorizenet_tf.zoo.catalog import find
-from factorizenet_tf.zoo.pages import card_page, table_page
 from factorizenet_tf.zoo.store import bundled_zoo, open_store
 
 FLOAT, INT8 = "fnet-1x2.2x2-l1-x0.5-float", "fnet-1x2.2x2-l1-x0.5-int8"
+FAMILY = ("a-int8", "b-int8", "c-int8")
 
 
 @pytest.fixture
-def family(zoo, tmp_path):
+def family(cards, tmp_path):
     """A zoo folder whose index lists three int8 models of made-up numbers, without their files."""
-    card = fnet.zoo.card(INT8, zoo_dir=zoo)
+    fields = "name", "macs", "validation_accuracy", "accuracy", "ram_bytes", "latency_ms"
     rows = [
         ("a-int8", 100, 0.80, 0.90, 10, 1.0),
         ("b-int8", 200, 0.85, 0.84, 20, 2.0),
         ("c-int8", 300, 0.85, 0.99, 30, 3.0),
     ]
-    cards = [
-        dataclasses.replace(
-            card, name=name, macs=macs, validation_accuracy=validation, accuracy=test, ram_bytes=ram, latency_ms=ms
-        )
-        for name, macs, validation, test, ram, ms in rows
-    ]
-    (tmp_path / "index.json").write_text(index_to_json(Cards(cards)))
+    made_up = Cards(dataclasses.replace(cards[1], **dict(zip(fields, row))) for row in rows)
+    (tmp_path / "index.json").write_text(index_to_json(made_up))
     return tmp_path
 
 
@@ -53,37 +48,41 @@ assert not {{"tensorflow", "tf_keras", "pandas"}} & set(sys.modules), set(sys.mo
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_the_packages_own_pages_are_what_its_index_gives():
-    folder = bundled_zoo()
-    cards = fnet.zoo.list(all_versions=True, zoo_dir=folder)
-    newest = cards.newest()
-    table = table_page(newest, findings=(folder / "FINDINGS.md").is_file())
-    assert (folder / "README.md").read_text() == table, "the table is of an older index; run write_pages"
-    pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
-    assert {path.name: path.read_text() for path in (folder / "cards").iterdir()} == pages
+@pytest.mark.parametrize(
+    ("limits", "names"),
+    [
+        ({}, FAMILY),
+        ({"max_macs": np.int64(200), "max_latency_ms": None}, FAMILY[:2]),
+        ({"max_ram_bytes": 10}, FAMILY[:1]),
+        ({"max_latency_ms": 2.5, "max_macs": 150}, FAMILY[:1]),
+        ({"max_macs": 300, "min_accuracy": 0.85}, FAMILY[1:]),
+        ({"precision": "float"}, ()),
+        ({"dataset": "digits"}, FAMILY),
+    ],
+)
+def test_limits_leave_out_what_is_over_them(family, limits, names):
+    assert tuple(card.name for card in fnet.zoo.list(zoo_dir=family, **limits)) == names
 
 
-def test_limits_leave_out_what_is_over_them_or_has_no_number(family, zoo):
-    assert fnet.zoo.names(zoo_dir=family) == ("a-int8", "b-int8", "c-int8")
-    names = lambda **limits: tuple(card.name for card in fnet.zoo.list(zoo_dir=family, **limits))  # noqa: E731
-    assert names(max_macs=200) == ("a-int8", "b-int8")
-    assert names(max_ram_bytes=10) == ("a-int8",)
-    assert names(max_latency_ms=2.5, max_macs=150) == ("a-int8",)
-    assert names(max_macs=300, min_accuracy=0.85) == ("b-int8", "c-int8")
-    assert names(precision="float") == ()
-    assert names(dataset="digits") == ("a-int8", "b-int8", "c-int8")
-    assert names(dataset="cifar10") == ()
+def test_what_has_no_number_for_a_limit_is_left_out(zoo):
     assert [card.name for card in fnet.zoo.list(max_ram_bytes=10**9, zoo_dir=zoo)] == [INT8]
-    assert names(max_macs=np.int64(200), max_latency_ms=None) == ("a-int8", "b-int8")
-    with pytest.raises(ValueError, match="precision is 'int4'"):
-        fnet.zoo.list(precision="int4", zoo_dir=family)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision is 'int4'"),
+        ({"dataset": "digitz"}, "no model of the data set 'digitz'; did you mean 'digits'"),
+        ({"dataset": "cifar10"}, "no model of the data set 'cifar10'; there are digits"),
+        ({"max_macs": -1}, "max_macs is -1; it must be above 0"),
+        ({"max_ram_bytes": "10"}, "max_ram_bytes is '10'; it must be a number"),
+        ({"max_mac": 10}, "max_mac"),
+    ],
+)
+def test_what_is_no_limit_precision_or_data_set_is_refused(family, options, message):
     for call in (fnet.zoo.list, fnet.zoo.best):
-        with pytest.raises(ValueError, match="max_macs is -1; it must be above 0"):
-            call(max_macs=-1, zoo_dir=family)
-        with pytest.raises(TypeError, match="max_ram_bytes is '10'; it must be a number"):
-            call(max_ram_bytes="10", zoo_dir=family)
-        with pytest.raises(TypeError, match="max_mac"):
-            call(max_mac=10, zoo_dir=family)
+        with pytest.raises((TypeError, ValueError), match=message):
+            call(zoo_dir=family, **options)
 
 
 def test_best_ranks_by_validation_then_macs_never_by_test(family):
@@ -120,92 +119,58 @@ def test_each_format_gives_the_trained_net(zoo, run, models, noise, tmp_path, mo
 
 
 @pytest.fixture
-def two(zoo, family, monkeypatch):
+def two(family, monkeypatch):
     """The package's own zoo is `family`; gives a function that names another one."""
     monkeypatch.setattr(catalog, "bundled_zoo", lambda: family)
     monkeypatch.delenv("FACTORIZENET_ZOO", raising=False)
     return lambda folder: monkeypatch.setenv("FACTORIZENET_ZOO", str(folder))
 
 
-def test_a_second_zoo_is_looked_into_too(zoo, run, two):
-    assert fnet.zoo.names() == ("a-int8", "b-int8", "c-int8")
+def test_a_second_zoo_is_looked_into_too_each_index_read_once(zoo, run, two, monkeypatch):
+    assert fnet.zoo.names() == FAMILY
     with pytest.raises(ValueError, match=r"no model .* zoo_dir= or --zoo, or by FACTORIZENET_ZOO, which is not set"):
         fnet.zoo.load(INT8, "tflite")
     two(zoo)
-    assert fnet.zoo.names() == ("a-int8", "b-int8", "c-int8", FLOAT, INT8)
+    assert fnet.zoo.names() == (*FAMILY, FLOAT, INT8)
     assert fnet.zoo.load(INT8, "path").read_bytes() == (run.folder / "model.tflite").read_bytes()
-    card, store = find(INT8)
-    assert (card.zoo, store.location) == (str(zoo), str(zoo))
     assert {card.zoo for card in fnet.zoo.list()} == {str(catalog.bundled_zoo()), str(zoo)}
     with pytest.raises(ValueError, match=r"did you mean .* which names "):
         fnet.zoo.card(f"{INT8}8")
-
-
-def test_a_name_in_two_zoos_is_never_silently_one_of_them(zoo, two, family, tmp_path):
-    index = json.loads((zoo / "index.json").read_text())
-    index["models"][1] |= {"name": "a-int8", "macs": 7}
-    index["models"][1]["files"][0]["sha256"] = "0" * 64
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "index.json").write_text(json.dumps(index))
-    two(tmp_path / "mine")
-    for name in ("a-int8", "a-int8@1"):
-        for call in (fnet.zoo.load, fnet.zoo.card, fnet.zoo.verify, fnet.zoo.evaluate):
-            with pytest.raises(
-                ValueError, match=r"two zoos have a model 'a-int8', and not the same: .*zoo_dir=.*--zoo"
-            ) as error:
-                call(name)
-            assert str(family) in str(error.value)
-            assert str(tmp_path / "mine") in str(error.value)
-    listed = [card for card in fnet.zoo.list() if card.name == "a-int8"]
-    assert {card.zoo: card.macs for card in listed} == {str(family): 100, str(tmp_path / "mine"): 7}
-    assert fnet.zoo.card("a-int8", zoo_dir=family).macs == 100
-    assert fnet.zoo.card("a-int8", zoo_dir=tmp_path / "mine").macs == 7
-    assert fnet.zoo.card("b-int8").macs == 200
-
-
-def test_the_same_model_in_two_zoos_is_one(zoo, two, family, tmp_path):
-    two(shutil.copytree(family, tmp_path / "copy"))
-    assert [card.zoo for card in fnet.zoo.list()] == 3 * [str(family)]
-    assert find("a-int8")[0].macs == 100
-
-
-def test_each_zoos_index_is_read_once_for_a_name(zoo, two, monkeypatch):
-    two(zoo)
     read, cards = [], store_module.FolderStore.cards
     monkeypatch.setattr(store_module.FolderStore, "cards", lambda self: read.append(self.location) or cards(self))
-    find(INT8)
+    card, store = find(INT8)
+    assert (card.zoo, store.location) == (str(zoo), str(zoo))
     assert read == [str(catalog.bundled_zoo()), str(zoo)]
 
 
-def test_what_cannot_be_loaded_says_what_can(zoo):
+def test_a_name_in_two_zoos_is_never_silently_one_of_them(cards, changed, two, family):
+    others = [dataclasses.asdict(file) | {"sha256": 64 * "0"} for file in cards[1].files]
+    mine = changed(1, name="a-int8", macs=7, files=others)
+    two(mine)
+    for name in ("a-int8", "a-int8@1"):
+        for call in (fnet.zoo.load, fnet.zoo.card, fnet.zoo.verify):
+            with pytest.raises(ValueError, match=r"two zoos have a model 'a-int8', and not the same: .*--zoo") as error:
+                call(name)
+            assert str(family) in str(error.value)
+            assert str(mine) in str(error.value)
+    listed = [card for card in fnet.zoo.list() if card.name == "a-int8"]
+    assert {card.zoo: card.macs for card in listed} == {str(family): 100, str(mine): 7}
+    assert fnet.zoo.card("a-int8", zoo_dir=family).macs == 100
+    assert fnet.zoo.card("a-int8", zoo_dir=mine).macs == 7
+    assert fnet.zoo.card("b-int8").macs == 200
+    two(shutil.copytree(family, mine.parent / "copy", ignore=shutil.ignore_patterns("zoo")))
+    assert [card.zoo for card in fnet.zoo.list()] == 3 * [str(family)]  # the same models in two zoos are one
+    assert fnet.zoo.card("a-int8").macs == 100
+
+
+def test_what_cannot_be_loaded_says_what_can(zoo, changed):
     with pytest.raises(ValueError, match=f"{FLOAT} has no tflite .*; load {INT8}"):
         fnet.zoo.load(FLOAT, "tflite", zoo_dir=zoo)
     with pytest.raises(ValueError, match="format is 'onnx'; it must be one of keras, tflite, saved_model, path"):
         fnet.zoo.load(INT8, "onnx", zoo_dir=zoo)
-    with pytest.raises(ValueError, match="did you mean"):
-        fnet.zoo.load("fnet-1x2.2x2-l2-x0.5-int8", zoo_dir=zoo)
-
-
-def test_weights_that_do_not_fit_the_spec_are_refused(zoo, tmp_path):
-    copy = shutil.copytree(zoo, tmp_path / "zoo")
-    index = json.loads((copy / "index.json").read_text())
-    index["models"][0]["spec"]["level"] = 2
-    (copy / "index.json").write_text(json.dumps(index))
+    spec = json.loads(fnet.ModelSpec(2, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2))).to_json())
     with pytest.raises(ValueError, match="holds weights of ModelSpec"):
-        fnet.zoo.load(FLOAT, zoo_dir=copy)
-
-
-def test_evaluate_recomputes_the_published_number(zoo, digits):
-    for name in (FLOAT, INT8):
-        result = fnet.zoo.evaluate(name, zoo_dir=zoo)
-        assert result["accuracy"] == result["published"] == fnet.zoo.card(name, zoo_dir=zoo).accuracy
-        assert (result["dataset"], result["images"]) == ("digits", 359)
-    validation = fnet.zoo.evaluate(INT8, split="validation", dataset=digits, zoo_dir=zoo)
-    assert validation["published"] == fnet.zoo.card(INT8, zoo_dir=zoo).validation_accuracy
-    other = fnet.zoo.evaluate(INT8, dataset=dataclasses.replace(digits, title="other digits"), zoo_dir=zoo)
-    assert other["published"] is None
-    with pytest.raises(ValueError, match="split is 'tset'"):
-        fnet.zoo.evaluate(INT8, split="tset", zoo_dir=zoo)
+        fnet.zoo.load(FLOAT, zoo_dir=changed(0, spec=spec))
 
 
 def test_every_published_model_is_whole():
@@ -213,15 +178,10 @@ def test_every_published_model_is_whole():
     store = open_store(bundled_zoo())
     cards = store.cards()
     assert all(store.path(file).is_file() for card in cards for file in card.files)
-    listed = {file.path for card in cards for file in card.files}
-    there = {
-        path.relative_to(store.folder).as_posix() for path in (store.folder / "models").rglob("*") if path.is_file()
-    }
-    assert there == listed
-    names = {card.name for card in cards}
-    assert {name.removesuffix("-int8") for name in names if name.endswith("-int8")} == {
-        name.removesuffix("-float") for name in names if name.endswith("-float")
-    }
+    there = {path for path in (store.folder / "models").rglob("*") if path.is_file()}
+    assert there == {store.folder / file.path for card in cards for file in card.files}
+    names = sorted(card.name for card in cards)
+    assert names == sorted(f"{base}-{p}" for base in {n.rpartition("-")[0] for n in names} for p in ("float", "int8"))
 
 
 @pytest.mark.slow
