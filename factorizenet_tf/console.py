@@ -10,6 +10,12 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 __all__ = [
     "Progress",
@@ -22,45 +28,43 @@ __all__ = [
     "text_table",
 ]
 
-
-class _Stderr:
-    """Stands for sys.stderr within a silence; a logging handler that keeps it writes to the real one afterwards."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
+WIDE = 200  # columns of a table in a file or a pipe, which have no screen to fit
 
 
 class _Silence:
-    """File descriptor 2 pointed at nothing while at least one thread wants it so."""
+    """File descriptor 2 pointed at nothing while at least one thread wants it so; Python writes to a copy of it.
 
-    lock, depth, kept, stderr, stand_in = threading.Lock(), 0, -1, None, None
+    The copy is never closed: a logging handler made meanwhile goes on writing there.
+    """
 
-    @classmethod
-    def begin(cls):
-        with cls.lock:
-            if not cls.depth:
-                cls.kept, cls.stderr = os.dup(2), sys.stderr
-                if _is_descriptor_2(sys.stderr):  # what Python says goes on being seen
+    def __init__(self):
+        self._lock, self._depth, self._copy, self._stderr = threading.Lock(), 0, None, None
+
+    def __enter__(self):
+        with self._lock:
+            if not self._depth:
+                if self._copy is None:
+                    self._copy = os.dup(2)
+                else:
+                    os.dup2(2, self._copy, inheritable=False)
+                self._stderr = sys.stderr
+                if _is_descriptor_2(sys.stderr):
                     sys.stderr.flush()
-                    kept = open(cls.kept, "w", buffering=1, encoding=sys.stderr.encoding, closefd=False)  # noqa: SIM115
-                    sys.stderr = cls.stand_in = _Stderr(kept)
+                    options = {"buffering": 1, "encoding": sys.stderr.encoding, "closefd": False}
+                    sys.stderr = open(self._copy, "w", **options)
                 with open(os.devnull, "wb") as nowhere:
                     os.dup2(nowhere.fileno(), 2)
-            cls.depth += 1
+            self._depth += 1
 
-    @classmethod
-    def end(cls):
-        with cls.lock:
-            cls.depth -= 1
-            if not cls.depth:
-                os.dup2(cls.kept, 2)
-                sys.stderr = cls.stderr
-                if cls.stand_in is not None:
-                    cls.stand_in.stream, cls.stand_in = cls.stderr, None
-                os.close(cls.kept)
+    def __exit__(self, *exception):
+        with self._lock:
+            self._depth -= 1
+            if not self._depth:
+                os.dup2(self._copy, 2)
+                sys.stderr = self._stderr
+
+
+_SILENCE = _Silence()
 
 
 def _is_descriptor_2(stream) -> bool:
@@ -77,52 +81,30 @@ def quiet_native_stderr() -> Iterator[None]:
     TensorFlow at its import, its converter and LiteRT write notices that no log level stops. Blocks may be nested and
     run in several threads. FACTORIZENET_TRACEBACK shows all.
     """
-    silenced = False
-    if not os.environ.get("FACTORIZENET_TRACEBACK"):
-        with contextlib.suppress(OSError):  # the process has no stderr
-            _Silence.begin()
-            silenced = True
-    try:
+    with contextlib.ExitStack() as stack:
+        if not os.environ.get("FACTORIZENET_TRACEBACK"):
+            with contextlib.suppress(OSError):  # the process has no stderr
+                stack.enter_context(_SILENCE)
         yield
-    finally:
-        if silenced:
-            _Silence.end()
 
 
-class Progress:
-    """Say on stderr how far a long job is, by Rich: lines, and a bar on a terminal. Use as a context; silent where not verbose."""
+class Progress(rich.progress.Progress):
+    """Say on stderr how far a long job is: lines, and a bar on a terminal. Use as a context; silent where not verbose."""
 
     def __init__(self, verbose: bool = True):
-        self._verbose = verbose
-        self._rich = None
-
-    def __enter__(self) -> Progress:
-        if self._verbose:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            console = Console(stderr=True)
-            self._rich = RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal)
-            self._rich.start()
-        return self
-
-    def __exit__(self, *exception):
-        if self._rich:
-            self._rich.stop()
+        console = Console(stderr=True, quiet=not verbose)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        super().__init__(*columns, console=console, transient=True, disable=not (verbose and console.is_terminal))
 
     def say(self, text: str) -> None:
         """Print a line."""
-        if self._rich:
-            self._rich.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def bar(self, text: str, total: int, *, done: int = 0) -> Bar:
         """Show a bar in the place of the one before, `done` of its `total` steps filled."""
-        if self._rich:
-            for task in self._rich.task_ids:
-                self._rich.remove_task(task)
-        return Bar(self._rich, text, self._rich and self._rich.add_task(text, total=total, completed=done))
+        for task in self.task_ids:
+            self.remove_task(task)
+        return Bar(self, text, self.add_task(text, total=total, completed=done))
 
     def epoch(self, name: str, row: dict, epochs: int) -> None:
         """Print the line of a finished epoch."""
@@ -132,45 +114,36 @@ class Progress:
         )
 
 
+@dataclass(frozen=True)
 class Bar:
     """One bar of a `Progress`."""
 
-    def __init__(self, rich, text, task):
-        self._rich, self._text, self._task = rich, text, task
+    progress: Progress
+    text: str
+    task: TaskID
 
     def advance(self, *, loss: float | None = None) -> None:
         """Fill a step, and show the loss behind the text."""
-        if self._rich:
-            text = self._text if loss is None else f"{self._text} loss {loss:.3f}"
-            self._rich.update(self._task, advance=1, description=text)
-
-
-WIDE = 200
+        text = self.text if loss is None else f"{self.text} loss {loss:.3f}"
+        self.progress.update(self.task, advance=1, description=text)
 
 
 def require_extra(*modules: str, extra: str, what: str) -> None:
-    """Look for the modules that a job will import, before it starts; none of them is imported.
+    """Look for the top-level modules that a job will import, before it starts; none of them is imported.
 
     Args:
-        modules: names as in `import`, e.g. "altair" or "tflite_micro".
+        modules: e.g. "altair".
         extra: the extra of factorizenet_tf that installs them, e.g. "report".
         what: what needs them, as a gerund: "drawing figures", "measuring RAM".
 
     Raises:
         ModuleNotFoundError: some are not installed; the message names them and the remedy, its `name` is the first one.
     """
-    missing = [module for module in modules if not _is_installed(module)]
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise ModuleNotFoundError(
             f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'", name=missing[0]
         )
-
-
-def _is_installed(module):
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 def print_json(value) -> None:
@@ -188,7 +161,7 @@ def print_accuracies(metrics: dict) -> None:
     if "agreement" in metrics:
         a = metrics["agreement"]
         print(
-            f".tflite against QAT Keras on {a['images']} test images: top-1 agreement {100 * a['top1']:.2f} %, "
+            f".tflite against QAT Keras on {a['images']:,} test images: top-1 agreement {100 * a['top1']:.2f} %, "
             f"{100 * a['within_1_lsb']:.3f} % of logits within 1 LSB, largest {a['largest_lsb']}"
         )
 
@@ -203,25 +176,18 @@ def show(rows: list[dict], as_json: bool, title: str) -> None:
 
 def show_rows(rows: list[dict], *, title: str) -> None:
     """Print dicts of equal keys as a table on stdout."""
-    from rich.console import Console
-
-    # Piped output is as wide as it needs: it has no screen to fit.
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     console.print(_table(rows, title=title))
 
 
 def text_table(rows: list[dict]) -> str:
     """Give dicts of equal keys as the text of a table."""
-    from rich.console import Console
-
     console = Console(file=io.StringIO(), width=WIDE)
     console.print(_table(rows))
     return console.file.getvalue().rstrip("\n")
 
 
 def _table(rows, title=None):
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left")
     for key, value in rows[0].items():
         justify = "right" if isinstance(value, (int, float)) else "left"
@@ -232,8 +198,9 @@ def _table(rows, title=None):
 
 
 def _cell(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float, tuple)):
-        return str(value)
     if isinstance(value, tuple):
-        return "x".join(map(str, value))
+        is_shape = all(type(number) is int for number in value)
+        return "x".join(map(str, value)) if is_shape else ", ".join(map(_cell, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

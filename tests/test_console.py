@@ -5,45 +5,52 @@ import threading
 
 import pytest
 
-from factorizenet_tf.console import quiet_native_stderr, require_extra
+from factorizenet_tf.console import quiet_native_stderr, require_extra, show_rows, text_table
 
 
 def native(text):
     os.write(2, text)
 
 
-def test_native_lines_are_kept_off_and_pythons_pass(capfd):
-    with quiet_native_stderr():
+def test_native_lines_are_kept_off_and_pythons_pass_until_the_block_ends_well_or_not(capfd, monkeypatch):
+    def fails_after_lines():
         with quiet_native_stderr():
-            native(b"inner\n")
-        native(b"outer\n")
-        print("a warning", file=sys.stderr)
+            with quiet_native_stderr():
+                native(b"inner\n")
+            native(b"outer\n")
+            print("a warning", file=sys.stderr)
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fails_after_lines()
     native(b"after\n")
     assert sorted(capfd.readouterr().err.splitlines()) == ["a warning", "after"]
+    monkeypatch.setenv("FACTORIZENET_TRACEBACK", "1")
+    with quiet_native_stderr():
+        native(b"shown\n")
+    assert capfd.readouterr().err == "shown\n"
 
 
-def test_what_python_writes_to_descriptor_2_itself_passes_in_order():
-    code = """
-import os, sys
+def test_what_python_writes_to_descriptor_2_itself_passes_in_order_and_into_no_other_file(tmp_path):
+    code = f"""
+import logging, os, sys
 from factorizenet_tf.console import quiet_native_stderr
 stderr = sys.stderr
-with quiet_native_stderr():
-    print("first", file=sys.stderr)
-    os.write(2, b"native")
-assert sys.stderr is stderr
-print("second", file=sys.stderr)
+for text in ("first", "second"):
+    with quiet_native_stderr():
+        print(text, file=sys.stderr)
+        os.write(2, b"native")
+        logging.getLogger("kept").addHandler(logging.StreamHandler())
+    assert sys.stderr is stderr
+with open({str(tmp_path / "victim")!r}, "w"):
+    logging.getLogger("kept").warning("a warning")
+os.close(2)
+with quiet_native_stderr():  # a process without stderr
+    pass
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stderr == "first\nsecond\n"
-    code = "import os; os.close(2)\nfrom factorizenet_tf.console import quiet_native_stderr\nwith quiet_native_stderr(): pass"
-    subprocess.run([sys.executable, "-c", code], check=True)  # a process without stderr
-
-
-def test_an_error_in_the_block_passes_and_stderr_is_back(capfd):
-    with pytest.raises(ZeroDivisionError), quiet_native_stderr():
-        1 / 0  # noqa: B018
-    native(b"after\n")
-    assert capfd.readouterr().err == "after\n"
+    assert result.stderr == "first\nsecond\na warning\na warning\n"
+    assert (tmp_path / "victim").read_text() == ""
 
 
 def test_the_first_thread_to_leave_does_not_bring_stderr_back_for_the_other(capfd):
@@ -64,33 +71,24 @@ def test_the_first_thread_to_leave_does_not_bring_stderr_back_for_the_other(capf
     assert capfd.readouterr().err == ""
 
 
-def test_all_is_shown_where_it_is_asked_for(capfd, monkeypatch):
-    monkeypatch.setenv("FACTORIZENET_TRACEBACK", "1")
-    with quiet_native_stderr():
-        native(b"native\n")
-    assert capfd.readouterr().err == "native\n"
-
-
 def test_a_missing_extra_is_named_with_its_remedy_and_nothing_is_imported(monkeypatch):
-    require_extra("json", "xml.dom", extra="report", what="drawing figures")
     monkeypatch.setitem(sys.modules, "json", None)  # as if it were not installed
     with pytest.raises(ModuleNotFoundError) as found:
-        require_extra("json", "no_such_module.part", "xml", extra="report", what="drawing figures")
-    assert str(found.value) == (
-        "drawing figures needs json and no_such_module.part: pip install 'factorizenet_tf[report]'"
-    )
+        require_extra("json", "no_such_module", "xml", extra="report", what="drawing figures")
+    assert str(found.value) == "drawing figures needs json and no_such_module: pip install 'factorizenet_tf[report]'"
     assert found.value.name == "json"
 
 
-def test_what_a_logger_kept_of_stderr_within_a_block_never_reaches_a_file_opened_after_it(tmp_path):
-    code = f"""
-import logging
-from factorizenet_tf.console import quiet_native_stderr
-with quiet_native_stderr():
-    logging.getLogger("kept").addHandler(logging.StreamHandler())
-with open({str(tmp_path / "victim")!r}, "w"):
-    logging.getLogger("kept").warning("a warning")
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (tmp_path / "victim").read_text() == ""
-    assert result.stderr == "a warning\n"
+def test_whole_numbers_of_a_table_have_separators_and_others_what_a_reader_wants(capsys):
+    row = {
+        "macs": 5259904,
+        "share": 0.36029,
+        "shape": (1024, 16, 3),
+        "found": (0.0039216, -128),
+        "operators": ("A", "B"),
+    }
+    show_rows([row], title="A net")
+    printed = capsys.readouterr().out
+    for text in ("5,259,904", "0.3603", "1024x16x3", "0.003922, -128", "A, B"):
+        assert text in printed
+        assert text in text_table([row])

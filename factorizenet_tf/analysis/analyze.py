@@ -233,7 +233,7 @@ def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) 
     with Progress(verbose) as progress:
         for source, graph in graphs.items():
             keys, tensors = {"net": name, "source": source}, _tensors(tflite, graph)
-            progress.say(f"{name} ({source}): {len(graph.operations)} operations, {len(calibration)} images")
+            progress.say(f"{name} ({source}): {len(graph.operations)} operations, {len(calibration):,} images")
             _measure(_Job(graph, reference, keys, tensors, calibration, split, config, tables, progress))
     return from_rows(tables)
 

@@ -132,7 +132,7 @@ def check_batch(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ValueError where the training images do not fill one batch: nothing would be trained."""
     if recipe.batch_size > len(dataset.train):
         raise ValueError(
-            f"batch_size is {recipe.batch_size}, the training images are {len(dataset.train)}; use at most that many"
+            f"batch_size is {recipe.batch_size}, the training images are {len(dataset.train):,}; use at most that many"
         )
 
 

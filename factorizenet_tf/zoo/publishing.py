@@ -16,9 +16,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from ..console import Progress
-from ..files import atomic_folder, locked, write_text
+from ..files import atomic_folder, write_text
 from ..machine import cpu_name
 from ..runs import DATASET_FILE, FLOAT_FILE, HISTORY_FILE, IN_MEMORY, QAT_FILE, TFLITE_FILE, Run, load_run
 from ..spec import ResNet8
@@ -66,7 +67,7 @@ def publish_errors(run: Run) -> list[str]:
     agreement = metrics["agreement"]
     if agreement["top1"] < MIN_AGREEMENT:
         errors.append(
-            f"its .tflite and its QAT Keras model agree on {100 * agreement['top1']:.1f} % of {agreement['images']} "
+            f"its .tflite and its QAT Keras model agree on {100 * agreement['top1']:.1f} % of {agreement['images']:,} "
             f"images (at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
         )
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
@@ -200,7 +201,7 @@ def publish(
     try:
         _check_new(_cards(zoo), name, content, run, dataset)
     except FileExistsError:
-        with locked(zoo / ".lock", LOCK_SECONDS):
+        with FileLock(zoo / ".lock", LOCK_SECONDS):
             write_pages(zoo, _cards(zoo))  # a publication killed behind its index left older ones
         raise
     with Progress(verbose) as progress:
@@ -208,7 +209,7 @@ def publish(
         measured = {"ram_bytes": arena_bytes(content)} | _latencies([content], run.spec)[0]
         progress.say(f"{name}: writing weights and SavedModels")
         contents = _contents(run, content)
-        with locked(zoo / ".lock", LOCK_SECONDS):
+        with FileLock(zoo / ".lock", LOCK_SECONDS):
             before = _cards(zoo)
             _check_new(before, name, content, run, dataset)
             folder = _write_files(zoo, name, contents)
@@ -241,7 +242,7 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
                 card.reference: latency | {"older": {}}
                 for card, latency in zip(cards, _latencies(contents, cards[0].spec))
             }
-    with locked(zoo / ".lock", LOCK_SECONDS):
+    with FileLock(zoo / ".lock", LOCK_SECONDS):
         cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
         _write_index(zoo, cards)
     return cards

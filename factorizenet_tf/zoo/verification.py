@@ -60,7 +60,7 @@ class Verification:
     def __repr__(self) -> str:
         from ..console import text_table
 
-        return text_table([{k: str(v) for k, v in row.items()} for row in self.rows()])
+        return text_table(self.rows())
 
 
 def verify(

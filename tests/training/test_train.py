@@ -101,7 +101,7 @@ def test_an_older_run_from_random_weights_is_not_continued_from_others(run, mode
     [
         (dataclasses.replace(SMALL, num_classes=4), 64, "digits has 10 classes, the net 4; .*num_classes=10"),
         (fnet.ModelSpec(1), 64, r"the images are \(16, 16, 1\), the net takes \(32, 32, 3\)"),
-        (SMALL, 5000, "batch_size is 5000, the training images are 1294"),
+        (SMALL, 5000, "batch_size is 5000, the training images are 1,294"),
     ],
 )
 def test_data_spec_and_recipe_that_do_not_fit_are_refused(digits, tmp_path, net, batch_size, message):

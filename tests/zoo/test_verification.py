@@ -19,6 +19,7 @@ def test_what_was_published_passes_every_check(zoo):
     for what in ("hash", "MACs", "operators", "input scale", "arena", "agreement", "test accuracy, 359", "validation"):
         assert what in whats
     assert INT8 in repr(results[1])
+    assert f"{next(check.stated for check in results[1].checks if check.what == 'MACs'):,}" in repr(results[1])
 
 
 def test_each_wrong_number_fails_its_check(changed, cards, digits, monkeypatch):
