@@ -10,22 +10,7 @@ from typing import Annotated
 import typer
 
 from ..console import print_json, require_extra, show
-from .options import (
-    DataChannels,
-    DataDir,
-    DatasetOption,
-    DataSize,
-    Json,
-    MacroOption,
-    Quiet,
-    Width,
-    ZooOption,
-    amount_option,
-    given_or,
-    import_tensorflow,
-    load_data,
-    spec_from,
-)
+from . import options
 
 __all__ = ["analyze", "study"]
 
@@ -52,10 +37,10 @@ def analyze(
     evaluation_images: Annotated[
         int | None, typer.Option(help="Validation images that accuracies are measured on.", show_default="all")
     ] = None,
-    zoo_: ZooOption = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    zoo_: options.ZooOption = None,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ):
     """Measure what quantization does to each layer.
 
@@ -68,7 +53,7 @@ def analyze(
         require_extra("altair", "vl_convert", extra="report", what="drawing figures")
     if save is not None:
         require_extra("pyarrow", extra="report", what="writing .parquet")
-    import_tensorflow()
+    options.import_tensorflow()
     from ..analysis.analyze import compare_levels
 
     analysis = compare_levels(
@@ -103,62 +88,52 @@ def analyze(
 
 
 def study(
-    dataset: DatasetOption,
+    context: typer.Context,
+    dataset: options.DatasetOption,
     out: Annotated[Path, typer.Option(help="The study's folder; the same command continues it.")],
     levels: Annotated[str, typer.Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
-    width: Width = 16,
-    size: DataSize = None,
-    channels: DataChannels = None,
-    macro: MacroOption = None,
-    epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
-    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
-    max_macs: Annotated[int | None, amount_option("Requirement: of one image, e.g. 12.5M.")] = None,
-    max_size_bytes: Annotated[int | None, amount_option("Requirement: of the .tflite, e.g. 100k.")] = None,
-    max_ram_bytes: Annotated[int | None, amount_option("Requirement: of the TFLite Micro arena.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Requirement: on this machine, 1 thread.")] = None,
-    min_accuracy: Annotated[float | None, typer.Option(help="Requirement: 0..1, int8 on validation.")] = None,
+    width: options.Width = 16,
+    size: options.DataSize = None,
+    channels: options.DataChannels = None,
+    macro: options.MacroOption = None,
+    epochs: options.Epochs = None,
+    qat_epochs: options.QatEpochs = None,
+    max_macs: options.MaxMacs = None,
+    max_size_bytes: options.MaxSizeBytes = None,
+    max_ram_bytes: options.MaxRamBytes = None,
+    max_latency_ms: options.MaxLatencyMs = None,
+    min_accuracy: options.MinAccuracy = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
     zoo_: Annotated[
         str | None, typer.Option("--zoo", help="Take nets that it has from this zoo.", show_default="the package's own")
     ] = None,
     train_all: Annotated[bool, typer.Option("--train-all", help="Take none from a zoo.")] = False,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ):
     """Raise the level step by step: train, quantize, analyse, choose.
 
     Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
     """
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
-    from ..recipe import recipe_for
-
-    given = {"epochs": epochs, "qat_epochs": qat_epochs}
-    recipe = recipe_for(dataset, **{k: v for k, v in given.items() if v is not None})
-    spec_from("0", width, given_or(size, 32), given_or(channels, 3), 10, macro)  # an error here costs no waiting
+    recipe = options.recipe_from(context, dataset)
+    options.spec_from("0", width, size, channels, 10, macro)  # an error here costs no waiting
     chosen = None if levels == "all" else _levels(levels)
-    import_tensorflow()
+    options.import_tensorflow()
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 
-    data = load_data(dataset, size, channels, data_dir)
-    first = spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
+    data = options.load_data(dataset, size, channels, data_dir)
+    first = options.spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     numbers = range(max_level(first) + 1) if chosen is None else chosen
     specs = [dataclasses.replace(first, level=number) for number in numbers]
-    wanted = {
-        "max_macs": max_macs,
-        "max_size_bytes": max_size_bytes,
-        "max_ram_bytes": max_ram_bytes,
-        "max_latency_ms": max_latency_ms,
-        "min_accuracy": min_accuracy,
-    }
-    requirements = {name: value for name, value in wanted.items() if value is not None}
     found = study_levels(
         data,
         specs,
         out=out,
         recipe=recipe,
-        requirements=requirements,
+        requirements=options.limits_from(context),
         zoo_dir=zoo_,
         train_all=train_all,
         sensitivity=sensitivity,

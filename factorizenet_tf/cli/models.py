@@ -10,42 +10,27 @@ import typer
 
 from .. import zoo
 from ..console import print_json, show
-from .options import (
-    Channels,
-    Classes,
-    DataDir,
-    Json,
-    LevelOption,
-    MacroOption,
-    Name,
-    Quiet,
-    Size,
-    Width,
-    ZooOption,
-    amount_option,
-    import_tensorflow,
-    spec_from,
-)
+from . import options
 
 __all__ = ["describe", "levels", "list_models", "publish", "show_card", "verify"]
 
 
 def levels(
-    width: Width = 16,
-    size: Size = 32,
-    channels: Channels = 3,
-    classes: Classes = 10,
-    macro: MacroOption = None,
-    as_json: Json = False,
+    width: options.Width = 16,
+    size: options.Size = 32,
+    channels: options.Channels = 3,
+    classes: options.Classes = 10,
+    macro: options.MacroOption = None,
+    as_json: options.Json = False,
 ):
     """Show the family: each uniform level's cost."""
     from ..cost import cost_rows
     from ..spec import max_level
 
-    first = spec_from("0", width, size, channels, classes, macro)
+    first = options.spec_from("0", width, size, channels, classes, macro)
     rows = []
     for level in range(max_level(first) + 1):
-        spec = spec_from(str(level), width, size, channels, classes, macro)
+        spec = options.spec_from(str(level), width, size, channels, classes, macro)
         costs = cost_rows(spec)
         groups = [layer.groups for layer in spec.plan() if layer.kernel == 3 and layer.name != "stem"]
         macs = sum(c.macs for c in costs)
@@ -66,18 +51,18 @@ def levels(
 
 
 def describe(
-    level: LevelOption = "2",
-    width: Width = 16,
-    size: Size = 32,
-    channels: Channels = 3,
-    classes: Classes = 10,
-    macro: MacroOption = None,
-    as_json: Json = False,
+    level: options.LevelOption = "2",
+    width: options.Width = 16,
+    size: options.Size = 32,
+    channels: options.Channels = 3,
+    classes: options.Classes = 10,
+    macro: options.MacroOption = None,
+    as_json: options.Json = False,
 ):
     """Show one net, layer by layer."""
     from ..cost import cost_rows
 
-    spec = spec_from(level, width, size, channels, classes, macro)
+    spec = options.spec_from(level, width, size, channels, classes, macro)
     rows = [row._asdict() for row in cost_rows(spec)]
     if as_json:
         print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
@@ -88,26 +73,22 @@ def describe(
 
 
 def list_models(
-    max_macs: Annotated[int | None, amount_option("Of one image.")] = None,
-    max_size_bytes: Annotated[int | None, amount_option("Of the file.")] = None,
-    max_ram_bytes: Annotated[int | None, amount_option("Of the TFLite Micro arena (int8).")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="On the card's machine (int8).")] = None,
+    context: typer.Context,
+    max_macs: options.MaxMacs = None,
+    max_size_bytes: options.MaxSizeBytes = None,
+    max_ram_bytes: options.MaxRamBytes = None,
+    max_latency_ms: options.MaxLatencyMs = None,
     precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
     dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
     all_versions: Annotated[bool, typer.Option("--all-versions", help="Not only the newest of each name.")] = False,
     best: Annotated[
         bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
     ] = False,
-    zoo_: ZooOption = None,
-    as_json: Json = False,
+    zoo_: options.ZooOption = None,
+    as_json: options.Json = False,
 ):
     """List the published models within the limits; amounts as 12500000, 12.5e6, 12.5M or 100k."""
-    limits = {
-        "max_macs": max_macs,
-        "max_size_bytes": max_size_bytes,
-        "max_ram_bytes": max_ram_bytes,
-        "max_latency_ms": max_latency_ms,
-    }
+    limits = options.limits_from(context)
     if best and all_versions:
         raise ValueError("--best looks at the newest versions; leave out --all-versions")
     if best:
@@ -120,7 +101,7 @@ def list_models(
         print(cards)
 
 
-def show_card(name: Name, zoo_: ZooOption = None, as_json: Json = False):
+def show_card(name: options.Name, zoo_: options.ZooOption = None, as_json: options.Json = False):
     """Show what is known of a published model."""
     from ..zoo.cards import index_to_json
     from ..zoo.pages import card_page
@@ -136,10 +117,10 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Names of `factorizenet list`.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
     precision: Annotated[str | None, typer.Option(help="With --all: float or int8 only.")] = None,
-    zoo_: ZooOption = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    zoo_: options.ZooOption = None,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ):
     """Check published models against their cards.
 
@@ -150,7 +131,7 @@ def verify(
         raise ValueError("give names of models, or --all")
     if names and precision is not None:
         raise ValueError("--precision is for --all; leave it out")
-    import_tensorflow()
+    options.import_tensorflow()
     from ..zoo.verification import verify_all
 
     results = verify_all(
@@ -162,7 +143,7 @@ def verify(
     else:
         shown = [row for row in rows if row["passed"] != "ok"]
         if shown:
-            show([{k: str(v) for k, v in row.items()} for row in shown], False, "What failed or was skipped")
+            show(shown, False, "What failed or was skipped")
         passed = sum(row["passed"] == "ok" for row in rows)
         print(f"{len(results)} models, {passed} of {len(rows)} checks passed")
     failed = [result.name for result in results if not result.passed]
@@ -182,8 +163,8 @@ def publish(
     latencies: Annotated[
         bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
     ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ):
     """Add trainings to a zoo folder, each as -float and -int8."""
     if zoo_ is None or not (runs or latencies):
@@ -192,9 +173,10 @@ def publish(
         raise ValueError("--licence is for runs that are published; give their folders")
     if name is not None and len(runs or ()) != 1:
         raise ValueError(f"--name {name} is for one run, not {len(runs or ())}; publish each with its own")
-    import_tensorflow()
-    options = {"zoo_dir": zoo_, "name": name, "licence": licence, "verbose": not quiet}
-    cards = [card for run in runs or () for card in zoo.publish(run, **options)]
+    options.import_tensorflow()
+    cards = []
+    for run in runs or ():
+        cards += zoo.publish(run, zoo_dir=zoo_, name=name, licence=licence, verbose=not quiet)
     if latencies:
         from ..zoo.publishing import measure_latencies
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated
@@ -36,11 +37,8 @@ ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]
 Name = Annotated[str, typer.Argument(help="A name of `factorizenet list`.")]
-
-
-def amount_option(help: str):
-    """Declare an option that takes an amount as `requirement.amount` reads it: 12500000, 12.5e6, 12.5M, 100k."""
-    return typer.Option(help=help, parser=_parse_amount, metavar="AMOUNT")
+Epochs = Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")]
+QatEpochs = Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")]
 
 
 def _parse_amount(text):
@@ -50,6 +48,48 @@ def _parse_amount(text):
         return amount(text)
     except ValueError as error:  # Typer would drop its message
         raise typer.BadParameter(str(error)) from None
+
+
+def _amount_option(help):
+    return typer.Option(help=help, parser=_parse_amount, metavar="AMOUNT")
+
+
+MaxMacs = Annotated[int | None, _amount_option("MACs of one image at most, e.g. 12.5M.")]
+MaxSizeBytes = Annotated[int | None, _amount_option("Bytes of the file (int8: the .tflite) at most, e.g. 100k.")]
+MaxRamBytes = Annotated[
+    int | None,
+    _amount_option(
+        "Bytes of RAM at most: the arena of TensorFlow Lite Micro's reference kernels (int8); CMSIS-NN and ESP-NN need more."
+    ),
+]
+MaxLatencyMs = Annotated[
+    float | None,
+    typer.Option(
+        help="Milliseconds of one int8 inference at most, one thread, here; in `list`, on the card's machine."
+    ),
+]
+MinAccuracy = Annotated[
+    float | None, typer.Option(help="Floor of the int8 validation accuracy, 0..1: fewest MACs that reach it.")
+]
+
+
+def limits_from(context: typer.Context) -> dict[str, float]:
+    """Give the limits and the floor that the user gave, e.g. {"max_macs": 12_500_000}."""
+    from ..requirement import Requirement
+
+    return _given(context, Requirement)
+
+
+def recipe_from(context: typer.Context, dataset: str):
+    """Make the `Recipe` of a data set, with those of its fields that the user gave."""
+    from ..recipe import Recipe, recipe_for
+
+    return recipe_for(dataset, **_given(context, Recipe))
+
+
+def _given(context, dataclass):
+    values = {field.name: context.params.get(field.name) for field in dataclasses.fields(dataclass)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def import_tensorflow():
@@ -111,7 +151,7 @@ def spec_from(level, width, size, channels, classes, macro, input_shape=None):
     return ModelSpec(
         level_from_text(level),
         width=width,
-        input_shape=input_shape or (size, size, channels),
+        input_shape=input_shape or image_shape(size, channels),
         num_classes=classes,
         macro=macro,
     )
@@ -133,10 +173,11 @@ def load_data(dataset, size, channels, data_dir, shape=None):
     if shape is None or None in shape:
         shape = None
         if size is not None or channels is not None:
-            shape = (given_or(size, 32), given_or(size, 32), given_or(channels, 3))
+            shape = image_shape(size, channels)
     return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir)
 
 
-def given_or(value, default):
-    """Give the value where it was given, 0 included."""
-    return default if value is None else value
+def image_shape(size, channels, default=(32, 32, 3)):
+    """Give (height, width, channels) of the options, from `default` what is not given; a size of 0 is refused later."""
+    height, width = default[:2] if size is None else (size, size)
+    return height, width, default[2] if channels is None else channels

@@ -10,35 +10,17 @@ from typing import Annotated
 import typer
 
 from ..console import print_accuracies, print_json, show
-from .options import (
-    DataChannels,
-    DataDir,
-    DatasetOption,
-    DataSize,
-    Json,
-    LevelOption,
-    MacroOption,
-    Quiet,
-    Width,
-    ZooOption,
-    find_net,
-    given_options,
-    given_or,
-    import_tensorflow,
-    load_data,
-    refuse_unused,
-    spec_from,
-)
+from . import options
 
 __all__ = ["evaluate", "quantize", "train"]
 
 
 def train(
     context: typer.Context,
-    dataset: DatasetOption,
+    dataset: options.DatasetOption,
     out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
-    level: LevelOption = "2",
-    width: Width = 16,
+    level: options.LevelOption = "2",
+    width: options.Width = 16,
     start: Annotated[
         str | None,
         typer.Option(
@@ -46,53 +28,49 @@ def train(
             help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and macro-architecture, too.",
         ),
     ] = None,
-    zoo_: ZooOption = None,
+    zoo_: options.ZooOption = None,
     baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
-    size: DataSize = None,
-    channels: DataChannels = None,
-    macro: MacroOption = None,
-    epochs: Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")] = None,
-    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
+    size: options.DataSize = None,
+    channels: options.DataChannels = None,
+    macro: options.MacroOption = None,
+    epochs: options.Epochs = None,
+    qat_epochs: options.QatEpochs = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak of the float phase.", show_default="the recipe's")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ):
     """Train a level in float, then quantized (QAT).
 
     Then converts it to int8 and evaluates float, PTQ, QAT and .tflite on the whole validation and test splits.
     """
-    from ..recipe import recipe_for
     from ..spec import ResNet8
 
-    names = ("epochs", "qat_epochs", "batch_size", "learning_rate", "seed")
-    given = {name: context.params[name] for name in names if context.params[name] is not None}
-    recipe = recipe_for(dataset, **given)
+    recipe = options.recipe_from(context, dataset)
     source, spec, shape = None, None, None
     if start is None:
-        refuse_unused(context, "without --from no net is looked up", "zoo_")
+        options.refuse_unused(context, "without --from no net is looked up", "zoo_")
     if start is not None:
         if baseline is not None:
             raise ValueError("--baseline and --from exclude each other; give one")
         source, spec = _source_to_start_from(context, start, zoo_)
-        height, of_width, depth = spec.input_shape
-        shape = given_or(size, height), given_or(size, of_width), given_or(channels, depth)
+        shape = options.image_shape(size, channels, spec.input_shape)
     elif baseline is not None:
         if baseline != "resnet8":
             raise ValueError(f"baseline is {baseline!r}; there is resnet8")
-        refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "macro")
+        options.refuse_unused(context, "--baseline resnet8 is one net", "level", "width", "macro")
         spec = ResNet8()
     else:  # an error here costs no waiting; which levels there are, the size of the images may decide
         is_known = size is not None or macro is not None
-        spec_from(level if is_known else "0", width, given_or(size, 32), given_or(channels, 3), 10, macro)
-    import_tensorflow()
-    data = load_data(dataset, size, channels, data_dir, shape=shape)
+        options.spec_from(level if is_known else "0", width, size, channels, 10, macro)
+    options.import_tensorflow()
+    data = options.load_data(dataset, size, channels, data_dir, shape=shape)
     if spec is None:
-        spec = spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
+        spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     else:
         spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
     from ..training.train import train as train_net
@@ -120,7 +98,7 @@ def _shown_command(context, source, spec) -> str:
         f"{parameter.opts[0]} {shlex.quote(str(values[parameter.name]))}"
         for parameter in context.command.params
         if parameter.name not in ("out", "data_dir", "quiet", "as_json")
-        and (given_options(context, parameter.name) or parameter.name == "zoo_")
+        and (options.given_options(context, parameter.name) or parameter.name == "zoo_")
         and values[parameter.name] is not None
     ]
     return f"factorizenet train {' '.join(parts)} --out runs/{spec.name}{comment}"
@@ -128,12 +106,12 @@ def _shown_command(context, source, spec) -> str:
 
 def _source_to_start_from(context, start, zoo):
     """The float net named by --from and its spec, which no option changes."""
-    source = find_net(start, zoo)
+    source = options.find_net(start, zoo)
     spec = source.spec
     if spec is None:
         raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
     source = source.with_precision("float")
-    refuse_unused(context, f"--from {start} is a {spec.name}", "level", "width", "macro")
+    options.refuse_unused(context, f"--from {start} is a {spec.name}", "level", "width", "macro")
     return source, spec
 
 
@@ -145,28 +123,27 @@ def quantize(
             help="Your tf_keras model, .keras, .h5 or a SavedModel's folder, images in 0..1 in; or a -float name or a run's float.h5."
         ),
     ],
-    dataset: DatasetOption,
+    dataset: options.DatasetOption,
     out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
     method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
-    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")] = None,
-    zoo_: ZooOption = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    qat_epochs: options.QatEpochs = None,
+    zoo_: options.ZooOption = None,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ):
     """Quantize a model of your own, by PTQ or QAT."""
     if method in ("ptq", "ptq-per-tensor"):
-        refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
-    import_tensorflow()
-    from ..recipe import recipe_for
+        options.refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
+    options.import_tensorflow()
     from ..training.quantize import quantize_own
 
-    source = find_net(model, zoo_)
+    source = options.find_net(model, zoo_)
     if source.kind == "run":
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
-    recipe = recipe_for(dataset, **({} if qat_epochs is None else {"qat_epochs": qat_epochs}))
-    data = load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
+    recipe = options.recipe_from(context, dataset)
+    data = options.load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
     metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
     if as_json:
@@ -191,9 +168,9 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
-    zoo_: ZooOption = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
+    zoo_: options.ZooOption = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
 ):
     """Measure a model's accuracy on a whole split.
 
@@ -201,14 +178,14 @@ def evaluate(
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    source = find_net(net, zoo_)
+    source = options.find_net(net, zoo_)
     if dataset is None:
         source.check_data_known()
     if source.tflite_file is None:
-        import_tensorflow()
-        refuse_unused(context, f"{net} is no .tflite and no latency is measured", "threads")
+        options.import_tensorflow()
+        options.refuse_unused(context, f"{net} is no .tflite and no latency is measured", "threads")
     model = source.model() if source.tflite_file is None else source.int8_model(threads=threads)
-    data = load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
+    data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
     if dataset is None:
         source.warn_if_other_data(data)
     from ..models.evaluate import accuracy
