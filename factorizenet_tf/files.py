@@ -7,7 +7,7 @@ import csv
 import io
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +15,6 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "check_new",
-    "locked",
-    "make_readable",
     "remove_partial_files",
     "write_bytes",
     "write_csv",
@@ -42,14 +40,11 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.name}-", suffix=path.suffix)
-    os.close(handle)
-    partial = Path(name)
+    partial = _aside(path.parent, path)
     try:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-        make_readable(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -69,10 +64,10 @@ def atomic_folder(path: str | os.PathLike, *, within: Path | None = None) -> Ite
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=within or path.parent, prefix=f"{_PARTIAL}{path.name}-"))
+    partial = _aside(within or path.parent, path)
+    partial.mkdir()
     try:
         yield partial
-        make_readable(partial)
         try:
             partial.rename(path)
         except OSError:
@@ -110,22 +105,5 @@ def remove_partial_files(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def make_readable(path: Path) -> None:
-    """Give a temporary file or folder, which is its owner's alone, the rights of any other."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-@contextlib.contextmanager
-def locked(path: str | os.PathLike, seconds: float) -> Iterator[None]:
-    """Hold a lock file that one process holds at a time; it is free when that ends, killed or not.
-
-    Raises:
-        TimeoutError: another process held it for so many seconds.
-        OSError: the file cannot be made.
-    """
-    from filelock import FileLock
-
-    with FileLock(path, timeout=seconds):
-        yield
+def _aside(folder, path) -> Path:
+    return Path(folder) / f"{_PARTIAL}{uuid.uuid4().hex[:12]}-{path.name}"

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data import Dataset, load_dataset
+from .data import Dataset
 from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model
@@ -146,11 +146,6 @@ class Source:
     def reference(self) -> str:
         """What names exactly this net: the name with its version, fnet-l2-int8@1; else what was given."""
         return self.given if self.card is None else self.card.reference
-
-    @property
-    def zoo(self) -> str | None:
-        """Folder or address of the zoo that a name is of."""
-        return None if self.store is None else self.store.location
 
     @cached_property
     def spec(self) -> ModelSpec | ResNet8 | None:
@@ -296,21 +291,6 @@ class Source:
     def int8_model(self, *, threads: int = 1) -> Int8Model:
         """Load the int8 net on LiteRT. Raises as `tflite`."""
         return Int8Model(self.tflite_file or self.tflite(), threads=threads)
-
-    def load_data(self, *, data_dir: str | os.PathLike | None = None) -> Dataset:
-        """Load the data that it was trained on, in the size that it takes; warn where it is other data of that name.
-
-        Args:
-            data_dir: where TFDS keeps its data.
-
-        Raises:
-            ValueError: it is not known what that was.
-            FileNotFoundError, ValueError: as `load_dataset`.
-        """
-        self.check_data_known()
-        data = load_dataset(self.dataset_name, input_shape=self.input_shape, data_dir=data_dir)
-        self.warn_if_other_data(data)
-        return data
 
     def check_data_known(self) -> None:
         """Raise ValueError where it is not known what data it was trained on."""

@@ -20,9 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+
 import factorizenet_tf as fnet
 from factorizenet_tf._keras import keras
-from factorizenet_tf.files import locked, write_csv
+from factorizenet_tf.files import write_csv
 from factorizenet_tf.models.build import build
 from factorizenet_tf.spec import DEFAULT_STAGES, level_text
 from factorizenet_tf.training.loop import DivergedError, batchnorm_estimator, compiled_step, make_step, train_epoch
@@ -150,7 +152,7 @@ def add_row(path: Path, spec: fnet.ModelSpec, recipe: fnet.Recipe, epochs: list[
         **{f"epoch_{number}": f"{accuracy:.4f}" for number, (accuracy, _) in enumerate(epochs, 1)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock"), LOCK_SECONDS):
+    with FileLock(path.with_suffix(".lock"), LOCK_SECONDS):
         rows = [r for r in read_rows(path) if (r["name"], r["seed"]) != (row["name"], row["seed"])]
         if rows and rows[0].keys() != row.keys():
             raise ValueError(f"{path} has rows of {len(rows[0]) - 5} epochs, not {len(epochs)}; give another file")

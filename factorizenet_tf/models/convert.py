@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 from .._keras import functional_model, keras, tf, to_float
 from ..console import quiet_native_stderr
 from ..data import check_images
+from ..files import atomic_folder
 from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
 from .native import inference_kernels
 from .quantize import is_quantize_aware
@@ -101,7 +100,7 @@ def with_full_range_pixels(images: np.ndarray) -> np.ndarray:
 def write_saved_model(model: keras.Model, folder: Path) -> int:
     """Write a SavedModel with the signature `image` float32 (batch, height, width, channels) in 0..1 -> `logits`.
 
-    Grouped convolutions in it are TensorFlow's native ones, not XLA's. `folder` is new; written aside and renamed.
+    Grouped convolutions in it are TensorFlow's native ones, not XLA's. `folder` is new.
 
     Returns:
         The bytes of all its files.
@@ -115,8 +114,6 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
     module.predict = tf.function(lambda image: {"logits": model(image, training=False)}, input_signature=[signature])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside, inference_kernels(model):
-        tf.saved_model.save(module, str(Path(aside) / "model"), signatures={"serving_default": module.predict})
-        shutil.move(Path(aside) / "model", folder)
+    with atomic_folder(folder) as aside, inference_kernels(model):
+        tf.saved_model.save(module, str(aside), signatures={"serving_default": module.predict})
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

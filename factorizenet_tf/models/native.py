@@ -80,18 +80,13 @@ def inference_kernels(model: keras.Model) -> Iterator[None]:
 def warn_without_native_gradient(model: keras.Model) -> None:
     """Warn, once a process, that a model with grouped convolutions trains slower here than it could."""
     if _grouped_layers(model) and not has_native_gradient():
-        _warn_once()
-
-
-@functools.cache
-def _warn_once() -> None:
-    warnings.warn(
-        "no native gradient for grouped convolutions (oneDNN is off or absent): they train as regular ones of the same "
-        "size, up to twice as slow; set TF_ENABLE_ONEDNN_OPTS=1 where the platform has it, or import factorizenet_tf before "
-        "tensorflow",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+        warnings.warn(
+            "no native gradient for grouped convolutions (oneDNN is off or absent): they train as regular ones of the same "
+            "size, up to twice as slow; set TF_ENABLE_ONEDNN_OPTS=1 where the platform has it, or import factorizenet_tf "
+            "before tensorflow",
+            RuntimeWarning,
+            stacklevel=1,  # this line, so that Python's default filter shows it once
+        )
 
 
 def _native(layer, inputs, kernel):

@@ -57,8 +57,22 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: a layer TFMOT has no scheme for.
     """
-    quantized = use_native_kernels(_quantize_model(model))
-    _fix_input_range(quantized)
+    import tensorflow_model_optimization as tfmot
+    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
+
+    try:
+        quantized = use_native_kernels(tfmot.quantization.keras.quantize_model(model))
+    except (ValueError, RuntimeError) as error:
+        text = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"TFMOT cannot quantize {model.name!r}: {text}; use stock convolutions, dense layers, ReLU, Add and pooling, "
+            "BatchNormalization only right after a convolution or dense layer"
+        ) from None
+    for layer in quantized.layers:
+        if is_input_quantizer(layer):
+            layer.quantizer = FixedQuantizer(num_bits=8, init_min=0.0, init_max=1.0, narrow_range=False)
+            layer.quantizer_vars["min_var"].assign(0.0)
+            layer.quantizer_vars["max_var"].assign(1.0)
     return quantized
 
 
@@ -112,19 +126,6 @@ def _initialise_ranges(quantized, calibration):
             variables["max_var"].assign(max(0.0, sum(highs) / len(highs)))
 
 
-def _quantize_model(model):
-    import tensorflow_model_optimization as tfmot
-
-    try:
-        return tfmot.quantization.keras.quantize_model(model)
-    except (ValueError, RuntimeError) as error:
-        text = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"TFMOT cannot quantize {model.name!r}: {text}; use stock convolutions, dense layers, ReLU, Add and pooling, "
-            "BatchNormalization only right after a convolution or dense layer"
-        ) from None
-
-
 def _quantizers(model):
     """Every quantizer object of a quantize-wrapped model."""
     for layer in model.layers:
@@ -135,13 +136,3 @@ def _quantizers(model):
         yield from getattr(layer, "_output_quantizers", None) or ()
         for _, quantizer, _ in getattr(layer, "_weight_vars", ()):
             yield quantizer
-
-
-def _fix_input_range(model):
-    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
-
-    for layer in model.layers:
-        if is_input_quantizer(layer):
-            layer.quantizer = FixedQuantizer(num_bits=8, init_min=0.0, init_max=1.0, narrow_range=False)
-            layer.quantizer_vars["min_var"].assign(0.0)
-            layer.quantizer_vars["max_var"].assign(1.0)

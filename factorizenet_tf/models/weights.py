@@ -21,7 +21,6 @@ __all__ = [
     "fingerprint",
     "is_weights_file",
     "load_model",
-    "load_weights",
     "read_header",
     "save_weights",
 ]
@@ -40,14 +39,29 @@ def load_model(
         The float model, or the quantization-aware one where the file's precision is "int8".
 
     Raises:
-        FileNotFoundError, ValueError: as `load_weights`.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has weights that are not finite (their layer is named), or belongs to another
+            spec or precision; both are named.
     """
     held, held_precision = read_header(path)
-    spec, precision = spec or held, precision or held_precision
-    model = build(spec)
-    if precision == "int8":
+    if precision not in (None, held_precision):
+        raise ValueError(
+            f"{path} holds {held_precision} weights; {precision} ones are needed (`train` writes float.h5 and qat.h5)"
+        )
+    if spec not in (None, held):
+        raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
+    model = build(held)
+    if held_precision == "int8":
         model = wrap_for_qat(model)
-    load_weights(model, path, spec=spec, precision=precision)
+    try:
+        model.load_weights(path)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
+    for layer in model.layers:
+        if not all(np.isfinite(values).all() for values in layer.get_weights()):
+            raise ValueError(
+                f"{path} has weights in the layer {layer.name!r} that are not finite; train it again or restore it from a copy"
+            )
     return model
 
 
@@ -130,32 +144,6 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
     if not isinstance(precision, str) or precision not in ("float", "int8"):
         raise ValueError(f"{path} has the precision {precision!r}; it must be float or int8: restore it from a copy")
     return spec_from_json(spec), precision
-
-
-def load_weights(model, path: str | os.PathLike, *, spec=None, precision: str = "float") -> None:
-    """Load what `save_weights` wrote into a model of the same spec and precision.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, has weights that are not finite (their layer is named), or belongs to another
-            spec or precision; both are named.
-    """
-    held, held_precision = read_header(path)
-    if held_precision != precision:
-        raise ValueError(
-            f"{path} holds {held_precision} weights; {precision} ones are needed (`train` writes float.h5 and qat.h5)"
-        )
-    if spec is not None and held != spec:
-        raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
-    try:
-        model.load_weights(path)
-    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
-    for layer in model.layers:
-        if not all(np.isfinite(values).all() for values in layer.get_weights()):
-            raise ValueError(
-                f"{path} has weights in the layer {layer.name!r} that are not finite; train it again or restore it from a copy"
-            )
 
 
 def copy_weights(source, model, *, head: str = "logits") -> list[str]:

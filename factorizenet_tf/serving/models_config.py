@@ -9,8 +9,10 @@ import os
 import warnings
 from pathlib import Path
 
+from filelock import FileLock
+
 from ..console import require_extra
-from ..files import locked, write_bytes
+from ..files import write_bytes
 from ..loading import check_served_name
 
 __all__ = ["CONFIG_FILE", "MOUNT", "add_model", "next_version"]
@@ -69,7 +71,7 @@ def add_model(folder: str | os.PathLike, name: str) -> bool:
     """
     path = Path(os.path.realpath(Path(folder) / CONFIG_FILE))  # of a link the file, or it would become one
     try:
-        with locked(Path(folder) / ".lock", LOCK_SECONDS):
+        with FileLock(Path(folder) / ".lock", LOCK_SECONDS):
             text, base_path = _with_model(path, name)
             if text is not None:
                 write_bytes(path, text.encode())

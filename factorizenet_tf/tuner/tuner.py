@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from .._keras import keras, tf
 from ..data import Dataset
-from ..files import locked, write_bytes
+from ..files import write_bytes
 from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
@@ -145,7 +146,7 @@ def train_net(
     """
     spec, folder = training.spec, training.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / LOCK_FILE, -1):
+    with FileLock(folder.parent / LOCK_FILE):
         stop = StopHopelessTraining(folder, training.threshold, on_epoch)
         try:
             stop.check()
@@ -459,7 +460,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Let one process search in a folder at a time; it is free again when that ends, killed or not."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder / LOCK_FILE, 0))
+            stack.enter_context(FileLock(folder / LOCK_FILE, 0))
         except TimeoutError:
             raise RuntimeError(
                 f"another process searches in {folder}; wait for its end, or give another folder"

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from ..files import atomic_folder, make_readable, write_text
+from ..files import atomic_folder, write_text
 from .cards import Cards, PublishedFile, index_from_json
 
 __all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "cache_folder", "open_store", "other_zoo", "unzip"]
@@ -209,7 +209,7 @@ def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: f
 
     def readable(path, action, fetcher):
         if action != "fetch":  # it was there
-            make_readable(Path(path))
+            Path(path).chmod(0o644)  # pooch's temporary files are their owner's alone
         return Path(path)
 
     pooch.get_logger().setLevel("WARNING")
