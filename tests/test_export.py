@@ -29,7 +29,7 @@ def test_a_saved_model_gives_the_models_logits_without_xla_to_any_batch(models, 
 
 def test_a_save_that_fails_leaves_nothing_behind_and_nothing_is_written_over(models, run, tmp_path, monkeypatch):
     def fail(module, folder, signatures):
-        Path(folder).mkdir()
+        (Path(folder) / "assets").mkdir()
         raise OSError("the disk is full")
 
     monkeypatch.setattr(tf.saved_model, "save", fail)

@@ -4,35 +4,28 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.models.weights import load_model, save_weights
+from factorizenet_tf.models.weights import copy_weights, load_model, save_weights
 
 STAGES = ((2, 2), (1, 2))
 
 
-@pytest.mark.parametrize("level", range(5))
-@pytest.mark.parametrize("shape", [(32, 32, 3), (33, 20, 1), (96, 96, 3)])
-def test_every_level_maps_images_to_logits(level, shape):
-    model = fnet.build(fnet.ModelSpec(level, width=8, input_shape=shape, num_classes=7, stages=STAGES))
+@pytest.mark.parametrize(
+    ("level", "shape"), [*((level, (32, 32, 3)) for level in range(5)), (2, (33, 20, 1)), (4, (96, 96, 3))]
+)
+def test_every_level_maps_images_to_logits_by_stock_layers_named_by_the_plan(level, shape):
+    spec = fnet.ModelSpec(level, width=8, input_shape=shape, num_classes=7, stages=STAGES)
+    model = fnet.build(spec)
     assert model.input_shape == (None, *shape)
     assert model(np.zeros((2, *shape), np.float32)).shape == (2, 7)
-
-
-def test_layers_are_stock_and_named_by_the_plan():
-    spec = fnet.ModelSpec((1, 4), width=8, stages=STAGES)
-    model = fnet.build(spec)
     assert all(type(layer).__module__.startswith("tf_keras.") for layer in model.layers)
-    names = {layer.name for layer in model.layers}
-    assert {layer.name for layer in spec.plan()} <= names
-    assert type(model.get_layer("stage2_block1_spatial")) is keras.layers.DepthwiseConv2D
-    assert model.get_layer("stage1_block1_spatial").groups == 2
-
-
-def test_every_convolution_has_a_relu6_and_nothing_is_summed():
-    spec = fnet.ModelSpec(1, width=8, stages=STAGES)
-    layers = fnet.build(spec).layers
-    relu6 = {layer.name.removesuffix("_relu6") for layer in layers if layer.name.endswith("_relu6")}
-    assert relu6 == {layer.name for layer in spec.plan()} - {"logits"}
-    assert not any(isinstance(layer, keras.layers.Add) for layer in layers)
+    layers = {layer.name: layer for layer in model.layers}
+    for planned in spec.plan():
+        is_depthwise = isinstance(layers[planned.name], keras.layers.DepthwiseConv2D)
+        assert is_depthwise or getattr(layers[planned.name], "groups", 1) == planned.groups
+        assert (f"{planned.name}_relu6" in layers) == (planned.name != "logits")
+    assert type(layers["stage1_block2_spatial"]) is (
+        keras.layers.DepthwiseConv2D if level == 4 else keras.layers.Conv2D
+    )
 
 
 def test_a_residual_sum_is_added_before_the_activation():
@@ -100,6 +93,16 @@ def test_weights_of_another_spec_or_precision_or_none_are_refused(trained, path,
     save_weights(trained, path, spec=SPEC, precision="int8")
     with pytest.raises(ValueError, match="holds int8 weights; float ones are needed"):
         fnet.FactorizeNet(1, width=8, weights=path)
+
+
+def test_weights_are_copied_by_name_but_for_a_head_of_other_classes(trained):
+    fewer = fnet.build(fnet.ModelSpec(1, width=8, num_classes=4))
+    before = fewer.get_layer("logits").get_weights()[0]
+    assert copy_weights(trained, fewer) == ["logits"]
+    np.testing.assert_array_equal(fewer.get_layer("logits").get_weights()[0], before)
+    np.testing.assert_array_equal(fewer.get_layer("stem").kernel, trained.get_layer("stem").kernel)
+    with pytest.raises(ValueError, match=r"the layer 'stage1_block1_spatial' needs .*; use a spec of the same level"):
+        copy_weights(trained, fnet.build(fnet.ModelSpec(2, width=8)))
 
 
 def poison(file):

@@ -1,13 +1,14 @@
 import os
-import subprocess
-import sys
+import warnings
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 import factorizenet_tf as fnet
+from factorizenet_tf.console import Progress
 from factorizenet_tf.models import native as grouped
+from factorizenet_tf.training.loop import TrainingLoop
 
 SPEC = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2), (2, 2)))
 
@@ -23,24 +24,8 @@ def native(layer):
     return "_jit_compiled_convolution_op" in vars(layer)  # whichever kernel stands in for XLA's
 
 
-def in_a_process(code, onednn):
-    env = os.environ | {"TF_ENABLE_ONEDNN_OPTS": onednn}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
-
-
-def test_importing_and_building_leaves_tf_keras_as_it_was():
-    code = """
-import tf_keras
-method = tf_keras.layers.Conv2D._jit_compiled_convolution_op
-import factorizenet_tf as fnet
-from factorizenet_tf.models.native import has_native_gradient
-fnet.quantize_aware(fnet.build(fnet.ModelSpec(1, width=8)))
-assert tf_keras.layers.Conv2D._jit_compiled_convolution_op is method
-layer = tf_keras.layers.Conv2D(4, 3, groups=2)
-assert "_jit_compiled_convolution_op" not in vars(layer)
-assert has_native_gradient()
-"""
-    in_a_process(code, onednn="1")
+def test_a_native_gradient_is_there_unless_onednn_is_off():
+    assert grouped.has_native_gradient() == (os.environ["TF_ENABLE_ONEDNN_OPTS"] != "0")
 
 
 def test_our_grouped_layers_and_their_quantized_clones_are_native_and_others_are_not():
@@ -52,6 +37,7 @@ def test_our_grouped_layers_and_their_quantized_clones_are_native_and_others_are
     quantized = fnet.quantize_aware(model)
     assert all(native(quantized.get_layer(f"quant_{name}").layer) for name in names)
     assert not any(native(layer) for layer in keras.models.clone_model(model).layers)
+    assert keras.layers.Conv2D._jit_compiled_convolution_op.__module__.startswith("tf_keras.")
 
 
 def test_the_native_kernel_gives_the_numbers_of_the_stock_path(noise):
@@ -100,27 +86,20 @@ def test_a_file_has_the_groups_of_the_net_where_training_had_none(noise, monkeyp
     assert len(fnet.to_tflite(dense, calibration=noise(8))) == len(plain)
 
 
-def test_training_alone_says_that_there_is_no_native_gradient_and_once(tmp_path):
-    code = f"""
-import pathlib, warnings
-import factorizenet_tf as fnet
-from factorizenet_tf.console import Progress
-from factorizenet_tf.models.native import has_native_gradient
-from factorizenet_tf.training.loop import TrainingLoop
-digits = fnet.load_dataset("digits", input_shape=(16, 16, 1))
-recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0)
-with warnings.catch_warnings(record=True) as warned:
-    warnings.simplefilter("always")
-    model = fnet.build(fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),)))
-    aware = fnet.quantize_aware(model)
-    assert not has_native_gradient()
-    assert not [w for w in warned if "no native gradient" in str(w.message)]
-    loop = TrainingLoop(pathlib.Path({str(tmp_path)!r}), "a net", digits, recipe, (), Progress(False))
-    loop.fit("float", model)
-    loop.fit("qat", aware)
-    assert len([w for w in warned if "no native gradient" in str(w.message)]) == 1
-"""
-    in_a_process(code, onednn="0")
+def test_training_alone_says_that_there_is_no_native_gradient_and_once(digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
+    few = fnet.Split(digits.train.images[:64], digits.train.labels[:64])
+    few = fnet.Dataset("digits", "digits", digits.class_names, few, few, few)
+    recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0)
+    loop = TrainingLoop(tmp_path, "a net", few, recipe, (), tf.distribute.get_strategy(), Progress(False))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        model = fnet.build(SPEC)
+        aware = fnet.quantize_aware(model)
+        assert not [w for w in warned if "no native gradient" in str(w.message)]
+        loop.fit("float", model)
+        loop.fit("qat", aware)
+        assert len([w for w in warned if "no native gradient" in str(w.message)]) == 1
 
 
 def test_a_copy_in_fewer_groups_gives_the_same_numbers_and_leaves_the_model_alone(noise):
