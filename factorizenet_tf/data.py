@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -21,6 +20,13 @@ TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fas
 MAX_BYTES = 8 * 2**30
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # Pillow's names; PPM is PGM and PBM, too
+TO_UINT8 = {  # what makes images of a dtype such ones
+    "float": "multiply images in 0..1 by 255 and round",
+    "int8": "an int8 model's input is the image minus 128: images.view(np.uint8) ^ 128",
+    "uint16": "of 16-bit images keep the upper byte: (images >> 8).astype(np.uint8)",
+    "bool": "images.astype(np.uint8) * 255",
+    "other": "cast values that lie in 0..255: images.astype(np.uint8)",
+}
 MAX_PIXELS = 89_478_485  # of one file, Pillow's own threshold for a decompression bomb: 256 MiB as RGB
 
 
@@ -81,7 +87,9 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
             f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)"
         )
     if images.dtype != np.uint8:
-        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({_to_uint8(images.dtype)})")
+        kind = "float" if images.dtype.kind == "f" else str(images.dtype)
+        remedy = TO_UINT8.get(kind, TO_UINT8["other"])
+        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({remedy})")
     if images.ndim == 3 and shape is not None and images.shape[1:] == tuple(shape[:2]) and shape[2] == 1:
         raise ValueError(f"{what} has shape {images.shape}, without channels; add the axis: images[..., None]")
     if images.ndim != 4:
@@ -96,18 +104,6 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
             f"{_to_shape(images.shape[1:], tuple(shape))}"
         )
     return images
-
-
-def _to_uint8(dtype) -> str:
-    if np.issubdtype(dtype, np.floating):
-        return "multiply images in 0..1 by 255 and round"
-    if dtype == np.int8:
-        return "an int8 model's input is the image minus 128: images.view(np.uint8) ^ 128"
-    if dtype == np.uint16:
-        return "of 16-bit images keep the upper byte: (images >> 8).astype(np.uint8)"
-    if np.issubdtype(dtype, np.bool_):
-        return "images.astype(np.uint8) * 255"
-    return "cast values that lie in 0..255: images.astype(np.uint8)"
 
 
 def _to_shape(given, needed) -> str:
@@ -150,14 +146,14 @@ def load_dataset(
     if isinstance(name, tuple):
         title, classes, train, test = _arrays(name)
     elif name == "digits":
-        title, classes, train, test = _digits(input_shape or (32, 32, 3))
+        input_shape = input_shape or (32, 32, 3)
+        title, classes, train, test = _digits()
     elif os.sep in os.fspath(name) or Path(name).is_dir():
         title, classes, train, test = _folder(Path(name).expanduser(), input_shape)
     else:
         title, classes, train, test = _tfds(os.fspath(name), input_shape, data_dir, download)
     if input_shape is not None:
-        train = dataclasses.replace(train, images=_fit(train.images, input_shape))
-        test = test and dataclasses.replace(test, images=_fit(test.images, input_shape))
+        train, test = (split and Split(_fit(split.images, input_shape), split.labels) for split in (train, test))
     random = np.random.default_rng(SPLIT_SEED)
     order = random.permutation(len(train))
     if test is None:
@@ -173,12 +169,11 @@ def load_dataset(
     )
 
 
-def _digits(shape):
+def _digits():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([_resized(image, shape) for image in images])
+    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     return "digits", [str(i) for i in range(10)], Split(images, digits.target.astype(np.int32)), None
 
 
@@ -287,6 +282,9 @@ def _read_folder(root, classes, shape):
 
 
 def _tfds(name, shape, data_dir, download):
+    from . import _keras  # noqa: F401 (decides, before TFDS imports TensorFlow, on what that says)
+
+    # isort: split
     import tensorflow_datasets as tfds
 
     try:
@@ -328,8 +326,9 @@ def _prepare(builder, name, download):
     try:
         builder.download_and_prepare()
     except Exception as error:  # requests, TFDS and the builder's own code each raise their own
+        reason = str(error).strip().partition("\n")[0][:200]
         raise FileNotFoundError(
-            f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({_first_line(error)}); {remedy}"
+            f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({reason}); {remedy}"
         ) from None
 
 
@@ -398,7 +397,3 @@ def _fit(images, shape):
     if images.shape[1:] == tuple(shape):
         return images
     return np.stack([_resized(image, shape) for image in images])
-
-
-def _first_line(error):
-    return str(error).strip().partition("\n")[0][:200]

@@ -53,7 +53,6 @@ def analyze(
         require_extra("altair", "vl_convert", extra="report", what="drawing figures")
     if save is not None:
         require_extra("pyarrow", extra="report", what="writing .parquet")
-    options.import_tensorflow()
     from ..analysis.analyze import compare_levels
 
     analysis = compare_levels(
@@ -120,7 +119,6 @@ def study(
     recipe = options.recipe_from(context, dataset)
     options.spec_from("0", width, size, channels, 10, macro)  # an error here costs no waiting
     chosen = None if levels == "all" else _levels(levels)
-    options.import_tensorflow()
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 

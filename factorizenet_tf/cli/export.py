@@ -9,7 +9,7 @@ import typer
 
 from ..console import print_json, require_extra, show
 from ..files import check_new
-from .options import Json, ZooOption, find_net, import_tensorflow, refuse_unused
+from .options import Json, ZooOption, refuse_unused
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
@@ -58,6 +58,7 @@ def export(
 
     The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
     """
+    from ..loading import resolve
     from ..tflite.io_types import check_io
     from ..tflite.latency import read_table
     from ..tflite.micro_kernels import check_kernels
@@ -82,14 +83,12 @@ def export(
     check_kernels(kernels)
     check_new(tflite, saved_model, micro)
     table = None if latencies is None else read_table(latencies)
-    net = find_net(source, zoo_)
+    net = resolve(source, zoo_dir=zoo_)
     if serving is not None:
         from ..serving.models_config import next_version
 
         served = net.with_precision(precision)
         next_version(serving, served.name if name is None else name, version)
-    if saved_model is not None or serving is not None or net.kind in ("weights", "keras"):
-        import_tensorflow()
     written = []
     if tflite is not None:
         from ..tflite.export import export_tflite
@@ -151,12 +150,15 @@ def latencies(
     Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
+    from ..loading import resolve
     from ..tflite.latency import int8_convolutions, measure_convolutions, planned_convolutions
 
     check_new(out)
     if sources:
         refuse_unused(context, "the sources' own layers are measured", "width", "size")
-        convolutions = [row[1:] for source in sources for row in int8_convolutions(find_net(source, zoo_).tflite())]
+        convolutions = [
+            row[1:] for source in sources for row in int8_convolutions(resolve(source, zoo_dir=zoo_).tflite())
+        ]
         if not any(groups > 1 for _, groups in convolutions):
             raise ValueError(f"no grouped convolution in {', '.join(sources)}: there is nothing to measure")
     else:

@@ -131,7 +131,6 @@ def verify(
         raise ValueError("give names of models, or --all")
     if names and precision is not None:
         raise ValueError("--precision is for --all; leave it out")
-    options.import_tensorflow()
     from ..zoo.verification import verify_all
 
     results = verify_all(
@@ -173,7 +172,6 @@ def publish(
         raise ValueError("--licence is for runs that are published; give their folders")
     if name is not None and len(runs or ()) != 1:
         raise ValueError(f"--name {name} is for one run, not {len(runs or ())}; publish each with its own")
-    options.import_tensorflow()
     cards = []
     for run in runs or ():
         cards += zoo.publish(run, zoo_dir=zoo_, name=name, licence=licence, verbose=not quiet)

@@ -92,32 +92,6 @@ def _given(context, dataclass):
     return {name: value for name, value in values.items() if value is not None}
 
 
-def import_tensorflow():
-    """Import TensorFlow first by the one module that does so quietly."""
-    from .. import _keras  # noqa: F401
-
-
-def find_net(net: str, zoo_dir: str | None):
-    """Find the net that a command is given, TensorFlow imported quietly first where it takes that to read the file.
-
-    Args:
-        net: what `loading.resolve` takes, as text.
-        zoo_dir: of --zoo.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        FileNotFoundError, ValueError, ConnectionError: as `loading.resolve`.
-    """
-    from ..loading import resolve
-
-    path = Path(net)
-    if (path.is_file() and path.suffix.lower() != ".tflite") or (path / "saved_model.pb").is_file():
-        import_tensorflow()
-    return resolve(net, zoo_dir=zoo_dir)
-
-
 def given_options(context: typer.Context, *names: str) -> list[str]:
     """List the options, "--qat-epochs" and the like, that the user gave among those of some parameters' names."""
     return [
@@ -165,11 +139,8 @@ def load_data(dataset, size, channels, data_dir, shape=None):
     """
     from ..data import load_dataset
 
-    is_tfds = dataset != "digits" and os.sep not in dataset and not Path(dataset).is_dir()
-    if data_dir is not None and not is_tfds:
+    if data_dir is not None and (dataset == "digits" or os.sep in dataset or Path(dataset).is_dir()):
         raise ValueError(f"--data-dir is where TFDS keeps its data, and {dataset} is none of its sets; leave it out")
-    if is_tfds:
-        import_tensorflow()
     if shape is None or None in shape:
         shape = None
         if size is not None or channels is not None:

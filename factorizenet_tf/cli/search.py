@@ -64,7 +64,6 @@ def search(
             from ..tuner.ray_executor import RayExecutor
 
             executor = stack.enter_context(RayExecutor(ray))
-        options.import_tensorflow()
         data = options.load_data(dataset, size, channels, data_dir)
         spec = options.spec_from("0", widths[0], None, None, data.num_classes, macro, input_shape=data.image_shape)
         from ..tuner import search as searching

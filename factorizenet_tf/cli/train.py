@@ -67,7 +67,6 @@ def train(
     else:  # an error here costs no waiting; which levels there are, the size of the images may decide
         is_known = size is not None or macro is not None
         options.spec_from(level if is_known else "0", width, size, channels, 10, macro)
-    options.import_tensorflow()
     data = options.load_data(dataset, size, channels, data_dir, shape=shape)
     if spec is None:
         spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
@@ -106,7 +105,9 @@ def _shown_command(context, source, spec) -> str:
 
 def _source_to_start_from(context, start, zoo):
     """The float net named by --from and its spec, which no option changes."""
-    source = options.find_net(start, zoo)
+    from ..loading import resolve
+
+    source = resolve(start, zoo_dir=zoo)
     spec = source.spec
     if spec is None:
         raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
@@ -135,10 +136,10 @@ def quantize(
     """Quantize a model of your own, by PTQ or QAT."""
     if method in ("ptq", "ptq-per-tensor"):
         options.refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
-    options.import_tensorflow()
+    from ..loading import resolve
     from ..training.quantize import quantize_own
 
-    source = options.find_net(model, zoo_)
+    source = resolve(model, zoo_dir=zoo_)
     if source.kind == "run":
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
@@ -178,18 +179,18 @@ def evaluate(
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
-    source = options.find_net(net, zoo_)
+    from ..loading import resolve
+    from ..models.evaluate import accuracy
+
+    source = resolve(net, zoo_dir=zoo_)
     if dataset is None:
         source.check_data_known()
     if source.tflite_file is None:
-        options.import_tensorflow()
         options.refuse_unused(context, f"{net} is no .tflite and no latency is measured", "threads")
     model = source.model() if source.tflite_file is None else source.int8_model(threads=threads)
     data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
     if dataset is None:
         source.warn_if_other_data(data)
-    from ..models.evaluate import accuracy
-
     images = getattr(data, split)
     row = {
         "file": str(source.tflite_file or source.path or source.reference),
