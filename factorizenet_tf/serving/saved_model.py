@@ -16,13 +16,14 @@ from .._keras import keras, tf, to_float
 from ..files import atomic_folder
 from ..loading import resolve
 from ..machine import versions as package_versions
-from ..models.native import in_fewer_groups, inference_kernels
+from ..models.native import inference_kernels
 from ..tflite.io_types import with_serving_signature
 from .models_config import add_model, next_version
 
 __all__ = ["BATCH_SIZES", "WARM_UP_FILE", "ServingExport", "export", "serving_module"]
 
 BATCH_SIZES = (1, 4, 16, 64)  # of the warm-up requests: those of the batching parameters in docs/deploy.md
+CHANNELS_OF_A_GROUP = 16  # a vector of AVX-512: below it oneDNN's float kernels are slower than with zeros filled in
 LUMA = (19595, 38470, 7471)  # 0.299, 0.587, 0.114 of 2 ** 16: Pillow's own integers
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 
@@ -45,7 +46,7 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
     height, width, channels = model.input_shape[1:]
     image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
     module = tf.Module()
-    net = _with_constants(in_fewer_groups(model), image)
+    net = _with_constants(model, image)
 
     def classify(image):
         image = tf.ensure_shape(image, (None, height, width, channels))  # a C++ session takes any shape
@@ -90,7 +91,7 @@ def _with_constants(model, image):
     def logits(image):
         return tf.cast(model(to_float(image), training=False), tf.float32)
 
-    with inference_kernels(model):
+    with inference_kernels(model, channels=CHANNELS_OF_A_GROUP):
         function = tf.function(logits, input_signature=[image]).get_concrete_function()
     return convert_variables_to_constants_v2(function)
 

@@ -10,17 +10,19 @@ import factorizenet_tf as fnet
 SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
 
 
-def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path):
-    paths = [tmp_path / name for name in ("report.html", "tables", "figures")]
-    options = ["--out", paths[0], "--save", paths[1], "--figures", paths[2], "--quiet"]
+def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path, monkeypatch):
+    drawn = []  # they have tests of their own
+    for function in ("analysis.report.write_report", "plots.write_figures"):
+        monkeypatch.setattr(f"factorizenet_tf.{function}", lambda analysis, path: drawn.append(path))
+    paths = [tmp_path / name for name in ("figures", "report.html", "tables")]
+    options = ["--figures", paths[0], "--out", paths[1], "--save", paths[2], "--quiet"]
     images = ["--calibration-images", 32, "--evaluation-images", 40, "--weight-bits", 4]
     rows = prints_json("analyze", run.folder, *options, *images)
     assert [row["precision"] for row in rows][:2] == ["float", "per_channel W4A8"]
     assert {row["images"] for row in rows} == {40}
     assert rows[0]["decrease_points"] == 0
-    assert paths[0].stat().st_size > 800_000
-    assert fnet.load_analysis(paths[1]).nets["calibration_images"].tolist() == [32]
-    assert (paths[2] / "sqnr.png").is_file()
+    assert drawn == paths[:2]
+    assert fnet.load_analysis(paths[2]).nets["calibration_images"].tolist() == [32]
 
 
 def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_path):

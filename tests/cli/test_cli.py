@@ -56,10 +56,10 @@ def test_train_prints_the_metrics_it_wrote_and_a_second_time_gives_the_same_run(
     table, err = capfd.readouterr()
     assert [line.split(":")[0] for line in err.splitlines()] == [
         "fnet-1x2-l2-x0.5 float 1/1",
-        "quantizing after training, per tensor",
-        "quantizing after training, per channel",
         "inserting fake quantization",
         "fnet-1x2-l2-x0.5 qat 1/1",
+        "quantizing after training, per tensor",
+        "quantizing after training, per channel",
         "evaluating on validation",
         "evaluating on test",
     ]

@@ -2,6 +2,7 @@ import os
 import warnings
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 
@@ -40,41 +41,44 @@ def test_our_grouped_layers_and_their_quantized_clones_are_native_and_others_are
     assert keras.layers.Conv2D._jit_compiled_convolution_op.__module__.startswith("tf_keras.")
 
 
-def test_the_native_kernel_gives_the_numbers_of_the_stock_path(noise):
+@pytest.mark.parametrize("has_gradient", [True, False], ids=["grouped", "block-dense"])
+def test_our_kernels_give_the_numbers_of_the_stock_path_without_xla(noise, monkeypatch, has_gradient):
+    if not has_gradient:
+        monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
     model = fnet.build(SPEC)
     stock = keras.models.clone_model(model)
     stock.set_weights(model.get_weights())
     x = noise(4) / np.float32(255)
     np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
-    for ours, theirs in zip(gradients(model, x), gradients(stock, x)):
-        np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
-
-
-def test_no_function_of_ours_must_be_compiled_by_xla():
-    def must_compile(model):
-        signature = tf.TensorSpec((None, 16, 16, 1))
-        graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(signature).graph.as_graph_def()
-        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-        return any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)
-
-    model = fnet.build(SPEC)
-    assert not must_compile(model)
-    assert not must_compile(fnet.quantize_aware(model))
-    assert must_compile(keras.models.clone_model(model))
-
-
-def test_without_a_native_gradient_a_block_dense_kernel_gives_the_same_numbers(noise, monkeypatch):
-    native_model = fnet.build(SPEC)
-    monkeypatch.setattr(grouped, "has_native_gradient", lambda: False)
-    model = fnet.build(SPEC)
-    model.set_weights(native_model.get_weights())
-    x = noise(4) / np.float32(255)
-    stock = keras.models.clone_model(model)
-    stock.set_weights(model.get_weights())
-    np.testing.assert_allclose(model(x), stock(x), atol=1e-4)
+    if has_gradient and not grouped.has_native_gradient():
+        return
     for ours, theirs in zip(gradients(model, x), gradients(stock, x)):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.abs(theirs).max())
+    assert must_compile(stock)
+    assert not must_compile(model)
+
+
+def must_compile(model):
+    signature = tf.TensorSpec((None, 16, 16, 1))
+    graph = tf.function(lambda x: model(x, training=False)).get_concrete_function(signature).graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)
+
+
+def test_wider_groups_for_inference_give_the_same_numbers_and_leave_the_model_alone(noise):
+    inputs = keras.Input((16, 16, 1))
+    x = keras.layers.Conv2D(64, 3, name="stem")(inputs)
+    x = keras.layers.Conv2D(64, 3, groups=16, name="narrow")(x)
+    x = keras.layers.Conv2D(64, 3, groups=2, use_bias=False, name="wide")(x)
+    model = grouped.use_native_kernels(keras.Model(inputs, keras.layers.Conv2D(24, 1, groups=8, name="last")(x)))
+    images = noise(3) / np.float32(255)
+    expected, before = model(images), vars(model.get_layer("narrow"))["_jit_compiled_convolution_op"]
+    with grouped.inference_kernels(model, channels=16):
+        widened = {layer.name: layer._jit_compiled_convolution_op.args[1] for layer in model.layers[2:]}
+        np.testing.assert_allclose(model(images), expected, atol=1e-5)
+    assert widened == {"narrow": 4, "wide": 2, "last": 4}
+    assert vars(model.get_layer("narrow"))["_jit_compiled_convolution_op"] is before
 
 
 def test_a_file_has_the_groups_of_the_net_where_training_had_none(noise, monkeypatch):
@@ -100,22 +104,3 @@ def test_training_alone_says_that_there_is_no_native_gradient_and_once(digits, m
         loop.fit("float", model)
         loop.fit("qat", aware)
         assert len([w for w in warned if "no native gradient" in str(w.message)]) == 1
-
-
-def test_a_copy_in_fewer_groups_gives_the_same_numbers_and_leaves_the_model_alone(noise):
-    inputs = keras.Input((16, 16, 1))
-    x = keras.layers.Conv2D(64, 3, name="stem")(inputs)
-    x = keras.layers.Conv2D(64, 3, groups=16, name="narrow")(x)
-    x = keras.layers.GroupNormalization(groups=8)(x)
-    x = keras.layers.Conv2D(64, 3, groups=2, use_bias=False, name="wide")(x)
-    model = keras.Model(inputs, keras.layers.Conv2D(24, 1, groups=8, name="last")(x))
-    copy = grouped.in_fewer_groups(model)
-    assert [copy.get_layer(name).groups for name in ("narrow", "wide", "last")] == [4, 2, 4]
-    assert [model.get_layer(name).groups for name in ("narrow", "wide", "last")] == [16, 2, 8]
-    images = noise(3) / np.float32(255)
-    np.testing.assert_allclose(
-        grouped.use_native_kernels(copy)(images), grouped.use_native_kernels(model)(images), atol=1e-5
-    )
-    assert grouped.in_fewer_groups(copy) is copy
-    aware = fnet.quantize_aware(fnet.build(SPEC))
-    assert grouped.in_fewer_groups(aware) is aware
