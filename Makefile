@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # What TensorFlow's C++ side says at start-up is not this project's output.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
+# Two processes that begin with half of the tests each; who is done takes from the other's end. Files stay mostly together, and
+# with them what a file or a folder makes once.
+TWO := -n 2 --dist worksteal
+
 .PHONY: help install demo levels test test-slow test-without-onednn lint benchmark clean
 
 help:
 	@echo "make demo       search digits' best net under 1 M MACs, publish it to a local zoo, load it back (runs/search)"
 	@echo "make levels     train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
 	@echo "make test       run the tests"
-	@echo "make test-without-onednn  run the tests of models, quantization and training with oneDNN off"
+	@echo "make test-without-onednn  run the tests of grouped convolutions, quantization and training with oneDNN off"
 	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
 	@echo "make lint       ruff check and format, import-linter"
 	@echo "make benchmark  print speed and memory ratios"
@@ -32,14 +36,15 @@ levels: install
 	$(BIN)/python tuner/levels.py --out runs/levels
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" $(TWO)
 
 # As on macOS, ARM and wherever oneDNN is off: no native gradient for grouped convolutions.
 test-without-onednn: install
-	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests/models tests/training
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -m "not slow" $(TWO) \
+		tests/models/test_native.py tests/models/test_quantize.py tests/training
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TWO)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """`factorizenet analyze` and `study`."""
 
 import sys
+from types import SimpleNamespace
 
-import pytest
 from user_model import small_net
 
 import factorizenet_tf as fnet
+from factorizenet_tf.analysis.study import LevelChoice
 
 SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
 
@@ -34,14 +35,22 @@ def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_pa
     assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
 
 
-@pytest.mark.slow
-def test_study_names_the_best_level(prints_json, fails, tmp_path):
-    command = ["study", *SMALL, "--levels", "0,3", "--epochs", 1, "--qat-epochs", 1, "--out", tmp_path / "study"]
-    found = prints_json(*command, "--max-macs", "100M")
-    assert [row["level"] for row in found["levels"]] == [0, 3]
-    best = max(found["levels"], key=lambda row: (row["validation_tflite"], -row["macs"]))
-    assert found["answers"][0]["name"] == best["name"]
-    assert prints_json(*command, "--max-macs", 1)["answers"][0]["name"] is None  # nothing is trained again
+def test_study_takes_the_levels_and_limits_that_are_asked_for_and_prints_the_answers(
+    prints_json, succeeds, tmp_path, monkeypatch
+):
+    asked = {}
+
+    def study(data, specs, **options):
+        asked.update(options, levels=[spec.level for spec in specs])
+        row = {"name": "fnet-l3", "macs": 1_000_000, "size_bytes": 20_000, "latency_ms": 0.5, "test_tflite": 0.9}
+        return SimpleNamespace(rows=[row], answers=(LevelChoice("at most 100 M MACs", "fnet-l3", "the best"),))
+
+    monkeypatch.setattr("factorizenet_tf.analysis.study.study", study)
+    command = ["study", *SMALL, "--levels", "3,0", "--epochs", 2, "--max-macs", "100M", "--out", tmp_path / "study"]
+    assert prints_json(*command)["answers"][0]["name"] == "fnet-l3"
+    assert (asked["levels"], asked["recipe"].epochs, asked["requirements"]) == ([0, 3], 2, {"max_macs": 100_000_000})
+    table = succeeds(*command)
+    assert all(text in table for text in ("1,000,000", "90.00 %", "at most 100 M MACs: fnet-l3: the best"))
 
 
 def test_study_says_what_is_wrong_before_it_trains(fails, tmp_path):

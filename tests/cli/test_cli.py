@@ -1,11 +1,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,34 +84,6 @@ def test_a_training_that_stops_says_why_and_by_its_code_whose_fault_it_was(
 
     monkeypatch.setattr("factorizenet_tf.training.loop.train_epoch", stop)
     assert message in fails("train", *SMALL, "--out", tmp_path / "run", code=code)
-
-
-@pytest.mark.slow
-def test_after_ctrl_c_in_a_shell_the_same_command_continues(prints_json, tmp_path):
-    out = tmp_path / "run"
-    command = [str(a) for a in ["train", *SMALL, "--epochs", 12, "--qat-epochs", 0, "--out", out]]
-    script = Path(sys.executable).with_name("factorizenet")
-    # A runner in the background may ignore SIGINT, and its children with it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen([script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    while not (out / "history.csv").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    printed, message = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert printed == ""
-    assert message.startswith("error: interrupted; the same command continues")
-    assert message.count("\n") == 1
-    before = (out / "history.csv").read_text()
-    assert 1 <= before.count("\n") - 1 < 12
-    assert not (out / "metrics.json").exists()
-    prints_json(*command)
-    assert (out / "history.csv").read_text().startswith(before)
-    assert [row["epoch"] for row in fnet.load_run(out).history()] == list(range(1, 13))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def outputs(model):
 
 
 def test_a_coarser_net_computes_what_the_finer_one_did():
-    for finer in (2, 3, 4, (3, 1), (2, 4)):
+    for finer in (2, (3, 1), 4):
         parent = trained_like(net(finer))
         child = inherit(parent, net(finer), net((1, 1)))
         np.testing.assert_allclose(outputs(child), outputs(parent), rtol=1e-4)

@@ -22,21 +22,30 @@ def range_of(model, name):
     return next(float(v.numpy()) for v in model.variables if v.name.startswith(name))
 
 
-def test_with_calibration_a_fresh_quantized_model_predicts_as_the_float_one(models, digits):
-    fresh = fnet.quantize_aware(models.float, calibration=digits.calibration(256))
+@pytest.fixture(scope="module")
+def fresh(models, digits):
+    """The float model quantized, its ranges from 256 images."""
+    before = models.float.get_weights()
+    quantized = fnet.quantize_aware(models.float, calibration=digits.calibration(256))
+    assert not is_quantize_aware(models.float)
+    for a, b in zip(before, models.float.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    return quantized
+
+
+def test_with_calibration_a_fresh_quantized_model_predicts_as_the_float_one(models, fresh, digits):
     expected, found = logits(models.float, digits.test.images), logits(fresh, digits.test.images)
     assert np.mean(expected.argmax(1) == found.argmax(1)) > 0.97
     assert np.abs(expected - found).mean() < 0.05 * np.abs(expected).max()
 
 
-def test_ranges_come_from_the_data_and_the_inputs_is_fixed(models, digits):
-    fresh = fnet.quantize_aware(models.float, calibration=digits.calibration(256))
-    assert input_range(fresh) == (0, 1)
-    for name, kind in [
+def test_ranges_come_from_the_data_and_the_inputs_is_fixed(models, fresh, digits):
+    assert input_range(fresh) == input_range(models.qat) == (0, 1)
+    for name, kind in (
         ("stem_relu6", "output"),
         ("stage2_block2_pointwise_relu6", "output"),
         ("logits", "post_activation"),
-    ]:
+    ):
         inner = keras.Model(models.float.input, models.float.get_layer(name).output)
         batches = np.split(logits(inner, digits.calibration(256)), 2)  # 128 images each
         low, high = np.mean([batch.min() for batch in batches]), np.mean([batch.max() for batch in batches])
@@ -47,30 +56,12 @@ def test_ranges_come_from_the_data_and_the_inputs_is_fixed(models, digits):
     np.testing.assert_allclose(found, np.abs(kernel).max((0, 1, 2)), rtol=1e-5)
 
 
-def test_training_leaves_the_inputs_range(models):
-    assert input_range(models.qat) == (0, 1)
-
-
-def test_quantized_weights_survive_a_file_exactly(models, spec, digits, tmp_path):
+def test_quantized_weights_survive_a_file_exactly(models, spec, tmp_path):
     save_weights(models.qat, tmp_path / "qat.h5", spec=spec, precision="int8")
     again = load_model(tmp_path / "qat.h5")
     assert is_quantize_aware(again)
     for a, b in zip(models.qat.variables, again.variables):  # ranges included
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(logits(models.qat, digits.test.images), logits(again, digits.test.images))
-
-
-def test_the_float_model_is_left_as_it_was(models, digits):
-    before = models.float.get_weights()
-    fnet.quantize_aware(models.float, calibration=digits.calibration(8))
-    assert not is_quantize_aware(models.float)
-    for a, b in zip(before, models.float.get_weights()):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_quantized_model_is_not_quantized_twice(models):
-    with pytest.raises(ValueError, match="quantization-aware already"):
-        fnet.quantize_aware(models.qat)
 
 
 def test_a_keras_3_model_is_refused_with_the_remedy():
@@ -110,7 +101,9 @@ def test_nested_subclassed_unbuilt_and_unsupported_models_are_refused():
         fnet.quantize_aware("model.h5")
 
 
-def test_calibration_that_does_not_fit_is_refused(models, noise):
+def test_a_quantized_model_or_calibration_that_does_not_fit_is_refused(models, noise):
+    with pytest.raises(ValueError, match="quantization-aware already"):
+        fnet.quantize_aware(models.qat)
     with pytest.raises(TypeError, match="calibration has dtype float32"):
         fnet.quantize_aware(models.float, calibration=noise(2).astype(np.float32))
     with pytest.raises(ValueError, match="the model takes"):
