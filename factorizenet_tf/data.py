@@ -318,18 +318,17 @@ def _tfds(name, shape, data_dir, download):
 def _prepare(builder, name, download):
     if builder.info.splits:
         return
-    remedy = f"run `tfds build {name}` where there is a network, or set TFDS_DATA_DIR to the folder that has it"
-    if not download:
-        raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir}; {remedy}")
-    if _is_offline():
-        raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir} and there is no network; {remedy}")
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # requests, TFDS and the builder's own code each raise their own
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise FileNotFoundError(
-            f"the data set {name!r} is not in {builder.data_dir} and could not be fetched ({reason}); {remedy}"
-        ) from None
+    reason = " and there is no network" if download and _is_offline() else ""
+    if download and not reason:
+        try:
+            return builder.download_and_prepare()
+        except Exception as error:  # requests, TFDS and the builder's own code each raise their own
+            first_line = str(error).strip().partition("\n")[0]
+            reason = f" and could not be fetched ({first_line[:200]})"
+    raise FileNotFoundError(
+        f"the data set {name!r} is not in {builder.data_dir}{reason}; run `tfds build {name}` where there is a network, or "
+        "set TFDS_DATA_DIR to the folder that has it"
+    )
 
 
 def _is_offline() -> bool:
@@ -352,14 +351,10 @@ def _read_tfds(builder, split, own, shape):
     images = np.empty((count, *shape), np.uint8)
     labels = np.empty(count, np.int32)
     data = data.map(lambda example: (example["image"], example["label"]), num_parallel_calls=2)
-    if own == shape:
-        at = 0
-        for batch, numbers in data.batch(1000).prefetch(1).as_numpy_iterator():
-            images[at : at + len(batch)], labels[at : at + len(batch)] = batch, numbers
-            at += len(batch)
-    else:
-        for at, (image, label) in enumerate(data.as_numpy_iterator()):
-            images[at], labels[at] = _resized(image, shape), label
+    at = 0
+    for batch, numbers in data.batch(1 if None in own else 100).prefetch(1).as_numpy_iterator():
+        images[at : at + len(batch)], labels[at : at + len(batch)] = _fit(batch, shape), numbers
+        at += len(batch)
     if labels.min() < 0:
         raise ValueError(f"the split {split!r} of {builder.info.name} has no labels")
     return Split(images, labels)
@@ -375,15 +370,6 @@ def _is_lossy_copy(builder, own):
     return next(iter(raw.as_numpy_iterator()))["image"].startswith(b"\xff\xd8")
 
 
-def _resized(image, shape):
-    """One uint8 image (height, width[, channels]) at another size and channel count, bilinear, aspect not kept."""
-    from PIL import Image
-
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    return _fit_picture(Image.fromarray(image), shape)
-
-
 def _fit_picture(picture, shape):
     from PIL import Image
 
@@ -394,6 +380,10 @@ def _fit_picture(picture, shape):
 
 
 def _fit(images, shape):
+    """Images uint8 (n, height, width, channels) at another size and channel count, bilinear, aspect not kept."""
+    from PIL import Image
+
     if images.shape[1:] == tuple(shape):
         return images
-    return np.stack([_resized(image, shape) for image in images])
+    images = images[..., 0] if images.shape[3] == 1 else images
+    return np.stack([_fit_picture(Image.fromarray(image), shape) for image in images])
