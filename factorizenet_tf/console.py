@@ -189,8 +189,8 @@ def text_table(rows: list[dict]) -> str:
 
 def _table(rows, title=None):
     table = Table(title=title, title_justify="left")
-    for key, value in rows[0].items():
-        justify = "right" if isinstance(value, (int, float)) else "left"
+    for key in rows[0]:
+        justify = "right" if any(isinstance(row[key], (int, float)) for row in rows) else "left"
         table.add_column(key.replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))

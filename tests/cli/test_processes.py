@@ -5,17 +5,14 @@ import sys
 from pathlib import Path
 
 
-def test_help_costs_and_an_int8_models_accuracy_need_no_tensorflow(run):
-    code = f"""
+def test_help_and_costs_load_neither_tensorflow_nor_pandas():
+    code = """
 import sys
 from factorizenet_tf.cli import main
 for arguments in (["--help"], ["train", "--help"], ["levels"], ["describe", "--json"]):
     assert main(arguments) == 0
-    heavy = {{"tensorflow", "tf_keras", "keras", "pandas", "sklearn", "ai_edge_litert"}} & set(sys.modules)
+    heavy = {"tensorflow", "tf_keras", "keras", "pandas", "sklearn", "ai_edge_litert"} & set(sys.modules)
     assert not heavy, (arguments, heavy)
-assert main(["evaluate", {str(run.folder)!r}, "--dataset", "digits"]) == 0
-assert "tensorflow" not in sys.modules
-assert "ai_edge_litert" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
