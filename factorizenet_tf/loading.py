@@ -147,6 +147,11 @@ class Source:
         """What names exactly this net: the name with its version, fnet-l2-int8@1; else what was given."""
         return self.given if self.card is None else self.card.reference
 
+    @property
+    def zoo(self) -> str | None:
+        """Folder or address of the zoo that a name is of."""
+        return None if self.store is None else self.store.location
+
     @cached_property
     def spec(self) -> ModelSpec | ResNet8 | None:
         """What the net was built from; None for a model of the user's own.

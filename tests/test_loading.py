@@ -143,9 +143,9 @@ def test_a_source_knows_its_net_whatever_it_was_named_by(run, zoo, sources, digi
         assert (found.spec, found.labels, found.input_shape) == (run.spec, digits.class_names, (16, 16, 1))
         assert (found.name, found.precision) == (f"{run.spec.name}-{precision}", precision)
         assert (found.dataset_name, found.dataset_title) == ("digits", "digits")
-    assert (found.store, found.reference) == (None, str(run.folder / "qat.h5"))
+    assert (found.zoo, found.reference) == (None, str(run.folder / "qat.h5"))
     named = resolve(INT8, zoo_dir=zoo)
-    assert (named.store.location, named.reference, named.sibling.reference) == (str(zoo), f"{INT8}@1", f"{FLOAT}@1")
+    assert (named.zoo, named.reference, named.sibling.reference) == (str(zoo), f"{INT8}@1", f"{FLOAT}@1")
     assert resolve(named) is named
     own = resolve(sources["own.keras"])
     assert (own.name, own.spec, own.labels, own.dataset_name, own.input_shape) == ("own", None, None, None, (16, 16, 1))
@@ -195,7 +195,7 @@ def test_a_name_of_two_zoos_is_refused_until_one_is_said(zoo, tmp_path, monkeypa
         resolve("fnet-l2-int8")
     assert resolve("fnet-l2-int8", zoo_dir=other).input_shape == (16, 16, 1)
     monkeypatch.setenv("FACTORIZENET_ZOO", str(zoo))
-    assert (resolve(INT8).store.location, resolve("fnet-l2-int8").input_shape) == (str(zoo), (32, 32, 3))
+    assert (resolve(INT8).zoo, resolve("fnet-l2-int8").input_shape) == (str(zoo), (32, 32, 3))
 
 
 def test_a_name_before_the_source_is_split_off_and_an_equals_sign_in_a_path_is_not(tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_training_alone_says_that_there_is_no_native_gradient_and_once(digits, m
     few = fnet.Split(digits.train.images[:64], digits.train.labels[:64])
     few = fnet.Dataset("digits", "digits", digits.class_names, few, few, few)
     recipe = fnet.recipe_for("digits", epochs=1, qat_epochs=1, warmup_epochs=0)
-    loop = TrainingLoop(tmp_path, "a net", few, recipe, (), tf.distribute.get_strategy(), Progress(False))
+    loop = TrainingLoop(tmp_path, "a net", few, recipe, (), Progress(False))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
         model = fnet.build(SPEC)
