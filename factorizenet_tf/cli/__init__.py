@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             IsADirectoryError,
             PermissionError,
         )
-        return _fail(_message(error), 2 if isinstance(error, callers) else 1)
+        return _fail(_in_options(_message(error), arguments[0]), 2 if isinstance(error, callers) else 1)
     if code == 130:  # Typer turns Ctrl-C into this code
         return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
     return code
@@ -88,6 +89,18 @@ def _message(error):
             return f"{where}{error.strerror}"
         return f"{where}{error.strerror}; give a path that can be written, on a disk with room"
     return str(error) or type(error).__name__
+
+
+def _in_options(message, command):
+    """Say what Python calls max_bytes as the command does: "--max-bytes is 0", "give --dataset" for "give dataset="."""
+    parameters = typer.main.get_command(app).commands[command].params
+    options = {parameter.name.rstrip("_"): max(parameter.opts, key=len) for parameter in parameters}
+    options = {"zoo_dir": "--zoo"} | {name: option for name, option in options.items() if option.startswith("--")}
+
+    def option(match):
+        return options.get(match[1] or match[2], match[0])
+
+    return re.sub(r"^(\w+)(?= is )|\b(\w+)=(?=[,; ]|$)", option, message)
 
 
 def _fail(message, code):

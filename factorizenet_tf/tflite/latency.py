@@ -135,14 +135,12 @@ def read_table(path: str | os.PathLike) -> LatencyTable:
 
 def int8_convolutions(content: bytes) -> list[tuple[str, Convolution, int]]:
     """List (name, shape, groups) of each int8 CONV_2D of a .tflite, in order. Raises as `read_flatbuffer`."""
-    return [
-        (tensor_name(graph.tensors[operator.outputs[0]]), *convolution_of(graph, operator))
-        for graph, operator in convolution_operators(read_flatbuffer(content))
-    ]
+    convolutions = convolution_operators(read_flatbuffer(content))
+    return [(tensor_name(graph.tensors[operator.outputs[0]]), *shape) for graph, operator, *shape in convolutions]
 
 
 def convolution_operators(model) -> Iterator[tuple]:
-    """Yield (subgraph, operator) of each CONV_2D of a `ModelT` with constant int8 weights."""
+    """Yield (subgraph, operator, shape, groups) of each CONV_2D of a `ModelT` with constant int8 weights."""
     from ai_edge_litert.schema_py_generated import TensorType
 
     for graph in model.subgraphs:
@@ -153,7 +151,7 @@ def convolution_operators(model) -> Iterator[tuple]:
                 and kernel.type == TensorType.INT8
                 and model.buffers[kernel.buffer].data is not None
             ):
-                yield graph, operator
+                yield graph, operator, *convolution_of(graph, operator)
 
 
 def convolution_of(graph, operator) -> tuple[Convolution, int]:

@@ -14,14 +14,7 @@ import numpy as np
 
 from .flatbuffer import associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
 from .int8_model import Int8Model
-from .latency import (
-    LatencyTable,
-    convolution_of,
-    convolution_operators,
-    int8_convolutions,
-    measure_convolutions,
-    time_in_turns,
-)
+from .latency import LatencyTable, convolution_operators, int8_convolutions, measure_convolutions, time_in_turns
 from .micro import arena_bytes
 
 __all__ = ["Regrouping", "block_dense", "compare", "regroup_fastest", "with_groups"]
@@ -88,17 +81,15 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
         ValueError: there are more or fewer convolutions, or a number is no divisor.
     """
     model = read_flatbuffer(content)
-    operators, changed = list(convolution_operators(model)), False
+    operators = list(convolution_operators(model))
     if len(operators) != len(groups):
         raise ValueError(f"{len(groups)} numbers of groups for {len(operators)} int8 convolutions; give one each")
-    for (graph, operator), fewer in zip(operators, groups):
-        shape, before = convolution_of(graph, operator)
+    for (graph, operator, shape, before), fewer in zip(operators, groups):
         if fewer < 1 or before % fewer:
             raise ValueError(f"a {shape} has {before} groups; they cannot become {fewer}: give a divisor of {before}")
         if fewer != before:
             _rewrite(model, graph, operator, before, fewer)
-            changed = True
-    if not changed:
+    if list(groups) == [before for *_, before in operators]:
         return content
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or ()}

@@ -99,7 +99,7 @@ def find(name: str, zoo_dir: str | os.PathLike | None = None) -> tuple[Card, Fol
         first, second = (store.location for store, _ in holders)
         raise ValueError(
             f"two zoos have a model {base!r}, and not the same: {first} and {second} ({ZOO_VARIABLE}); "
-            "say which is meant by zoo_dir= (in Python) or --zoo, or publish yours under another --name"
+            "say which is meant by zoo_dir=, or publish yours under another name"
         )
     store, cards = holders[0]
     return cards.find(name), store
@@ -216,7 +216,7 @@ def _content(cards, name):
 def _where_else():
     second = os.environ.get(ZOO_VARIABLE)
     state = f"names {second}" if second else "is not set"
-    return f" (a zoo of your own is looked into by zoo_dir= or --zoo, or by {ZOO_VARIABLE}, which {state})"
+    return f" (a zoo of your own is looked into by zoo_dir=, or by {ZOO_VARIABLE}, which {state})"
 
 
 def _requirement(limits):

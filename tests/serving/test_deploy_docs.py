@@ -83,7 +83,9 @@ def test_the_lines_for_a_board_and_a_microcontroller_run_as_they_stand(picture, 
     title = "A phone or a board with LiteRT"
     Path("classify.py").write_text(blocks(title, "python")[0])
     run_lines("".join(blocks(title)))
-    label = re.search(r"^(\w+) -?\d+\.\d+$", capfd.readouterr().out, re.MULTILINE)[1]
+    run_lines(f"factorizenet export {NAME} --tflite int8.tflite\npython classify.py int8.tflite image.npy")
+    label, other = re.findall(r"^(\w+) -?\d+\.\d+$", capfd.readouterr().out, re.MULTILINE)
+    assert label == other
     names = fnet.zoo.card(NAME).class_names
     assert label in [names[number] for number in logits.argsort()[-3:]]  # the line there resizes by another filter
     run_lines(blocks("A microcontroller")[0])

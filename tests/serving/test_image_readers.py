@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,18 +42,14 @@ FILES = {  # the content of a file, and what is read from it in grey
     "grey.png": (encoded(GREY), GREY),
     "16-bit-grey.png": (encoded(DEEP), GREY),
     "16-bit-colour.png": (png_of_16_bits(RGB.astype(np.uint16) * 256 + 255, 2), LUMA),
-    "16-bit-grey-alpha.png": (png_of_16_bits(np.stack([DEEP, DEEP.T], 2), 4), GREY),
     "colour.png": (encoded(RGB), LUMA),
     "alpha.png": (encoded(np.dstack([RGB, GREY.T])), LUMA),
     "grey-alpha.png": (encoded(np.dstack([GREY, GREY.T])), GREY),
     "palette.png": (encoded(PALETTE), GREY),
     "transparent-palette.png": (encoded(PALETTE, transparency=bytes(range(256))), GREY),
-    "1-bit.png": (encoded(BITS), WHITE),
     "colour.bmp": (encoded(RGB, "BMP"), LUMA),
-    "grey.bmp": (encoded(GREY, "BMP"), GREY),
     "colour.webp": (encoded(RGB, "WEBP", lossless=True), LUMA),
     "flat.jpg": (encoded(np.full((16, 16), 90, np.uint8), "JPEG"), np.full((16, 16), 90)),
-    "noisy.jpeg": (encoded(RGB, "JPEG"), SOME),
     "cmyk.jpg": (encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"), SOME),
     "large.png": (encoded(np.kron(RGB, np.ones((5, 3, 1), np.uint8))), SOME),
     "colour.ppm": (encoded(RGB, "PPM"), LUMA),
@@ -77,9 +74,8 @@ def test_data_predict_server_and_saved_model_read_the_same_pixels(name, models, 
     assert (fnet.load_dataset(tmp_path, input_shape=(16, 16, 1)).train.images == image).all()
     logits = models.int8.predict(image[None])[0]
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    assert (
-        main(["predict", str(tmp_path / "a" / f"0-{name}"), "--model", str(run.folder), "--top", "10", "--json"]) == 0
-    )
+    file = str(tmp_path / "a" / f"0-{name}")
+    assert main(["predict", file, "--model", str(run.folder), "--top", "10", "--json"]) == 0
     rows = {row["class_id"]: row["probability"] for row in json.loads(capsys.readouterr().out)}
     np.testing.assert_allclose([rows[number] for number in range(10)], probabilities, atol=1e-4)
     answer = post({"signature_name": "serving_bytes", "instances": [{"b64": base64.b64encode(content).decode()}]})
@@ -119,20 +115,13 @@ def test_a_file_that_is_cut_is_refused_by_name(kind, tmp_path):
     ("content", "message"),
     [
         (b"", "the image of 0 bytes is broken or no PNG"),
-        (b"no image", "none of them"),
         (b"GIF89a" + bytes(50), "none of them"),
         (b"Pf\n16 16\n-1.0\n" + bytes(1024), "floating-point pixels"),
-        (b"P4\n20000 20000\n" + bytes(100), "20000 x 20000|exceeds limit"),
         (f"P4\n{MAX_PIXELS + 1} 1\n".encode() + bytes(100), r"more than 89,478,485|exceeds limit"),
+        (Path("."), r"\(Is a directory\)"),
+        (Path("none"), "no image file none"),
     ],
 )
-def test_other_files_and_bombs_are_refused(content, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_no_image_and_bombs_are_refused(content, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_image(content, (16, 16, 1))
-
-
-def test_a_folder_and_nothing_at_all_are_no_images(tmp_path):
-    with pytest.raises(ValueError, match=r"\(Is a directory\)"):
-        read_image(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no image file .*none"):
-        read_image(tmp_path / "none")

@@ -1,11 +1,11 @@
 import asyncio
 import base64
 import contextlib
+import importlib
 import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from concurrent import futures
@@ -25,36 +25,25 @@ from factorizenet_tf.serving.classifier import load_classifiers
 ONE = np.zeros((1, 16, 16, 1), int).tolist()
 
 
+def in_base64(content):
+    return {"b64": base64.b64encode(content).decode()}
+
+
 class RefusedError(Exception):
     pass
 
 
 @pytest.fixture
 def ask(post):
-    def ask(signature, values, model=None):
-        if isinstance(values, np.ndarray):
-            rows = values.tolist()
-        else:
-            rows = [{"b64": base64.b64encode(content).decode()} for content in values]
-        answer = post({"signature_name": signature, "instances": rows}, model)
+    def ask(signature, values):
+        rows = values.tolist() if isinstance(values, np.ndarray) else list(map(in_base64, values))
+        answer = post({"signature_name": signature, "instances": rows})
         if answer.status_code == 400:
             raise RefusedError(answer.json()["error"])
         columns = answer.json()["predictions"]
         return {name: np.array([row[name] for row in columns]) for name in columns[0]}
 
     return ask
-
-
-def half_a_request(server, body):
-    head = f"POST /v1/models/{server.model}:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
-    return connection
-
-
-def received(connection):
-    with connection:
-        return b"".join(iter(lambda: connection.recv(65_536), b"")).decode(errors="replace")
 
 
 # What it answers
@@ -69,7 +58,7 @@ def test_the_contract_is_kept_with_the_int8_nets_numbers(ask, models, digits):
 def test_columns_and_wrapped_rows_are_taken_too(post, digits):
     image = digits.test.images[0]
     (expected,) = post({"instances": [image.tolist()]}).json()["predictions"]
-    file = {"b64": base64.b64encode(encoded(image)).decode()}
+    file = in_base64(encoded(image))
     for body in (
         {"inputs": [image.tolist()]},
         {"inputs": {"image": [image.tolist()]}},
@@ -87,12 +76,24 @@ def test_clients_at_once_get_each_their_own_answer(ask, models, digits):
     np.testing.assert_allclose(answers, models.int8.predict(images), rtol=1e-5)
 
 
-def test_status_and_health_are_said(server):
+def test_status_health_and_what_is_not_there_are_said(server):
+    def get(path):
+        answer = requests.get(server.url + path, timeout=9)
+        return answer.status_code, answer.json()
+
+    net, names = f"/v1/models/{server.model}", f"{server.model}, second, fnet-l2-int8"
     fine = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
-    for path in ("", "/versions/1"):
-        answer = requests.get(f"{server.url}/v1/models/{server.model}{path}", timeout=9)
-        assert answer.json() == {"model_version_status": [fine]}
-    assert requests.get(f"{server.url}/healthz", timeout=9).json() == {"status": "ok"}
+    for path in (net, f"{net}/versions/1"):
+        assert get(path) == (200, {"model_version_status": [fine]})
+        code, answer = get(f"{path}:predict")
+        assert (code, answer["error"][:43]) == (405, "a GET predicts nothing; send a POST with a JSON body"[:43])
+    assert get("/healthz") == (200, {"status": "ok"})
+    for path in ("/v1/models/other", "/v1/models/other/metadata", "/v1/models/other:predict"):
+        assert get(path) == (404, {"error": f"no model 'other'; there are {names}"})
+    assert get(f"{net}/versions/2") == (404, {"error": f"{server.model} has no version 2; it has 1"})
+    assert get("/docs") == (404, {"error": "Not Found"})
+    for place in ("other", f"{server.model}/versions/2"):
+        assert requests.post(f"{server.url}/v1/models/{place}:predict", json={"instances": ONE}).status_code == 404
 
 
 def test_the_metadata_is_the_saved_models_own(server, loaded):
@@ -100,34 +101,20 @@ def test_the_metadata_is_the_saved_models_own(server, loaded):
     assert answer["model_spec"] == {"name": server.model, "signature_name": "", "version": "1"}
     described = answer["metadata"]["signature_def"]["signature_def"]
     assert set(described) == set(loaded["int8"]) == {"serving_default", "serving_bytes"}
-    named = {"DT_FLOAT": "float32", "DT_INT64": "int64", "DT_STRING": "string", "DT_UINT8": "uint8"}
+    kinds = {"DT_FLOAT": "float32", "DT_INT64": "int64", "DT_STRING": "string", "DT_UINT8": "uint8"}
+
+    def shown(tensors):
+        return {
+            name: (kinds[tensor["dtype"]], [int(size["size"]) for size in tensor["tensor_shape"]["dim"]])
+            for name, tensor in tensors.items()
+        }
+
+    def own(specs):
+        return {name: (spec.dtype.name, [-1 if n is None else n for n in spec.shape]) for name, spec in specs.items()}
+
     for name, signature in loaded["int8"].items():
-        for side, specs in (
-            ("inputs", signature.structured_input_signature[1]),
-            ("outputs", signature.structured_outputs),
-        ):
-            shapes = {
-                key: (named[value["dtype"]], [int(size["size"]) for size in value["tensor_shape"]["dim"]])
-                for key, value in described[name][side].items()
-            }
-            sizes = {key: [-1 if size is None else size for size in spec.shape] for key, spec in specs.items()}
-            assert shapes == {key: (spec.dtype.name, sizes[key]) for key, spec in specs.items()}
-
-
-def test_what_is_not_there_is_a_404_that_says_what_is(server):
-    names = f"{server.model}, second, fnet-l2-int8"
-    for path, message in (
-        ("/v1/models/other", f"no model 'other'; there are {names}"),
-        ("/v1/models/other/metadata", f"no model 'other'; there are {names}"),
-        (f"/v1/models/{server.model}/versions/2", f"{server.model} has no version 2; it has 1"),
-        ("/v1/other", "Not Found"),
-    ):
-        answer = requests.get(server.url + path, timeout=9)
-        assert (answer.status_code, answer.json()) == (404, {"error": message})
-    for place in ("other", f"{server.model}/versions/2"):
-        answer = requests.post(f"{server.url}/v1/models/{place}:predict", json={"instances": ONE}, timeout=9)
-        assert answer.status_code == 404
-    assert requests.get(f"{server.url}/docs", timeout=9).status_code == 404
+        assert shown(described[name]["inputs"]) == own(signature.structured_input_signature[1])
+        assert shown(described[name]["outputs"]) == own(signature.structured_outputs)
 
 
 # What it refuses
@@ -137,23 +124,16 @@ def test_what_is_not_there_is_a_404_that_says_what_is(server):
     ("body", "message"),
     [
         ([], 'either "instances"'),
-        ({}, 'either "instances"'),
         ({"instances": ONE, "inputs": ONE}, 'either "instances"'),
-        ({"instances": []}, "has no images; give a list of 1 to 64"),
-        ({"instances": "x"}, "has no images"),
-        ({"instances": None}, "has no images"),
+        ({"instances": "x"}, "has no images; give a list of 1 to 64"),
         ({"instances": ONE * 65}, "has 65 images; give a list of 1 to 64"),
         ({"instances": [[[0, 1], [2, 3]]]}, r"shape \(1, 2, 2\), integers; they must be integers 0..255 of .*\(n, 16"),
         ({"instances": [[1, [2]]]}, "not all integers"),
         ({"instances": (np.zeros((1, 16, 16, 1)) + 0.5).tolist()}, "fractions"),
         ({"instances": (np.zeros((1, 16, 16, 1), int) + 256).tolist()}, "pixels of 256 to 256"),
-        ({"instances": (np.zeros((1, 16, 16, 1), int) - 1).tolist()}, "pixels of -1 to -1"),
-        ({"instances": [[[[True]] * 16] * 16]}, "not all integers"),
         ({"instances": [[[["a"]] * 16] * 16]}, "not all integers"),
-        ({"instances": [{"picture": 1}]}, "not all integers"),
         ({"instances": [{"b64": "aGVsbG8="}]}, 'files in b64 give "signature_name": "serving_bytes"'),
         ({"instances": ONE, "signature_name": "other"}, "no signature 'other'"),
-        ({"instances": ONE, "signature_name": 3}, "no signature 3"),
         ({"instances": ONE, "signature_name": "serving_bytes"}, "takes image files, each as"),
         ({"instances": [{"b64": "%%"}], "signature_name": "serving_bytes"}, "base64 is damaged"),
         ({"instances": [{"b64": "aGVsbG8="}], "signature_name": "serving_bytes"}, "of 5 bytes is broken or no PNG"),
@@ -193,34 +173,35 @@ def asked_in_process(app, name, receive):
     return sent[0]["status"], json.loads(sent[1]["body"])["error"]
 
 
-def test_a_body_that_does_not_come_is_a_408(run, monkeypatch):
-    monkeypatch.setattr(serving_server, "BODY_SECONDS", 0.05)
-    app = serving_server.make_app(load_classifiers([f"net={run.folder}"]))
-    answer = asked_in_process(app, "net", lambda: asyncio.sleep(60))
-    assert answer == (408, "the request was not whole after 0.05 s")
-
-
-def test_a_fault_of_the_servers_own_is_a_500_in_its_form(run):
+def test_a_body_that_does_not_come_is_a_408_and_a_fault_of_the_servers_own_a_500(models, monkeypatch):
     async def receive():
         return {"type": "http.request", "body": json.dumps({"instances": ONE}).encode(), "more_body": False}
 
-    (classifier,) = load_classifiers([run.folder]).values()
-    app = serving_server.make_app({"net": SimpleNamespace(model=classifier.model)})  # which cannot classify
+    monkeypatch.setattr(serving_server, "BODY_SECONDS", 0.05)
+    app = serving_server.make_app({"net": SimpleNamespace(model=models.int8)})  # which cannot classify
+    answer = asked_in_process(app, "net", lambda: asyncio.sleep(60))
+    assert answer == (408, "the request was not whole after 0.05 s")
     assert asked_in_process(app, "net", receive) == (500, "the server failed; its output says where")
 
 
 def test_headers_that_are_too_long_are_a_400_and_one_connection_too_many_a_503(server):
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000)
-    assert received(connection).startswith("HTTP/1.1 400")
-    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(64)]
+    def health():
+        return requests.get(f"{server.url}/healthz", timeout=9).status_code
+
+    def connection():
+        return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+    with connection() as one:
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000)
+        assert one.recv(12) == b"HTTP/1.1 400"
     until = time.monotonic() + 20
-    while (code := requests.get(f"{server.url}/healthz", timeout=9).status_code) == 200 and time.monotonic() < until:
-        time.sleep(0.05)  # until the last one is accepted
-    for one in idle:
-        one.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            stack.enter_context(connection())
+        while (code := health()) == 200 and time.monotonic() < until:
+            time.sleep(0.05)  # until the last one is accepted
     assert code == 503
-    while requests.get(f"{server.url}/healthz", timeout=9).status_code != 200 and time.monotonic() < until:
+    while health() != 200 and time.monotonic() < until:
         time.sleep(0.05)
     assert time.monotonic() < until
 
@@ -233,88 +214,72 @@ def test_it_runs_without_tensorflow_and_on_this_machine_alone(server):
     mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "ai_edge_litert" in mapped
     assert "libtensorflow_framework" not in mapped
-    loopback = f"0100007F:{server.port:04X}"
-    assert [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if loopback in line]
+    assert f"0100007F:{server.port:04X}" in Path("/proc/net/tcp").read_text()
 
 
 def test_it_finishes_a_running_request_on_ctrl_c(run, start_server, stop_server):
-    server = start_server(run.folder)
-    body = json.dumps({"instances": ONE}).encode()
-    connection = half_a_request(server, body)
-    time.sleep(0.5)
-    server.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    connection.sendall(body[10:])
-    answer = received(connection)
-    assert answer.startswith("HTTP/1.1 200")
-    assert "predictions" in answer
+    server, body = start_server(run.folder), json.dumps({"instances": ONE}).encode()
+    head = f"POST /v1/models/{server.model}:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        connection.sendall(body[10:])
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"predictions" in answer
     assert stop_server(server, 0) == 0
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--host", "203.0.113.1"], 1, "cannot listen on 203.0.113.1:8501"),
-        (["--port", "-1"], 2, "port is -1; it must be from 1 to 65535"),
-        (["--port", "65536"], 2, "port is 65536; it must be"),
-        (["--max-bytes", "0"], 2, "max_bytes is 0; it must be at least 1"),
-        (["--threads", "0"], 2, "threads is 0; it must be"),
+        (["--host", "203.0.113.1"], 1, r"cannot listen on 203\.0\.113\.1:8501"),
+        (
+            ["--port", "{used}"],
+            1,
+            r"cannot listen on 127\.0\.0\.1:\d+ \(Address already in use\); .* another port with --port",
+        ),
+        (["--port", "65536"], 2, "--port is 65536; it must be from 1 to 65535"),
+        (["--max-bytes", "0"], 2, "--max-bytes is 0; it must be at least 1"),
+        (["--threads", "0"], 2, "--threads is 0; it must be"),
     ],
 )
-def test_an_address_or_number_that_cannot_be_is_one_line(options, code, message, run, capsys):
-    assert main(["serve", str(run.folder), *options]) == code
-    assert f"error: {message}" in capsys.readouterr().err
-
-
-def test_a_port_in_use_is_one_line(run, server, capsys):
-    assert main(["serve", str(run.folder), "--port", str(server.port)]) == 1
-    message = capsys.readouterr().err
-    assert f"error: cannot listen on 127.0.0.1:{server.port}" in message
-    assert "(Address already in use)" in message
-    assert "another port with --port" in message
+def test_an_address_or_number_that_cannot_be_is_one_line(options, code, message, run, server, capsys):
+    assert main(["serve", str(run.folder), *(text.format(used=server.port) for text in options)]) == code
+    assert re.match(f"error: {message}", capsys.readouterr().err)
 
 
 def test_an_ipv6_address_is_said_in_brackets(run):
-    class SaidError(Exception):
-        pass
+    said = []
 
     def say(classifiers, url):
-        raise SaidError(url)
+        said.append(url)
+        raise KeyboardInterrupt
 
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with pytest.raises(SaidError, match=r"http://\[::1\]:\d+$"):
+    with pytest.raises(KeyboardInterrupt):
         fnet.serving.serve([run.folder], host="::1", port=0, started=say)
+    assert re.fullmatch(r"http://\[::1\]:\d+", said[0])
 
 
-def test_a_missing_package_is_named_with_its_extra():
-    code = "import sys; sys.modules['uvicorn'] = None; import factorizenet_tf.serving.server"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "the server needs uvicorn: pip install 'factorizenet_tf[serve]'" in result.stderr
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "factorizenet_tf.serving.server")
+    with pytest.raises(ModuleNotFoundError, match=r"the server needs uvicorn: pip install 'factorizenet_tf\[serve\]'"):
+        importlib.import_module("factorizenet_tf.serving.server")
 
 
 def test_sources_that_cannot_be_served_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="nothing to serve"):
         load_classifiers([])
     with pytest.raises(ValueError, match=r"two models are called .*; name one otherwise: other="):
-        load_classifiers([run.folder, run.folder / "model.tflite", run.folder])
+        load_classifiers([f"a={run.folder}", run.folder / "model.tflite", f"a={run.folder}"])
     with pytest.raises(ValueError, match="cannot be served; use letters"):
         load_classifiers([f"a b={run.folder}"])
-    for missing in (tmp_path / "none", tmp_path / "lr=0.1"):
-        with pytest.raises(FileNotFoundError, match=missing.name):
-            load_classifiers([missing])
-
-
-def test_an_equals_sign_renames_unless_it_is_a_paths_own(run, tmp_path, monkeypatch):
-    (tmp_path / "lr=0.1").symlink_to(run.folder)
-    monkeypatch.chdir(tmp_path)
-    name = f"{run.spec.name}-int8"
-    for source, expected in (
-        ("lr=0.1", name),
-        (tmp_path / "lr=0.1", name),
-        ("b=lr=0.1", "b"),
-        (f"b={run.folder}", "b"),
-    ):
-        assert list(load_classifiers([source])) == [expected]
+    with pytest.raises(FileNotFoundError, match=r"lr=0\.1"):
+        load_classifiers([tmp_path / "lr=0.1"])

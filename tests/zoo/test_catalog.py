@@ -128,7 +128,7 @@ def two(family, monkeypatch):
 
 def test_a_second_zoo_is_looked_into_too_each_index_read_once(zoo, run, two, monkeypatch):
     assert fnet.zoo.names() == FAMILY
-    with pytest.raises(ValueError, match=r"no model .* zoo_dir= or --zoo, or by FACTORIZENET_ZOO, which is not set"):
+    with pytest.raises(ValueError, match=r"no model .* zoo_dir=, or by FACTORIZENET_ZOO, which is not set"):
         fnet.zoo.load(INT8, "tflite")
     two(zoo)
     assert fnet.zoo.names() == (*FAMILY, FLOAT, INT8)
