@@ -29,8 +29,8 @@ def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path, mo
 def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_path):
     (tmp_path / "report.html").write_text("mine")
     assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
-    assert "weight_bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
-    assert "calibration_images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
+    assert "--weight-bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
+    assert "--calibration-images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
     assert "no model 'fnet-l2-int7'" in fails("analyze", "fnet-l2-int7", "--quiet")
     assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
 
@@ -56,7 +56,7 @@ def test_study_takes_the_levels_and_limits_that_are_asked_for_and_prints_the_ans
 def test_study_says_what_is_wrong_before_it_trains(fails, tmp_path):
     command = ["study", *SMALL, "--out", tmp_path / "study"]
     assert "levels is 'most'" in fails(*command, "--levels", "most")
-    assert "min_accuracy is 90.0" in fails(*command, "--min-accuracy", 90)
+    assert "--min-accuracy is 90.0" in fails(*command, "--min-accuracy", 90)
     assert "'many' is no amount" in fails(*command, "--max-macs", "many")
     assert not (tmp_path / "study").exists()
 
