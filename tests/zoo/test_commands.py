@@ -69,7 +69,7 @@ def test_another_zoos_trouble_is_one_line_on_stderr(tmp_path):
     ("command", "message"),
     [
         ("list --max-macs -1", "'-1' is no amount; give a whole number above 0, e.g. 12500000, 12.5e6, 12.5M or 100k"),
-        ("list --max-latency-ms -1", "max_latency_ms is -1.0; it must be above 0"),
+        ("list --max-latency-ms -1", "--max-latency-ms is -1.0; it must be above 0"),
         ("list --dataset cifar", "the zoo has no model of the data set 'cifar'; did you mean 'cifar10'?"),
         ("list --best --all-versions", "--best looks at the newest versions"),
         ("card FNET-L2-INT8", "did you mean 'fnet-l2-int8'"),
