@@ -66,7 +66,14 @@ class Macro(NamedTuple):
 # The rows' order is that of `--help`. A net's name has its row's, but for "base".
 MACROS = {
     "base": Macro(DEFAULT_STAGES, source="our choice: what the published levels are compared in, at 32x32"),
-    "early": Macro((Stage(2, 2), Stage(2, 2), Stage(2, 2)), stem_stride=2, source="our choice, for 64x64 and more"),
+    "early": Macro(
+        (Stage(2, 2), Stage(2, 2), Stage(2, 2), Stage(1, 2)), stem_stride=2, source="our choice, for 64x64 and more"
+    ),
+    "mobilenetv1": Macro(
+        (Stage(1, 1, 32), Stage(2, 2, 64), Stage(2, 2, 128), Stage(6, 2, 256), Stage(2, 2, 512)),
+        stem_stride=2,
+        source="Howard et al., arXiv 1704.04861; at its last level and width 8 MobileNetV1-0.25, at width 32 MobileNetV1",
+    ),
 }
 EARLY_STRIDES_FROM = 64  # pixels of the shorter side
 
