@@ -29,8 +29,9 @@ $(BIN)/.installed: setup.py constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/python tuner/search.py --dataset digits --size 16 --channels 1 --max-macs 1000000 --epochs 10 --qat-epochs 2 \
+	$(BIN)/factorizenet search --dataset digits --size 16 --channels 1 --max-macs 1M --epochs 10 --qat-epochs 2 \
 		--max-trials 10 --out runs/search --publish runs/zoo
+	$(BIN)/factorizenet verify --all --zoo runs/zoo
 
 levels: install
 	$(BIN)/python tuner/levels.py --out runs/levels

@@ -8,11 +8,10 @@ part of CIFAR-10 as `exhaustive.py` does. Writes results/inheritance.csv; killed
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from exhaustive import curve, fresh, part_of, read_rows
+from exhaustive import curve, fresh, read_rows, training_parser, training_setting
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
@@ -30,29 +29,14 @@ PAIRS = {
 
 def main() -> None:
     """Parse, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dataset", default="cifar10", help="digits, a TFDS name or a folder of class folders")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--channels", type=int, default=3, help="1 or 3")
-    parser.add_argument("--width", type=int, default=8, help="channels of the stem")
-    parser.add_argument("--images", type=int, default=10_000, help="training images")
-    parser.add_argument("--validation", type=int, default=5_000, help="validation images at most")
-    parser.add_argument("--epochs", type=int, default=5, help="of each training")
-    parser.add_argument("--learning-rate", type=float, default=0.1, help="peak")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation")
-    parser.add_argument("--only", type=int, help="stop after so many pairs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the table")
-    arguments = parser.parse_args()
-
-    shape = (arguments.size, arguments.size, arguments.channels)
-    data = part_of(fnet.load_dataset(arguments.dataset, input_shape=shape), arguments.images, arguments.validation)
-    options = {"epochs": arguments.epochs, "batch_size": 64, "warmup_epochs": 1.0, "seed": arguments.seed}
-    recipe = fnet.recipe_for(arguments.dataset, learning_rate=arguments.learning_rate, **options)
+    arguments = training_parser(__doc__.partition("\n")[0], epochs=5, out=RESULTS).parse_args()
+    data, recipe, options = training_setting(arguments)
 
     def net(levels):
-        return fnet.ModelSpec(
-            levels, width=arguments.width, input_shape=shape, num_classes=data.num_classes, stages=STAGES
-        )
+        return fnet.ModelSpec(levels, stages=STAGES, **options)
+
+    def accuracies(model):
+        return list(curve(model, data, recipe))
 
     rows = read_rows(arguments.out)
     done, left = {(row["parent"], row["child"], row["seed"]) for row in rows}, arguments.only
@@ -62,13 +46,13 @@ def main() -> None:
         if not todo:
             continue
         trained = fresh(parent, arguments.seed)
-        before = _accuracies(trained, data, recipe)
+        before = accuracies(trained)
         weights = trained.get_weights()
         for child in todo:
-            from_random = _accuracies(fresh(child, arguments.seed), data, recipe)
+            from_random = accuracies(fresh(child, arguments.seed))
             source = fresh(parent, arguments.seed)
             source.set_weights(weights)
-            inherited = _accuracies(inherit(source, parent, child, seed=arguments.seed), data, recipe)
+            inherited = accuracies(inherit(source, parent, child, seed=arguments.seed))
             rows.append(
                 {
                     "parent": parent.name,
@@ -85,10 +69,6 @@ def main() -> None:
             write_csv(arguments.out, rows)
         left = None if left is None else left - len(todo)
     show_rows(rows, title=f"{data.title}, {len(data.train):,} images, {arguments.epochs} epochs: validation accuracy")
-
-
-def _accuracies(model, data, recipe):
-    return [accuracy for accuracy, _ in curve(model, data, recipe)]
 
 
 if __name__ == "__main__":

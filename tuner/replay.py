@@ -13,6 +13,7 @@ strategy, budget and seed), replay_summary.csv and replay.png beside the table, 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
 import warnings
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from exhaustive import parse_stages, read_rows
+from exhaustive import read_rows
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8, help="of the table's nets")
     parser.add_argument("--size", type=int, default=32, help="of the table's images")
     parser.add_argument("--channels", type=int, default=3, help="of the table's images")
-    parser.add_argument("--stages", help="of the table's nets, e.g. 3x2,2x2,2x1 (default: the package's)")
+    parser.add_argument("--macro", "--stages", help="of the table's nets, e.g. 3x2,2x2,2x1 (default: the package's)")
     parser.add_argument("--seeds", type=int, default=20, help="replays of each strategy")
     parser.add_argument(
         "--max-macs", type=amount, nargs="*", help="budgets (default: a third, half, two thirds of level 0)"
@@ -56,8 +57,8 @@ def main() -> None:
     rows = read_rows(arguments.table)
     if not rows:
         parser.error(f"there is no table {arguments.table}; run exhaustive.py first")
-    shape, stages = (arguments.size, arguments.size, arguments.channels), parse_stages(arguments.stages)
-    table = read_table(rows, fnet.ModelSpec(0, width=arguments.width, input_shape=shape, stages=stages))
+    shape = (arguments.size, arguments.size, arguments.channels)
+    table = read_table(rows, fnet.ModelSpec(0, width=arguments.width, input_shape=shape, macro=arguments.macro))
     measured, nets = seed_noise(rows)
     print(
         f"{len(table.curves)} nets, {table.epochs} epochs; noise over seeds {100 * measured:.2f} points ({nets} nets)"
@@ -71,10 +72,10 @@ def main() -> None:
         for strategy in arguments.strategies:
             found = []
             for seed in range(arguments.seeds):
-                world = noisy(table, noise, seed)
                 # The walk ends by itself; the others are ended where they have what is wanted.
-                one = replay(strategy, world, budget, seed=seed, most=total, stops=not strategy.startswith("walk"))
-                found.append((one, world.best(budget)))
+                options = {"seed": seed, "most": total, "stops": not strategy.startswith("walk")}
+                one = replay(strategy, noisy(table, noise, seed), budget, **options)
+                found.append(one)
                 results.append(
                     {
                         "strategy": strategy,
@@ -82,10 +83,10 @@ def main() -> None:
                         "seed": seed,
                         "epochs_to_target": "" if one.reached is None else one.reached,
                         "epochs": one.epochs,
-                        "gap_points": round(100 * (world.best(budget) - max(one.best, default=0.0)), 2),
+                        "gap_points": round(one.gap_points, 2),
                     }
                 )
-            drawn[budget, strategy] = [one for one, _ in found]
+            drawn[budget, strategy] = found
             summary.append(_summarized(strategy, budget, found, total))
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / "replay.csv", results)
@@ -96,9 +97,8 @@ def main() -> None:
 
 def _summarized(strategy, budget, found, total):
     """A row over the seeds; a search that never reached the target counts as the whole exhaustive cost."""
-    reached = [one.reached for one, _ in found]
+    reached, gaps = [one.reached for one in found], [one.gap_points for one in found]
     spent = [total if epochs is None else epochs for epochs in reached]
-    gaps = [100 * (best - max(one.best, default=0.0)) for one, best in found]
     return {
         "strategy": strategy,
         "max_macs": budget,
@@ -108,7 +108,7 @@ def _summarized(strategy, budget, found, total):
         "worst_epochs": max(spent),
         "median_share": round(float(np.median(spent)) / total, 3),
         "worst_share": round(max(spent) / total, 3),
-        "median_total": int(np.median([one.epochs for one, _ in found])),
+        "median_total": int(np.median([one.epochs for one in found])),
         "median_gap_points": round(float(np.median(gaps)), 2),
         "worst_gap_points": round(max(gaps), 2),
     }
@@ -135,33 +135,23 @@ class Table:
         return max(self.curves[net][-1] for net in self.fitting(budget))
 
 
-@dataclass(frozen=True)
 class Replay:
-    """What one search spent and found.
+    """Charge a search for what it trains, and end it where it has enough or spends too much.
 
     Args:
-        spent: epochs spent so far, at each net that was trained to its end.
-        best: the best final accuracy (0..1) among those nets so far.
-        target: what is good enough.
-        epochs: all that it spent.
+        table: of accuracies.
+        budget: of MACs.
+        most: epochs after which the search is ended.
+        stops: end it once a net is good enough.
+
+    Attributes:
+        epochs: all that were spent.
+        spent, best: at each net trained to its end the epochs so far, and the best final accuracy (0..1) so far.
+        target: the accuracy that is good enough.
     """
 
-    spent: tuple[int, ...]
-    best: tuple[float, ...]
-    target: float
-    epochs: int
-
-    @property
-    def reached(self) -> int | None:
-        """Epochs spent when a net that is good enough was trained; None: there was none."""
-        return next((spent for spent, best in zip(self.spent, self.best) if best >= self.target), None)
-
-
-class EpochBudget:
-    """Charge a search for what it trains, and end it where it has enough or spends too much."""
-
-    def __init__(self, table, budget, most, stops):
-        self.table, self.budget, self.most, self._stops = table, budget, most, stops
+    def __init__(self, table: Table, budget: int, most: float = np.inf, stops: bool = False):
+        self.table, self.budget, self._most, self._stops = table, budget, most, stops
         self.target = table.best(budget) - WITHIN
         self.epochs, self.spent, self.best = 0, [], []
 
@@ -179,26 +169,24 @@ class EpochBudget:
     @property
     def is_over(self) -> bool:
         """Tell whether the search is to end."""
-        return self.epochs >= self.most or (self._stops and bool(self.best) and self.best[-1] >= self.target)
+        return self.epochs >= self._most or (self._stops and self.reached is not None)
 
-    def result(self) -> Replay:
-        """Give what was spent and found."""
-        return Replay(tuple(self.spent), tuple(self.best), self.target, self.epochs)
+    @property
+    def reached(self) -> int | None:
+        """Epochs spent when a net that is good enough was trained; None: there was none."""
+        return next((spent for spent, best in zip(self.spent, self.best) if best >= self.target), None)
+
+    @property
+    def gap_points(self) -> float:
+        """Give by how much the best net trained is below the best of all."""
+        return 100 * (self.table.best(self.budget) - max(self.best, default=0.0))
 
 
 def replay(strategy: str, table: Table, budget: int, *, seed: int, most: int, stops: bool = False) -> Replay:
-    """Replay one search on a table.
-
-    Args:
-        strategy: a name of STRATEGIES.
-        budget: of MACs.
-        seed: of the strategy.
-        most: epochs after which it is ended.
-        stops: end it once a net is good enough.
-    """
-    spending = EpochBudget(table, budget, most, stops)
+    """Replay one search on a table; `strategy` is a name of STRATEGIES, `seed` its seed, the others as for `Replay`."""
+    spending = Replay(table, budget, most, stops)
     STRATEGIES[strategy](spending, seed)
-    return spending.result()
+    return spending
 
 
 def _walk(spending, seed, prunes=True):
@@ -217,10 +205,6 @@ def _walk(spending, seed, prunes=True):
         results[net] = Result(spending.train(net, end), curve[:end], pruned=end < epochs)
 
 
-def _walk_whole(spending, seed):
-    _walk(spending, seed, prunes=False)
-
-
 def _random(spending, seed):
     _stock(spending, keras_tuner.oracles.RandomSearchOracle, seed, {"max_trials": len(spending.table.curves)})
 
@@ -228,8 +212,9 @@ def _random(spending, seed):
 def _grid(spending, seed):
     """In GridSearchOracle's own order; the seed says at which of its nets it starts, for it has none of its own."""
     start = int(np.random.default_rng(seed).integers(len(spending.table.curves))) if seed else 0
-    order = []
-    _stock(OrderRecorder(spending.table, order), keras_tuner.oracles.GridSearchOracle, 1, {})
+    recorded, order = Replay(spending.table, max(map(macs, spending.table.curves))), []
+    recorded.train = lambda net, until, since: order.append(net) or 0.5  # notes the order and charges nothing
+    _stock(recorded, keras_tuner.oracles.GridSearchOracle, 1, {})
     for net in order[start:] + order[:start]:
         if spending.is_over:
             return
@@ -245,19 +230,6 @@ def _hyperband(spending, seed):
     _stock(spending, keras_tuner.oracles.HyperbandOracle, seed, options)
 
 
-class OrderRecorder(EpochBudget):
-    """Note the order of proposals and charge nothing."""
-
-    def __init__(self, table, order):
-        super().__init__(table, max(map(macs, table.curves)), np.inf, False)
-        self._order = order
-
-    def train(self, net, until, since=0):
-        """Note the net."""
-        self._order.append(net)
-        return 0.5
-
-
 def _stock(spending, kind: Callable, seed: int, options: dict):
     """Drive one of KerasTuner's oracles as its tuner does."""
     space = spending.table.space
@@ -268,7 +240,7 @@ def _stock(spending, kind: Callable, seed: int, options: dict):
         **options,
     )
     oracle.verbose = 0
-    oracle.save = oracle._save_trial = _nothing  # a replay is not resumed
+    oracle.save = oracle._save_trial = lambda *_: None  # a replay is not resumed
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's, of fits that did not converge
         oracle._set_project_dir(folder, "replay")
@@ -284,13 +256,9 @@ def _stock(spending, kind: Callable, seed: int, options: dict):
             oracle.end_trial(trial)
 
 
-def _nothing(*_):
-    return None
-
-
 STRATEGIES = {
     "walk": _walk,
-    "walk, nothing given up": _walk_whole,
+    "walk, nothing given up": functools.partial(_walk, prunes=False),
     "RandomSearch": _random,
     "GridSearch": _grid,
     "BayesianOptimization": _bayesian,

@@ -10,9 +10,10 @@ are of variants that left the code; their `note` says what they were, results/RE
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
+
+from exhaustive import read_rows
 
 import factorizenet_tf as fnet
 from factorizenet_tf.files import write_csv
@@ -49,7 +50,6 @@ def main() -> None:
 
 def record(name, spec, changes, seed, run, note) -> None:
     """Put a run's row into the table, in the place of an older one of the same name and seed."""
-    rows = list(csv.DictReader(RESULTS.read_text().splitlines())) if RESULTS.exists() else []
     row = {
         "name": name,
         "level": level_text(spec.levels) if isinstance(spec, fnet.ModelSpec) else "",
@@ -62,7 +62,7 @@ def record(name, spec, changes, seed, run, note) -> None:
         "val_accuracy": f"{run.metrics['accuracy']['validation']['float']:.4f}",
         "note": note,
     }
-    rows = [old for old in rows if (old["name"], old["seed"]) != (row["name"], row["seed"])] + [row]
+    rows = [old for old in read_rows(RESULTS) if (old["name"], old["seed"]) != (row["name"], row["seed"])] + [row]
     write_csv(RESULTS, rows)
 
 
