@@ -110,9 +110,15 @@ def search_frontier(
     trained = [row for row in rows if row["status"] == "trained"]
     if not trained:
         return
+    is_one_macro = len({row["macro"] for row in trained}) == 1
     drawn = [
-        {"net": row["name"], "level": str(row["level"]), "width": f"width {row['width']}", "macs": row["macs"] / 1e6}
-        | {"percent": 100 * row[objective]}
+        {
+            "net": row["name"],
+            "width": f"width {row['width']}",
+            "macs": row["macs"] / 1e6,
+            "percent": 100 * row[objective],
+        }
+        | {"level": str(row["level"]) if is_one_macro else row["name"].removeprefix("fnet-")}
         for row in sorted(trained, key=lambda row: row["width"])
     ]
     x, y = _macs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
@@ -120,7 +126,8 @@ def search_frontier(
     line = alt.Chart(pandas.DataFrame(best)).mark_line(color="#333", strokeWidth=1).encode(x, y)
     points = _lines(drawn, x, y, "width", stroke=0)
     named = _names(drawn if len(drawn) <= MAX_NAMES else best, x, y, "level")
-    subtitle = "line: not beaten with fewer MACs; at the points: the stages' levels"
+    named_by = "the stages' levels" if is_one_macro else "macro-architecture and levels"
+    subtitle = f"line: not beaten with fewer MACs; at the points: {named_by}"
     save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
 
 

@@ -378,7 +378,7 @@ def _macro_name(width: int, stages: tuple[Stage, ...], stem_stride: int, last_ch
     return ".".join(parts + [f"p{last_channels}"] * (last_channels is not None))
 
 
-def _stage_channels(width: int, stages: tuple[Stage, ...]) -> list[int]:
+def stage_channels(width: int, stages: tuple[Stage, ...]) -> list[int]:
     """Give the channels of the stem and behind each stage."""
     channels, implied = [width], width
     for stage in stages:
@@ -390,7 +390,7 @@ def _stage_channels(width: int, stages: tuple[Stage, ...]) -> list[int]:
 @functools.lru_cache(maxsize=1024)
 def _last_levels(width: int, stages: tuple[Stage, ...]) -> tuple[int, ...]:
     """Each stage's last level: the deepest that still changes one of its blocks."""
-    channels = _stage_channels(width, stages)
+    channels = stage_channels(width, stages)
     return tuple(
         max(last_level(before), last_level(inside) if stage.blocks > 1 else 1)
         for stage, before, inside in zip(stages, channels, channels[1:])
@@ -418,7 +418,7 @@ def _plan(spec: ModelSpec):
     shape = (-(-height // spec.stem_stride), -(-width // spec.stem_stride), spec.width)
     yield Layer("stem", "conv", 3, spec.stem_stride, 1, spec.input_shape, shape)
     before = "stem"
-    channels = _stage_channels(spec.width, spec.stages)[1:]
+    channels = stage_channels(spec.width, spec.stages)[1:]
     for number, (stage, filters, level) in enumerate(zip(spec.stages, channels, spec.levels), 1):
         for block in range(1, stage.blocks + 1):
             stride = stage.stride if block == 1 else 1

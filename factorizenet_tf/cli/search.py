@@ -27,6 +27,17 @@ def search(
     size: options.DataSize = None,
     channels: options.DataChannels = None,
     macro: options.MacroOption = None,
+    macros: Annotated[
+        str | None,
+        typer.Option(help="Several to choose from, joined by commas, their stages by dots: base,3x2.2x2.2x2."),
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Of each stage, to choose from: 1-4, or 1,2,4.", show_default="the macro's own")
+    ] = None,
+    stage_channels: Annotated[
+        str | None,
+        typer.Option(help="Of each stage, to choose from, as multiples: 0.5,1,2.", show_default="the macro's own"),
+    ] = None,
     epochs: options.Epochs = None,
     qat_epochs: options.QatEpochs = None,
     max_trials: Annotated[int | None, typer.Option(help="Nets to train at most.", show_default="as needed")] = None,
@@ -45,16 +56,20 @@ def search(
 ):
     """Find the best net for a requirement, training few."""
     from ..requirement import Requirement
-    from ..spec import max_level
+    from ..tuner.space import Space
 
     requirement = Requirement(**options.limits_from(context))
     recipe = options.recipe_from(context, dataset)
-    try:
-        widths = tuple(int(part) for part in width.split(","))
-    except ValueError:
-        raise ValueError(f"width is {width!r}; it must be a multiple of 8, or several joined by commas: 8,16") from None
+    widths = _numbers("width", width, "it must be a multiple of 8, or several joined by commas: 8,16")
+    choices = {
+        "macros": tuple(macros.split(",")) if macros else (),
+        "blocks": _numbers("blocks", blocks, "give numbers joined by commas, or the first and the last: 1-4"),
+        "channels": _numbers("stage-channels", stage_channels, "give multiples joined by commas: 0.5,1,2", float),
+    }
+    if macros and macro:
+        raise ValueError("--macro and --macros are given; give one of them")
     for each in widths:  # what is wrong with the nets, and what is not installed, is said before anything is loaded
-        max_level(options.spec_from("0", each, size, channels, 10, macro))
+        Space(options.spec_from("0", each, size, channels, 10, macro), (each,), **choices)
     for option, value in (("--max-ram-bytes", max_ram_bytes), ("--publish", publish)):
         if value is not None:
             require_extra("tflite_micro", extra="micro", what=f"{option}: measuring RAM")
@@ -70,7 +85,7 @@ def search(
         from ..tuner.oracle import FactorizationOracle
 
         oracle = FactorizationOracle(
-            spec, requirement, widths=widths, seed=seed, max_trials=max_trials, patience=patience
+            spec, requirement, widths=widths, **choices, seed=seed, max_trials=max_trials, patience=patience
         )
         found = searching.search(
             oracle,
@@ -92,3 +107,16 @@ def search(
         print(f"{found.folder}: {', '.join(files)}")
     if not found.meets_requirement:
         raise RuntimeError("no net was found that meets the requirement; the best one is in the results")
+
+
+def _numbers(name, text, remedy, kind=int):
+    """Read numbers joined by commas, of which "1-4" stands for four; none where there is no text."""
+    try:
+        parts = [part.split("-", 1) for part in text.split(",")] if text else []
+        ranges = ([kind(first)] if not last else range(int(first), int(last[0]) + 1) for first, *last in parts)
+        numbers = tuple(number for numbers in ranges for number in numbers)
+        if text is None or numbers:
+            return numbers
+    except ValueError:
+        pass
+    raise ValueError(f"{name} is {text!r}; {remedy}")

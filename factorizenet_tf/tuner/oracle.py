@@ -7,9 +7,9 @@ them: an error is kept in `failure`, the search is told to stop, and `Factorizat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import operator
-import warnings
 from pathlib import Path
 
 from .. import _keras  # noqa: F401 (decides, before KerasTuner is imported, on Keras and on what TensorFlow says)
@@ -20,9 +20,9 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, Requirement
-from ..spec import ModelSpec
-from .progressive import Proposal, Result, Search, SearchState, propose, ranking, stage_effects
-from .space import MeasuredCosts, Space, check_budget, macs
+from ..spec import ModelSpec, max_level
+from .progressive import Proposal, Result, Search, SearchState, effects, propose, ranking
+from .space import MeasuredCosts, Space, at_level, check_budget, macs, uniform
 
 __all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity", "spec_of"]
 
@@ -30,7 +30,7 @@ __all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "sp
 PARENT, REASON, ROUND, THRESHOLD = "walk/parent", "walk/reason", "walk/round", "walk/threshold"
 CURVE = "val_float_accuracy_epoch_{}"
 PRUNED = "pruned"
-MAX_NETS = 1_000_000
+CHOICES = ("macros", "blocks", "channels")  # of a `Space` besides levels and widths
 ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
 
 
@@ -43,7 +43,7 @@ def search_space(spec: ModelSpec, widths: tuple[int, ...] | None = None) -> kera
     """
     space = Space(spec, (spec.width,) if widths is None else tuple(widths))
     hyperparameters = keras_tuner.HyperParameters()
-    lasts = [space.uniform(width)[-1].levels for width in space.widths]
+    lasts = [uniform(family.base)[-1].levels for family in space.families]
     for number, last in enumerate(map(max, zip(*lasts)), 1):
         hyperparameters.Choice(f"stage{number}", list(range(last + 1)))
     if len(space.widths) > 1:
@@ -53,10 +53,17 @@ def search_space(spec: ModelSpec, widths: tuple[int, ...] | None = None) -> kera
 
 def spec_of(space: Space, values: dict) -> ModelSpec:
     """Give the net of hyperparameter values; a level above a stage's last is clipped to it."""
-    levels = tuple(int(values[f"stage{number}"]) for number in range(1, len(space.spec.stages) + 1))
-    width = int(values.get("width", space.widths[0]))
-    last = space.uniform(width)[-1].levels
-    return space.net(tuple(map(min, levels, last)), width)
+    base = _base(space, values.get("macro"), int(values.get("width", space.widths[0])))
+    levels = (int(values[f"stage{number}"]) for number in range(1, len(base.stages) + 1))
+    return at_level(base, tuple(map(min, levels, at_level(base, max_level(base)).levels)))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _base(space, macro, width):
+    if macro is None:
+        return space.net(0, width)
+    spec = space.spec
+    return ModelSpec(0, width=width, input_shape=spec.input_shape, num_classes=spec.num_classes, macro=macro)
 
 
 def metrics_of(objective: str, accuracy: float, curve: list[float], pruned: bool) -> dict[str, float]:
@@ -82,12 +89,10 @@ def result_of(trial: Trial, objective: str) -> Result:
 def space_identity(space: Space, requirement: Requirement | None, objective: str) -> dict:
     """Give what a search, with a stock oracle, too, must have in common with the one whose folder it goes on in."""
     spec = json.loads(space.spec.to_json())
+    of_spec = ("input_shape", "num_classes", "stages", "stem_stride", "last_channels")
     return {
-        "input_shape": spec["input_shape"],
-        "num_classes": spec["num_classes"],
-        "stages": spec["stages"],
-        **{part: spec[part] for part in ("stem_stride", "last_channels") if part in spec},
-        "widths": list(space.widths),
+        **{name: spec[name] for name in of_spec if name in spec},
+        **{name: list(getattr(space, name)) for name in ("widths", *CHOICES) if getattr(space, name)},
         **{f"max_{cost}": None if requirement is None else requirement.limits.get(cost) for cost in COSTS},
         "min_accuracy": None if requirement is None else requirement.min_accuracy,
         "objective": objective,
@@ -105,6 +110,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         spec: gives input shape, classes, stages, and the width unless `widths` is given; its level does not matter.
         requirement: budgets and floor. Its fields can be given in its place: `max_macs=4_000_000`.
         widths: of the stem, to choose from; None: the spec's.
+        macros, blocks, channels: to choose from, too, as for `Space`.
         objective: name of the metric to raise, or a `keras_tuner.Objective` with direction "max".
         seed: decides ties; None is 0.
         max_trials: nets to train at most; None: until the search ends by itself.
@@ -112,8 +118,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         **limits: fields of `Requirement`, where no requirement is given.
 
     Raises:
-        ValueError: nothing is required, a budget is below the smallest net (named), there are more than a million
-            nets, or an argument is out of range.
+        ValueError: nothing is required, a budget is below the smallest net (named), or an argument is out of range.
         TypeError: a requirement and its fields are given, or an argument is no number.
     """
 
@@ -123,6 +128,9 @@ class FactorizationOracle(keras_tuner.Oracle):
         requirement: Requirement | None = None,
         *,
         widths: tuple[int, ...] | None = None,
+        macros: tuple[str, ...] = (),
+        blocks: tuple[int, ...] = (),
+        channels: tuple[float, ...] = (),
         objective: str | keras_tuner.Objective = "val_int8_accuracy",
         seed: int | None = None,
         max_trials: int | None = None,
@@ -136,11 +144,11 @@ class FactorizationOracle(keras_tuner.Oracle):
             raise TypeError(f"unknown arguments {', '.join(unknown)}; limits are {', '.join(known)}")
         self.requirement = requirement or Requirement(**limits)
         widths = (spec.width,) if widths is None else tuple(map(operator.index, widths))
-        self.space = Space(spec, tuple(dict.fromkeys(widths)))
-        self.patience = operator.index(patience)
-        max_trials = None if max_trials is None else operator.index(max_trials)
         if not widths:
             raise ValueError("widths is empty; give at least one, or None for the spec's own")
+        self.space = Space(spec, *(tuple(dict.fromkeys(some)) for some in (widths, macros, blocks, channels)))
+        self.patience = operator.index(patience)
+        max_trials = None if max_trials is None else operator.index(max_trials)
         if patience < 0:
             raise ValueError(f"patience is {patience}; it must be at least 0")
         if max_trials is not None and max_trials < 1:
@@ -151,10 +159,6 @@ class FactorizationOracle(keras_tuner.Oracle):
             raise ValueError(
                 f"the objective {objective.name!r} has direction {objective.direction!r}; the search needs max"
             )
-        if self.space.count() > MAX_NETS:
-            raise ValueError(
-                f"these stages and widths make {self.space.count():,} nets; at most {MAX_NETS:,} can be held, use fewer"
-            )
         check_budget(self.space, self.requirement)
         super().__init__(
             objective=objective,
@@ -163,14 +167,14 @@ class FactorizationOracle(keras_tuner.Oracle):
             seed=1,
         )
         self.seed = self._seed_state = 0 if seed is None else operator.index(seed)  # the base class takes 0 for none
-        self.costs = MeasuredCosts(self.requirement.limits)
+        self.costs = MeasuredCosts(self.requirement.limits, has_earlier_names=not self.space.has_macros)
         self.failure: BaseException | None = None
         self.verbose = 0
         self._violations: dict[ModelSpec, str | None] = {}
         self._search = Search(
             self.space, self.requirement, self.violation, self.patience, self.seed, max_nets=max_trials
         )
-        _ = self._search.surrogate  # made here, so that no proposal waits for it
+        _ = self._search.whole  # made here, so that no proposal waits for it
 
     # The search
 
@@ -178,9 +182,9 @@ class FactorizationOracle(keras_tuner.Oracle):
         """Give the state of the search after the trials that have ended: what is proposed, best, rejected, and why."""
         return propose(self._search, self.results())
 
-    def stage_effects(self) -> list[list[float | None]]:
-        """Estimate how another level in one stage alone would change the best net, as `progressive.stage_effects`."""
-        return stage_effects(self._search, self.results(), self.walk().best)
+    def effects(self) -> dict[str, dict[int, float | None]]:
+        """Estimate how another choice in one stage alone would change the best net, as `progressive.effects`."""
+        return effects(self._search, self.results(), self.walk().best)
 
     def results(self) -> dict[ModelSpec, Result]:
         """Give the result of each net whose trial has ended."""
@@ -219,6 +223,8 @@ class FactorizationOracle(keras_tuner.Oracle):
         values = {f"stage{number}": level for number, level in enumerate(proposal.spec.levels, 1)}
         if len(self.space.widths) > 1:
             values["width"] = proposal.spec.width
+        if self.space.has_macros:
+            values["macro"] = proposal.spec.macro
         return values | {
             PARENT: trial_ids.get(proposal.parent, ""),
             REASON: proposal.reason,
@@ -335,16 +341,13 @@ class FactorizationOracle(keras_tuner.Oracle):
             raise ValueError(f"{path} is damaged ({error!r}); delete it, the trials' files have the same") from None
         for file in sorted(path.parent.glob("trial_*/trial.json")):
             remove_partial_files(file.parent)
-            trial_id = file.parent.name.removeprefix("trial_")
             try:
                 trial = Trial.load(str(file))
                 self.net(trial)
             except Exception as error:
-                if trial_id not in values:
-                    raise ValueError(f"{file} is damaged ({error}); delete the folder {file.parent}") from None
-                warnings.warn(f"{file} is damaged ({error}); its trial is done again", RuntimeWarning, stacklevel=2)
-                continue
-            self.trials[trial_id] = trial
+                remedy = f"delete the folder {file.parent}, then its trial is done again"
+                raise ValueError(f"{file} is damaged ({error}); {remedy}") from None
+            self.trials[trial.trial_id] = trial
         for trial_id in values.keys() - self.trials.keys():
             hyperparameters = self.get_space()
             hyperparameters.values = values[trial_id]

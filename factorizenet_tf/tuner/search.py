@@ -21,37 +21,22 @@ from ..runs import load_run
 from ..spec import ModelSpec, level_text
 from ..zoo.publishing import PublishError, publish_errors
 from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
-from .space import macs
+from .space import Space, macs
 from .tuner import OBJECTIVES, FactorizationTuner
 
-__all__ = ["SearchProgress", "SearchResult", "frontier_names", "publish_found", "report", "search"]
+__all__ = ["SearchProgress", "SearchResult", "frontier_names", "plan", "publish_found", "report", "search"]
 
 NOISE_DEVIATIONS = 3  # of a binomial count; the best of many nets is above chance by luck, too
 
 
-class SearchProgress:
-    """Say how far a search is, by lines and a bar; silent where not verbose. Use as a context.
-
-    Args:
-        oracle: a `FactorizationOracle` of this process, asked for the best so far.
-        verbose: whether to say anything.
-    """
+class SearchProgress(Progress):
+    """Say how far a search is; the oracle is asked for the best so far."""
 
     def __init__(self, oracle: FactorizationOracle, *, verbose: bool = True):
-        self._oracle, self._progress = oracle, Progress(verbose)
+        super().__init__(verbose)
+        self._oracle = oracle
         self._starts: dict[str, float] = {}
         self._seconds: list[float] = []
-
-    def __enter__(self) -> SearchProgress:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, *exception):
-        self._progress.__exit__(*exception)
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-        self._progress.say(text)
 
     def begin(self, trial: Trial, spec: ModelSpec, epochs: int, done: int, bar: bool = True) -> None:
         """Say that a trial starts, `done` of its epochs finished before; with a bar where it is trained here."""
@@ -67,11 +52,11 @@ class SearchProgress:
         if self._seconds:
             remaining = len(state.pending) * sum(self._seconds) / len(self._seconds)
             text += f", {remaining / 60:.0f} min left in the round"
-        self._bar = self._progress.bar(text, epochs, done=done)
+        self._trial_bar = self.bar(text, epochs, done=done)
 
     def epoch(self, phase: str, epoch: int, accuracy: float) -> None:
         """Advance the bar: an epoch of the trial ended with this validation accuracy (0..1)."""
-        self._bar.advance()
+        self._trial_bar.advance()
 
     def end(self, trial: Trial, accuracy: float, pruned: bool) -> None:
         """Say that a trial ended with this objective (0..1)."""
@@ -139,6 +124,7 @@ def search(
         )
     out = Path(out).expanduser().resolve()
     with SearchProgress(oracle, verbose=verbose) as progress:
+        progress.say(plan(oracle.space))
         tuner = FactorizationTuner(
             oracle,
             dataset,
@@ -243,7 +229,20 @@ def _rejected_row(oracle, row, spec, reason):
 
 
 def _net_columns(spec):
-    return {"name": spec.name, "level": level_text(spec.levels), "width": spec.width, "macs": macs(spec)}
+    kind = {"macro": spec.macro, "level": level_text(spec.levels), "width": spec.width}
+    return {"name": spec.name, **kind, "macs": macs(spec)}
+
+
+def plan(space: Space) -> str:
+    """Say in a line what a search chooses from."""
+    widths = ", ".join(map(str, space.widths))
+    parts = [
+        f"levels of each stage, width {widths}",
+        f"macro-architecture {', '.join(space.macros) or space.spec.macro}",
+    ]
+    parts += [f"blocks of each stage {', '.join(map(str, space.blocks))}"] * bool(space.blocks)
+    parts += [f"channels of each stage {', '.join(f'x{factor:g}' for factor in space.channels)}"] * bool(space.channels)
+    return f"{space.count():,} nets: {'; '.join(parts)}"
 
 
 def _required(requirement: Requirement) -> str:
@@ -257,6 +256,7 @@ def _summary(oracle, state, rows, meets, dataset):
     counts = {status: sum(row["status"] == status for row in rows) for status in ("trained", "given up", "failed")}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     lines = [f"required: {_required(oracle.requirement)}", *state.steps]
+    lines += [plan(oracle.space)] * oracle.space.has_macros
     lines.append(f"of {oracle.space.count():,} nets {len(oracle.trials)} were tried ({counted or 'none ended'})")
     if state.best is None:
         return "\n".join([*lines, "nothing was found: no training ended"])
@@ -270,11 +270,12 @@ def _summary(oracle, state, rows, meets, dataset):
         f"{what} {state.best.name}: {100 * accuracy:.2f} % {oracle.objective.name}, {', '.join(costs)} ({row['reason']})"
     )
     lines += _chance_warning(accuracy, dataset)
-    lines.append("in points, estimated from all of them, another level in one stage alone would change it by:")
-    for stage, changes in enumerate(oracle.stage_effects(), 1):
-        own = state.best.levels[stage - 1]
-        texts = ["it is here" if k == own else _effect(change) for k, change in enumerate(changes)]
-        lines.append(f"  stage {stage}, level 0 to {len(changes) - 1}: {', '.join(texts)}")
+    lines.append("in points, estimated from all of them, another choice in one stage alone would change it by:")
+    changes = oracle.effects()
+    for respect, nets in oracle.space.alternatives(state.best).items():
+        choices = f"0 to {max(nets)}" if respect.endswith("level") else ", ".join(map(str, nets))
+        texts = ["it is here" if net == state.best else _effect(changes[respect][c]) for c, net in nets.items()]
+        lines.append(f"  {respect} {choices}: {', '.join(texts)}")
     return "\n".join(lines)
 
 

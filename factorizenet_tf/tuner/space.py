@@ -2,71 +2,360 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import itertools
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from ..cost import cost_rows, count_macs
 from ..files import write_text
 from ..requirement import MEASURED, Requirement
-from ..spec import ModelSpec, max_level
+from ..spec import ModelSpec, Stage, groups_at, last_level, macro_from_text, max_level, stage_channels
 
-__all__ = ["COSTS_FILE", "MeasuredCosts", "Space", "check_budget", "macs", "measure"]
+__all__ = [
+    "COSTS_FILE",
+    "Family",
+    "MeasuredCosts",
+    "Space",
+    "at_level",
+    "check_budget",
+    "distinct",
+    "macs",
+    "measure",
+    "uniform",
+]
+
+
+class Family(NamedTuple):
+    """The nets of one macro-architecture and one width.
+
+    Args:
+        macro: the macro-architecture's text.
+        base: its net of level 0, with its own blocks and channels, or the nearest to choose from.
+        stages: the macro-architecture's own.
+        blocks, channels: for each stage what there is to choose from, ascending.
+    """
+
+    macro: str
+    macro: str
+    base: ModelSpec
+    stages: tuple[Stage, ...]
+    blocks: tuple[tuple[int, ...], ...]
+    channels: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Space:
-    """The nets to choose from: every level in every stage, at each width.
+    """The nets to choose from: every level in every stage, at each width, macro-architecture, number of blocks and channels.
+
+    Where many nets are looked at, a net is a row of integers: its family, then for each stage the places of its blocks and of
+    its channels among the family's, and its level; zeros where a macro-architecture has fewer stages than another.
 
     Args:
-        spec: gives input shape, classes and stages.
+        spec: gives input shape and classes, and the macro-architecture where `macros` is empty.
         widths: of the stem; a single one, unless several are asked for.
+        macros: as `macro_from_text` reads them.
+        blocks: of each stage; empty: the macro-architecture's own.
+        channels: of each stage, as multiples of the macro-architecture's own, rounded to multiples of 8; empty: those alone.
+
+    Raises:
+        ValueError: a macro-architecture is unknown or does not fit the images, or there is no such choice.
     """
 
     spec: ModelSpec
     widths: tuple[int, ...]
+    macros: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
+    channels: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if any(number < 1 for number in self.blocks):
+            raise ValueError(f"blocks is {self.blocks}; a stage has at least 1")
+        if not all(0 < factor <= 16 for factor in self.channels):
+            raise ValueError(
+                f"multiples of the stages' channels are {self.channels}; each must be above 0 and at most 16"
+            )
+        _ = self.families
+
+    @functools.cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The families, by macro-architecture, then width; of several that have the same nets the first."""
+        found = {}
+        for macro, width in itertools.product(self.macros or (self.spec.macro,), self.widths):
+            parts = macro_from_text(macro, width)
+            own = dataclasses.replace(
+                self.spec,
+                level=0,
+                width=width,
+                stages=parts.stages,
+                stem_stride=parts.stem_stride,
+                last_channels=parts.last_channels,
+            )
+            numbers = stage_channels(width, own.stages)[1:]
+            blocks = tuple(tuple(sorted({*self.blocks})) or (stage.blocks,) for stage in own.stages)
+            channels = tuple(
+                tuple(sorted({max(8, round(factor * number / 8) * 8) for factor in self.channels or (1,)}))
+                for number in numbers
+            )
+            nearest = [
+                (_nearest(stage.blocks, own_blocks), _nearest(number, own_channels))
+                for stage, number, own_blocks, own_channels in zip(own.stages, numbers, blocks, channels)
+            ]
+            base = dataclasses.replace(own, stages=_stages(width, own.stages, nearest))
+            key = base.width, base.stem_stride, base.last_channels, *(s[1::2] for s in own.stages), blocks, channels
+            found.setdefault(key, Family(macro, base, own.stages, blocks, channels))
+        return tuple(found.values())
+
+    @property
+    def has_macros(self) -> bool:
+        """Tell whether nets may differ in more than level and width."""
+        return self.kinds_of_choice > 1
+
+    @property
+    def kinds_of_choice(self) -> int:
+        """Count what nets may differ in: levels and widths, and each of blocks, channels, macro-architectures."""
+        return 1 + sum(len(choices) > 0 for choices in (self.macros, self.blocks, self.channels))
 
     def net(self, level: int | tuple[int, ...], width: int | None = None) -> ModelSpec:
-        """Give the net of a level, or of one level a stage; `width` None is the first one."""
-        return _net(self, level, self.widths[0] if width is None else width)
-
-    def uniform(self, width: int) -> list[ModelSpec]:
-        """List the nets of uniform levels of a width, coarse to fine."""
-        return list(_uniform(self, width))
+        """Give the net of a level, or of one level a stage, in the first family of a width; None is the first width."""
+        width = self.widths[0] if width is None else width
+        return at_level(next(family.base for family in self.families if family.base.width == width), level)
 
     def nets(self) -> Iterator[ModelSpec]:
         """Yield every net once."""
-        for width in self.widths:
-            last = self.net(max_level(self.net(0, width)), width).levels
-            for levels in itertools.product(*(range(k + 1) for k in last)):
-                yield self.net(levels, width)
-
-    def changed(self, net: ModelSpec, stage: int, level: int) -> ModelSpec:
-        """Give a net with another level in one stage, counted from 0."""
-        return self.net((*net.levels[:stage], level, *net.levels[stage + 1 :]), net.width)
-
-    def count(self) -> int:
-        """Count the nets."""
-        return sum(math.prod(k + 1 for k in self.uniform(width)[-1].levels) for width in self.widths)
+        return map(self.net_of, self.rows())
 
     def smallest(self) -> ModelSpec:
-        """Give the net with the fewest MACs: the last level of the smallest width."""
-        return self.uniform(min(self.widths))[-1]
+        """Give the net with the fewest MACs."""
+        rows = np.array([(number, *[0] * 3 * self.num_stages) for number in range(len(self.families))])
+        rows[:, 1 + 2 * self.num_stages :] = self.last_levels(rows)
+        return self.net_of(rows[self.count_macs(rows).argmin()])
+
+    def count(self) -> int:
+        """Count the nets, in time that grows with the stages and not with the nets."""
+        total = 0
+        for family in self.families:
+            ways = {family.base.width: 1}  # by channels so far
+            for blocks, channels in zip(family.blocks, family.channels):
+                ways = {
+                    after: sum(
+                        number * (1 + (max(last_level(before), last_level(after)) if b > 1 else last_level(before)))
+                        for before, number in ways.items()
+                        for b in blocks
+                    )
+                    for after in channels
+                }
+            total += sum(ways.values())
+        return total
+
+    def alternatives(self, net: ModelSpec) -> dict[str, dict[int, ModelSpec]]:
+        """Give, by what may be chosen in a stage ("stage 1, level") and by choice, the nets that differ in that alone."""
+        row, stages, found = np.array([self.row_of(net)]), self.num_stages, {}
+        family = self.families[row[0, 0]]
+        for stage, last in enumerate(self.last_levels(row)[0, : len(family.stages)]):
+            kinds = {
+                "level": (1 + 2 * stages, range(last + 1)),
+                "blocks": (1, family.blocks[stage]),
+                "channels": (1 + stages, family.channels[stage]),
+            }
+            for kind, (column, choices) in kinds.items():
+                others = found[f"stage {stage + 1}, {kind}"] = {}
+                for place, choice in enumerate(choices):
+                    other = row.copy()
+                    other[0, column + stage] = place
+                    others[choice] = self.net_of(self.corrected(other)[0])
+        return {respect: others for respect, others in found.items() if len(others) > 1 or respect.endswith("level")}
+
+    # Rows
+
+    @functools.cached_property
+    def num_stages(self) -> int:
+        """Count the stages, of the macro-architecture that has most."""
+        return max(len(family.stages) for family in self.families)
+
+    def net_of(self, row: Sequence[int]) -> ModelSpec:
+        """Give the net of a row."""
+        return _net_of(self, tuple(map(int, row)))
+
+    def row_of(self, net: ModelSpec) -> tuple[int, ...]:
+        """Give the row of a net. Raises ValueError where the space has no such net."""
+        numbers = stage_channels(net.width, net.stages)[1:]
+        for index, family in enumerate(self.families):
+            if (net.width, len(net.stages)) != (family.base.width, len(family.stages)):
+                continue
+            with contextlib.suppress(ValueError):  # of a number that is no choice
+                blocks = [own.index(stage.blocks) for own, stage in zip(family.blocks, net.stages)]
+                channels = [own.index(number) for own, number in zip(family.channels, numbers)]
+                padding = [0] * (self.num_stages - len(net.stages))
+                row = (index, *blocks, *padding, *channels, *padding, *net.levels, *padding)
+                if self.net_of(row) == net:
+                    return row
+        raise ValueError(f"{net.name} is no net of this space")
+
+    @functools.cached_property
+    def _tables(self) -> tuple[np.ndarray, ...]:
+        """Blocks and channels by (family, stage, place), 0 where there is none, and the pixels behind each stage."""
+        places = max(len(own) for family in self.families for own in (*family.blocks, *family.channels))
+        blocks, channels = np.zeros((2, len(self.families), self.num_stages, places), int)
+        pixels = np.zeros((len(self.families), self.num_stages), int)
+        for index, family in enumerate(self.families):
+            shapes = {layer.name: layer.output_shape for layer in family.base.plan()}
+            for stage, (own_blocks, own_channels) in enumerate(zip(family.blocks, family.channels)):
+                blocks[index, stage, : len(own_blocks)] = own_blocks
+                channels[index, stage, : len(own_channels)] = own_channels
+                pixels[index, stage] = math.prod(shapes[f"stage{stage + 1}_block1_spatial"][:2])
+        return blocks, channels, pixels
+
+    def values(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Give blocks, channels and levels of rows, each int (n, stages), and the channels before each stage."""
+        blocks, channels, levels = np.split(rows[:, 1:], 3, axis=1)
+        family, stage = rows[:, :1], np.arange(self.num_stages)
+        blocks, channels = (table[family, stage, places] for table, places in zip(self._tables, (blocks, channels)))
+        widths = np.array([family.base.width for family in self.families])[family]
+        return blocks, channels, levels, np.concatenate([widths, channels[:, :-1]], axis=1)
+
+    def last_levels(self, rows: np.ndarray) -> np.ndarray:
+        """Give the last level of each stage, int (n, stages)."""
+        blocks, channels, _, before = self.values(rows)
+        lasts = np.array([0, *map(last_level, range(8, 8 * self._eighths, 8))])  # by channels / 8
+        return np.where(blocks > 1, np.maximum(lasts[before // 8], lasts[channels // 8]), lasts[before // 8]) * (
+            blocks > 0
+        )
+
+    def count_macs(self, rows: np.ndarray) -> np.ndarray:
+        """Count the MACs, int64 (n,): a sum over stages, each of which depends on the channels before it, too."""
+        blocks, channels, levels, before = self.values(rows)
+        groups = np.ones((self._choices[-1], self._eighths), int)  # at level 0, too
+        for level, eighth in itertools.product(range(1, len(groups)), range(1, self._eighths)):
+            groups[level, eighth] = groups_at(level, 8 * eighth)
+
+        def block(inside):
+            spatial = 9 * inside * np.where(levels > 0, inside, channels) // groups[levels, inside // 8]
+            return spatial + np.where(levels > 0, inside * channels, 0)
+
+        stages = self._tables[2][rows[:, 0]] * (block(before) + np.maximum(blocks - 1, 0) * block(channels))
+        fixed, slope, last = np.array([_macs_around(family) for family in self.families])[rows[:, 0]].T
+        return fixed + slope * channels[np.arange(len(rows)), last] + stages.sum(1)
+
+    def rows(self) -> np.ndarray:
+        """Give the rows of all nets, int (n, 1 + 3 stages)."""
+        found = []
+        for index, family in enumerate(self.families):
+            padding = (1,) * (self.num_stages - len(family.stages))
+            shape = [*map(len, family.blocks), *padding, *map(len, family.channels), *padding]
+            own = np.array([(index, *places, *[0] * self.num_stages) for places in np.ndindex(*shape)])
+            lasts = self.last_levels(own)
+            levels = np.indices(lasts.max(0) + 1).reshape(self.num_stages, -1).T
+            for row, last in zip(own, lasts):
+                fitting = levels[(levels <= last).all(1)]
+                found.append(np.tile(row, (len(fitting), 1)))
+                found[-1][:, -self.num_stages :] = fitting
+        return np.concatenate(found).astype(np.int16)
+
+    def corrected(self, rows: np.ndarray) -> np.ndarray:
+        """Clip places and levels to the last that there is; each net once."""
+        rows, stages = rows.copy(), self.num_stages
+        for table, own in zip(self._tables, (rows[:, 1 : 1 + stages], rows[:, 1 + stages : 1 + 2 * stages])):
+            np.minimum(own, np.maximum((table[rows[:, 0]] > 0).sum(2) - 1, 0), out=own)
+        rows[:, 1 + 2 * stages :] = np.minimum(rows[:, 1 + 2 * stages :], self.last_levels(rows))
+        return distinct(rows)
+
+    @functools.cached_property
+    def _choices(self) -> tuple[int, ...]:
+        """Count by column what there is to choose from at most."""
+        deepest = max(map(last_level, range(8, 8 * self._eighths, 8)))
+        blocks, channels = ((table > 0).sum(2).max(0) for table in self._tables[:2])
+        return (len(self.families), *blocks, *channels, *[deepest + 1] * self.num_stages)
+
+    @property
+    def most_places(self) -> int:
+        """Give the largest number of blocks or channels that a stage has to choose from."""
+        return self._tables[0].shape[2]
+
+    @functools.cached_property
+    def _eighths(self) -> int:
+        """One more than the most channels anywhere, divided by 8."""
+        return 1 + max(self._tables[1].max(), *self.widths) // 8
+
+    def neighbours(self, rows: np.ndarray) -> np.ndarray:
+        """Give the nets that differ from one of some in one choice."""
+        changed = [rows]
+        for column, count in enumerate(self._choices):
+            for value in range(count):
+                changed.append(rows.copy())
+                changed[-1][:, column] = value
+        return self.corrected(np.concatenate(changed))
+
+    def altered(self, rows: np.ndarray, changes: int, random: np.random.Generator) -> np.ndarray:
+        """Give nets in which so many choices of some nets, or fewer, were made anew at random."""
+        rows, numbers = rows.copy(), np.arange(len(rows))
+        open_columns = np.flatnonzero(np.array(self._choices) > 1)
+        for _ in range(changes):
+            columns = random.choice(open_columns, len(rows))
+            rows[numbers, columns] = random.integers(np.array(self._choices)[columns])
+        return self.corrected(rows)
+
+    def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draw nets at random, each once; fewer where some were drawn twice."""
+        return self.corrected(random.integers(self._choices, size=(count, len(self._choices))).astype(np.int16))
+
+
+def distinct(rows: np.ndarray) -> np.ndarray:
+    """Give each row once, by a random projection of 64 bits: much faster than a sort of rows."""
+    weights = np.random.default_rng(0).integers(-(2**62), 2**62, rows.shape[1])
+    return rows[np.unique(rows.astype(np.int64) @ weights, return_index=True)[1]]
+
+
+def _macs_around(family: Family) -> tuple[int, int, int]:
+    """Give the MACs of the stem and the rest behind the stages: fixed ones, those for each last channel, the last stage."""
+    stem, *rest = (row for row in cost_rows(family.base) if not row.layer.startswith("stage"))
+    slope = rest[0].macs // stage_channels(family.base.width, family.base.stages)[-1]
+    return stem.macs + sum(row.macs for row in rest[1:]), slope, len(family.stages) - 1
+
+
+def _nearest(number, choices):
+    return min(choices, key=lambda choice: abs(choice - number))
+
+
+def _stages(width: int, stages: Sequence[Stage], choices: Sequence[tuple[int, int]]) -> tuple[Stage, ...]:
+    """Give stages other blocks and channels; one without a block that could have a residual sum loses the wish for it."""
+    made, before = [], width
+    for stage, (blocks, channels) in zip(stages, choices):
+        residual = stage.residual and (blocks > 1 or (stage.stride == 1 and before == channels))
+        made.append(Stage(blocks, stage.stride, channels, residual))
+        before = channels
+    return tuple(made)
 
 
 @functools.lru_cache(maxsize=100_000)
-def _net(space, level, width):
-    base = space.spec
-    return ModelSpec(level, width=width, input_shape=base.input_shape, num_classes=base.num_classes, macro=base.macro)
+def _net_of(space: Space, row: tuple[int, ...]) -> ModelSpec:
+    family, stages = space.families[row[0]], space.num_stages
+    blocks, channels, levels = (row[1 + part * stages :][: len(family.stages)] for part in range(3))
+    chosen = [
+        (own_blocks[i], own_channels[j])
+        for i, j, own_blocks, own_channels in zip(blocks, channels, family.blocks, family.channels)
+    ]
+    made = _stages(family.base.width, family.stages, chosen)
+    return dataclasses.replace(family.base, level=levels, stages=made)
 
 
-@functools.lru_cache(maxsize=1024)
-def _uniform(space, width):
-    return tuple(_net(space, level, width) for level in range(max_level(_net(space, 0, width)) + 1))
+@functools.lru_cache(maxsize=100_000)
+def at_level(net: ModelSpec, level: int | tuple[int, ...]) -> ModelSpec:
+    """Give a net at another level, or at one level a stage."""
+    return dataclasses.replace(net, level=level)
+
+
+def uniform(net: ModelSpec) -> list[ModelSpec]:
+    """List a net at all uniform levels, coarse to fine."""
+    return [at_level(net, level) for level in range(max_level(net) + 1)]
 
 
 macs = functools.lru_cache(maxsize=100_000)(count_macs)
@@ -85,8 +374,8 @@ def check_budget(space: Space, requirement: Requirement) -> None:
         raise ValueError(
             f"max_size_bytes is {limits['size_bytes']:,}; the weights of the smallest net, {smallest.name}, alone have {weight_bytes:,}"
         )
-    height, width, channels = space.spec.input_shape
-    stem_bytes = height * width * (channels + min(space.widths))  # the stem's input and output are held at once
+    shapes = [family.base.plan()[0] for family in space.families]  # the stem's input and output are held at once
+    stem_bytes = min(math.prod(stem.input_shape) + math.prod(stem.output_shape) for stem in shapes)
     if stem_bytes > limits.get("ram_bytes", math.inf):
         raise ValueError(
             f"max_ram_bytes is {limits['ram_bytes']:,}; the stem of the smallest net, {smallest.name}, alone needs {stem_bytes:,}"
@@ -103,9 +392,11 @@ class MeasuredCosts:
 
     Args:
         wanted: which of "size_bytes", "ram_bytes" and "latency_ms".
+        has_earlier_names: whether all nets have one macro-architecture, which earlier versions left out of names.
     """
 
-    def __init__(self, wanted: Collection[str]):
+    def __init__(self, wanted: Collection[str], *, has_earlier_names: bool = False):
+        self._has_earlier_names = has_earlier_names
         self._wanted = [cost for cost in MEASURED if cost in wanted]
         self._path: Path | None = None
         self._costs: dict[str, dict[str, float]] = {}
@@ -125,7 +416,8 @@ class MeasuredCosts:
 
     def cached(self, spec: ModelSpec) -> dict[str, float]:
         """Give the costs of a net that were measured already."""
-        return dict(self._costs.get(spec.name, {}))
+        earlier = spec.name.replace(f"{spec.macro}-", "") if self._has_earlier_names else spec.name
+        return dict(self._costs.get(spec.name) or self._costs.get(earlier, {}))
 
     def measure(self, spec: ModelSpec) -> dict[str, float]:
         """Give the wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.

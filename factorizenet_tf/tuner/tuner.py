@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +125,7 @@ class Training:
     search: str = ""
 
 
-def train_net(
-    dataset: Dataset, training: Training, callbacks: Sequence = (), on_epoch: Callable | None = None
-) -> dict[str, float]:
+def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = None) -> dict[str, float]:
     """Train a net to its end, or until it is hopeless, and give its metrics; repeated, go on after the last whole epoch.
 
     Of several processes at the same net one trains, and the others wait for it and give what it found.
@@ -135,7 +133,6 @@ def train_net(
     Args:
         dataset: to train on; nets are compared on its validation split.
         training: what to train.
-        callbacks: tf_keras callbacks.
         on_epoch: as for `StopHopelessTraining`.
 
     Returns:
@@ -154,7 +151,7 @@ def train_net(
             if training.initial is not None:
                 initial = build(spec)
                 initial.set_weights(training.initial)
-            options = {"recipe": training.recipe, "initial": initial, "callbacks": [*callbacks, stop]}
+            options = {"recipe": training.recipe, "initial": initial, "callbacks": [stop]}
             run = train(spec, dataset, out=folder, verbose=False, **options)
         except TrialPruned:
             highest = max(stop.curve)
@@ -203,7 +200,6 @@ class FactorizationTuner(keras_tuner.Tuner):
         recipe: of each trial; None for the data set's own. Needs QAT.
         inherit: start a net from the trained weights of the one it was made from.
         prune: stop trainings that the oracle's threshold calls hopeless.
-        callbacks: tf_keras callbacks for each training.
         progress: a `SearchProgress`, or None.
         **project: KerasTuner's `directory` and `project_name`, where trials and state are kept and the same arguments go
             on, and `overwrite`, which deletes what is there first.
@@ -223,7 +219,6 @@ class FactorizationTuner(keras_tuner.Tuner):
         recipe: Recipe | None = None,
         inherit: bool = False,
         prune: bool = True,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
         progress=None,
         **project,
     ):
@@ -233,7 +228,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         self.space = _space_of(oracle, spec)
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
-        self.callbacks, self.progress = tuple(callbacks), progress
+        self.progress = progress
         self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
         project = {"directory": ".", "project_name": "search", "overwrite": False} | project
         project["directory"] = os.fspath(project["directory"])
@@ -274,19 +269,22 @@ class FactorizationTuner(keras_tuner.Tuner):
                 and workers search instead, without one.
 
         Raises:
-            ValueError: no net fits the requirement, or the oracle or callbacks cannot be used with an executor.
+            ValueError: no net fits the requirement, or the oracle proposes no batches for an executor.
             RuntimeError: three trials failed in a row, or another process searches in the folder.
             OSError: the disk is full, or an executor lost a machine for good (ConnectionError).
             Exception: what user code or a stock oracle raised, as it was; the trial is done again by the next search.
         """
         if executor is not None and not isinstance(self._own_oracle, FactorizationOracle):
             raise ValueError(f"a {type(self._own_oracle).__name__} proposes no batches; leave the executor out")
-        if executor is not None and self.callbacks:
-            raise ValueError("callbacks cannot be sent to an executor; leave them or the executor out")
         if "KERASTUNER_ORACLE_IP" in os.environ:
             super().search()
         else:
-            with _alone(Path(self.project_dir)):
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(FileLock(Path(self.project_dir) / LOCK_FILE, 0))
+                except TimeoutError:
+                    where = f"in {self.project_dir}; wait for its end, or give another folder"
+                    raise RuntimeError(f"another process searches {where}") from None
                 self.on_search_begin()
                 while trials := self._next_trials(math.inf if executor is not None else 1):
                     self._run_all(trials, executor)
@@ -333,7 +331,6 @@ class FactorizationTuner(keras_tuner.Tuner):
         folder = self.run_folder(trial.trial_id)
         for name in sorted(files, key=lambda name: name == "metrics.json"):  # last: it says that a run is whole
             write_bytes(folder / name, files[name])
-        self._say_end(trial, metrics)
         return metrics
 
     def _finish(self, trial, run) -> None:
@@ -345,6 +342,8 @@ class FactorizationTuner(keras_tuner.Tuner):
                 raise ValueError(f"run_trial gave no {objective}, but {', '.join(metrics)}")
             self.oracle.update_trial(trial.trial_id, metrics)
             trial.status = TrialStatus.COMPLETED
+            if self.progress is not None:
+                self.progress.end(trial, metrics[objective], bool(metrics["pruned"]))
         except keras_tuner.errors.FailedTrialError as error:
             trial.status, trial.message = TrialStatus.FAILED, str(error)
         except Exception:
@@ -361,9 +360,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         """
         training = self._training(trial)
         self._say_begin(trial, training)
-        metrics = train_net(self.dataset, training, self.callbacks, self.progress and self.progress.epoch)
-        self._say_end(trial, metrics)
-        return metrics
+        return train_net(self.dataset, training, self.progress and self.progress.epoch)
 
     def _training(self, trial) -> Training:
         values = trial.hyperparameters.values
@@ -383,7 +380,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         if not self.inherit or not parent_id:
             return None
         parent = load_run(self.run_folder(parent_id))
-        if parent.spec.width != spec.width:
+        if (parent.spec.width, parent.spec.macro) != (spec.width, spec.macro):
             return None
         model = inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed)
         weights = model.get_weights()
@@ -394,10 +391,6 @@ class FactorizationTuner(keras_tuner.Tuner):
         if self.progress is not None:
             done = len(_float_curve(training.folder))
             self.progress.begin(trial, training.spec, self.recipe.epochs + self.recipe.qat_epochs, done, bar)
-
-    def _say_end(self, trial, metrics):
-        if self.progress is not None:
-            self.progress.end(trial, metrics[self._own_oracle.objective.name], bool(metrics["pruned"]))
 
     def run_folder(self, trial_id: str) -> Path:
         """Give the folder of a trial's training: after its end a run that `load_run` takes."""
@@ -435,9 +428,7 @@ def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
     return Space(spec, widths)
 
 
-def _check_search(
-    oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe, folder: Path | None
-) -> None:
+def _check_search(oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe, folder: Path | None) -> None:
     """Raise ValueError where they do not fit together or cannot go on in a folder, with the value and the remedy."""
     if hasattr(oracle, "max_epochs"):
         raise ValueError(
@@ -453,16 +444,3 @@ def _check_search(
             f"{folder} holds a grid search, and KerasTuner's GridSearchOracle cannot go on with one (it does not save the "
             "order of its trials); give overwrite=True or a new folder, or use another oracle"
         )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process search in a folder at a time; it is free again when that ends, killed or not."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(folder / LOCK_FILE, 0))
-        except TimeoutError:
-            raise RuntimeError(
-                f"another process searches in {folder}; wait for its end, or give another folder"
-            ) from None
-        yield

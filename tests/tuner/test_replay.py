@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import math
 import subprocess
 import sys
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 from test_progressive import SPACE, formula
 
-from factorizenet_tf.tuner.space import Space
-
 FOLDER = Path(__file__).parents[2] / "tuner"
 sys.path.append(str(FOLDER))  # where a script finds the others
+import replay_macros  # noqa: E402
 from exhaustive import add_row, curve, fresh, missing, read_rows  # noqa: E402
 from replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise  # noqa: E402
 
@@ -34,8 +32,8 @@ def test_each_strategy_finds_a_good_net_and_is_charged_what_it_trains(table, str
     found = replay(strategy, table, BUDGET, seed=0, most=10 * len(fitting) * EPOCHS, stops=True)
     assert found.target == table.best(BUDGET) - 0.003
     assert found.best[-1] <= table.best(BUDGET)
-    assert list(found.best) == sorted(found.best)
-    assert list(found.spent) == sorted(set(found.spent))
+    assert found.best == sorted(found.best)
+    assert found.spent == sorted(set(found.spent))
     assert found.epochs >= found.spent[-1] >= EPOCHS
     good = [spent for spent, best in zip(found.spent, found.best) if best >= found.target]
     assert found.reached == (good[0] if good else None)
@@ -62,7 +60,7 @@ def test_bayesian_optimization_is_replayed_too(table):
 def test_a_seed_replays_the_same_way(table):
     for strategy in ("RandomSearch", "Hyperband"):
         first, second, other = (replay(strategy, table, BUDGET, seed=s, most=500) for s in (3, 3, 4))
-        assert first == second != other
+        assert (first.spent, first.best) == (second.spent, second.best) != (other.spent, other.best)
 
 
 def test_rows_become_a_table_and_two_seeds_the_noise(table):
@@ -82,24 +80,34 @@ def test_rows_become_a_table_and_two_seeds_the_noise(table):
     assert np.std(shifts) == pytest.approx(0.01, rel=0.2)
 
 
-def test_training_for_the_table_is_training_and_a_nets_row_is_kept_once(run, digits, tmp_path):
+@pytest.mark.slow
+def test_training_for_the_table_is_training(run, digits):
     expected = [row["val_accuracy"] for row in run.history() if row["phase"] == "float"]
-    recipe, spec = dataclasses.replace(run.recipe, epochs=6), run.spec
-    epochs = list(curve(fresh(spec, recipe.seed), digits, recipe))
-    assert [accuracy for accuracy, _ in epochs] == pytest.approx(expected, abs=0.03)
-    path = tmp_path / "table.csv"
-    nets = list(Space(spec, (8,)).nets())
+    accuracies = list(curve(fresh(run.spec, run.recipe.seed), digits, run.recipe))
+    assert accuracies == pytest.approx(expected, abs=0.03)
+
+
+def test_a_nets_row_is_kept_once_and_each_process_has_its_part(tmp_path):
+    path, nets, accuracies = tmp_path / "table.csv", list(SPACE.nets()), [0.1, 0.25]
     assert missing(nets, path, 0, 0, 1) == nets
     for _ in range(2):
-        add_row(path, spec, recipe, epochs)
+        add_row(path, nets[3], 0, accuracies, 7.0)
     (row,) = read_rows(path)
-    assert [float(row[f"epoch_{i}"]) for i in range(1, 7)] == [round(accuracy, 4) for accuracy, _ in epochs]
-    assert spec not in missing(nets, path, 0, 0, 1)
-    assert spec in missing(nets, path, 1, 0, 1)
+    assert [float(row[f"epoch_{i}"]) for i in (1, 2)] == accuracies
+    assert nets[3] not in missing(nets, path, 0, 0, 1)
+    assert nets[3] in missing(nets, path, 1, 0, 1)
     parts = [missing(nets, path, 1, part, 3) for part in range(3)]
     assert sorted(net.name for part in parts for net in part) == sorted(net.name for net in nets)
-    with pytest.raises(ValueError, match="has rows of 6 epochs, not 1"):
-        add_row(path, nets[0], recipe, epochs[:1])
+    with pytest.raises(ValueError, match="has rows of 2 epochs, not 1"):
+        add_row(path, nets[0], 0, accuracies[:1], 7.0)
+
+
+def test_a_replay_on_a_formula_over_macro_architectures_comes_near_the_best_by_a_fifth_of_the_trainings():
+    for name in ("blocks", "macros"):
+        row = replay_macros.replay(replay_macros.SPACES[name], seed=2)
+        assert row["fitting"] >= 120
+        assert row["reached_after"] <= row["fitting"] / 5
+        assert row["best_trained_below"] <= row["answer_below"]
 
 
 @pytest.mark.slow

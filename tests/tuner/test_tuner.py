@@ -75,6 +75,7 @@ def test_a_net_starts_from_the_weights_of_the_one_it_was_made_from_the_same_at_e
     assert searched._training(first).initial is None
 
 
+@pytest.mark.slow
 def test_the_best_model_comes_back(searched, digits):
     (trial,) = searched.oracle.get_best_trials()
     (model,) = searched.get_best_models()
@@ -158,17 +159,14 @@ def test_a_net_whose_loss_explodes_or_that_needs_too_much_memory_is_skipped(digi
     assert len(fake.calls) == len(set(fake.calls)) > 3
 
 
-def test_three_failures_in_a_row_end_the_search_with_the_reason(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(search_tuner, "train", Fake(*[MemoryError("all gone")] * 3))
-    with pytest.raises(RuntimeError, match=r"3 trials in a row failed.*all gone"):
-        make(tmp_path / "memory", digits).search()
+def test_a_net_without_a_finite_accuracy_has_failed(digits, tmp_path, monkeypatch):
     fake = Fake()
     fake.accuracy = float("nan")
     monkeypatch.setattr(search_tuner, "train", fake)
     with pytest.raises(
         RuntimeError, match=r"3 trials in a row failed.* val_int8_accuracy of fnet-1x2.1x2-l4-x0\.5 is nan"
     ):
-        make(tmp_path / "nan", digits).search()
+        make(tmp_path, digits).search()
 
 
 def test_a_bug_stops_the_search_as_it_is_and_the_next_search_does_the_trial_again(digits, tmp_path, monkeypatch):
@@ -182,12 +180,6 @@ def test_a_bug_stops_the_search_as_it_is_and_the_next_search_does_the_trial_agai
     again.search()
     assert fake.calls[2] == fake.calls[1]
     assert set(statuses(again)) == {"COMPLETED"}
-
-
-def test_a_full_disk_ends_the_search(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(search_tuner, "train", Fake(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        make(tmp_path, digits).search()
 
 
 def test_a_hopeless_training_is_given_up_and_ranks_last(digits, tmp_path):
@@ -258,8 +250,6 @@ def test_what_an_oracle_cannot_do_is_refused(digits, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="a RandomSearchOracle proposes no batches; leave the executor out"):
         stock(tmp_path / "stock", digits, "RandomSearchOracle").search(Backwards())
-    with pytest.raises(ValueError, match="callbacks cannot be sent to an executor"):
-        make(tmp_path / "ours", digits, callbacks=[tf.keras.callbacks.Callback()]).search(Backwards())
 
 
 class Backwards(Executor):

@@ -1,0 +1,276 @@
+"""What a search is asked, what it knows, and how its nets are ranked; `progressive` has the search itself."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..requirement import Requirement, ranked
+from ..spec import ModelSpec
+from .space import Space, distinct, macs
+from .surrogate import AdditiveGP, CandidateSet
+
+__all__ = [
+    "SAMPLED",
+    "Proposal",
+    "Result",
+    "Search",
+    "SearchState",
+    "accuracy_needed_at",
+    "extrapolated_final_accuracy",
+    "ranking",
+    "tie_break",
+]
+
+MAX_HELD, MAX_HELD_MACROS = 1_000_000, 100_000  # nets held at once, of levels and widths alone and of more choices
+SAMPLED = 8_192  # nets drawn of a larger space
+MIN_ERROR = 0.005  # stands for an error of 0, so that a curve that ends without errors still says how errors fall
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A net to train.
+
+    Args:
+        spec: the net.
+        reason: why it is tried.
+        round: number of its batch, from 1.
+        parent: a net of an earlier batch with similar levels, or None.
+        threshold: validation accuracy (0..1) by epoch below which its training is hopeless; empty: none.
+    """
+
+    spec: ModelSpec
+    reason: str
+    round: int
+    parent: ModelSpec | None = None
+    threshold: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a net's training.
+
+    Args:
+        accuracy: int8 validation accuracy, 0..1; None: the training failed, as NaN says, too.
+        curve: float validation accuracy after each epoch; NaN counts as 0.
+        pruned: whether the training was stopped early as hopeless, so that `accuracy` is no final one.
+    """
+
+    accuracy: float | None
+    curve: tuple[float, ...] = ()
+    pruned: bool = False
+
+    def __post_init__(self):
+        if self.accuracy is not None and math.isnan(self.accuracy):
+            object.__setattr__(self, "accuracy", None)
+        object.__setattr__(self, "curve", tuple(0.0 if math.isnan(value) else value for value in self.curve))
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The question that a search answers, and what its calls of `propose` share to be fast.
+
+    Args:
+        space: the nets to choose from.
+        requirement: the budgets and the floor.
+        violation: says why a net is over a budget, or None where it fits.
+        patience: batches by the surrogate without a better net after which the search ends, times 1 for levels and 1 each
+            for blocks, channels and macro-architectures to choose from. It ends before where no net is left for a batch, or MAX_COST_CHECKS nets in a row were over a measured budget.
+        seed: decides between nets of equal cost; the same seed gives the same search.
+        max_nets: nets to propose at most, None for no limit; no batch is begun once as many have results.
+    """
+
+    space: Space
+    requirement: Requirement
+    violation: Callable[[ModelSpec], str | None]
+    patience: int = 3
+    seed: int = 0
+    max_nets: int | None = None
+    _chosen: dict = field(default_factory=dict, init=False, repr=False)
+
+    @functools.cached_property
+    def whole(self) -> AdditiveGP | None:
+        """The model of all nets' accuracies, where the space can be held: half a million nets take 0.5 GB."""
+        is_small = self.space.count() <= (MAX_HELD_MACROS if self.space.has_macros else MAX_HELD)
+        return AdditiveGP(CandidateSet(self.space)) if is_small else None
+
+    @functools.cached_property
+    def drawn(self) -> np.ndarray:
+        """Rows of the space drawn at random."""
+        return self.sample(0)
+
+    @functools.cached_property
+    def _center(self) -> float:
+        return float(np.log2(self.space.count_macs(self.drawn)).mean())
+
+    def sample(self, number: int) -> np.ndarray:
+        """Draw rows of the space, for each number and seed others."""
+        return self.space.sample(SAMPLED, np.random.default_rng([self.seed % 2**32, number]))
+
+    def model(self, nets: Iterable[ModelSpec], rows: np.ndarray) -> AdditiveGP:
+        """Give the model of the space, or of some nets and the nets of some rows where it is too large."""
+        if self.whole is not None:
+            return self.whole
+        known = np.array([self.space.row_of(net) for net in nets])
+        return AdditiveGP(CandidateSet(self.space, distinct(np.concatenate([known, rows]))), self._center)
+
+
+@dataclass
+class SearchState:
+    """How far a search is after some results.
+
+    Args:
+        search, results: as given to `propose`.
+        proposals: every net proposed so far, by batch.
+        pending: those of the last batch that have no result yet.
+        best: the best net so far, or None.
+        ranked: every net with a final accuracy, best first.
+        steps: one line for each finished batch: its purpose and its outcome.
+        rejected: nets that were looked at and not proposed, with the reason.
+        over_budget: the nets that were looked at and do not fit, in that order (the values are None).
+        finished: whether nothing is left to propose.
+    """
+
+    search: Search = field(repr=False, compare=False)
+    results: Mapping[ModelSpec, Result] = field(repr=False, compare=False)
+    proposals: list[Proposal] = field(default_factory=list)
+    pending: list[Proposal] = field(default_factory=list)
+    best: ModelSpec | None = None
+    ranked: list[ModelSpec] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    rejected: dict[ModelSpec, str] = field(default_factory=dict)
+    over_budget: dict[ModelSpec, None] = field(default_factory=dict)
+    finished: bool = False
+
+    @property
+    def proposed(self) -> set[ModelSpec]:
+        """The nets of all proposals."""
+        return {proposal.spec for proposal in self.proposals}
+
+    def reaches_floor(self, spec: ModelSpec) -> bool:
+        """Tell whether there is a floor, and a trained net reaches it."""
+        return _reaches_floor(self.search.requirement, self.results[spec])
+
+    def macs_ceiling(self) -> float:
+        """Give the MACs that a net must stay below to be worth a training: those of the best where it reaches the floor."""
+        return macs(self.best) if self.best is not None and self.reaches_floor(self.best) else math.inf
+
+    def macs_limit(self) -> float:
+        """Give the MACs that a net may have to be looked at."""
+        return min(self.search.requirement.limits.get("macs", math.inf), self.macs_ceiling() - 1)
+
+    def fits(self, spec: ModelSpec) -> bool:
+        """Tell whether a net is within all budgets, and keep the reason where it is not."""
+        if macs(spec) >= self.macs_ceiling():
+            return False
+        reason = self.search.violation(spec)
+        if reason is not None:
+            self.over_budget[spec] = None
+            self.rejected.setdefault(spec, reason)
+        return reason is None
+
+    def batch(self, nets: Iterator | Sequence) -> list[Proposal]:
+        """Make proposals, the most MACs first, of (net, reason, parent); nets proposed before are left out."""
+        proposed = self.proposed
+        nets = [entry for entry in nets if entry[0] not in proposed]
+        number = 1 + (self.proposals[-1].round if self.proposals else 0)
+        threshold = self._threshold()
+        nets.sort(key=lambda entry: (-macs(entry[0]), tie_break(entry[0], self.search.seed)))
+        return [Proposal(spec, reason, number, parent, threshold) for spec, reason, parent in nets]
+
+    def _threshold(self) -> tuple[float, ...]:
+        """By epoch the accuracy below which a training would end far below the best net, its errors falling as that one's."""
+        if self.best is None:
+            return ()
+        result, spare = self.results[self.best], 0.0
+        if self.reaches_floor(self.best):
+            spare = max(0.0, result.accuracy - self.search.requirement.min_accuracy)
+        highest = list(itertools.accumulate(result.curve, max))
+        epochs = len(highest)
+        needed = (
+            accuracy_needed_at(highest, epoch, highest[-1] - spare - _margin(epoch / epochs))
+            for epoch in range(1, epochs + 1)
+        )
+        return tuple(round(max(0.0, accuracy), 4) for accuracy in needed)
+
+    def open(self, batch: list[Proposal]) -> None:
+        """Take a batch in, of which some nets may have results."""
+        self.proposals += batch
+        for proposal in batch:  # a uniform level that was skipped may come back as a neighbour of another net
+            self.rejected.pop(proposal.spec, None)
+        self.pending = [proposal for proposal in batch if proposal.spec not in self.results]
+
+    def rank(self) -> None:
+        """Rank the proposed nets that have a result."""
+        trained = {p.spec: self.results[p.spec] for p in self.proposals if p.spec in self.results}
+        self.ranked = ranking(self.search.requirement, trained, self.search.seed)
+        self.best = self.ranked[0] if self.ranked else None
+
+    def close(self, purpose: str, batch: list[Proposal]) -> None:
+        """Take the results of a finished batch in, and say what came of it."""
+        former = self.best
+        self.rank()
+        outcome = "nothing finished" if self.best is None else "none is better"
+        if self.best != former:
+            outcome = f"best is {self.best.name} ({next(p.reason for p in batch if p.spec == self.best)})"
+        trained = ", ".join(f"{p.spec.name} {self._outcome(p.spec)}" for p in batch)
+        self.steps.append(f"round {batch[0].round}, {purpose}: {trained}; {outcome}")
+
+    def _outcome(self, spec: ModelSpec) -> str:
+        result = self.results[spec]
+        if result.accuracy is None:
+            return "failed"
+        return f"given up after epoch {len(result.curve)}" if result.pruned else f"{100 * result.accuracy:.2f} %"
+
+
+def ranking(requirement: Requirement, results: Mapping[ModelSpec, Result], seed: int = 0) -> list[ModelSpec]:
+    """Sort the nets with a final accuracy, best first: those that reach the floor by few MACs, the others by accuracy."""
+    final = {spec: result.accuracy for spec, result in results.items() if _is_final(result)}
+    by_chance = sorted(final, key=lambda spec: tie_break(spec, seed), reverse=True)
+    rows = [{"spec": spec, "macs": macs(spec), "accuracy": final[spec]} for spec in by_chance]
+    floor = None if requirement.min_accuracy is None else Requirement(min_accuracy=requirement.min_accuracy)
+    return [row["spec"] for row in ranked(rows, floor)]
+
+
+def extrapolated_final_accuracy(curve: Sequence[float], epoch: int, accuracy: float) -> float:
+    """Extrapolate a pruned training's final accuracy: its errors are to fall in proportion to those of a finished one.
+
+    Args:
+        curve: of the finished training, the highest accuracy (0..1) up to each epoch, to the last.
+        epoch: at which the pruned one had `accuracy`, from 1.
+        accuracy: 0..1.
+    """
+    return 1 - (1 - accuracy) * max(MIN_ERROR, 1 - curve[-1]) / max(MIN_ERROR, 1 - curve[epoch - 1])
+
+
+def accuracy_needed_at(curve: Sequence[float], epoch: int, final: float) -> float:
+    """Give the accuracy at an epoch from which `extrapolated_final_accuracy` is `final`."""
+    return 1 - (1 - final) * max(MIN_ERROR, 1 - curve[epoch - 1]) / max(MIN_ERROR, 1 - curve[-1])
+
+
+def _margin(done: float) -> float:
+    """By how much (0..1) a net may be expected to end below the best one when its training is so far done.
+
+    None is given up in the first half: at a high learning rate a good net may be at chance after an epoch. Source: our
+    choice, by replays of searches.
+    """
+    return 1.0 if done <= 0.5 else 0.02 + 0.1 * (1 - done)
+
+
+def _reaches_floor(requirement, result):
+    return requirement.min_accuracy is not None and result.accuracy >= requirement.min_accuracy
+
+
+def _is_final(result):
+    return result.accuracy is not None and not result.pruned
+
+
+def tie_break(spec, seed):
+    """Give what orders nets by chance, in another way for each seed."""
+    return zlib.crc32(f"{seed} {spec.levels} {spec.width}".encode()), spec.name
