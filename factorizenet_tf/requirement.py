@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
-__all__ = ["COSTS", "MEASURED", "Requirement", "amount", "best", "frontier", "meets", "ranked"]
+__all__ = ["COSTS", "MEASURED", "Requirement", "amount", "best", "frontier", "meets"]
 
 COSTS = ("macs", "size_bytes", "ram_bytes", "latency_ms")
 MEASURED = COSTS[1:]  # not known from the spec: taken from an int8 conversion
-SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
+SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9}
 
 Row = TypeVar("Row")  # of a table: a mapping, or an object with attributes
 
@@ -51,18 +51,14 @@ class Requirement:
             highest = 1 if name == "min_accuracy" else math.inf
             if not 0 < value <= highest or math.isinf(value):
                 raise ValueError(f"{name} is {value}; it must be above 0" + (" and at most 1" if highest == 1 else ""))
-            is_whole = isinstance(value, numbers.Integral) or (self._is_count(name) and value == int(value))
+            is_count = name not in ("max_latency_ms", "min_accuracy")
+            is_whole = isinstance(value, numbers.Integral) or (is_count and value == int(value))
             object.__setattr__(self, name, int(value) if is_whole else float(value))
-
-    @staticmethod
-    def _is_count(name):
-        return name not in ("max_latency_ms", "min_accuracy")
 
     @property
     def limits(self) -> dict[str, float]:
         """The limits by cost, e.g. {"macs": 12_500_000}, those that are given."""
-        limits = {cost: getattr(self, f"max_{cost}") for cost in COSTS}
-        return {cost: limit for cost, limit in limits.items() if limit is not None}
+        return {cost: limit for cost in COSTS if (limit := getattr(self, f"max_{cost}")) is not None}
 
     def violation(self, costs: Mapping[str, float]) -> str | None:
         """Say which limit a net of these costs is over, or None; costs that are absent are not looked at."""
@@ -78,11 +74,10 @@ def amount(text: str) -> int:
     Raises:
         ValueError: the text is another; the message has it, and examples.
     """
-    number, suffix = str(text).strip(), 1
-    if number and number[-1].upper() in ("K", "M", "G"):
-        number, suffix = number[:-1], SUFFIXES["k" if number[-1] in "kK" else number[-1].upper()]
+    number = str(text).strip()
+    suffix = SUFFIXES.get(number[-1:].lower(), 1)
     try:
-        value = Decimal(number) * suffix
+        value = Decimal(number if suffix == 1 else number[:-1]) * suffix
         if 0 < value < 10**18 and value == int(value):
             return int(value)
     except ArithmeticError:  # no number, NaN, or one beyond all measure
@@ -101,47 +96,33 @@ def meets(row: object, requirement: Requirement | None, *, accuracy: str = "accu
     return requirement is None or (_keeps_limits(row, requirement) and _reaches_floor(row, requirement, accuracy))
 
 
-def ranked(rows: Iterable[Row], requirement: Requirement | None = None, *, accuracy: str = "accuracy") -> list[Row]:
-    """Sort rows, best first; rows that are equal in accuracy and MACs stay in their order.
+def best(rows: Iterable[Row], requirement: Requirement | None = None, *, accuracy: str = "accuracy") -> Row | None:
+    """Give the best row that meets the requirement, the first of equal ones, or None.
 
-    Rows within the limits come before others, and of each those that reach the floor before others. Rows that reach a
-    floor are sorted by fewest MACs, then accuracy, all others by highest accuracy, then MACs. Rows without an accuracy
-    are left out.
+    Under a floor of accuracy that is the one of fewest MACs, then highest accuracy, else that of highest accuracy, then
+    fewest MACs. Rows without an accuracy are left out.
 
     Args:
         rows: as for `meets`; each has `macs`.
-        requirement: None sorts by accuracy, then MACs.
+        requirement: as for `meets`.
         accuracy: the field to rank by.
     """
+    has_floor = requirement is not None and requirement.min_accuracy is not None
 
-    def key(row):
+    def order(row):
         score, macs = _number(row, accuracy), _number(row, "macs")
-        if requirement is None:
-            return -score, macs
-        reaches = requirement.min_accuracy is not None and _reaches_floor(row, requirement, accuracy)
-        return not _keeps_limits(row, requirement), not reaches, *((macs, -score) if reaches else (-score, macs))
+        return (macs, -score) if has_floor else (-score, macs)
 
-    return sorted((row for row in rows if _number(row, accuracy) is not None), key=key)
+    found = [row for row in rows if _number(row, accuracy) is not None and meets(row, requirement, accuracy=accuracy)]
+    return min(found, key=order, default=None)
 
 
-def best(rows: Iterable[Row], requirement: Requirement | None = None, *, accuracy: str = "accuracy") -> Row | None:
-    """Give the best row that meets the requirement, None where none does; arguments and order as for `ranked`."""
-    return next(
-        (row for row in ranked(rows, requirement, accuracy=accuracy) if meets(row, requirement, accuracy=accuracy)),
-        None,
-    )
-
-
-def frontier(
-    rows: Iterable[Row],
-    cost: str | Callable[[Row], float] = "macs",
-    accuracy: str | Callable[[Row], float] = "accuracy",
-) -> list[Row]:
+def frontier(rows: Iterable[Row], cost: str = "macs", accuracy: str = "accuracy") -> list[Row]:
     """Give the rows that are best under some limit of a cost, cheapest first: each beats all that cost no more.
 
     Args:
         rows: any; those without a number for cost or accuracy are left out.
-        cost, accuracy: fields as for `meets`, or functions of a row.
+        cost, accuracy: fields as for `meets`.
     """
     found, highest = [], -math.inf
     points = [(_number(row, cost), _number(row, accuracy), row) for row in rows]
@@ -165,8 +146,5 @@ def _reaches_floor(row, requirement, accuracy):
 
 def _number(row, field):
     """A row's number, or None where it has none."""
-    if callable(field):
-        value = field(row)
-    else:
-        value = row.get(field) if isinstance(row, Mapping) else getattr(row, field, None)
+    value = row.get(field) if isinstance(row, Mapping) else getattr(row, field, None)
     return None if value is None or value == "" or math.isnan(value) else value
