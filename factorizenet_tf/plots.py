@@ -12,7 +12,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 import altair as alt  # noqa: E402
 import pandas  # noqa: E402
 
-__all__ = ["BIN_CHARS", "accuracy_lines", "beside", "channel_map", "layer_figures", "replay_costs", "save"]
+__all__ = ["BIN_CHARS", "accuracy_lines", "beside", "channel_map", "layer_figures", "lines", "save"]
 __all__ += ["search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
@@ -86,16 +86,14 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     for is_uniform in (True, False):
         some = [row for row in rows if row["series"].startswith("width") == is_uniform]
         options = {"stroke": 1.6 if is_uniform else 0, "panel": f"uniform {is_uniform}", "order": order}
-        layers += [_lines(some, x, y, "series", **options)] if some else []
+        layers += [lines(some, x, y, "series", **options)] if some else []
     rings = alt.Chart(pandas.DataFrame(frontier_of(rows, "macs", "validation")))
     rings = rings.mark_point(size=260, color="#333", strokeWidth=1).encode(x, y)
     title = {"text": f"{dataset}, int8", "subtitle": "ringed: not beaten with fewer MACs, by validation accuracy"}
     save(alt.layer(*layers, rings, _names(rows, x, y, "level"), title=title), path)
 
 
-def search_frontier(
-    rows: Sequence[dict], objective: str, names: Sequence[str], path: str | os.PathLike, *, title: str
-) -> None:
+def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLike, *, title: str) -> None:
     """Write a PNG or SVG of a search: each trained net's objective over MACs, by width, and the frontier as a line.
 
     Nothing is written where no net was trained.
@@ -103,7 +101,6 @@ def search_frontier(
     Args:
         rows: of results.csv.
         objective: the column to draw, 0..1.
-        names: of the nets on the frontier.
         path: of the figure; its suffix says which.
         title: says data and requirement.
     """
@@ -122,36 +119,13 @@ def search_frontier(
         for row in sorted(trained, key=lambda row: row["width"])
     ]
     x, y = _macs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
-    best = sorted((row for row in drawn if row["net"] in names), key=lambda row: row["macs"])
+    best = frontier_of(drawn, "macs", "percent")
     line = alt.Chart(pandas.DataFrame(best)).mark_line(color="#333", strokeWidth=1).encode(x, y)
-    points = _lines(drawn, x, y, "width", stroke=0)
+    points = lines(drawn, x, y, "width", stroke=0)
     named = _names(drawn if len(drawn) <= MAX_NAMES else best, x, y, "level")
     named_by = "the stages' levels" if is_one_macro else "macro-architecture and levels"
     subtitle = f"line: not beaten with fewer MACs; at the points: {named_by}"
     save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
-
-
-def replay_costs(replays: Mapping, epochs: int, path: str | os.PathLike) -> None:
-    """Write a PNG or SVG: by budget, the share of replayed searches that have a good enough net, over what they spent.
-
-    Args:
-        replays: (budget in MACs, strategy) -> its `Replay`s, one a seed.
-        epochs: of one whole training, the unit of the axis.
-        path: of the figure; its suffix says which.
-    """
-    rows = []
-    for (budget, strategy), found in replays.items():
-        reached = sorted(one.reached / epochs for one in found if one.reached is not None)
-        for number, spent in enumerate([0.0, *reached]):
-            share = 100 * number / len(found)
-            rows.append({"budget": budget, "strategy": strategy, "spent": spent, "percent": share})
-    x = alt.X("spent:Q", title=f"spent, in whole trainings of {epochs} epochs")
-    y = alt.Y("percent:Q", title="searches within 0.3 points of the best, %", scale=alt.Scale(domain=[0, 103]))
-    panels = []
-    for budget in sorted({budget for budget, _ in replays}):
-        chosen = [row for row in rows if row["budget"] == budget]
-        panels.append(_lines(chosen, x, y, "strategy", title=f"{budget / 1e6:.2f} M MACs", interpolate="step-after"))
-    save(beside(panels), path)
 
 
 def layer_figures(analysis) -> dict[str, list[alt.Chart]]:
@@ -261,7 +235,7 @@ def accuracy_lines(rows, y_title: str, title: str = "", order: Sequence[str] | N
     """
     x, y = _macs(rows["macs"]), _percent(y_title)
     tops = rows.loc[rows.groupby("net", sort=False)["percent"].idxmax()]
-    return alt.layer(_lines(rows, x, y, "precision", panel=title, order=order), _names(tops, x, y, "net"), title=title)
+    return alt.layer(lines(rows, x, y, "precision", panel=title, order=order), _names(tops, x, y, "net"), title=title)
 
 
 def _depth_panels(rows, y_title, nets):
@@ -273,7 +247,7 @@ def _depth_panels(rows, y_title, nets):
     domain = [max(low - margin, min(low, 0.0)), float(values.max()) + margin]
     scale = alt.Scale() if y_title == KL else alt.Scale(domain=domain, nice=False)
     y = alt.Y("value:Q", title=y_title, scale=scale)
-    return [_lines(some, _depth(some), y, "net", title=title, order=nets) for title, some in rows.items()]
+    return [lines(some, _depth(some), y, "net", title=title, order=nets) for title, some in rows.items()]
 
 
 def _depth_rows(table, column, short):
@@ -308,7 +282,7 @@ def _percent(title):
     return alt.Y("percent:Q", title=title, scale=alt.Scale(zero=False, padding=18))
 
 
-def _lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, interpolate="linear"):
+def lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, interpolate="linear"):
     """Lines with points, each series in its colour and with its mark; a click in the legend brings one out."""
     rows = pandas.DataFrame(rows)
     order = order or list(rows[series].unique())

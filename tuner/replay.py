@@ -27,7 +27,6 @@ from exhaustive import read_rows
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
-from factorizenet_tf.plots import replay_costs
 from factorizenet_tf.requirement import amount
 from factorizenet_tf.tuner.oracle import keras_tuner, search_space, spec_of
 from factorizenet_tf.tuner.progressive import Result, Search, propose
@@ -91,8 +90,35 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.out / "replay.csv", results)
     write_csv(arguments.out / "replay_summary.csv", summary)
-    replay_costs(drawn, table.epochs, arguments.out / "replay.png")
+    draw_costs(drawn, table.epochs, arguments.out / "replay.png")
     show_rows(summary, title=f"Epochs until a net within 0.3 points of the best, {arguments.seeds} seeds")
+
+
+def draw_costs(replays: Mapping, epochs: int, path: Path) -> None:
+    """Write a PNG or SVG: by budget, the share of replayed searches that have a good enough net, over what they spent.
+
+    Args:
+        replays: (budget in MACs, strategy) -> its `Replay`s, one a seed.
+        epochs: of one whole training, the unit of the axis.
+        path: of the figure; its suffix says which.
+    """
+    rows = []
+    for (budget, strategy), found in replays.items():
+        reached = sorted(one.reached / epochs for one in found if one.reached is not None)
+        for number, spent in enumerate([0.0, *reached]):
+            share = 100 * number / len(found)
+            rows.append({"budget": budget, "strategy": strategy, "spent": spent, "percent": share})
+    import altair as alt
+
+    from factorizenet_tf.plots import beside, lines, save
+
+    x = alt.X("spent:Q", title=f"spent, in whole trainings of {epochs} epochs")
+    y = alt.Y("percent:Q", title="searches within 0.3 points of the best, %", scale=alt.Scale(domain=[0, 103]))
+    panels = []
+    for budget in sorted({budget for budget, _ in replays}):
+        chosen = [row for row in rows if row["budget"] == budget]
+        panels.append(lines(chosen, x, y, "strategy", title=f"{budget / 1e6:.2f} M MACs", interpolate="step-after"))
+    save(beside(panels), path)
 
 
 def _summarized(strategy, budget, found, total):

@@ -154,7 +154,7 @@ def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Searc
         from ..plots import search_frontier
 
         title = f"{dataset.title}, validation: {_required(requirement)}"
-        search_frontier(rows, objective, frontier_names(rows, objective), folder / "frontier.png", title=title)
+        search_frontier(rows, objective, folder / "frontier.png", title=title)
     except ModuleNotFoundError:  # the extra `report` is not installed
         pass
     return found
