@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import factorizenet_tf as fnet
+from factorizenet_tf.analysis.summary import accumulated
 from factorizenet_tf.files import write_csv, write_text
 from factorizenet_tf.requirement import COSTS, frontier
 
@@ -122,7 +123,7 @@ def _row(analysis, net):
         sums = chosen["layer"].isin(before_sums)
         row[f"sums_{short}_db"] = chosen.loc[sums, "sqnr_db"].mean()
         row[f"others_{short}_db"] = chosen.loc[~sums & chosen["weight_mse"].notna(), "sqnr_db"].mean()
-    return row | _accumulated(errors[(errors["scheme"] == "per_channel") & (errors["activation_bits"] == 8)])
+    return row | accumulated(errors[(errors["scheme"] == "per_channel") & (errors["activation_bits"] == 8)])
 
 
 def _normal_precision(kernels):
@@ -132,24 +133,6 @@ def _normal_precision(kernels):
         values = random.standard_normal((64, int(numbers // channels), int(channels)))
         found.append(float(np.mean(np.ptp(values, axis=1) / np.ptp(values, axis=(1, 2))[:, None])))
     return float(np.mean(found)) if found else np.nan
-
-
-def _accumulated(errors):
-    """Along the layers with weights, everything before quantized, too: where the signal-to-noise ratio goes."""
-    rows = errors[errors["weight_mse"].notna()].replace(np.inf, np.nan)
-    values = rows["accumulated_sqnr_db"].to_numpy(float)
-    if len(values) < 2 or np.isnan(values).any():
-        unknown = dict.fromkeys(("first_db", "lowest_db", "alone_db", "step_db"), np.nan)
-        return unknown | {"lowest_layer": "", "step_layer": ""}
-    steps, lowest = -np.diff(values), int(values.argmin())
-    return {
-        "first_db": values[0],
-        "lowest_db": values[lowest],
-        "lowest_layer": rows["layer"].iloc[lowest],
-        "alone_db": rows["sqnr_db"].min(),
-        "step_db": steps.max(),
-        "step_layer": rows["layer"].iloc[int(steps.argmax()) + 1],
-    }
 
 
 def _table(rows, columns):

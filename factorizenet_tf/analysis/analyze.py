@@ -6,39 +6,38 @@ import numbers
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import pandas
 
-from ..console import Bar, Progress
+from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset, Split, check_images, load_dataset
 from ..loading import Source, resolve
 from ..models.convert import with_full_range_pixels
 from ..spec import level_text
-from .distributions import describe
-from .graph import FusedGraph, by_channel, fuse
-from .measure import BATCH, Outputs, activations, layer_errors, output_ranges, outputs
-from .simulation import QAT, Quantization, Scheme, quantize_graph, scheme_named
-from .tables import (
-    EMPTY,
-    SCHEME,
-    TABLES,
-    Analysis,
-    block_and_depth,
-    channel_table,
-    concat,
-    distribution_row,
-    error_rows,
-    find_anomalies,
-    from_rows,
-    histogram_table,
+from .graph import FusedGraph, fuse
+from .measure import (
+    BATCH,
+    SENSITIVITY,
+    activations,
+    distribution_tables,
+    error_tables,
+    notes,
+    output_ranges,
     output_row,
-    tensor_names,
+    outputs,
+    sensitivity_table,
 )
+from .simulation import QAT, Scheme, quantize_graph
+from .tables import SCHEME, Analysis, concat, stacked
 
 __all__ = ["AnalysisConfig", "analyze", "compare_levels"]
 
-ALWAYS = (("per_channel", 8, 8), ("per_tensor", 8, 8), ("per_channel", 4, 8))  # besides the scheme asked for
+ALWAYS = (Scheme("per_channel"), Scheme("per_tensor"), Scheme("per_channel", 4, 8))  # besides the scheme asked for
+# Operations of a .tflite that keep their input's scale: they have no row among the errors.
+SAME_SCALE = frozenset(["PAD", "RESHAPE", "MAX_POOL_2D", "AVERAGE_POOL_2D"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +64,14 @@ class AnalysisConfig:
     evaluation_images: int | None = None
 
     def __post_init__(self):
-        scheme_named(self.scheme, self.weight_bits, self.activation_bits)
+        Scheme(self.scheme, self.weight_bits, self.activation_bits)
         for name in ("calibration_images", "evaluation_images"):
             number = getattr(self, name)
             if number is not None and not (isinstance(number, numbers.Integral) and number >= 1):
                 raise ValueError(f"{name} is {number}; it must be an int of at least 1")
 
-    @property
-    def quantization(self) -> Scheme:
-        """The scheme with its numbers of bits."""
-        return scheme_named(self.scheme, self.weight_bits, self.activation_bits)
 
-
-def analyze(
-    model_or_name,
-    *,
-    calibration: np.ndarray | None = None,
-    evaluation: Split | tuple[np.ndarray, np.ndarray] | None = None,
-    dataset: Dataset | str | None = None,
-    data_dir: str | os.PathLike | None = None,
-    zoo_dir: str | os.PathLike | None = None,
-    verbose: bool = False,
-    **settings,
-) -> Analysis:
+def analyze(model_or_name, **options) -> Analysis:
     """Measure every layer's distributions, float and quantized, and what their quantization costs.
 
     Quantized PTQ nets are simulated as TFLite computes them: symmetric weights, affine activations, int32 biases; a
@@ -97,24 +81,15 @@ def analyze(
     Args:
         model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one brings its -float
             sibling); a `Run` or its folder; else what `loading.resolve` takes, but no .tflite.
-        calibration: training images, uint8 (n, height, width, channels); None: the first of the net's data.
-        evaluation: images and labels that accuracies are measured on; None: the validation split of the net's data, or
-            none where calibration is given and dataset is not.
-        dataset: stands for the data that a name or a run was trained on; or what `load_dataset` takes.
-        data_dir: where TFDS keeps its data.
-        zoo_dir: where names are looked up, as for `zoo.load`.
-        verbose: say how far it is.
-        settings: fields of `AnalysisConfig`: scheme, weight_bits, activation_bits, sensitivity, calibration_images,
-            evaluation_images.
+        options: of `compare_levels`: calibration, evaluation, dataset, data_dir, zoo_dir, verbose, and the fields of
+            `AnalysisConfig`: scheme, weight_bits, activation_bits, sensitivity, calibration_images, evaluation_images.
 
     Raises:
-        TypeError: images that are not uint8, a Keras 3 model, or an unknown setting.
+        TypeError: images that are not uint8, a Keras 3 model, or an unknown option.
         ValueError: no images, sizes or bits that do not fit, an unbuilt or nested model, layers that cannot be read.
         FileNotFoundError: no such name or file.
     """
-    config, net = AnalysisConfig(**settings), resolve(model_or_name, zoo_dir=zoo_dir)
-    data = _data([net], dataset, data_dir, calibration is None)
-    return _analyze(net, _net_name(net), data[net], calibration, evaluation, config, verbose)
+    return compare_levels([model_or_name], **options)
 
 
 def compare_levels(
@@ -128,13 +103,19 @@ def compare_levels(
     verbose: bool = False,
     **settings,
 ) -> Analysis:
-    """Put analyses of several nets into one, lined up by `block` and `depth`; data is loaded once for all.
+    """Analyze several nets, or put their analyses into one, lined up by `block` and `depth`; data is loaded once for all.
 
     Args:
         subjects: analyses, or what `analyze` takes. Nets of one name, such as two runs of one spec, are told apart by
             their folders or files, else by a number.
-        calibration, evaluation, dataset, data_dir, zoo_dir, verbose, settings: as for `analyze`, for the nets that are
-            no analyses yet.
+        calibration: training images, uint8 (n, height, width, channels); None: the first of the net's data.
+        evaluation: images and labels that accuracies are measured on; None: the validation split of the net's data, or
+            none where calibration is given and dataset is not.
+        dataset: stands for the data that a name or a run was trained on; or what `load_dataset` takes.
+        data_dir: where TFDS keeps its data.
+        zoo_dir: where names are looked up, as for `zoo.load`.
+        verbose: say how far it is.
+        settings: fields of `AnalysisConfig`.
 
     Raises:
         ValueError: nothing to compare, or one thing twice; else as `analyze`.
@@ -148,12 +129,14 @@ def compare_levels(
     if twice := [str(key) for number, key in enumerate(keys) if key in keys[:number]]:
         raise ValueError(f"{', '.join(twice)} is given twice; give each net once")
     names, data = _distinct_names(nets), _data(nets, dataset, data_dir, calibration is None)
-    analyses = []
-    for subject in subjects:
-        if isinstance(subject, Source):
-            subject = _analyze(subject, names[subject], data[subject], calibration, evaluation, config, verbose)
-        analyses.append(subject)
-    return concat(analyses)
+    return concat(
+        [
+            subject
+            if isinstance(subject, Analysis)
+            else _analyze(subject, names[subject], data[subject], calibration, evaluation, config, verbose)
+            for subject in subjects
+        ]
+    )
 
 
 def _net_name(net: Source) -> str:
@@ -190,30 +173,6 @@ def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
     return data
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One net's weights to measure: what is added to the tables, on which images."""
-
-    graph: FusedGraph
-    reference: FusedGraph  # its outputs are what is compared with
-    keys: dict  # net and source
-    tensors: dict[str, str]  # output tensors of the net's .tflite by layer
-    calibration: np.ndarray
-    split: Split | None
-    config: AnalysisConfig
-    tables: dict[str, list]
-    progress: Progress
-
-    @property
-    def images(self) -> np.ndarray:
-        """What outputs are compared on."""
-        return self.calibration if self.split is None else self.split.images
-
-    def bar(self, text: str, passes: int, images: np.ndarray) -> Bar:
-        """A bar of so many passes over images."""
-        return self.progress.bar(f"{self.keys['net']} {self.keys['source']} {text}", passes * -(-len(images) // BATCH))
-
-
 def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) -> Analysis:
     if calibration is None:
         calibration = data.calibration(config.calibration_images)
@@ -224,18 +183,55 @@ def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) 
         check_images(calibration, graph.input_shape, "calibration")
         if split is not None:
             check_images(split.images, graph.input_shape, "evaluation")
-    tables = {table: [] for table in TABLES}
     images = {"calibration_images": len(calibration), "evaluation_images": 0 if split is None else len(split)}
-    tables["nets"].append(_net_row(net, name, models, data, images, config))
+    nets = pandas.DataFrame([_net_row(net, name, models, data, images, config)])
     calibration = with_full_range_pixels(calibration)  # as the converter sees them
     reference = graphs.get("float") or graphs["qat"]
     tflite = net.int8_model() if net.tflite_file is not None else None
+    found = []
     with Progress(verbose) as progress:
         for source, graph in graphs.items():
-            keys, tensors = {"net": name, "source": source}, _tensors(tflite, graph)
             progress.say(f"{name} ({source}): {len(graph.operations)} operations, {len(calibration):,} images")
-            _measure(_Job(graph, reference, keys, tensors, calibration, split, config, tables, progress))
-    return from_rows(tables)
+            bar = partial(_bar, progress, f"{name} {source}")
+            tables = _measure(graph, reference, _tensor_names(tflite, graph), calibration, split, config, bar)
+            for table in tables.values():
+                table.insert(0, "net", name)
+                table.insert(1, "source", source)
+            found.append(tables)
+    return Analysis(nets=nets, **{table: stacked([tables[table] for tables in found]) for table in found[0]})
+
+
+def _bar(progress: Progress, text: str, what: str, passes: int, images: np.ndarray):
+    """Show a bar of so many passes over images; gives the function that fills a step."""
+    return progress.bar(f"{text} {what}", passes * -(-len(images) // BATCH)).advance
+
+
+def _measure(graph, reference: FusedGraph, tensors, calibration, split, config, bar) -> dict[str, pandas.DataFrame]:
+    """Measure one net's weights; outputs are compared with the reference's, whose own precision is float."""
+    advance = bar("activations and errors", 3, calibration)
+    distributions = activations(graph, calibration, advance)
+    asked = Scheme(config.scheme, config.weight_bits, config.activation_bits)
+    schemes = [QAT] if graph.is_quantize_aware else dict.fromkeys((asked, *ALWAYS))
+    quantizations = [
+        quantize_graph(graph, scheme, output_ranges(distributions, scheme.percentile)) for scheme in schemes
+    ]
+    errors = pandas.concat(error_tables(graph, calibration, quantizations, tensors, advance))
+    images = calibration if split is None else split.images
+    before, is_softmax = outputs(reference, images), reference.ends_in_softmax
+    rows = []
+    if graph is reference:
+        precision = {"precision": "float"} | dict(zip(SCHEME, ("float", 32, 32)))
+        rows.append(precision | output_row(before, before, split, is_softmax=is_softmax))
+    for quantization in quantizations:
+        precision = {"precision": quantization.scheme.title} | quantization.scheme.key
+        after = outputs(graph, images, quantization)
+        rows.append(precision | output_row(before, after, split, is_softmax=is_softmax))
+    sensitivity = pandas.DataFrame(columns=SENSITIVITY)
+    if config.sensitivity:
+        advance = bar("sensitivity", 3 + 2 * len(graph.kernels), images)
+        sensitivity = sensitivity_table(graph, images, quantizations[0], before, split, advance)
+    found = {"errors": errors, "output": pandas.DataFrame(rows), "sensitivity": sensitivity}
+    return distribution_tables(graph, distributions) | found | {"notes": notes(graph, distributions)}
 
 
 def _evaluation(data, evaluation, config):
@@ -272,75 +268,8 @@ def _net_row(net, name, models, data, images, config):
     }
 
 
-def _tensors(tflite, graph) -> dict[str, str]:
+def _tensor_names(tflite, graph) -> dict[str, str]:
     """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
-    try:
-        layers = [op.name for op in graph.quantized if op.kind != "input"]
-        return {} if tflite is None else tensor_names(tflite, layers)
-    except ValueError:
-        return {}
-
-
-def _measure(job: _Job) -> None:
-    """Add the rows of one net's weights to the tables."""
-    graph, keys, tables = job.graph, job.keys, job.tables
-    bar = job.bar("activations and errors", 3, job.calibration)
-    distributions = activations(graph, job.calibration, bar.advance)
-    _add_distributions(job, distributions)
-    tables["notes"] += find_anomalies(graph, distributions, keys)
-    schemes = [QAT] if graph.is_quantize_aware else [job.config.quantization, *(scheme_named(*row) for row in ALWAYS)]
-    quantizations = [
-        quantize_graph(graph, scheme, output_ranges(distributions, scheme.percentile))
-        for scheme in dict.fromkeys(schemes)
-    ]
-    for quantization, errors in zip(quantizations, layer_errors(graph, job.calibration, quantizations, bar.advance)):
-        tables["errors"] += error_rows(graph, quantization, errors, keys, job.tensors)
-    before = outputs(job.reference, job.images)
-    if graph is job.reference:
-        precision = {"precision": "float"} | dict(zip(SCHEME, ("float", 32, 32)))
-        tables["output"].append(keys | precision | output_row(before, before, job.split))
-    for quantization in quantizations:
-        after, precision = outputs(graph, job.images, quantization), {"precision": quantization.scheme.title}
-        tables["output"].append(
-            keys | precision | dict(zip(SCHEME, quantization.scheme.key)) | output_row(before, after, job.split)
-        )
-    if job.config.sensitivity:
-        tables["sensitivity"] += _sensitivity_rows(job, quantizations[0], before)
-
-
-def _add_distributions(job: _Job, distributions) -> None:
-    place = block_and_depth(job.graph)
-    for op in job.graph.operations:
-        at = job.keys | {"layer": op.name, **place[op.name], "kind": op.kind, "groups": op.groups}
-        tensors = {"activations": distributions[op.name]}
-        if op.kernel is not None:
-            tensors |= {"raw": describe(by_channel(op.kernel, op.kind))}
-            tensors |= {"folded": describe(by_channel(op.folded, op.kind))}
-        for tensor, distribution in tensors.items():
-            where = "activations" if tensor == "activations" else "weights"
-            job.tables[where].append(at | {"tensor": tensor} | distribution_row(distribution))
-            named = job.keys | {"tensor": tensor, "layer": op.name}
-            job.tables["channels"].append(channel_table(distribution, named))
-            job.tables["histograms"].append(histogram_table(distribution, named))
-
-
-def _sensitivity_rows(job: _Job, quantization: Quantization, reference: Outputs) -> list[dict]:
-    """Give a row for each part: "all", "weights", "activations", and "only" and "all_but" each layer with weights.
-
-    A layer is its kernel, its bias and its output; "only" leaves the input image and all other layers in float,
-    "all_but" leaves this one in float, the sum behind it quantized.
-    """
-    graph, place = job.graph, block_and_depth(job.graph)
-    kernels, outs = {op.name for op in graph.kernels}, {op.name for op in graph.quantized}
-    parts = [("all", None, kernels, outs), ("weights", None, kernels, set()), ("activations", None, set(), outs)]
-    for op in graph.kernels:
-        parts.append(("only", op.name, {op.name}, {op.name}))
-        parts.append(("all_but", op.name, kernels - {op.name}, outs - {op.name}))
-    bar, rows = job.bar("sensitivity", len(parts), job.images), []
-    for part, layer, weights, acts in parts:
-        after = outputs(graph, job.images, quantization, weights, acts, bar.advance)
-        row = job.keys | dict(zip(SCHEME, quantization.scheme.key)) | {"part": part, "layer": layer}
-        row |= place[layer] if layer else {"block": None, "depth": np.nan}
-        row |= output_row(reference, after, job.split)
-        rows.append({column: row[column] for column in EMPTY["sensitivity"]})
-    return rows
+    layers = [op.name for op in graph.quantized if op.kind != "input"]
+    outs = [] if tflite is None else [name for op, name in tflite.operator_outputs if op not in SAME_SCALE]
+    return dict(zip(layers, outs)) if len(outs) == len(layers) else {}

@@ -6,49 +6,83 @@ it is the mismatch that Yun & Wong, arXiv 2104.11849, find in depthwise-separabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-__all__ = ["CHANNEL_BINS", "Distribution", "Histogram", "Ranges", "describe"]
+__all__ = ["CHANNEL_BINS", "Distribution", "describe"]
 
 BINS = 2_048  # of a whole tensor: percentiles are read from them
 CHANNEL_BINS = 32
 
 
-@dataclass(frozen=True, eq=False)
 class Distribution:
-    """A tensor of K channels; NaN and infinite values are left out and counted.
+    """A tensor of K channels, batch by batch in two passes; NaN and infinite values are left out and counted.
 
-    Args:
-        count: numbers, the non-finite ones included.
+    `widen` takes in every batch, then `add` every batch again. What has no value, such as the range of a channel
+    without finite numbers, is NaN.
+
+    Attributes:
+        finite: int64 (K,), how many numbers of each channel are finite.
         not_finite: how many are NaN or infinite.
-        channel_minimum, channel_maximum: float64 (K,), NaN for a channel without a finite value.
-        mean, std: of all values.
-        kurtosis: fourth central moment over the squared variance, 3 for a normal distribution; NaN where constant.
         counts: int64 (K, CHANNEL_BINS) over [minimum, maximum] in equal bins.
         fine_counts: int64 (BINS,), the same of the whole tensor.
     """
 
-    count: int
-    not_finite: int
-    channel_minimum: np.ndarray
-    channel_maximum: np.ndarray
-    mean: float
-    std: float
-    kurtosis: float
-    counts: np.ndarray
-    fine_counts: np.ndarray
+    def __init__(self, channels: int):
+        self.finite, self.not_finite = np.zeros(channels, np.int64), 0
+        self._low, self._high, self._total = np.full(channels, np.inf), np.full(channels, -np.inf), np.zeros(channels)
+        self.counts, self.fine_counts = np.zeros((channels, CHANNEL_BINS), np.int64), np.zeros(BINS, np.int64)
+        self._second = self._fourth = 0.0
+
+    def widen(self, rows: np.ndarray) -> None:
+        """Take in the ranges and sums of values (numbers, channels): the first pass."""
+        finite = np.isfinite(rows)
+        self.finite += finite.sum(0)
+        self.not_finite += int(finite.size - finite.sum())
+        self._low = np.minimum(self._low, np.where(finite, rows, np.inf).min(0))
+        self._high = np.maximum(self._high, np.where(finite, rows, -np.inf).max(0))
+        self._total += np.where(finite, rows, 0).sum(0, dtype=np.float64)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take in the histograms and moments of values (numbers, channels) that the first pass saw."""
+        if not self.finite.any():
+            return
+        place = np.broadcast_to(np.arange(rows.shape[1], dtype=np.int32) * CHANNEL_BINS, rows.shape)
+        if self.not_finite:
+            keep = np.isfinite(rows)
+            rows, place = rows[keep], place[keep]
+        scaled = (rows - np.float32(self.minimum)) * np.float32(BINS / self.range if self.range else 0)
+        bins = np.clip(scaled.astype(np.int32), 0, BINS - 1)
+        self.fine_counts += np.bincount(bins.reshape(-1), minlength=BINS)
+        coarse = bins // (BINS // CHANNEL_BINS) + place
+        self.counts += np.bincount(coarse.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape)
+        squares = np.square(rows - np.float32(self.mean), dtype=np.float32)
+        self._second += float(squares.sum(dtype=np.float64))
+        self._fourth += float(np.square(squares).sum(dtype=np.float64))
+
+    @property
+    def count(self) -> int:
+        """How many numbers there are, the non-finite ones included."""
+        return int(self.finite.sum()) + self.not_finite
+
+    @property
+    def channel_minimum(self) -> np.ndarray:
+        """float64 (K,)."""
+        return np.where(self.finite > 0, self._low, np.nan)
+
+    @property
+    def channel_maximum(self) -> np.ndarray:
+        """float64 (K,)."""
+        return np.where(self.finite > 0, self._high, np.nan)
 
     @property
     def minimum(self) -> float:
-        """The smallest value; NaN where there is no finite one."""
-        return _extreme(np.nanmin, self.channel_minimum)
+        """The smallest value."""
+        return float(self._low.min()) if self.finite.any() else float("nan")
 
     @property
     def maximum(self) -> float:
-        """The largest value; NaN where there is no finite one."""
-        return _extreme(np.nanmax, self.channel_maximum)
+        """The largest value."""
+        return float(self._high.max()) if self.finite.any() else float("nan")
 
     @property
     def range(self) -> float:
@@ -63,113 +97,44 @@ class Distribution:
     @property
     def channel_precisions(self) -> np.ndarray:
         """r_i / R, (K,), each in 0..1; NaN where R is 0."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.channel_ranges / self.range if self.range else np.full(len(self.channel_minimum), np.nan)
+        return self.channel_ranges / (self.range or np.nan)
 
     @property
     def average_channel_precision(self) -> float:
         """P = (1/K) sum of r_i / R, in (0, 1]; NaN where R is 0."""
         return float(np.mean(self.channel_precisions))
 
+    @property
+    def mean(self) -> float:
+        """Of all values."""
+        return float(self._total.sum() / self.finite.sum()) if self.finite.any() else float("nan")
+
+    @property
+    def std(self) -> float:
+        """Of all values."""
+        if not self.range:
+            return 0.0
+        return float(np.sqrt(self._second / self.finite.sum())) if self.finite.any() else float("nan")
+
+    @property
+    def kurtosis(self) -> float:
+        """Fourth central moment over the squared variance, 3 for a normal distribution; NaN where constant."""
+        if not self.range > 0 or not self._second:
+            return float("nan")
+        variance = self._second / self.finite.sum()
+        return float(self._fourth / self.finite.sum() / variance**2)
+
     def percentile(self, percent: float) -> float:
         """The value below which `percent` of the values lie, to within range / 2048."""
-        if not self.fine_counts.sum():
+        if not self.finite.any():
             return float("nan")
-        edges = np.linspace(self.minimum, self.maximum, BINS + 1)
         shares = np.concatenate([[0], np.cumsum(self.fine_counts)]) / self.fine_counts.sum()
-        if percent <= 0 or percent >= 100:
-            return self.minimum if percent <= 0 else self.maximum
-        place = int(np.searchsorted(shares, percent / 100, side="left"))
-        low, high = shares[place - 1], shares[place]
-        return float(edges[place - 1] + (edges[place] - edges[place - 1]) * (percent / 100 - low) / (high - low))
-
-
-class Ranges:
-    """Running minimum, maximum and mean by channel, batch by batch; the first of two passes."""
-
-    def __init__(self):
-        self.count, self.not_finite = 0, 0
-        self.minimum = self.maximum = self.total = self.finite = None
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take in more values, (numbers, channels)."""
-        self.count += rows.size
-        finite = np.isfinite(rows)
-        every = bool(finite.all())
-        low = rows.min(0) if every else np.where(finite, rows, np.inf).min(0)
-        high = rows.max(0) if every else np.where(finite, rows, -np.inf).max(0)
-        total = rows.sum(0, dtype=np.float64) if every else np.where(finite, rows, 0).sum(0, dtype=np.float64)
-        number = np.full(rows.shape[1], len(rows)) if every else finite.sum(0)
-        self.not_finite += 0 if every else int(rows.size - finite.sum())
-        if self.minimum is None:
-            self.minimum, self.maximum, self.total, self.finite = low.astype(float), high.astype(float), total, number
-            return
-        self.minimum, self.maximum = np.minimum(self.minimum, low), np.maximum(self.maximum, high)
-        self.total, self.finite = self.total + total, self.finite + number
-
-
-class Histogram:
-    """Running histograms and central moments within the ranges of a first pass; the second of two passes."""
-
-    def __init__(self, ranges: Ranges):
-        self.ranges = ranges
-        empty = ranges.finite == 0
-        self.low = np.where(empty, np.nan, ranges.minimum)
-        self.high = np.where(empty, np.nan, ranges.maximum)
-        finite = int(ranges.finite.sum())
-        self.mean = float(ranges.total.sum() / finite) if finite else float("nan")
-        channels = len(self.low)
-        self.counts = np.zeros(channels * CHANNEL_BINS, np.int64)
-        self.fine = np.zeros(BINS, np.int64)
-        self.second = self.fourth = 0.0
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take in values (numbers, channels) that the first pass saw."""
-        if not self.ranges.finite.sum():
-            return
-        channels = rows.shape[1]
-        low, high = np.nanmin(self.low), np.nanmax(self.high)
-        place = np.broadcast_to(np.arange(channels, dtype=np.int32) * CHANNEL_BINS, rows.shape)
-        if self.ranges.not_finite:
-            keep = np.isfinite(rows)
-            rows, place = rows[keep], place[keep]
-        scaled = (rows - np.float32(low)) * np.float32(BINS / (high - low) if high > low else 0)
-        bins = np.minimum(scaled.astype(np.int32), BINS - 1)
-        np.maximum(bins, 0, out=bins)
-        self.fine += np.bincount(bins.reshape(-1), minlength=BINS)
-        coarse = bins // (BINS // CHANNEL_BINS) + place
-        self.counts += np.bincount(coarse.reshape(-1), minlength=len(self.counts))
-        squares = np.square(rows - np.float32(self.mean), dtype=np.float32)
-        self.second += float(squares.sum(dtype=np.float64))
-        self.fourth += float(np.square(squares).sum(dtype=np.float64))
-
-    def result(self) -> Distribution:
-        """Give what both passes found."""
-        finite = int(self.ranges.finite.sum())
-        is_constant = finite and np.nanmax(self.high) == np.nanmin(self.low)
-        variance = self.second / finite if finite else float("nan")
-        known = finite and not is_constant and variance > 0
-        return Distribution(
-            count=self.ranges.count,
-            not_finite=self.ranges.not_finite,
-            channel_minimum=self.low,
-            channel_maximum=self.high,
-            mean=self.mean,
-            std=0.0 if is_constant else float(np.sqrt(variance)),
-            kurtosis=self.fourth / finite / variance**2 if known else float("nan"),
-            counts=self.counts.reshape(-1, CHANNEL_BINS),
-            fine_counts=self.fine,
-        )
+        return float(np.interp(percent / 100, shares, np.linspace(self.minimum, self.maximum, BINS + 1)))
 
 
 def describe(rows: np.ndarray) -> Distribution:
     """Measure the distribution of values (numbers, channels) that are in memory."""
-    ranges = Ranges()
-    ranges.add(rows)
-    histogram = Histogram(ranges)
-    histogram.add(rows)
-    return histogram.result()
-
-
-def _extreme(function, values):
-    return float("nan") if np.isnan(values).all() else float(function(values))
+    found = Distribution(rows.shape[1])
+    found.widen(rows)
+    found.add(rows)
+    return found

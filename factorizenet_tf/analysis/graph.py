@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._keras import functional_model, keras, tf
+from .._keras import functional_model, is_wrapped, keras, tf
 
 __all__ = ["FusedGraph", "FusedOp", "by_channel", "fuse"]
 
 # The layers with weights that are read, and what their kernel is called.
 KERNELS = dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "Dense"), "kernel") | {"DepthwiseConv2D": "depthwise_kernel"}
 UNKNOWN = ("Separable", "Transpose", "DepthwiseConv1D", "LocallyConnected", "Embedding", "LSTM", "GRU", "Attention")
-WRAPPERS = ("QuantizeWrapper", "QuantizeWrapperV2")
 # Layers whose output has its input's scale in TFLite: they make no values that were not there.
 SAME_SCALE = frozenset({"Flatten", "Reshape", "Permute", "Dropout", "SpatialDropout2D", "GaussianNoise"})
 SAME_SCALE |= {"ZeroPadding2D", "Cropping2D", "MaxPooling2D", "GlobalMaxPooling2D", "AveragePooling2D", "UpSampling2D"}
@@ -33,13 +32,13 @@ class FusedOp:
     Args:
         name: of its first layer, without TFMOT's "quant_".
         kind: "input", "conv", "grouped", "depthwise", "pointwise", "dense", "add", "pool", "activation" or "other".
+        output: tensor id.
+        inputs: tensor ids it reads.
+        compute: (values by tensor id, kernel, bias) -> the output, float32 (batch, ..., channels); None for inputs.
         groups: of a convolution, else 1.
         input_scale_from: the operation whose output scale is this one's input scale; None for inputs.
         is_quantized: whether its output gets a scale of its own.
         fixed_range: (low, high) of the output where TFLite fixes it or the model learnt it, else None.
-        compute: (values by tensor id, kernel, bias) -> the output, float32 (batch, ..., channels).
-        output: tensor id.
-        inputs: tensor ids it reads.
         kernel: float32, as trained; None where there is none.
         folded: the kernel with BatchNorm folded in.
         bias: float32 (channels,), BatchNorm folded in.
@@ -50,13 +49,13 @@ class FusedOp:
 
     name: str
     kind: str
-    groups: int
-    input_scale_from: str | None
-    is_quantized: bool
-    fixed_range: tuple[float, float] | None
-    compute: Callable
     output: str
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    compute: Callable | None = None
+    groups: int = 1
+    input_scale_from: str | None = None
+    is_quantized: bool = True
+    fixed_range: tuple[float, float] | None = None
     kernel: np.ndarray | None = None
     folded: np.ndarray | None = None
     bias: np.ndarray | None = None
@@ -198,7 +197,7 @@ class _Fusion:
         self.is_quantize_aware |= any(_learned_range(node.layer) is not None for node in chain)
         if first.is_input:
             fixed = _learned_range(last.layer) or (0.0, 1.0)
-            self.operations.append(FusedOp(name, "input", 1, None, True, fixed, _refuse_to_compute, output, ()))
+            self.operations.append(FusedOp(name, "input", output, fixed_range=fixed))
             self.scale_from |= {output: name, first.flat_output_ids[0]: name}
             return
         kind, has_kernel = _kind(bare), type_name in KERNELS
@@ -219,13 +218,13 @@ class _Fusion:
         op = FusedOp(
             name,
             kind,
+            output,
+            tuple(first.flat_input_ids),
+            _layers(first, bare, own in FUSED, steps),
             groups,
             scale_from,
             not keeps_scale,
             fixed,
-            _Layers(first, bare, own in FUSED, steps),
-            output,
-            tuple(first.flat_input_ids),
             rounds_like_average_pool=type(_bare(last.layer)).__name__ == "AveragePooling2D",
             **weights,
         )
@@ -234,11 +233,14 @@ class _Fusion:
             self.operations.append(op)
             return
         before, behind = f"{output}-{own}", f"{name}_{own}"  # the activation is an operation of its own in TFLite
-        compute = _Function(before, _unwrapped_activation(bare.activation))
-        self.operations += [
-            dataclasses.replace(op, output=before),
-            FusedOp(behind, "activation", 1, name, True, FIXED.get(own), compute, output, (before,)),
-        ]
+        function, fixed = _unwrapped_activation(bare.activation), FIXED.get(own)
+
+        def activate(values, kernel, bias):
+            return function(values[before])
+
+        options = {"input_scale_from": name, "fixed_range": fixed}
+        self.operations.append(dataclasses.replace(op, output=before))
+        self.operations.append(FusedOp(behind, "activation", output, (before,), activate, **options))
         self.scale_from[output] = behind
 
     def _name(self, bare):
@@ -247,38 +249,23 @@ class _Fusion:
         return name if self.names[name] == 1 else f"{name}@{self.names[name]}"  # a layer used again
 
 
-class _Layers:
+def _layers(node, bare, fuses_activation, steps):
     """The arithmetic of an operation's layers on values by tensor id."""
+    ids = node.flat_input_ids
 
-    def __init__(self, node, bare, fuses_activation, steps):
-        self.node, self.bare, self.fuses_activation, self.steps = node, bare, fuses_activation, steps
-
-    def __call__(self, values, kernel, bias):
-        ids = self.node.flat_input_ids
+    def compute(values, kernel, bias):
         if kernel is not None:
-            x = _multiplied(self.bare, values[ids[0]], kernel) + bias
-            if self.fuses_activation:
-                x = _unwrapped_activation(self.bare.activation)(x)
+            x = _multiplied(bare, values[ids[0]], kernel) + bias
+            if fuses_activation:
+                x = _unwrapped_activation(bare.activation)(x)
         else:
-            args, kwargs = self.node.map_arguments({key: [values[key]] * len(ids) for key in ids})
-            x = _run(self.bare, args, kwargs)
-        for node in self.steps:
-            x = _run(_bare(node.layer), (x,), {})
+            args, kwargs = node.map_arguments({key: [values[key]] * len(ids) for key in ids})
+            x = _run(bare, args, kwargs)
+        for step in steps:
+            x = _run(_bare(step.layer), (x,), {})
         return x
 
-
-class _Function:
-    """One function of one tensor."""
-
-    def __init__(self, tensor, function):
-        self.tensor, self.function = tensor, function
-
-    def __call__(self, values, kernel, bias):
-        return self.function(values[self.tensor])
-
-
-def _refuse_to_compute(values, kernel, bias):
-    raise RuntimeError("an input is given, not computed")
+    return compute
 
 
 # What a Keras layer, quantization-wrapped or not, is to TFLite
@@ -286,7 +273,7 @@ def _refuse_to_compute(values, kernel, bias):
 
 def _bare(layer):
     """The layer inside a quantization wrapper, or the layer itself."""
-    return layer.layer if type(layer).__name__ in WRAPPERS else layer
+    return layer.layer if is_wrapped(layer) else layer
 
 
 def _is_a(node, kind):
@@ -345,7 +332,7 @@ def _folded_weights(layer, norm) -> dict[str, np.ndarray | None]:
 
 def _kernel_and_limits(layer, bare):
     """The trained kernel, and max |w| as a quantization wrapper holds it, (channels,) or (1,)."""
-    for weight, _, variables in layer._weight_vars if type(layer).__name__ in WRAPPERS else ():
+    for weight, _, variables in layer._weight_vars if is_wrapped(layer) else ():
         if _is_kernel(weight):
             limits = np.maximum(np.abs(variables["min_var"].numpy()), np.abs(variables["max_var"].numpy()))
             return weight.numpy(), limits.reshape(-1)
@@ -361,7 +348,7 @@ def _learned_range(layer):
     variables = None
     if type(layer).__name__ == "QuantizeLayer":
         variables = layer.quantizer_vars
-    elif type(layer).__name__ in WRAPPERS:
+    elif is_wrapped(layer):
         if layer._output_quantizers:
             variables = layer._output_quantizer_vars
         for activation in layer._quantize_activations:

@@ -1,55 +1,55 @@
-"""Pass over images, a batch at a time, and measure activations, quantization errors and outputs of a net."""
+"""Measure a net as tables, by passes over images: distributions, quantization errors, what its outputs lose."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas
 
 from .._keras import tf, to_float
-from .distributions import Distribution, Histogram, Ranges
-from .graph import FusedGraph
+from ..data import Split
+from .distributions import CHANNEL_BINS, Distribution, describe
+from .graph import FusedGraph, FusedOp, by_channel
 from .simulation import Quantization, forward
+from .tables import SCHEME
 
-__all__ = ["BATCH", "Errors", "Outputs", "activations", "layer_errors", "output_ranges", "outputs"]
+__all__ = [
+    "BATCH",
+    "SENSITIVITY",
+    "activations",
+    "distribution_row",
+    "distribution_tables",
+    "error_tables",
+    "kernel_error",
+    "notes",
+]
+__all__ += ["output_ranges", "output_row", "outputs", "sensitivity_table", "values_by_channel"]
 
 BATCH = 128
+PERCENT = 99.0  # percentile ranges lie between the 1st and the 99th percentile
+BLOCK_PARTS = ("_spatial", "_pointwise", "_add")
+SENSITIVITY = [*SCHEME, "part", "layer", "block", "depth"]  # the columns of that table
+SENSITIVITY += ["accuracy", "decrease_points", "decrease_percent", "top1_agreement", "qmse", "kl"]
 
 
-@dataclass
-class Errors:
-    """Sums over one layer's output: of squares, and of squared errors alone and accumulated."""
-
-    numbers: int = 0
-    signal: float = 0.0
-    alone: float = 0.0
-    accumulated: float = 0.0
+def batches(images: np.ndarray, advance: Callable[[], None] | None = None) -> Iterator[tf.Tensor]:
+    """Give uint8 images as float32 in 0..1, at most BATCH at a time; `advance` is called after each batch."""
+    for start in range(0, len(images), BATCH):
+        yield to_float(images[start : start + BATCH])
+        if advance is not None:
+            advance()
 
 
-@dataclass
-class Outputs:
-    """A net's outputs (images, classes) on a set of images; `is_softmax` where they are probabilities."""
-
-    is_softmax: bool
-    parts: list = field(default_factory=list)
-
-    @property
-    def values(self) -> np.ndarray:
-        """float32 (images, classes)."""
-        return np.concatenate(self.parts)
-
-    def log_probabilities(self) -> np.ndarray:
-        """float64 (images, classes)."""
-        values = self.values.astype(np.float64)
-        if self.is_softmax:
-            return np.log(np.maximum(values, 1e-9) / np.maximum(values, 1e-9).sum(1, keepdims=True))
-        shifted = values - values.max(1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+def values_by_channel(output: tf.Tensor) -> np.ndarray:
+    """View an operation's output (batch, ..., channels) as (numbers, channels)."""
+    return output.numpy().reshape(-1, output.shape[-1])
 
 
-def activations(graph: FusedGraph, images: np.ndarray, advance=None) -> dict[str, Distribution]:
+def activations(
+    graph: FusedGraph, images: np.ndarray, advance: Callable[[], None] | None = None
+) -> dict[str, Distribution]:
     """Measure the distribution of each operation's float output over images, in two passes.
 
     Args:
@@ -57,62 +57,19 @@ def activations(graph: FusedGraph, images: np.ndarray, advance=None) -> dict[str
         images: uint8 (n, height, width, channels).
         advance: called after each batch of each pass.
     """
-    ranges = {op.name: Ranges() for op in graph.operations}
-    for batch in batches(images):
+    found = {}
+    for batch in batches(images, advance):
         for op, output in forward(graph, batch):
-            ranges[op.name].add(_rows(output))
-        _call(advance)
-    histograms = {name: Histogram(found) for name, found in ranges.items()}
-    for batch in batches(images):
+            found.setdefault(op.name, Distribution(output.shape[-1])).widen(values_by_channel(output))
+    for batch in batches(images, advance):
         for op, output in forward(graph, batch):
-            histograms[op.name].add(_rows(output))
-        _call(advance)
-    return {name: histogram.result() for name, histogram in histograms.items()}
-
-
-def output_ranges(distributions: dict[str, Distribution], percentile: float | None) -> dict[str, tuple[float, float]]:
-    """Give (low, high) of each output: the (100 - p)-th and the p-th percentile, or minimum and maximum for None."""
-    percent = 100.0 if percentile is None else percentile
-    return {name: (d.percentile(100 - percent), d.percentile(percent)) for name, d in distributions.items()}
-
-
-def layer_errors(
-    graph: FusedGraph, images: np.ndarray, quantizations: Sequence[Quantization], advance=None
-) -> list[dict[str, Errors]]:
-    """Sum the errors of each quantized output against the float net's, for each quantization.
-
-    Alone: this layer's kernel, bias and output are quantized and its input is the float net's. Accumulated: everything
-    before it is quantized, too.
-
-    Returns:
-        For each quantization the `Errors` by operation's name.
-    """
-    found = [{op.name: Errors() for op in graph.quantized} for _ in quantizations]
-    last_readers = graph.last_readers()
-    for batch in batches(images):
-        values = {}
-        runs = [forward(graph, batch, quantization) for quantization in quantizations]
-        for number, (op, output) in enumerate(forward(graph, batch)):
-            signal = float(tf.reduce_sum(tf.square(output)))
-            for quantization, errors, run in zip(quantizations, found, runs):
-                _, accumulated = next(run)
-                if not op.is_quantized:
-                    continue
-                alone = output
-                if op.kernel is not None:
-                    alone = op.compute(values, quantization.kernels[op.name], quantization.biases[op.name])
-                alone = quantization.tensor(op.name, alone)
-                sums = errors[op.name]
-                sums.numbers += int(np.prod(output.shape))
-                sums.signal += signal
-                sums.alone += float(tf.reduce_sum(tf.square(output - alone)))
-                sums.accumulated += float(tf.reduce_sum(tf.square(output - accumulated)))
-            values[op.output] = output
-            for key in op.inputs:
-                if last_readers[key] == number:
-                    values.pop(key, None)
-        _call(advance)
+            found[op.name].add(values_by_channel(output))
     return found
+
+
+def output_ranges(distributions: Mapping[str, Distribution], percentile: float) -> dict[str, tuple[float, float]]:
+    """Give (low, high) of each output: the (100 - p)-th and the p-th percentile; 100: minimum and maximum."""
+    return {name: (d.percentile(100 - percentile), d.percentile(percentile)) for name, d in distributions.items()}
 
 
 def outputs(
@@ -121,28 +78,240 @@ def outputs(
     quantization: Quantization | None = None,
     weights=None,
     acts=None,
-    advance=None,
-) -> Outputs:
-    """Compute the net's outputs on uint8 images; the other arguments are as for `forward`."""
-    result = Outputs(graph.ends_in_softmax)
-    for batch in batches(images):
+    advance: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Compute the net's outputs, float32 (n, classes), on uint8 images; the other arguments are as for `forward`."""
+    parts = []
+    for batch in batches(images, advance):
         ((_, last),) = collections.deque(forward(graph, batch, quantization, weights, acts), maxlen=1)
-        result.parts.append(last.numpy())
-        _call(advance)
-    return result
+        parts.append(last.numpy())
+    return np.concatenate(parts)
 
 
-def batches(images: np.ndarray) -> Iterator[tf.Tensor]:
-    """Give uint8 images as float32 in 0..1, at most BATCH at a time."""
-    for start in range(0, len(images), BATCH):
-        yield to_float(images[start : start + BATCH])
+def operation_table(graph: FusedGraph, operations: Sequence[FusedOp]) -> pandas.DataFrame:
+    """Give operations' layer, block, depth, kind and groups; block and depth line up nets of different levels.
+
+    A block's first operation has a whole number as its depth, the others follow in equal steps below the next; blocks
+    are what the plan names (`stage1_block1`), and each operation of another net is one.
+    """
+    blocks = {}
+    for op in graph.operations:
+        block = next((op.name.removesuffix(part) for part in BLOCK_PARTS if op.name.endswith(part)), op.name)
+        blocks.setdefault(block, []).append(op.name)
+    place = {
+        name: (block, number + place / len(names))
+        for number, (block, names) in enumerate(blocks.items())
+        for place, name in enumerate(names)
+    }
+    rows = [(op.name, *place[op.name], op.kind, op.groups) for op in operations]
+    return pandas.DataFrame(rows, columns=["layer", "block", "depth", "kind", "groups"])
 
 
-def _rows(output):
-    values = output.numpy()
-    return values.reshape(-1, values.shape[-1])
+def distribution_row(found: Distribution) -> dict:
+    """Give the numbers of one tensor."""
+    ranges = found.channel_ranges
+    known = ranges[~np.isnan(ranges)]
+    low, middle, high = np.quantile(known, (0, 0.5, 1)) if len(known) else (np.nan,) * 3
+    return {
+        "channels": len(ranges),
+        "numbers": found.count,
+        "minimum": found.minimum,
+        "maximum": found.maximum,
+        "range": found.range,
+        "percentile_range": found.percentile(PERCENT) - found.percentile(100 - PERCENT),
+        "channel_range_min": low,
+        "channel_range_median": middle,
+        "channel_range_max": high,
+        "average_channel_precision": found.average_channel_precision,
+        "mean": found.mean,
+        "std": found.std,
+        "kurtosis": found.kurtosis,
+        "zero_range_channels": int((known == 0).sum()),
+        "not_finite": found.not_finite,
+    }
 
 
-def _call(advance):
-    if advance is not None:
-        advance()
+def distribution_tables(graph: FusedGraph, outs: Mapping[str, Distribution]) -> dict[str, pandas.DataFrame]:
+    """Give the tables weights, activations, channels and histograms (the bins that hold values).
+
+    Args:
+        graph: the net.
+        outs: the outputs' distributions, of `activations`.
+    """
+    rows = {"weights": [], "activations": []}
+    channels, histograms = [], []
+    for op, at in zip(graph.operations, operation_table(graph, graph.operations).to_dict("records")):
+        tensors = {"activations": outs[op.name]}
+        if op.kernel is not None:
+            kernels = {"raw": op.kernel, "folded": op.folded}
+            tensors |= {tensor: describe(by_channel(kernel, op.kind)) for tensor, kernel in kernels.items()}
+        for tensor, found in tensors.items():
+            table = "activations" if tensor == "activations" else "weights"
+            rows[table].append(at | {"tensor": tensor} | distribution_row(found))
+            named = {"tensor": tensor, "layer": op.name}
+            columns = {"minimum": found.channel_minimum, "maximum": found.channel_maximum}
+            columns |= {"range": found.channel_ranges, "precision": found.channel_precisions}
+            channels.append(pandas.DataFrame(named | {"channel": np.arange(len(found.finite))} | columns))
+            channel, place = np.nonzero(found.counts)
+            edges = np.linspace(found.minimum, found.maximum, CHANNEL_BINS + 1)
+            bins = {"channel": channel, "bin": place, "low": edges[place], "high": edges[place + 1]}
+            histograms.append(pandas.DataFrame(named | bins | {"count": found.counts[channel, place]}))
+    tables = {table: pandas.DataFrame(found) for table, found in rows.items()}
+    return tables | {"channels": pandas.concat(channels), "histograms": pandas.concat(histograms)}
+
+
+def notes(graph: FusedGraph, outs: Mapping[str, Distribution]) -> pandas.DataFrame:
+    """Note what is odd about a net's tensors: not finite, constant, channels without range; arguments as above."""
+    found = []
+    for op in graph.kernels:
+        rows = by_channel(op.folded, op.kind)
+        broken, dead = int((~np.isfinite(rows)).sum()), int((np.abs(rows).max(0) == 0).sum())
+        if broken:
+            found.append((op.name, "weights", f"{broken} of {rows.size} folded weights are NaN or infinite"))
+        if dead:
+            found.append((op.name, "weights", f"{dead} of {rows.shape[1]} channels have no weights but zero"))
+    for name, out in outs.items():
+        still, on = int((out.channel_ranges == 0).sum()), "activations"
+        if out.not_finite:
+            found.append((name, on, f"{out.not_finite} of {out.count} outputs are NaN or infinite"))
+        if out.range == 0:
+            found.append((name, on, f"the output is constant ({out.minimum:g}) on the calibration images"))
+        elif still:
+            found.append((name, on, f"{still} of {len(out.channel_ranges)} channels are constant on these images"))
+    return pandas.DataFrame(found, columns=["layer", "tensor", "note"])
+
+
+def sqnr_db(signal, noise):
+    """Give 10 log10(sum x^2 / sum (x - x_q)^2) in dB; infinite without noise, NaN where there is no signal either."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 10 * np.log10(np.divide(signal, noise))
+
+
+def kernel_error(op: FusedOp, kernel: np.ndarray) -> tuple[float, float]:
+    """Give (MSE, SQNR in dB) of an operation's folded kernel in its quantized form."""
+    exact = op.folded.astype(np.float64)
+    noise = float(np.sum((op.folded - kernel).astype(np.float64) ** 2))
+    return noise / exact.size, float(sqnr_db(np.sum(exact**2), noise))
+
+
+def error_tables(
+    graph: FusedGraph,
+    images: np.ndarray,
+    quantizations: Sequence[Quantization],
+    tensors: Mapping[str, str],
+    advance: Callable[[], None] | None = None,
+) -> list[pandas.DataFrame]:
+    """Measure the error of each kernel and of each quantized output against the float net's, a table a quantization.
+
+    Alone: this layer's kernel, bias and output are quantized and its input is the float net's. Accumulated: everything
+    before it is quantized, too.
+
+    Args:
+        graph: the net.
+        images: uint8 (n, height, width, channels).
+        quantizations: of the net.
+        tensors: by layer the output in the net's .tflite, where there is one.
+        advance: called after each batch.
+    """
+    sums = {op.name: np.zeros((len(quantizations), 4)) for op in graph.quantized}
+    last_readers = graph.last_readers()
+    for batch in batches(images, advance):
+        values = {}
+        runs = [forward(graph, batch, quantization) for quantization in quantizations]
+        for number, (op, output) in enumerate(forward(graph, batch)):
+            signal = float(tf.reduce_sum(tf.square(output)))
+            for which, (quantization, run) in enumerate(zip(quantizations, runs)):
+                _, accumulated = next(run)
+                if not op.is_quantized:
+                    continue
+                alone = output
+                if op.kernel is not None:
+                    alone = op.compute(values, quantization.kernels[op.name], quantization.biases[op.name])
+                alone = quantization.tensor(op.name, alone)
+                noise = [float(tf.reduce_sum(tf.square(output - other))) for other in (alone, accumulated)]
+                sums[op.name][which] += [np.prod(output.shape), signal, *noise]
+            values[op.output] = output
+            for key in op.inputs:
+                if last_readers[key] == number:
+                    values.pop(key, None)
+    tables = []
+    for which, quantization in enumerate(quantizations):
+        numbers, signal, alone, accumulated = np.array([sums[op.name][which] for op in graph.quantized]).T
+        kernels = [
+            (np.nan, np.nan) if op.kernel is None else kernel_error(op, quantization.kernels[op.name])
+            for op in graph.quantized
+        ]
+        table = operation_table(graph, graph.quantized)
+        table["tensor"] = [tensors.get(layer) for layer in table["layer"]]
+        table[["weight_mse", "weight_sqnr_db"]] = kernels
+        table[["output_low", "output_high"]] = [quantization.ranges[layer] for layer in table["layer"]]
+        table["mse"], table["sqnr_db"] = alone / numbers, sqnr_db(signal, alone)
+        table["accumulated_mse"], table["accumulated_sqnr_db"] = accumulated / numbers, sqnr_db(signal, accumulated)
+        lost = table["sqnr_db"] - table["accumulated_sqnr_db"]
+        table["accumulation_db"] = lost.where(np.isfinite(table["sqnr_db"]))
+        tables.append(table.assign(**quantization.scheme.key)[[*SCHEME, *table]])
+    return tables
+
+
+def output_row(reference: np.ndarray, found: np.ndarray, split: Split | None, *, is_softmax: bool) -> dict:
+    """Compare a quantized net's outputs (n, classes) with the float net's, in natural logarithms.
+
+    QMSE is the mean squared difference of the outputs; QCE the cross entropy of the quantized probabilities under the
+    float ones; KL their divergence, QCE less the float net's own entropy. Accuracy lost is in points, and relative,
+    100 (A_float - A_quant) / A_float. Source: arXiv 2104.11849 (relative).
+    """
+    log_p, log_q = (_log_probabilities(values.astype(np.float64), is_softmax) for values in (reference, found))
+    p = np.exp(log_p)
+    qce, entropy = float(-(p * log_q).sum(1).mean()), float(-(p * log_p).sum(1).mean())
+    row = {
+        "qmse": float(np.mean(np.square(reference.astype(np.float64) - found))),
+        "qce": qce,
+        "kl": max(0.0, qce - entropy) if np.isfinite(qce) else qce,
+        "top1_agreement": float(np.mean(reference.argmax(1) == found.argmax(1))),
+        "images": len(found),
+    }
+    if split is None:
+        return row | {"accuracy": np.nan, "decrease_points": np.nan, "decrease_percent": np.nan}
+    before, after = (float(np.mean(values.argmax(1) == split.labels)) for values in (reference, found))
+    lost = 100 * (before - after)
+    return row | {
+        "accuracy": after,
+        "decrease_points": lost,
+        "decrease_percent": lost / before if before else np.nan,
+    }
+
+
+def _log_probabilities(values, is_softmax):
+    if is_softmax:
+        return np.log(np.maximum(values, 1e-9) / np.maximum(values, 1e-9).sum(1, keepdims=True))
+    shifted = values - values.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def sensitivity_table(
+    graph: FusedGraph,
+    images: np.ndarray,
+    quantization: Quantization,
+    reference: np.ndarray,
+    split: Split | None,
+    advance: Callable[[], None] | None = None,
+) -> pandas.DataFrame:
+    """Quantize parts of a net and give a row for each: what its outputs lose against the reference (n, classes).
+
+    Parts are "all", "weights", "activations", and "only" and "all_but" each layer with weights. A layer is its kernel,
+    its bias and its output; "only" leaves the input image and all other layers in float, "all_but" leaves this one in
+    float, the sum behind it quantized.
+    """
+    kernels, outs = {op.name for op in graph.kernels}, {op.name for op in graph.quantized}
+    parts = [("all", None, kernels, outs), ("weights", None, kernels, set()), ("activations", None, set(), outs)]
+    for op in graph.kernels:
+        parts.append(("only", op.name, {op.name}, {op.name}))
+        parts.append(("all_but", op.name, kernels - {op.name}, outs - {op.name}))
+    rows = []
+    for part, layer, weights, acts in parts:
+        found = outputs(graph, images, quantization, weights, acts, advance)
+        lost = output_row(reference, found, split, is_softmax=graph.ends_in_softmax)
+        rows.append({"part": part, "layer": layer} | quantization.scheme.key | lost)
+    places = operation_table(graph, graph.kernels)[["layer", "block", "depth"]]
+    table = pandas.DataFrame(rows).merge(places, "left", "layer")
+    return table.assign(block=table["block"].where(table["layer"].notna(), None))[SENSITIVITY]

@@ -1,29 +1,30 @@
-"""Write an analysis as one interactive HTML page that loads nothing: figures by Vega, tables, sentences (extra `report`)."""
+"""Write an analysis as one interactive HTML page that loads nothing: figures by Vega, and tables (extra `report`)."""
 
 from __future__ import annotations
 
 import functools
 import html
 import json
-import os
 import re
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
-from ..files import write_text
 from .distributions import CHANNEL_BINS
-from .summary import precision_title, summary
-from .tables import Analysis
+from .summary import net_table, precision_title
+from .tables import SCHEME, Analysis
 
-__all__ = ["MAX_BYTES", "report_html", "write_report"]
+__all__ = ["MAX_BYTES", "report_html"]
 
 MAX_BYTES = 1_500_000
 CHANNELS = (4_096, 64, 32, 16, 8, 4)  # drawn a layer: the first number that keeps the page small enough
 TENSORS = {"folded": "weights, BatchNorm folded in", "activations": "activations"}
 SECTIONS = {  # by figure: heading, and what it shows
-    "accuracy": ("Accuracy", "A line for each precision, a point for each net; the numbers are below."),
+    "accuracy": (
+        "Accuracy",
+        "A line for each precision, a point for each net. The standard error of what was lost is that of the images whose "
+        "class is another than the float net's; what is within two of them may be chance.",
+    ),
     "channel_precision": (
         "Do the channels match their layer?",
         "Average channel precision: the mean of the channels' ranges over the range of the whole tensor, 0 to 1. Where it "
@@ -43,45 +44,27 @@ SECTIONS = {  # by figure: heading, and what it shows
         "KL divergence of the net's output from the float net's, with one layer quantized and with all but one.",
     ),
 }
-LAYER_COLUMNS = {
-    "layer": "layer",
-    "kind": "kind",
-    "range": "range",
-    "average_channel_precision": "channel precision",
-    "kurtosis": "kurtosis",
-    "activation_range": "output range",
-    "precision": "quantized",
-    "weight_sqnr_db": "weights, dB",
-    "sqnr_db": "alone, dB",
-    "accumulated_sqnr_db": "accumulated, dB",
-    "decrease_points": "lost alone, points",
-}
-
-
-def write_report(analysis: Analysis, path: str | os.PathLike, *, title: str | None = None) -> int:
-    """Write the report to a new file and give its bytes.
-
-    Raises:
-        FileExistsError: the file is there.
-        ModuleNotFoundError: Altair or vl-convert is not installed.
-        ValueError: so many nets that they do not fit into 1.5 MB.
-        OSError: it cannot be written.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another name or remove it")
-    content = report_html(analysis, title=title)
-    write_text(path, content)
-    return len(content.encode())
+PRECISION_COLUMNS = ("net", "precision", "accuracy", "decrease_points", "standard_error_points", "top1_agreement", "kl")
+LAYER_COLUMNS = ("layer", "kind", "range", "average_channel_precision", "kurtosis", "output_range", "precision")
+LAYER_COLUMNS += ("weight_sqnr_db", "sqnr_db", "accumulated_sqnr_db", "decrease_points")
 
 
 def report_html(analysis: Analysis, *, title: str | None = None) -> str:
-    """Make the page, at most 1.5 MB: where needed, fewer channels of each layer are drawn. Raises as `write_report`."""
+    """Make the page, at most 1.5 MB: where needed, fewer channels of each layer are drawn.
+
+    Raises:
+        ModuleNotFoundError: Altair or vl-convert is not installed.
+        ValueError: so many nets that they do not fit into 1.5 MB.
+    """
     from ..plots import channel_map, layer_figures
 
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     title = title or f"What quantization does to {', '.join(analysis.names)}"
-    charts, sections = {}, []
+    about = "SQNR is the signal-to-quantization-noise ratio; accumulated, everything before is quantized, too. Of the layers "
+    about += "with weights: the first, the lowest, the largest step down, and which costs most alone by KL divergence."
+    by_net = net_table(analysis)
+    summed = _table(by_net, by_net.columns, "Each net in one row") + _notes(analysis)
+    charts, sections = {}, [_section("summary", "Net by net", about, [], summed)]
     for name, panels in layer_figures(analysis).items():
         charts |= {f"{name}-{number}": panel for number, panel in enumerate(panels)}
         table = _accuracy_table(analysis) if name == "accuracy" else ""
@@ -89,15 +72,8 @@ def report_html(analysis: Analysis, *, title: str | None = None) -> str:
     about = "How often each value occurs in each channel, on a logarithmic scale from dark to bright, a row for each channel."
     sections.append(_section("channels", "One layer, channel by channel", about, ["channels-0"]))
     sections.append(_section("layers", "All layers", "A click on a heading sorts.", [], _layer_tables(analysis)))
-    of_all, of_layers = ("".join(f"<li>{html.escape(s)}</li>\n" for s in part) for part in summary(analysis))
-    parts = {
-        "title": html.escape(title),
-        "subtitle": html.escape(_subtitle(analysis)),
-        "summary": of_all,
-        "by_layer": of_layers + _notes(analysis),
-        "sections": "\n".join(sections),
-        "vega": _vega(),
-    }
+    parts = {"title": html.escape(title), "subtitle": html.escape(_subtitle(analysis)), "vega": _vega()}
+    parts["sections"] = "\n".join(sections)
     specs = {name: chart.properties(width="container").to_dict() for name, chart in charts.items()}
     if tensors := _tensors(analysis):
         specs["channels-0"] = channel_map(tensors).properties(width="container").to_dict()
@@ -133,26 +109,15 @@ def _span(numbers):
 
 
 def _notes(analysis):
-    notes = analysis.notes.to_dict("records")
-    return "".join(
-        f"<li>{html.escape(f'''{n['net']} ({n['source']}), {n['layer']}, {n['tensor']}: {n['note']}.''')}</li>\n"
-        for n in notes
-    )
+    texts = [f"{n.net} ({n.source}), {n.layer}, {n.tensor}: {n.note}." for n in analysis.notes.itertuples()]
+    return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
 def _accuracy_table(analysis):
     output = analysis.output.assign(precision=analysis.output.apply(precision_title, axis=1))
-    percents = {"accuracy": "accuracy, %", "top1_agreement": "same class as float, %"}
-    output = output.assign(**{column: 100 * output[column] for column in percents})
-    titles = {
-        "net": "net",
-        "precision": "precision",
-        "decrease_points": "lost, points",
-        "kl": "KL divergence",
-    } | percents
-    columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "kl"]
-    table = output[columns].dropna(axis=1, how="all").rename(columns=titles)
-    return _table(table, "Accuracy in each precision")
+    error = 100 * np.sqrt((1 - output["top1_agreement"]) / output["images"])
+    output = output.assign(standard_error_points=error.where(output["accuracy"].notna()))
+    return _table(output, PRECISION_COLUMNS, "Accuracy in each precision")
 
 
 def _layer_tables(analysis):
@@ -161,24 +126,24 @@ def _layer_tables(analysis):
     rows = analysis.errors.assign(precision=analysis.errors.apply(precision_title, axis=1))
     weights = analysis.weights[analysis.weights["tensor"] == "folded"]
     rows = rows.merge(weights[[*keys, "range", "average_channel_precision", "kurtosis"]], "left", keys)
-    ranges = analysis.activations[[*keys, "range"]].rename(columns={"range": "activation_range"})
+    ranges = analysis.activations[[*keys, "range"]].rename(columns={"range": "output_range"})
     rows = rows.merge(ranges, "left", keys)
-    if len(analysis.sensitivity):
-        only = analysis.sensitivity[analysis.sensitivity["part"] == "only"]
-        by = [*keys, "scheme", "weight_bits", "activation_bits"]
-        rows = rows.merge(only[[*by, "decrease_points"]], "left", by)
-    columns = {column: title for column, title in LAYER_COLUMNS.items() if column in rows}
+    only = analysis.sensitivity.query("part == 'only'")[[*keys, *SCHEME, "decrease_points"]]
+    rows = rows.merge(only, "left", [*keys, *SCHEME]) if len(only) else rows
     tables = []
     for (net, source), chosen in rows.groupby(["net", "source"], sort=False):
         name = f"{net}, {'quantization-aware' if source == 'qat' else 'float'} weights"
-        table = _table(chosen[list(columns)].dropna(axis=1, how="all").rename(columns=columns), name)
         opened = "" if tables else " open"
+        table = _table(chosen, LAYER_COLUMNS, name)
         tables.append(f"<details{opened}><summary>{html.escape(name)}</summary>{table}</details>")
     return "".join(tables)
 
 
-def _table(table, caption):
-    table = table.replace([np.inf, -np.inf], np.nan)
+def _table(table, columns, caption):
+    """Those of the columns that have a value, as a box that scrolls."""
+    table = table[[column for column in columns if column in table]].replace([np.inf, -np.inf, ""], np.nan)
+    table = table.dropna(axis=1, how="all")
+    table.columns = [column.removesuffix("_db").replace("_", " ") + ", dB" * column.endswith("_db") for column in table]
     text = table.to_html(index=False, border=0, na_rep="-", float_format=lambda x: f"{x:.4g}", justify="unset")
     text, label = re.sub(r">\s+<", "><", text), html.escape(caption, quote=True)
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{text}</div>'

@@ -7,7 +7,6 @@ bits are done alike, which is our choice.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import numbers
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import numpy as np
 from .._keras import tf
 from .graph import FusedGraph, FusedOp, by_channel
 
-__all__ = ["QAT", "SCHEMES", "Quantization", "Scheme", "forward", "quantize_graph", "scheme_named"]
+__all__ = ["QAT", "SCHEMES", "Quantization", "Scheme", "forward", "quantize_graph"]
 
+SCHEMES = ("per_channel", "per_tensor", "per_channel_percentile", "per_tensor_percentile")
 BITS = range(2, 9)
 PERCENTILE = 99.99  # our choice
 TIE = 2e-4  # above float32's error of a mean, below 1 / (2 n) for windows of up to 2,500 numbers
@@ -29,19 +29,37 @@ class Scheme:
     """How a net is quantized.
 
     Args:
-        name: as the tables have it.
-        per_channel: a scale for each output channel of a kernel, or one for all.
-        percentile: activations lie between the (100 - p)-th and the p-th percentile; None: minimum and maximum.
-        is_learned: ranges come from quantization-aware training.
+        name: of `SCHEMES`: a scale for each output channel of a kernel, or one for all; activations lie between minimum
+            and maximum, or between the 0.01st and the 99.99th percentile.
         weight_bits, activation_bits: 2 to 8.
+        is_learned: ranges come from quantization-aware training; the name is then any.
+
+    Raises:
+        ValueError: the name or a number of bits is unknown.
     """
 
     name: str
-    per_channel: bool
-    percentile: float | None = None
-    is_learned: bool = False
     weight_bits: int = 8
     activation_bits: int = 8
+    is_learned: bool = False
+
+    def __post_init__(self):
+        if self.name not in SCHEMES and not self.is_learned:
+            raise ValueError(f"scheme is {self.name!r}; it must be one of {', '.join(SCHEMES)}")
+        for what in ("weight_bits", "activation_bits"):
+            bits = getattr(self, what)
+            if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in BITS:
+                raise ValueError(f"{what} is {bits}; it must be an int from {BITS.start} to {BITS.stop - 1}")
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each output channel of a kernel has a scale."""
+        return not self.name.startswith("per_tensor")
+
+    @property
+    def percentile(self) -> float:
+        """Activations lie between the (100 - p)-th and this percentile p; 100: minimum and maximum."""
+        return PERCENTILE if self.name.endswith("_percentile") else 100.0
 
     @property
     def title(self) -> str:
@@ -49,38 +67,17 @@ class Scheme:
         return f"{self.name} W{self.weight_bits}A{self.activation_bits}"
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """What tells its rows in the tables: scheme, weight_bits, activation_bits."""
-        return self.name, self.weight_bits, self.activation_bits
+    def key(self) -> dict[str, str | int]:
+        """What tells its rows in the tables."""
+        return {"scheme": self.name, "weight_bits": self.weight_bits, "activation_bits": self.activation_bits}
 
 
-SCHEMES = {
-    "per_channel": Scheme("per_channel", True),
-    "per_tensor": Scheme("per_tensor", False),
-    "per_channel_percentile": Scheme("per_channel_percentile", True, PERCENTILE),
-    "per_tensor_percentile": Scheme("per_tensor_percentile", False, PERCENTILE),
-}
-
-QAT = Scheme("qat", True, is_learned=True)  # a quantization-aware model with the ranges that it learnt
-
-
-def scheme_named(name: str, weight_bits: int = 8, activation_bits: int = 8) -> Scheme:
-    """Look up a scheme and set its numbers of bits.
-
-    Raises:
-        ValueError: the name or a number of bits is unknown.
-    """
-    if name not in SCHEMES:
-        raise ValueError(f"scheme is {name!r}; it must be one of {', '.join(SCHEMES)}")
-    for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in BITS:
-            raise ValueError(f"{what} is {bits!r}; it must be an int from 2 to 8")
-    return dataclasses.replace(SCHEMES[name], weight_bits=int(weight_bits), activation_bits=int(activation_bits))
+QAT = Scheme("qat", is_learned=True)  # a quantization-aware model with the ranges that it learnt
 
 
 def quantized_kernel(
     kernel: np.ndarray, kind: str, *, per_channel: bool, bits: int = 8, limits: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Quantize a kernel as TFLite does: symmetric, S = max |w| / (2**(bits - 1) - 1), zero point 0.
 
     Args:
@@ -91,8 +88,7 @@ def quantized_kernel(
         limits: max |w| to take instead of the kernel's own, (channels,) or (1,).
 
     Returns:
-        (integers int8 of the kernel's shape, scales float32 (channels,) or (1,), the kernel dequantized). A channel of
-        zeros has scale 0 and stays zero.
+        (the kernel dequantized, scales float32 (channels,) or (1,)). A channel of zeros has scale 0 and stays zero.
     """
     highest = 2 ** (bits - 1) - 1
     rows = by_channel(kernel, kind)
@@ -102,8 +98,7 @@ def quantized_kernel(
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scales > 0, rows / np.where(scales > 0, scales, 1), np.where(np.isnan(scales), np.nan, 0))
     steps = np.clip(np.rint(steps), -highest, highest)
-    integers = np.nan_to_num(steps).astype(np.int8).reshape(kernel.shape)
-    return integers, scales, (steps * scales).astype(np.float32).reshape(kernel.shape)
+    return (steps * scales).astype(np.float32).reshape(kernel.shape), scales
 
 
 def activation_scale(low: float, high: float, bits: int = 8) -> tuple[float, int]:
@@ -125,14 +120,12 @@ class Quantization:
     Args:
         scheme: which.
         kernels: the dequantized kernel.
-        scales: of the kernel, (channels,) or (1,).
         ranges: (low, high) of the output.
         biases: the bias on its int32 grid, input scale x kernel scale.
     """
 
     scheme: Scheme
     kernels: Mapping[str, np.ndarray]
-    scales: Mapping[str, np.ndarray]
     ranges: Mapping[str, tuple[float, float]]
     biases: Mapping[str, np.ndarray]
 
@@ -188,21 +181,19 @@ def quantize_graph(graph: FusedGraph, scheme: Scheme, ranges: Mapping[str, tuple
         ranges: (low, high) of each quantized output over the calibration images, or between its percentiles. Minima
             and maxima become what TFLite's converter records (`converter_ranges`).
     """
-    if scheme.percentile is None and not scheme.is_learned:
+    if scheme.percentile == 100 and not scheme.is_learned:
         ranges = converter_ranges(graph, ranges)
     fixed = {op.name: op.fixed_range or ranges[op.name] for op in graph.quantized}
-    kernels, scales, biases = {}, {}, {}
+    kernels, biases = {}, {}
     for op in graph.kernels:
         limits = op.learned_limits if scheme.is_learned else None
-        _, scales[op.name], kernels[op.name] = quantized_kernel(
-            op.folded, op.kind, per_channel=scheme.per_channel, bits=scheme.weight_bits, limits=limits
-        )
-        step = activation_scale(*fixed[op.input_scale_from], scheme.activation_bits)[0] * scales[op.name].astype(
-            np.float64
-        )
+        options = {"per_channel": scheme.per_channel, "bits": scheme.weight_bits, "limits": limits}
+        kernels[op.name], scales = quantized_kernel(op.folded, op.kind, **options)
+        input_scale, _ = activation_scale(*fixed[op.input_scale_from], scheme.activation_bits)
+        step = input_scale * scales.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             biases[op.name] = np.where(step > 0, np.rint(op.bias / step) * step, op.bias).astype(np.float32)
-    return Quantization(scheme, kernels, scales, fixed, biases)
+    return Quantization(scheme, kernels, fixed, biases)
 
 
 def forward(
@@ -226,19 +217,17 @@ def forward(
     """
     last_readers, values = graph.last_readers(), {}
     for number, op in enumerate(graph.operations):
+        rounds_input = quantization is not None and (activations is None or op.input_scale_from in activations)
+        rounds_output = quantization is not None and (activations is None or op.name in activations)
         kernel, bias = op.folded, op.bias
         if quantization is not None and op.kernel is not None and (weights is None or op.name in weights):
             kernel = quantization.kernels[op.name]
-            if activations is None or op.input_scale_from in activations:  # without an input scale the bias has no grid
+            if rounds_input:  # without an input scale the bias has no grid
                 bias = quantization.biases[op.name]
         result = tf.convert_to_tensor(images, tf.float32) if op.kind == "input" else op.compute(values, kernel, bias)
-        if (
-            quantization is not None
-            and op.rounds_like_average_pool
-            and (activations is None or op.input_scale_from in activations)
-        ):
+        if rounds_input and op.rounds_like_average_pool:
             result = quantization.pooled(op.input_scale_from, result)
-        if quantization is not None and op.is_quantized and (activations is None or op.name in activations):
+        if rounds_output and op.is_quantized:
             result = quantization.tensor(op.name, result)
         values[op.output] = result
         yield op, result

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from .. import zoo as zoo_module
 from ..console import Progress, require_extra
@@ -18,11 +17,12 @@ from ..files import write_csv, write_text
 from ..loading import resolve
 from ..recipe import Recipe, recipe_for
 from ..requirement import COSTS, Requirement, best
-from ..runs import Run, dataset_fingerprint, open_folder
+from ..runs import dataset_fingerprint, open_folder
 from ..spec import ModelSpec, level_text
 from ..training.train import train
 from .analyze import analyze
 from .report import report_html
+from .summary import net_table
 from .tables import Analysis, concat, load_analysis
 
 __all__ = ["LevelChoice", "Study", "choose_level", "study"]
@@ -52,7 +52,7 @@ class Study:
     """What a study found.
 
     Args:
-        folder: holds study.json, dataset.json, study.csv, study.md, report.html, figures/, analyses/ and runs/.
+        folder: holds study.json, dataset.json, study.csv, answers.csv, report.html, figures/, analyses/ and runs/.
         rows: a dict a level: cost, validation and test accuracies by precision, distribution and error figures.
         analysis: of all levels.
         answers: one for each requirement.
@@ -100,6 +100,8 @@ def study(
         OSError, DivergedError: as `train`.
     """
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
+    from ..plots import write_figures
+
     recipe = recipe or recipe_for(dataset.name)
     requirements = dict(requirements or {})
     folder = Path(out)
@@ -112,9 +114,12 @@ def study(
             card = None if train_all else _published(spec, dataset, recipe, zoo_dir)
             if card is None:
                 source = train(spec, dataset, out=folder / "runs" / spec.name, recipe=recipe, verbose=verbose)
-                row = _trained_row(source)
+                row = _row(
+                    spec, "trained", source.metrics | _ram(source), source.metrics["accuracy"], source.int8_model()
+                )
             else:
-                source, row = resolve(card.reference, zoo_dir=card.zoo), _published_row(card)
+                source = resolve(card.reference, zoo_dir=card.zoo)
+                row = _row(spec, "zoo", vars(card), card.accuracies, source.int8_model())
             analysis = _saved(folder / "analyses" / spec.name)
             if analysis is None:
                 analysis = analyze(source, dataset=dataset, sensitivity=sensitivity, verbose=verbose)
@@ -122,12 +127,16 @@ def study(
                 analysis = analysis.renamed({analysis.names[0]: spec.name})
                 analysis.save(folder / "analyses" / spec.name)
             analyses.append(analysis)
-            rows.append(row | _figures_of(analysis))
+            rows.append(row | _layer_numbers(analysis))
             write_csv(folder / "study.csv", rows)
         progress.say("writing figures and report")
         analysis = concat(analyses)
         answers = tuple(choose_level(rows, name, value) for name, value in requirements.items())
-        _write_report(folder, dataset, rows, analysis, answers)
+        if answers:
+            write_csv(folder / "answers.csv", [dataclasses.asdict(answer) for answer in answers])
+        write_figures(analysis, folder / "figures")
+        title = f"Levels of depth factorization on {dataset.title}"
+        write_text(folder / "report.html", report_html(analysis, title=title))
     return Study(folder, rows, analysis, answers)
 
 
@@ -144,22 +153,21 @@ def choose_level(rows: Sequence[dict], name: str, value: float) -> LevelChoice:
     """
     requirement = Requirement(**{name: value})
     text = f"{name}={getattr(requirement, name):g}" if isinstance(value, float) else f"{name}={value}"
-    chosen = best(rows, requirement, accuracy=ACCURACY)
-    if chosen is not None:
-        cost = name.removeprefix("max_") if name in LIMITS else "macs"
-        praise = "most accurate level that fits" if name in LIMITS else "fewest of the levels that reach it"
+    is_limit = name in LIMITS
+    cost = name.removeprefix("max_") if is_limit else "macs"
+    if chosen := best(rows, requirement, accuracy=ACCURACY):
+        praise = "most accurate level that fits" if is_limit else "fewest of the levels that reach it"
         why = f"{chosen[cost]:,} {cost}, the {praise}: {100 * chosen[ACCURACY]:.2f} % on validation as int8"
         return LevelChoice(text, chosen["name"], why)
-    if name not in LIMITS:
+    if not is_limit:
         top = best(rows, accuracy=ACCURACY)
         why = f"no level reaches it; the highest is {top['name']} with {100 * top[ACCURACY]:.2f} %"
-        return LevelChoice(text, None, why)
-    cost = name.removeprefix("max_")
-    known = [row for row in rows if row[cost] is not None]
-    if not known:
-        return LevelChoice(text, None, f"no level has a {cost}; pip install 'factorizenet_tf[micro]' to measure RAM")
-    least = min(known, key=lambda row: row[cost])
-    return LevelChoice(text, None, f"no level fits; the smallest is {least['name']} with {least[cost]:,} {cost}")
+    elif known := [row for row in rows if row[cost] is not None]:
+        least = min(known, key=lambda row: row[cost])
+        why = f"no level fits; the smallest is {least['name']} with {least[cost]:,} {cost}"
+    else:
+        why = f"no level has a {cost}; pip install 'factorizenet_tf[micro]' to measure RAM"
+    return LevelChoice(text, None, why)
 
 
 def _check(specs, recipe, requirements):
@@ -176,11 +184,8 @@ def _check(specs, recipe, requirements):
             )
     if not recipe.qat_epochs:
         raise ValueError("qat_epochs is 0; a study compares quantization-aware training, too: use at least 1")
-    known = (*LIMITS, "min_accuracy")
-    if unknown := sorted(requirements.keys() - set(known)):
-        raise ValueError(f"unknown requirements {', '.join(unknown)}; there are {', '.join(known)}")
-    for name, value in requirements.items():
-        Requirement(**{name: value})
+    if requirements:
+        Requirement(**requirements)
     if "max_ram_bytes" in requirements:
         require_extra("tflite_micro", extra="micro", what="measuring RAM")
 
@@ -218,28 +223,13 @@ def _saved(folder):
     return None
 
 
-def _trained_row(run: Run) -> dict:
-    metrics = run.metrics
-    costs = {key: metrics[key] for key in ("macs", "params", "size_bytes")}
-    costs |= {"ram_bytes": _ram(run), "latency_ms": _latency(run.int8_model())}
-    return _row(run.spec, "trained", costs, metrics["accuracy"])
-
-
-def _published_row(card) -> dict:
-    """The card's numbers; latency is measured here, since the card's is another machine's than the trained nets'."""
-    costs = {key: getattr(card, key) for key in ("macs", "params", "size_bytes", "ram_bytes")}
-    costs["latency_ms"] = _latency(zoo_module.load(card.reference, format="tflite", zoo_dir=card.zoo))
-    return _row(card.spec, "zoo", costs, card.accuracies)
-
-
-def _row(spec, origin, costs, accuracies):
+def _row(spec, origin, numbers, accuracies, int8) -> dict:
+    """A level's costs and accuracies; a card's latency is another machine's than the trained nets', so it is measured here."""
     level = spec.level if isinstance(spec.level, int) else level_text(spec.level)
-    by_split = {f"{split}_{p}": accuracies[split][p] for split in ("validation", "test") for p in PRECISIONS}
-    return {"name": spec.name, "level": level, "origin": origin} | costs | by_split
-
-
-def _latency(model):
-    return round(model.latency_ms().median_ms, 4)
+    row = {"name": spec.name, "level": level, "origin": origin}
+    row |= {key: numbers[key] for key in ("macs", "params", "size_bytes", "ram_bytes")}
+    row["latency_ms"] = round(int8.latency_ms().median_ms, 4)
+    return row | {f"{split}_{p}": accuracies[split][p] for split in ("validation", "test") for p in PRECISIONS}
 
 
 def _ram(run):
@@ -247,37 +237,16 @@ def _ram(run):
     try:
         from ..tflite.micro import arena_bytes
 
-        return arena_bytes((run.folder / "model.tflite").read_bytes())
+        return {"ram_bytes": arena_bytes((run.folder / "model.tflite").read_bytes())}
     except ModuleNotFoundError:
-        return None
+        return {"ram_bytes": None}
 
 
-def _figures_of(analysis: Analysis) -> dict:
-    """A level's distribution and error in a few numbers."""
-    weights = analysis.weights[(analysis.weights["source"] == "float") & (analysis.weights["tensor"] == "folded")]
-    precision = weights.loc[weights["layer"].str.endswith("_spatial"), "average_channel_precision"]
-    row = {"channel_precision_3x3": round(float(precision.mean()), 4)}
-    errors = analysis.errors
+def _layer_numbers(analysis: Analysis) -> dict:
+    """What a level's layers show, in a few numbers."""
+    (row,) = net_table(analysis).to_dict("records")
+    found = {"channel_precision_3x3": round(row["channel_precision_3x3"], 4)}
     for scheme in ("per_tensor", "per_channel", "qat"):
-        chosen = errors[(errors["scheme"] == scheme) & (errors["weight_bits"] == 8)]
-        last = chosen["accumulated_sqnr_db"].replace([np.inf, -np.inf], np.nan)
-        row[f"logits_sqnr_db_{scheme}"] = round(float(last.iloc[-1]), 2) if len(last) else None
-    return row
-
-
-def _write_report(folder, dataset, rows, analysis, answers):
-    from ..plots import write_figures
-
-    write_figures(analysis, folder / "figures")
-    title = f"Levels of depth factorization on {dataset.title}"
-    write_text(folder / "report.html", report_html(analysis, title=title))
-    head = ["net", "MACs", "bytes", "ms", *(p.replace("_", " ") for p in PRECISIONS), "3x3 channel precision"]
-    images = f"Test accuracy on {len(dataset.test):,} images; levels are chosen on {len(dataset.validation):,} validation images."
-    lines = [f"# {title}", "", images, "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for row in rows:
-        accuracies = [f"{100 * row[f'test_{p}']:.2f} %" for p in PRECISIONS]
-        cells = [row["name"], f"{row['macs']:,}", f"{row['size_bytes']:,}", f"{row['latency_ms']:g}", *accuracies]
-        lines.append(f"| {' | '.join([*cells, str(row['channel_precision_3x3'])])} |")
-    for answer in answers:
-        lines += ["", f"Under `{answer.requirement}`: {answer.name or 'none'}: {answer.why}."]
-    write_text(folder / "study.md", "\n".join(lines) + "\n")
+        decibels = row[f"logits_{scheme}_sqnr_db"]
+        found[f"logits_sqnr_db_{scheme}"] = None if decibels is None else round(decibels, 2)
+    return found

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 
 from .._keras import keras, tf, to_float
 from ..data import check_images
-from ..files import write_csv
+from ..files import write_text
 from ..models.quantize import is_quantize_aware
-from .distributions import Distribution, describe
-from .graph import FusedOp, by_channel, fuse
+from .distributions import describe
+from .graph import by_channel, fuse
+from .measure import distribution_row, kernel_error, values_by_channel
 from .simulation import forward, quantized_kernel
-from .tables import PERCENT, sqnr_db
 
 __all__ = ["DistributionTracker"]
 
 FILE = "distributions.csv"
 SHARE = 0.05
+NUMBERS = (
+    "minimum",
+    "maximum",
+    "range",
+    "percentile_range",
+    "average_channel_precision",
+    "std",
+    "kurtosis",
+    "not_finite",
+)
 SCALARS = ("range", "average_channel_precision", "kurtosis", "per_channel_sqnr_db", "per_tensor_sqnr_db")
 
 
@@ -57,14 +67,19 @@ class DistributionTracker(keras.callbacks.Callback):
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"share is {share}; it must be above 0 and at most 1, or None")
         self.folder, self.images, self.share, self.tensorboard = Path(folder), images, share, tensorboard
-        self.rows: list[dict] = []
+        self.rows = pandas.DataFrame(columns=["phase", "epoch"])
         self._writer = None
 
     def on_train_begin(self, logs=None):
         """Read what an earlier part of the training wrote."""
         self.phase = "qat" if is_quantize_aware(self.model) else "float"
         path = self.folder / FILE
-        self.rows = _read(path) if path.exists() else []
+        if path.exists():
+            try:
+                types = {"epoch": int, "range": float}
+                self.rows = pandas.read_csv(path, dtype=types, float_precision="round_trip")
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged ({error}); remove it, and the tracking starts anew") from None
         self._began, self._spent, self._last, self._first = time.perf_counter(), 0.0, 0.0, True
         if self.tensorboard and self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
@@ -74,13 +89,10 @@ class DistributionTracker(keras.callbacks.Callback):
         if not self._first:
             return
         self._first = False
-        earlier = {"float": (), "qat": ("float",)}[self.phase]
-        self.rows = [
-            row
-            for row in self.rows
-            if row["phase"] in earlier or (row["phase"] == self.phase and int(row["epoch"]) <= epoch)
-        ]
-        if epoch and not any(row["phase"] == self.phase and int(row["epoch"]) == epoch for row in self.rows):
+        own = self.rows["phase"] == self.phase
+        earlier = (self.rows["phase"] == "float") & (self.phase == "qat")
+        self.rows = self.rows[earlier | (own & (self.rows["epoch"] <= epoch))]
+        if epoch and not (own & (self.rows["epoch"] == epoch)).any():
             self._measure(epoch)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -102,18 +114,22 @@ class DistributionTracker(keras.callbacks.Callback):
         measured = {(name, "folded"): describe(by_channel(op.folded, op.kind)) for name, op in kernels.items()}
         if self.images is not None:
             for op, output in forward(graph, to_float(self.images)):
-                values = output.numpy()
-                measured[op.name, "activations"] = describe(values.reshape(-1, values.shape[-1]))
-        new = [
-            {"phase": self.phase, "epoch": epoch, "layer": layer, "tensor": tensor}
-            | _row(distribution)
-            | _weight_sqnr(kernels[layer] if tensor == "folded" else None)
-            for (layer, tensor), distribution in measured.items()
-        ]
-        self.rows += new
-        write_csv(self.folder / FILE, self.rows)
+                measured[op.name, "activations"] = describe(values_by_channel(output))
+        rows = []
+        for (layer, tensor), distribution in measured.items():
+            found, row = distribution_row(distribution), {"phase": self.phase, "epoch": epoch}
+            row |= {"layer": layer, "tensor": tensor} | {name: found[name] for name in NUMBERS}
+            for name in ("per_channel", "per_tensor"):  # of the folded kernel in 8 bits
+                row[f"{name}_sqnr_db"] = np.nan
+                if tensor == "folded":
+                    op = kernels[layer]
+                    quantized, _ = quantized_kernel(op.folded, op.kind, per_channel=name == "per_channel")
+                    _, row[f"{name}_sqnr_db"] = kernel_error(op, quantized)
+            rows.append(row)
+        self.rows = pandas.concat([self.rows, pandas.DataFrame(rows)]) if len(self.rows) else pandas.DataFrame(rows)
+        write_text(self.folder / FILE, self.rows.to_csv(index=False, lineterminator="\n"))
         if self._writer is not None:
-            self._write_events(epoch, new, measured)
+            self._write_events(epoch, rows, measured)
         self._last = time.perf_counter() - start
         self._spent += self._last
 
@@ -121,7 +137,7 @@ class DistributionTracker(keras.callbacks.Callback):
         with self._writer.as_default():
             for row in rows:
                 for name in SCALARS:
-                    if row[name] != "" and np.isfinite(row[name]):
+                    if np.isfinite(row[name]):
                         tag = f"{row['phase']}/{row['tensor']}/{name}/{row['layer']}"
                         tf.summary.write(tag, tf.constant(row[name], tf.float32), epoch, _metadata("scalars", 1))
             for (layer, tensor), distribution in measured.items():
@@ -134,48 +150,8 @@ class DistributionTracker(keras.callbacks.Callback):
         self._writer.flush()
 
 
-def _row(distribution: Distribution) -> dict:
-    low, high = distribution.percentile(100 - PERCENT), distribution.percentile(PERCENT)
-    names = (
-        "minimum",
-        "maximum",
-        "range",
-        "percentile_range",
-        "average_channel_precision",
-        "std",
-        "kurtosis",
-        "not_finite",
-    )
-    return {name: high - low if name == "percentile_range" else getattr(distribution, name) for name in names}
-
-
-def _weight_sqnr(op: FusedOp | None) -> dict:
-    """Of the folded kernel in 8 bits, dB; empty where there is no kernel."""
-    found = {}
-    for name, per_channel in (("per_channel", True), ("per_tensor", False)):
-        found[f"{name}_sqnr_db"] = ""
-        if op is not None:
-            _, _, values = quantized_kernel(op.folded, op.kind, per_channel=per_channel)
-            kernel = op.folded.astype(np.float64)
-            found[f"{name}_sqnr_db"] = sqnr_db(float(np.sum(kernel**2)), float(np.sum((kernel - values) ** 2)))
-    return found
-
-
 def _metadata(plugin: str, data_class: int):
     """What tells TensorBoard how to show a tensor; 1 is its class of scalars, 2 of tensors."""
     metadata = tf.compat.v1.SummaryMetadata(data_class=data_class)
     metadata.plugin_data.plugin_name = plugin
     return metadata
-
-
-def _read(path: Path) -> list[dict]:
-    """The lines of an earlier part, as they stand."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        for row in rows:
-            row["epoch"] = int(row["epoch"])
-            float(row["range"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); remove it, and the tracking starts anew") from None
-    return rows

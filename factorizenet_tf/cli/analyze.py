@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..console import print_json, require_extra, show
+from ..files import write_text
 from . import options
 
 __all__ = ["analyze", "study"]
@@ -75,9 +76,9 @@ def analyze(
 
         write_figures(analysis, figures)
     if out is not None:
-        from ..analysis.report import write_report
+        from ..analysis.report import report_html
 
-        write_report(analysis, out)
+        write_text(out, report_html(analysis))
     columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
     rows = json.loads(analysis.output[columns].to_json(orient="records"))
     if as_json:
@@ -113,7 +114,7 @@ def study(
 ):
     """Raise the level step by step: train, quantize, analyse, choose.
 
-    Writes study.csv, study.md, figures and report.html, and names the best level for each requirement.
+    Writes study.csv, answers.csv, figures and report.html, and names the best level for each requirement.
     """
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
     recipe = options.recipe_from(context, dataset)
@@ -152,7 +153,7 @@ def study(
     )
     for answer in found.answers:
         print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")
-    print(f"{out}: study.csv, study.md, report.html, figures")
+    print(f"{out}: study.csv, answers.csv, report.html, figures")
 
 
 def _levels(text):

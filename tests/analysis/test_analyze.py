@@ -13,8 +13,9 @@ import tf_keras as keras
 import factorizenet_tf as fnet
 from factorizenet_tf import loading
 from factorizenet_tf.analysis import analyze as layerwise
-from factorizenet_tf.analysis.measure import Outputs
-from factorizenet_tf.analysis.tables import TABLES, decrease, node_data, output_row, sqnr_db
+from factorizenet_tf.analysis.graph import fuse
+from factorizenet_tf.analysis.measure import operation_table, output_row, sqnr_db
+from factorizenet_tf.analysis.tables import TABLES, node_data
 
 layers = keras.layers
 
@@ -103,14 +104,18 @@ def test_sensitivity_has_every_part(analysis, spec):
 
 
 def test_output_metrics_by_hand():
-    reference, found = Outputs(False, [np.array([[0.0, 0.0]])]), Outputs(False, [np.array([[0.0, np.log(3)]])])
-    row = output_row(reference, found, fnet.Split(np.zeros((1, 1, 1, 1), np.uint8), np.array([0], np.int32)))
+    reference, found = np.array([[0.0, 0.0]]), np.array([[0.0, np.log(3)]])
+    split = fnet.Split(np.zeros((1, 1, 1, 1), np.uint8), np.array([0], np.int32))
+    row = output_row(reference, found, split, is_softmax=False)
     # float (1/2, 1/2), quantized (1/4, 3/4)
     assert row["qmse"] == pytest.approx(np.log(3) ** 2 / 2)
     assert row["qce"] == pytest.approx(-0.5 * np.log(1 / 4) - 0.5 * np.log(3 / 4))
     assert row["kl"] == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
     assert (row["top1_agreement"], row["accuracy"], row["decrease_points"]) == (0, 0, 100)
-    assert decrease(0.8, 0.6) == {"decrease_points": pytest.approx(20), "decrease_percent": pytest.approx(25)}
+    five = np.eye(2)[[0, 0, 0, 0, 1]], np.eye(2)[[0, 0, 0, 1, 1]]  # accuracies 4/5 and 3/5
+    row = output_row(*five, fnet.Split(np.zeros((5, 1, 1, 1), np.uint8), np.zeros(5, np.int32)), is_softmax=True)
+    assert (row["decrease_points"], row["decrease_percent"]) == (pytest.approx(20), pytest.approx(25))
+    assert row["kl"] == pytest.approx(-np.log(1e-9) / 5, rel=1e-6)
     assert sqnr_db(100, 1) == pytest.approx(20)
     assert sqnr_db(1, 0) == np.inf
     assert np.isnan(sqnr_db(0, 0))
@@ -144,54 +149,24 @@ def test_the_overlay_has_a_value_for_each_operation(analysis, models, spec):
     )
     with pytest.raises(ValueError, match="no net 'other'"):
         node_data(analysis, "other")
+    without_file = dataclasses.replace(analysis, errors=analysis.errors.assign(tensor=None))
+    assert [*node_data(without_file, spec.name)["results"]][-2:] == ["pool", "logits"]
 
 
-def test_the_overlay_of_a_model_without_a_file_is_by_layer(tiny, noise):
-    found = fnet.analyze(tiny(), calibration=noise(4, (8, 8, 1)))
-    assert list(node_data(found, "tiny")["results"]) == ["first", "mean", "last"]
-
-
-def test_model_explorer_reads_the_overlay_and_knows_its_keys(analysis, models, spec, tmp_path):
-    builder = pytest.importorskip(
-        "model_explorer.node_data_builder", reason="Model Explorer is not here: pip install ai-edge-model-explorer"
-    )
-    from model_explorer.builtin_tflite_flatbuffer_adapter import BuiltinTfliteFlatbufferAdapter
-
-    analysis.save(tmp_path / "saved")
-    overlay = json.loads((tmp_path / "saved" / f"overlay-{spec.name}.json").read_text())
-    results = {key: builder.NodeDataResult(**value) for key, value in overlay["results"].items()}
-    colours = [builder.GradientItem(**item) for item in overlay["gradient"]]
-    theirs = json.loads(builder.GraphNodeData(results=results, gradient=colours).to_json_string())
-    assert {key: theirs[key] for key in overlay} == overlay
-    (tmp_path / "model.tflite").write_bytes(models.int8._content)
-    (found,) = BuiltinTfliteFlatbufferAdapter().convert(str(tmp_path / "model.tflite"), {})["graphCollections"]
-    (graph,) = found.graphs
-    given = {
-        attribute["value"]: node["label"]
-        for node in graph["nodes"]
-        for output in node["outputsMetadata"]
-        for attribute in output["attrs"]
-        if attribute["key"] == "tensor_name" and node["label"] not in ("pseudo_const", "GraphInputs")
-    }
-    assert set(given) == set(overlay["results"])  # every operation's node has a value
-    assert list(map(str.upper, given.values())) == list(models.int8.operators)
-
-
-def test_levels_line_up_by_block_and_depth(tiny, noise):
-    shape = (8, 8, 1)
-    found = []
+def test_levels_line_up_by_block_and_depth():
+    tables = []
     for level in (0, 3):
-        spec = fnet.ModelSpec(level, width=8, input_shape=shape, stages=((2, 2),))
-        found.append(fnet.analyze(fnet.build(spec), calibration=noise(8, shape)))
-    both = fnet.compare_levels(found)
-    assert len(both.names) == 2
-    depths = both.weights[both.weights["tensor"] == "folded"].set_index(["net", "layer"])["depth"]
+        graph = fuse(fnet.build(fnet.ModelSpec(level, width=8, input_shape=(8, 8, 1), stages=((2, 2),))))
+        tables.append(operation_table(graph, graph.kernels).set_index("layer")["depth"])
+    coarse, fine = tables
     for layer in ("stem", "stage1_block1_spatial", "stage1_block2_spatial", "logits"):
-        assert depths[both.names[0], layer] == depths[both.names[1], layer] == int(depths[both.names[0], layer])
-    assert 1 < depths[both.names[1], "stage1_block1_pointwise"] % 1 + 1 < 2
-    assert both.output["accuracy"].isna().all()
+        assert coarse[layer] == fine[layer] == int(fine[layer])
+    assert 0 < fine["stage1_block1_pointwise"] - fine["stage1_block1_spatial"] < 1
+
+
+def test_what_cannot_be_compared_is_refused(analysis):
     with pytest.raises(ValueError, match="is given twice; give each net once"):
-        fnet.compare_levels([found[0], found[0]])
+        fnet.compare_levels([analysis, analysis])
     with pytest.raises(ValueError, match="nothing to compare"):
         fnet.compare_levels([])
 
@@ -214,52 +189,40 @@ def test_nan_constants_and_dead_channels_are_noted_and_crash_nothing(tiny, noise
     assert broken.errors.query("layer == 'last'")["mse"].isna().all()
 
 
-def test_bad_arguments_are_refused_with_the_remedy(tiny, noise, run, digits, tmp_path):
-    model, images = tiny(), noise(4, (8, 8, 1))
-    with pytest.raises(ValueError, match="calibration: uint8 training images"):
-        fnet.analyze(model)
-    with pytest.raises(ValueError, match="calibration is empty"):
-        fnet.analyze(model, calibration=images[:0])
-    with pytest.raises(TypeError, match=r"multiply images in 0\.\.1 by 255"):
-        fnet.analyze(model, calibration=images / 255)
-    with pytest.raises(ValueError, match="the model takes"):
-        fnet.analyze(model, calibration=noise(4))
-    with pytest.raises(ValueError, match="give one label an image"):
-        fnet.analyze(model, calibration=images, evaluation=(images, np.zeros(3, int)))
-    with pytest.raises(ValueError, match="activation_bits is 1"):
-        fnet.analyze(model, calibration=images, activation_bits=1)
-    with pytest.raises(ValueError, match="evaluation_images is 0; it must be an int of at least 1"):
-        fnet.analyze(model, calibration=images, evaluation_images=0)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'bits'"):
-        fnet.analyze(model, calibration=images, bits=4)
-    with pytest.raises(ValueError, match="scheme is 'int8'"):
-        fnet.analyze(model, calibration=images, scheme="int8")
-    with pytest.raises(ValueError, match=r"is a \.tflite"):
-        fnet.analyze(run.folder / "model.tflite", calibration=images)
-    with pytest.raises(FileNotFoundError, match="no model at"):
-        fnet.analyze(tmp_path / "nothing.h5", calibration=images)
-    with pytest.raises(ValueError, match="no model 'fnet-l2-int9'"):
-        fnet.analyze("fnet-l2-int9", calibration=images)
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
 
 
-def test_a_file_of_weights_and_percentiles_work(run, digits):
-    found = fnet.analyze(
-        run.folder / "qat.h5", calibration=digits.calibration(16), scheme="per_tensor_percentile", activation_bits=6
-    )
-    assert found.nets["source"].tolist() == ["qat"]
-    floats = fnet.analyze(
-        run.folder / "float.h5", calibration=digits.calibration(16), scheme="per_tensor_percentile", activation_bits=6
-    )
-    first = floats.errors[floats.errors["scheme"] == "per_tensor_percentile"].set_index("layer")
-    wide = floats.errors[floats.errors["scheme"] == "per_tensor"].set_index("layer")
-    assert (first["activation_bits"] == 6).all()
-    assert first.loc["logits", "output_high"] < wide.loc["logits", "output_high"]
-    assert first.loc["stem", "sqnr_db"] < wide.loc["stem", "sqnr_db"]
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"calibration": None}, ValueError, "calibration: uint8 training images"),
+        ({"calibration": IMAGES[:0]}, ValueError, "calibration is empty"),
+        ({"calibration": IMAGES / 255}, TypeError, r"multiply images in 0\.\.1 by 255"),
+        ({"calibration": IMAGES[:, 1:]}, ValueError, "the model takes"),
+        ({"evaluation": (IMAGES, np.zeros(3, int))}, ValueError, "give one label an image"),
+        ({"activation_bits": 1}, ValueError, "activation_bits is 1"),
+        ({"evaluation_images": 0}, ValueError, "evaluation_images is 0; it must be an int of at least 1"),
+        ({"bits": 4}, TypeError, "unexpected keyword argument 'bits'"),
+        ({"scheme": "int8"}, ValueError, "scheme is 'int8'; it must be one of per_channel"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_remedy(tiny, options, error, message):
+    with pytest.raises(error, match=message):
+        fnet.analyze(tiny(), **{"calibration": IMAGES} | options)
+
+
+def test_percentiles_cut_the_outputs_ranges(tiny, noise):
+    options = {"scheme": "per_tensor_percentile", "activation_bits": 6}
+    errors = fnet.analyze(tiny(), calibration=noise(16, (8, 8, 1)), **options).errors.set_index(["scheme", "layer"])
+    cut, whole = errors.loc["per_tensor_percentile"], errors.loc["per_tensor"]
+    assert (cut["activation_bits"] == 6).all()
+    assert cut.loc["first", "output_high"] < whole.loc["first", "output_high"]
+    assert cut.loc["first", "sqnr_db"] < whole.loc["first", "sqnr_db"]
 
 
 def test_a_published_name_brings_its_float_sibling_and_its_data(zoo):
     name = next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8"))
-    found = fnet.analyze(name, zoo_dir=zoo)
+    found = fnet.analyze(name, zoo_dir=zoo, calibration_images=64)
     assert found.names == (name,)
     assert found.nets["source"].tolist() == ["float+qat"]
     assert found.nets["dataset"].tolist() == ["digits"]
@@ -273,16 +236,14 @@ def test_a_published_name_brings_its_float_sibling_and_its_data(zoo):
 
 
 def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
-    name = next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8"))
+    net = loading.resolve(next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8")), zoo_dir=zoo)
     lossy = dataclasses.replace(digits, title="digits (JPEG)")
     monkeypatch.setattr(layerwise, "load_dataset", lambda name, **options: lossy)
     message = r"the data here is digits \(JPEG\), it was trained on digits; its accuracies here do not compare"
     with pytest.warns(RuntimeWarning, match=message):
-        found = fnet.compare_levels([name], calibration_images=8, evaluation_images=8, zoo_dir=zoo)
-    assert found.nets["dataset"].tolist() == ["digits (JPEG)"]
+        assert layerwise._data([net], None, None, True) == {net: lossy}
     with warnings.catch_warnings():  # chosen by the caller
         warnings.simplefilter("error")
-        net = loading.resolve(name, zoo_dir=zoo)
         assert layerwise._data([net], lossy, None, True) == {net: lossy}
 
 

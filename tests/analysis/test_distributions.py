@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from factorizenet_tf.analysis.distributions import BINS, CHANNEL_BINS, Histogram, Ranges, describe
+from factorizenet_tf.analysis.distributions import BINS, CHANNEL_BINS, Distribution, describe
 
 
 def test_two_channels_by_hand():
@@ -20,13 +20,11 @@ def test_two_channels_by_hand():
 def test_streamed_batches_give_what_all_at_once_gives():
     random = np.random.default_rng(0)
     values = random.normal(2, 3, (5_000, 6)).astype(np.float32)
-    ranges = Ranges()
+    streamed, whole = Distribution(6), describe(values)
     for part in np.array_split(values, 7):
-        ranges.add(part)
-    histogram = Histogram(ranges)
+        streamed.widen(part)
     for part in np.array_split(values, 3):
-        histogram.add(part)
-    streamed, whole = histogram.result(), describe(values)
+        streamed.add(part)
     np.testing.assert_array_equal(streamed.counts, whole.counts)
     np.testing.assert_array_equal(streamed.fine_counts, whole.fine_counts)
     np.testing.assert_allclose(streamed.channel_ranges, np.ptp(values, axis=0), rtol=1e-6)

@@ -41,19 +41,6 @@ def test_the_pages_tables_are_the_published_numbers(findings, published):
         assert f"<!-- {name} -->\n{table}\n\n" in page, name
 
 
-def test_a_row_is_the_mean_of_the_tables(findings, analysis, spec):
-    (row,) = findings.finding_rows(analysis)
-    weights = analysis.weights.query("source == 'float' and tensor == 'folded'")
-    spatial = weights[weights["layer"].str.endswith("_spatial")]
-    assert row["spatial_precision"] == pytest.approx(spatial["average_channel_precision"].mean())
-    assert row["macs"] == fnet.count_macs(spec)
-    accuracy = analysis.output.set_index("precision")["accuracy"]
-    assert (row["float"], row["w4a8"], row["qat"]) == tuple(accuracy[["float", "per_channel W4A8", "qat W8A8"]])
-    errors = analysis.errors.query("scheme == 'per_channel' and weight_bits == 8").set_index("layer")
-    assert np.isnan(row["sums_channel_db"])  # these nets have no residual sums
-    assert row["logits_channel_db"] == errors.loc["logits", "accumulated_sqnr_db"]
-
-
 def test_a_table_leaves_out_what_is_not_known_and_limits_name_the_best_net(findings, analysis):
     costs = {
         "l0": {"macs": 300, "size_bytes": 10, "latency_ms": 2.0, "accuracy": 0.9},
