@@ -15,7 +15,7 @@ __all__ = ["accumulated", "net_table", "precision_title"]
 def net_table(analysis: Analysis) -> pandas.DataFrame:
     """Give a row a net; what was not measured or does not exist there is NaN or None.
 
-    net, channel_precision_3x3 (the mean over the BatchNorm-folded spatial kernels of the float weights),
+    net, channel_precision_3x3 (the mean over the BatchNorm-folded spatial kernels of the float weights, where there are),
     logits_<scheme>_sqnr_db (accumulated, 8-bit weights), precision and the columns of `accumulated`, and of the sensitivity
     weights_points and activations_points (accuracy lost with these alone quantized), worst_layer and worst_share (what the
     layer that costs most alone has of all layers' KL divergence, 0..1).
@@ -25,7 +25,7 @@ def net_table(analysis: Analysis) -> pandas.DataFrame:
         weights, errors, lost = (
             table[table["net"] == net] for table in (analysis.weights, analysis.errors, analysis.sensitivity)
         )
-        kernels = weights[(weights["source"] == "float") & (weights["tensor"] == "folded")]
+        kernels = weights[(weights["source"] == weights["source"].iloc[0]) & (weights["tensor"] == "folded")]
         spatial = kernels.loc[kernels["layer"].str.endswith("_spatial"), "average_channel_precision"]
         row = {"net": net, "channel_precision_3x3": float(spatial.mean())}
         for scheme in ("per_tensor", "per_channel", "qat"):

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pandas
@@ -97,13 +96,6 @@ def test_many_channels_are_thinned_and_too_many_nets_refused(analysis, page, mon
     assert any("8 channels, 4 of them drawn" in tensor["facts"] for tensor in drawn)
     monkeypatch.setattr(report, "MAX_BYTES", 1_000)
     with pytest.raises(ValueError, match="over 1,000; report fewer"):
-        report_html(analysis)
-
-
-def test_without_the_extra_the_remedy_is_named(analysis, monkeypatch):
-    monkeypatch.delitem(sys.modules, "factorizenet_tf.plots", raising=False)
-    monkeypatch.setitem(sys.modules, "altair", None)  # as if it were not installed
-    with pytest.raises(ModuleNotFoundError, match=r"needs altair: pip install 'factorizenet_tf\[report\]'"):
         report_html(analysis)
 
 
