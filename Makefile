@@ -34,7 +34,7 @@ demo: install
 	$(BIN)/factorizenet verify --all --zoo runs/zoo
 
 levels: install
-	$(BIN)/python tuner/levels.py --out runs/levels
+	$(BIN)/factorizenet study --dataset digits --size 16 --channels 1 --out runs/levels
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(TWO)

@@ -27,7 +27,7 @@ require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 import altair as alt  # noqa: E402
 import pandas  # noqa: E402
 
-__all__ = ["BIN_CHARS", "accuracy_lines", "beside", "channel_map", "layer_figures", "lines", "save"]
+__all__ = ["BIN_CHARS", "beside", "channel_map", "layer_figures", "lines", "save"]
 __all__ += ["search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
@@ -219,20 +219,13 @@ def _accuracies(analysis):
     rows = rows.dropna(subset="percent")[["net", "precision", "macs", "percent", "weight_bits"]]
     wide, order = rows[rows["weight_bits"] >= 8], list(rows["precision"].unique())
     if not len(wide) or len(wide) == len(rows):
-        return [accuracy_lines(rows, title)] if len(rows) else []
+        return [_accuracy_lines(rows, title)] if len(rows) else []
     both = ("all precisions", rows), ("8 bits and float", wide)
-    return [accuracy_lines(some, title, name, order) for name, some in both]
+    return [_accuracy_lines(some, title, name, order) for name, some in both]
 
 
-def accuracy_lines(rows, y_title: str, title: str = "", order: Sequence[str] | None = None) -> alt.LayerChart:
-    """Draw accuracy over MACs, a line for each precision, the nets named at their highest points.
-
-    Args:
-        rows: a DataFrame with net, precision, macs (millions) and percent.
-        y_title: of the axis.
-        title: of the chart.
-        order: of the precisions; None: as they come.
-    """
+def _accuracy_lines(rows, y_title, title="", order=None):
+    """A line for each precision, the nets named at their highest points."""
     x, y = _macs(rows["macs"]), _percent(y_title)
     tops = rows.loc[rows.groupby("net", sort=False)["percent"].idxmax()]
     return alt.layer(lines(rows, x, y, "precision", panel=title, order=order), _names(tops, x, y, "net"), title=title)

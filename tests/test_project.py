@@ -1,8 +1,5 @@
-import csv
 import importlib.metadata
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbclient
@@ -39,19 +36,6 @@ def test_the_quick_start_notebook_runs(tmp_path):
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "fnet-l2 of levels 0 to" in text
     assert "median_ms" in text
-
-
-@pytest.mark.slow
-def test_the_levels_script_compares_precisions_and_continues(tmp_path):
-    command = [sys.executable, ROOT / "tuner" / "levels.py", "--levels", "0,2", "--epochs", "1", "--qat-epochs", "1"]
-    command += ["--width", "8", "--out", tmp_path]
-    for _ in range(2):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    rows = list(csv.DictReader((tmp_path / "levels.csv").read_text().splitlines()))
-    assert [row["level"] for row in rows] == ["0", "2"]
-    assert {"float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite"} <= set(rows[0])
-    assert (tmp_path / "levels.png").read_bytes().startswith(b"\x89PNG")
-    assert fnet.Int8Model(tmp_path / f"{rows[0]['name']}-int8.tflite").num_classes == 10
 
 
 def test_each_command_option_and_make_target_of_the_readme_exists():

@@ -96,7 +96,7 @@ def study(
 
     Raises:
         ModuleNotFoundError: the extra `report` is not installed.
-        ValueError: unknown requirements, no QAT phase, no specs, or a folder that holds another study.
+        ValueError, TypeError: a requirement that is none, no QAT phase, no specs, or a folder that holds another study.
         OSError, DivergedError: as `train`.
     """
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
@@ -132,6 +132,7 @@ def study(
         progress.say("writing figures and report")
         analysis = concat(analyses)
         answers = tuple(choose_level(rows, name, value) for name, value in requirements.items())
+        (folder / "answers.csv").unlink(missing_ok=True)  # of an earlier call
         if answers:
             write_csv(folder / "answers.csv", [dataclasses.asdict(answer) for answer in answers])
         write_figures(analysis, folder / "figures")

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 import sys
 from types import SimpleNamespace
 
@@ -55,7 +56,6 @@ def stub(monkeypatch, run, analysis):
     monkeypatch.setattr(module, "train", train)
     monkeypatch.setattr(module, "analyze", analyze)
     monkeypatch.setattr(module, "report_html", lambda analysis, title: f"{title}: {', '.join(analysis.names)}")
-    monkeypatch.setattr("factorizenet_tf.plots.write_figures", lambda analysis, folder: folder.mkdir(exist_ok=True))
     return made
 
 
@@ -79,7 +79,7 @@ def test_a_stopped_study_goes_on_and_writes_everything(stub, digits, spec, recip
         assert 0 < float(row["channel_precision_3x3"]) <= 1
     assert found.analysis.names == tuple(spec.name for spec in specs)
     assert (out / "report.html").read_text().endswith(", ".join(found.analysis.names))
-    assert (out / "figures").is_dir()
+    assert (out / "figures" / "accuracy.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [answer.name for answer in found.answers] == [specs[0].name, None]  # as accurate: which is first
     assert (out / "answers.csv").read_text().splitlines()[1].startswith(f"max_macs=1000000000,{specs[0].name},")
     # Another study in the folder
@@ -88,6 +88,7 @@ def test_a_stopped_study_goes_on_and_writes_everything(stub, digits, spec, recip
     (out / "dataset.json").unlink()  # as an older study's folder
     study(digits, specs, **options)
     assert (out / "dataset.json").is_file()
+    assert not (out / "answers.csv").exists()  # nothing was asked
 
 
 def test_nets_of_a_zoo_are_taken_with_a_latency_measured_here(stub, digits, spec, recipe, zoo, tmp_path, monkeypatch):
@@ -127,3 +128,17 @@ def test_bad_arguments_are_refused_before_anything_is_written(digits, spec, reci
     with pytest.raises(ModuleNotFoundError, match=r"needs tflite_micro: pip install 'factorizenet_tf\[micro\]'"):
         study(digits, [spec], **options, requirements={"max_ram_bytes": 1})
     assert not options["out"].exists()
+
+
+@pytest.mark.slow
+def test_the_simulated_accuracies_are_those_of_the_tflite_files(digits, tmp_path):
+    specs = [fnet.ModelSpec(level, width=8, input_shape=digits.image_shape, stages=((1, 2),)) for level in (0, 3)]
+    recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=1, batch_size=128, calibration_images=32)
+    found = study(digits, specs, out=tmp_path / "study", recipe=recipe, verbose=False)
+    simulated = found.analysis.output.set_index(["net", "precision"])["accuracy"]
+    for row, spec in zip(found.rows, specs):
+        metrics = json.loads((found.folder / "runs" / spec.name / "metrics.json").read_text())
+        assert row["test_tflite"] == metrics["accuracy"]["test"]["tflite"]
+        for file, precision in (("ptq_per_channel", "per_channel W8A8"), ("qat", "qat W8A8"), ("float", "float")):
+            # the simulation calibrates on more images than the recipe: a few images may differ
+            assert abs(simulated[row["name"], precision] - row[f"validation_{file}"]) <= 4 / len(digits.validation)
