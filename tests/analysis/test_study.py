@@ -92,6 +92,7 @@ def test_a_stopped_study_goes_on_and_writes_everything(stub, digits, spec, recip
 
 
 def test_nets_of_a_zoo_are_taken_with_a_latency_measured_here(stub, digits, spec, recipe, zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("factorizenet_tf.plots.write_figures", lambda *arguments: None)
     (card,) = fnet.zoo.list(precision="int8", zoo_dir=zoo)
     options = {"recipe": recipe, "verbose": False}
     slow = dataclasses.replace(card, latency_ms=1e6)
