@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
-__all__ = ["COSTS", "MEASURED", "Requirement", "amount", "best", "frontier", "meets"]
+__all__ = ["COSTS", "MEASURED", "Requirement", "amount", "best", "frontier", "meets", "ranked"]
 
 COSTS = ("macs", "size_bytes", "ram_bytes", "latency_ms")
 MEASURED = COSTS[1:]  # not known from the spec: taken from an int8 conversion
@@ -96,25 +96,33 @@ def meets(row: object, requirement: Requirement | None, *, accuracy: str = "accu
     return requirement is None or (_keeps_limits(row, requirement) and _reaches_floor(row, requirement, accuracy))
 
 
-def best(rows: Iterable[Row], requirement: Requirement | None = None, *, accuracy: str = "accuracy") -> Row | None:
-    """Give the best row that meets the requirement, the first of equal ones, or None.
+def ranked(rows: Iterable[Row], requirement: Requirement | None = None, *, accuracy: str = "accuracy") -> list[Row]:
+    """Sort rows, best first; rows that are equal in accuracy and MACs stay in their order.
 
-    Under a floor of accuracy that is the one of fewest MACs, then highest accuracy, else that of highest accuracy, then
-    fewest MACs. Rows without an accuracy are left out.
+    Rows within the limits come before others, and of each those that reach the floor before others. Rows that reach a
+    floor are sorted by fewest MACs, then accuracy, all others by highest accuracy, then MACs. Rows without an accuracy
+    are left out.
 
     Args:
         rows: as for `meets`; each has `macs`.
-        requirement: as for `meets`.
+        requirement: None sorts by accuracy, then MACs.
         accuracy: the field to rank by.
     """
-    has_floor = requirement is not None and requirement.min_accuracy is not None
 
-    def order(row):
+    def key(row):
         score, macs = _number(row, accuracy), _number(row, "macs")
-        return (macs, -score) if has_floor else (-score, macs)
+        if requirement is None:
+            return -score, macs
+        reaches = requirement.min_accuracy is not None and _reaches_floor(row, requirement, accuracy)
+        return not _keeps_limits(row, requirement), not reaches, *((macs, -score) if reaches else (-score, macs))
 
-    found = [row for row in rows if _number(row, accuracy) is not None and meets(row, requirement, accuracy=accuracy)]
-    return min(found, key=order, default=None)
+    return sorted((row for row in rows if _number(row, accuracy) is not None), key=key)
+
+
+def best(rows: Iterable[Row], requirement: Requirement | None = None, *, accuracy: str = "accuracy") -> Row | None:
+    """Give the best row that meets the requirement, None where none does; arguments and order as for `ranked`."""
+    found = ranked(rows, requirement, accuracy=accuracy)
+    return next((row for row in found if meets(row, requirement, accuracy=accuracy)), None)
 
 
 def frontier(rows: Iterable[Row], cost: str = "macs", accuracy: str = "accuracy") -> list[Row]:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from factorizenet_tf.requirement import Requirement, amount, best, frontier, meets
+from factorizenet_tf.requirement import Requirement, amount, best, frontier, meets, ranked
 
 ROWS = [
     {"name": "a", "macs": 100, "accuracy": 0.80, "ram_bytes": 10},
@@ -74,20 +74,22 @@ def test_a_row_meets_what_it_has_numbers_for():
 
 
 @pytest.mark.parametrize(
-    ("requirement", "name"),
+    ("requirement", "order", "first"),
     [
-        (None, "d"),
-        (Requirement(max_macs=300), "b"),  # of equal accuracy the fewer MACs
-        (Requirement(max_macs=99), None),
-        (Requirement(max_ram_bytes=30), "b"),  # c has no number
-        (Requirement(min_accuracy=0.85), "b"),
-        (Requirement(min_accuracy=0.85, max_macs=150), None),
-        (Requirement(min_accuracy=0.95), None),
+        (None, "dbca", "d"),
+        (Requirement(max_macs=300), "bcad", "b"),  # of equal accuracy the fewer MACs
+        (Requirement(max_macs=99), "dbca", None),
+        (Requirement(max_ram_bytes=20), "badc", "b"),  # c has no number
+        (Requirement(min_accuracy=0.85), "bcda", "b"),  # those that reach it by MACs, then the rest
+        (Requirement(min_accuracy=0.85, max_macs=150), "abcd", None),
+        (Requirement(min_accuracy=0.95), "dbca", None),
     ],
 )
-def test_the_best_under_a_requirement(requirement, name):
-    found = best([*UNKNOWN, *ROWS], requirement)
-    assert (found and found["name"]) == name
+def test_the_best_and_the_order_under_a_requirement(requirement, order, first):
+    rows = [*UNKNOWN, *ROWS]  # those without an accuracy are no answer
+    assert "".join(row["name"] for row in ranked(rows, requirement)) == order
+    found = best(rows, requirement)
+    assert (found and found["name"]) == first
 
 
 def test_the_frontier_is_best_under_some_limit():
