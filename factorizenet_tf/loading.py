@@ -274,8 +274,12 @@ class Source:
             return {"float": self.model()}
         return ({} if self.sibling is None else {"float": self.sibling.model()}) | {"qat": self.model()}
 
-    def tflite(self) -> bytes:
+    def tflite(self, *, keep_names: bool = False) -> bytes:
         """Read the int8 .tflite, once it is found to be whole; without one, convert the quantization-aware model.
+
+        Args:
+            keep_names: convert that model anew wherever there is one, the names of inner tensors kept; a bias may round
+                otherwise in its last bit than in the file.
 
         Raises:
             FileNotFoundError: the run is not finished.
@@ -284,12 +288,13 @@ class Source:
         file = self.tflite_file
         if file is None and self.precision == "int8" and self._run_folder is not None:  # qat.h5 beside its .tflite
             file = self._run_folder / TFLITE_FILE
-        if file is None or not file.is_file():
+        has_model = self.kind == "name" or (self.kind == "run" and (self.path / QAT_FILE).is_file())
+        if (keep_names and has_model) or file is None or not file.is_file():
             if self.precision == "float":
                 raise self._other_precision("int8")
             from .models.convert import to_tflite
 
-            return to_tflite(self.qat_model(), labels=self.labels)
+            return to_tflite(self.qat_model(), labels=self.labels, keep_names=keep_names)
         Int8Model(file)
         return file.read_bytes()
 

@@ -20,6 +20,8 @@ COMMANDS = (
     "predict image.png --model fnet-l2-int8",
     "export fnet-l2-int8 --tflite net.tflite",
     "latencies net.tflite --out table.json",
+    "inspect net.tflite",
+    "slim net.tflite slim.tflite",
     "export net.tflite --tflite fast.tflite --regroup fastest --latencies table.json",
 )
 

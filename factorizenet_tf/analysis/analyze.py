@@ -271,5 +271,6 @@ def _net_row(net, name, models, data, images, config):
 def _tensor_names(tflite, graph) -> dict[str, str]:
     """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
     layers = [op.name for op in graph.quantized if op.kind != "input"]
-    outs = [] if tflite is None else [name for op, name in tflite.operator_outputs if op not in SAME_SCALE]
+    outputs = () if tflite is None else enumerate(tflite.operator_outputs)
+    outs = [name or str(number) for number, (op, name) in outputs if op not in SAME_SCALE]
     return dict(zip(layers, outs)) if len(outs) == len(layers) else {}

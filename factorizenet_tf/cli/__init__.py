@@ -14,6 +14,7 @@ from .analyze import analyze, study
 from .export import export, latencies, predict, serve
 from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
+from .tflite import inspect, slim
 from .train import evaluate, quantize, train
 
 __all__ = ["app", "main"]
@@ -41,6 +42,8 @@ for _command in (
     publish,
     search,
     latencies,
+    slim,
+    inspect,
     serve,
     predict,
 ):

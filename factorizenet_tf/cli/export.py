@@ -9,7 +9,7 @@ import typer
 
 from ..console import print_json, require_extra, show
 from ..files import check_new
-from .options import Json, ZooOption, refuse_unused
+from .options import Json, KeepNames, ZooOption, refuse_unused
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
@@ -31,6 +31,7 @@ def export(
         Path | None,
         typer.Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here"),
     ] = None,
+    keep_names: KeepNames = False,
     saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
     micro: Annotated[
         Path | None, typer.Option(help="Write C and C++ sources for TensorFlow Lite Micro to this new folder.")
@@ -68,7 +69,9 @@ def export(
             "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
         )
     if tflite is None:
-        refuse_unused(context, "without --tflite FILE no .tflite is written", "io", "regroup", "latencies")
+        refuse_unused(
+            context, "without --tflite FILE no .tflite is written", "io", "regroup", "latencies", "keep_names"
+        )
     if serving is None:
         refuse_unused(context, "without --serving FOLDER no version is written", "version", "name", "precision")
     if micro is None:
@@ -94,8 +97,9 @@ def export(
         from ..tflite.export import export_tflite
         from ..tflite.int8_model import Int8Model
         from ..tflite.regroup import compare, regroup_fastest
+        from ..tflite.slim import slim
 
-        content = net.tflite()
+        content = slim(net.tflite(keep_names=keep_names), keep_names=keep_names)
         row = {"file": str(tflite)}
         if regroup == "none":
             row["bytes"] = export_tflite(content, tflite, name=net.name, io=io)

@@ -36,6 +36,9 @@ DataChannels = Annotated[int | None, typer.Option("--channels", help="1 or 3.", 
 ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]
+KeepNames = Annotated[
+    bool, typer.Option("--keep-names", help="Keep the names of inner tensors, for tools that show the graph.")
+]
 Name = Annotated[str, typer.Argument(help="A name of `factorizenet list`.")]
 Epochs = Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")]
 QatEpochs = Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")]

@@ -128,6 +128,7 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
     method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
     qat_epochs: options.QatEpochs = None,
+    keep_names: options.KeepNames = False,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
@@ -146,7 +147,8 @@ def quantize(
     recipe = options.recipe_from(context, dataset)
     data = options.load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
-    metrics = quantize_own(own, data, out=out, method=method, recipe=recipe, verbose=not quiet)
+    how = {"method": method, "recipe": recipe, "keep_names": keep_names}
+    metrics = quantize_own(own, data, out=out, **how, verbose=not quiet)
     if as_json:
         print_json(metrics)
         return

@@ -13,6 +13,7 @@ from ..console import quiet_native_stderr
 from ..data import check_images
 from ..files import atomic_folder
 from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
+from ..tflite.slim import slim
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
@@ -25,6 +26,7 @@ def to_tflite(
     calibration: np.ndarray | None = None,
     per_channel: bool = True,
     labels: Sequence[str] | None = None,
+    keep_names: bool = False,
 ) -> bytes:
     """Convert a model to an int8 .tflite: int8 in and out, the input's scale 1/255 and zero point -128.
 
@@ -37,6 +39,7 @@ def to_tflite(
         calibration: training images for PTQ, uint8 (n, height, width, channels).
         per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
         labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
+        keep_names: keep the names of inner tensors, for tools that show the graph; without them the file is slimmer.
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
@@ -72,7 +75,7 @@ def to_tflite(
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
     with _quiet_logger(), quiet_native_stderr():
-        content = converter.convert()
+        content = slim(converter.convert(), keep_names=keep_names)
     if labels is not None:
         content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
     return content

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 
+import flatbuffers
 import numpy as np
 
 __all__ = [
     "LABELS_FILE",
     "associated_files",
+    "data_bytes",
     "operator_name",
+    "output_name",
     "read_flatbuffer",
     "tensor_name",
     "with_associated_files",
+    "with_files_of",
     "write_flatbuffer",
 ]
 
 LABELS_FILE = "labels.txt"  # the associated file with the class names, one a line
 IDENTIFIER = b"TFL3"
+ZIP_ENTRY = re.compile(rb"PK\x03\x04[\n-?]\x00")  # how a file in an archive begins, with the version that reads it
 ALIGNMENT = 16  # bytes, what the schema demands of a buffer; the generated Python code leaves it out
 
 
@@ -33,37 +39,104 @@ def read_flatbuffer(content: bytes):
     if content[4:8] != IDENTIFIER:
         raise ValueError(f"no .tflite: its bytes 4 to 8 are {content[4:8]!r} and not {IDENTIFIER!r}; convert it again")
     try:
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+        _check_numbers(model)
     except Exception as error:  # the generated code checks nothing and raises whatever its unpacking meets
         raise ValueError(f"the .tflite is damaged ({error}); convert it again") from None
+    return model
+
+
+def _check_numbers(model) -> None:
+    """Raise where something is named by a number that there is not; inputs and outputs that are left out become empty."""
+    for graph in model.subgraphs:
+        graph.operators = graph.operators or []
+        for table in (graph, *graph.operators):
+            table.inputs = [] if table.inputs is None else table.inputs
+            table.outputs = [] if table.outputs is None else table.outputs
+            for number in (*table.inputs, *table.outputs):
+                graph.tensors[number]  # -1: an input that is left out
+        for operator in graph.operators:
+            model.operatorCodes[operator.opcodeIndex]
+        for tensor in graph.tensors:
+            model.buffers[tensor.buffer]
 
 
 def write_flatbuffer(model) -> bytes:
-    """The bytes of a `ModelT`, buffers aligned as the schema demands; associated files are not among them."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
+    """The bytes of a `ModelT`; associated files are not among them.
 
-    class AlignedBuffer(schema.BufferT):
-        def Pack(self, builder):  # noqa: N802 (the schema's name)
-            if self.data is None or not len(self.data):
-                return super().Pack(builder)
-            data = np.asarray(self.data, np.uint8)
-            builder.StartVector(1, len(data), ALIGNMENT)
-            builder.head = builder.Head() - len(data)
-            builder.Bytes[builder.Head() : builder.Head() + len(data)] = data.tobytes()
-            vector = builder.EndVector()
-            schema.BufferStart(builder)
-            schema.BufferAddData(builder, vector)
-            return schema.BufferEnd(builder)
-
-    model.buffers = [AlignedBuffer(buffer.data, buffer.offset, buffer.size) for buffer in model.buffers]
-    builder = flatbuffers.Builder(1024)
+    Buffers are aligned as the schema demands, and what is equal (a vector of scales or zero points, a buffer, an
+    operator's options) is written once.
+    """
+    for buffer in model.buffers:
+        buffer.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
+    builder = _SharingBuilder()
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
 
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal strings, and vectors and tables of numbers, once, and vectors of bytes at multiples of ALIGNMENT.
+
+    Tables that refer to others are not among them, so that a net's bytes depend little on which of its activations
+    happen to have the same scale. It stands between the schema's generated code and flatbuffers 25.12.19, whose methods it
+    overrides: the place of a thing is the builder's head when it is finished, and the head goes back where it is there.
+    """
+
+    def __init__(self):
+        super().__init__(1024)
+        self._places = {}  # by content
+        self._start, self._content = 0, None
+
+    def CreateString(self, s, *options):  # noqa: N802 (flatbuffers' names)
+        text = s.encode() if isinstance(s, str) else s
+        if text not in self._places:
+            self._places[text] = super().CreateString(text, *options)
+        return self._places[text]
+
+    def StartVector(self, elemSize, numElems, alignment):  # noqa: N802, N803
+        alignment = ALIGNMENT if elemSize == 1 else alignment
+        self._start, self._content = self.Offset(), (alignment, elemSize * numElems)
+        return super().StartVector(elemSize, numElems, alignment)
+
+    def EndVector(self):  # noqa: N802
+        numbers, self._content = self._content, None
+        place = super().EndVector()
+        if numbers is None:
+            return place
+        alignment, length = numbers
+        numbers = alignment, bytes(self.Bytes[self.Head() : self.Head() + 4 + length])  # 4: of their count
+        return self._back_to(numbers) if numbers in self._places else self._places.setdefault(numbers, place)
+
+    def StartObject(self, numfields):  # noqa: N802
+        self._start, self._content = self.Offset(), ()
+        super().StartObject(numfields)
+
+    def PrependSlot(self, flags, o, x, d):  # noqa: N802
+        if x != d and self._content is not None:
+            self._content += ((o, flags, str(x)),)
+        super().PrependSlot(flags, o, x, d)
+
+    def PrependUOffsetTRelative(self, off):  # noqa: N802
+        self._content = None  # these bytes depend on where they lie
+        super().PrependUOffsetTRelative(off)
+
+    def EndObject(self):  # noqa: N802
+        fields = self._content
+        if fields in self._places:  # before a vtable is written for it
+            self.nested, self.current_vtable = False, None
+            return self._back_to(fields)
+        place = super().EndObject()
+        return place if fields is None else self._places.setdefault(fields, place)
+
+    def _back_to(self, content):
+        self.head = len(self.Bytes) - self._start
+        return self._places[content]
+
+
 def tensor_name(tensor) -> str:
-    """The name of a `TensorT` as text."""
+    """The name of a `TensorT` as text, "" where it has none."""
+    if tensor.name is None:
+        return ""
     return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name)
 
 
@@ -73,7 +146,19 @@ def operator_name(model, operator) -> str:
 
     code = model.operatorCodes[operator.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    return next(name for name, value in vars(BuiltinOperator).items() if value == number)
+    return next((name for name, value in vars(BuiltinOperator).items() if value == number), f"OPERATOR_{number}")
+
+
+def data_bytes(model, tensor) -> int:
+    """The bytes of a constant tensor, 0 of another."""
+    data = model.buffers[tensor.buffer].data
+    return 0 if data is None else len(data)
+
+
+def output_name(model, graph, number: int) -> str:
+    """The name of what a graph's operator of this number writes; in a slim file, which has none, e.g. "CONV_2D 4"."""
+    operator = graph.operators[number]
+    return tensor_name(graph.tensors[operator.outputs[0]]) or f"{operator_name(model, operator)} {number}"
 
 
 def associated_files(content: bytes) -> dict[str, bytes]:
@@ -84,12 +169,27 @@ def associated_files(content: bytes) -> dict[str, bytes]:
     """
     opened = io.BytesIO(content)
     if not zipfile.is_zipfile(opened):
+        if ZIP_ENTRY.search(content):
+            raise ValueError("associated files: the archive's end is missing")
         return {}
     try:
         with zipfile.ZipFile(opened) as archive:
             return {name: archive.read(name) for name in archive.namelist()}
     except Exception as error:  # zipfile raises many kinds on damaged bytes
         raise ValueError(f"associated files: {error}") from None
+
+
+def with_files_of(flatbuffer: bytes, content: bytes) -> bytes:
+    """Append the associated files of another .tflite, each with its date and compression. Raises as `associated_files`."""
+    files = associated_files(content)
+    if not files:
+        return flatbuffer
+    appended = io.BytesIO()
+    appended.write(flatbuffer)
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(appended, "w") as archive:
+        for entry in before.infolist():
+            archive.writestr(entry, files[entry.filename])
+    return appended.getvalue()
 
 
 def with_associated_files(flatbuffer: bytes, files: dict[str, bytes]) -> bytes:

@@ -82,7 +82,7 @@ class Int8Model:
 
     @property
     def operator_outputs(self) -> tuple[tuple[str, str], ...]:
-        """(operator, name of its output tensor) in order of execution."""
+        """(operator, name of its output tensor; "" in a slim file) in order of execution."""
         plain = self._plain()
         names = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
         return tuple((op["op_name"], names[op["outputs"][0]]) for op in plain._get_ops_details())

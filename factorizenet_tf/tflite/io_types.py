@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from .flatbuffer import associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
+from .flatbuffer import read_flatbuffer, with_files_of, write_flatbuffer
 
 __all__ = ["check_io", "with_serving_signature", "with_uint8_io"]
 
@@ -34,7 +34,7 @@ def with_uint8_io(content: bytes) -> bytes:
     graph.outputs = [output]
     for signature in model.signatureDefs or ():  # its names stay
         signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = graph.inputs[0], output
-    return with_associated_files(write_flatbuffer(model), associated_files(content))
+    return with_files_of(write_flatbuffer(model), content)
 
 
 def with_serving_signature(content: bytes) -> bytes:
@@ -63,7 +63,7 @@ def with_serving_signature(content: bytes) -> bytes:
         for tensors in ({"image": graph.inputs[0]}, outputs)
     )
     model.signatureDefs = [schema.SignatureDefT(*names, signatureKey="serving_default", subgraphIndex=0)]
-    return with_associated_files(write_flatbuffer(model), associated_files(content))
+    return with_files_of(write_flatbuffer(model), content)
 
 
 def _with_uint8_input(content):

@@ -15,15 +15,17 @@ import numpy as np
 
 from ..console import quiet_native_stderr
 from ..spec import ModelSpec, max_level
-from .flatbuffer import operator_name, read_flatbuffer, tensor_name, write_flatbuffer
+from .flatbuffer import operator_name, output_name, read_flatbuffer, write_flatbuffer
 
 __all__ = [
     "Convolution",
     "LatencyTable",
     "convolution_of",
     "convolution_operators",
+    "inference",
     "int8_convolutions",
     "measure_convolutions",
+    "new_interpreter",
     "planned_convolutions",
     "read_table",
     "time_in_turns",
@@ -135,8 +137,11 @@ def read_table(path: str | os.PathLike) -> LatencyTable:
 
 def int8_convolutions(content: bytes) -> list[tuple[str, Convolution, int]]:
     """List (name, shape, groups) of each int8 CONV_2D of a .tflite, in order. Raises as `read_flatbuffer`."""
-    convolutions = convolution_operators(read_flatbuffer(content))
-    return [(tensor_name(graph.tensors[operator.outputs[0]]), *shape) for graph, operator, *shape in convolutions]
+    model = read_flatbuffer(content)
+    return [
+        (output_name(model, graph, graph.operators.index(operator)), *shape)
+        for graph, operator, *shape in convolution_operators(model)
+    ]
 
 
 def convolution_operators(model) -> Iterator[tuple]:
@@ -241,13 +246,24 @@ def _median_ms(call, seconds, runs) -> float:
 
 
 def _inference(shape, groups, threads):
-    """A function that runs one convolution on LiteRT."""
+    return inference(one_convolution(shape, groups), threads)
+
+
+def new_interpreter(content: bytes, threads: int = 1):
+    """LiteRT's interpreter of a .tflite, XNNPACK in it. Raises ValueError or RuntimeError where it refuses the file."""
     from ai_edge_litert.interpreter import Interpreter
 
     with quiet_native_stderr():
-        interpreter = Interpreter(model_content=one_convolution(shape, groups), num_threads=threads)
+        interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
-    interpreter.set_tensor(0, np.zeros((1, *shape.input_shape), np.int8))
+    return interpreter
+
+
+def inference(content: bytes, threads: int = 1) -> Callable[[], None]:
+    """A function to time: one inference on zeros. Raises as `new_interpreter`."""
+    interpreter = new_interpreter(content, threads)
+    for found in interpreter.get_input_details():
+        interpreter.set_tensor(found["index"], np.zeros(found["shape"], found["dtype"]))
     return interpreter.invoke
 
 

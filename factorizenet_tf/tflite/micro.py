@@ -27,8 +27,11 @@ def arena_bytes(content: bytes) -> int:
         ModuleNotFoundError: tflite-micro is not installed.
         ValueError: it cannot run the file.
     """
-    with _captured_stderr() as captured:
-        _interpreter(content).print_allocations()
+    try:
+        with _captured_stderr() as captured:
+            _interpreter(content).print_allocations()
+    except ValueError as error:
+        raise ValueError(f"{error}: {' '.join(captured().split())}") from None
     total = re.search(r"Arena allocation total (\d+) bytes", captured())
     if total is None:
         raise ValueError(f"tflite-micro recorded no arena; it said: {captured()[:200]!r}")

@@ -17,6 +17,7 @@ from .latency import int8_convolutions
 from .micro import arena_bytes, micro_outputs
 from .micro_kernels import LIBRARIES, check_kernels, estimate_arenas
 from .regroup import with_groups
+from .slim import slim
 
 __all__ = ["export_micro"]
 
@@ -59,7 +60,8 @@ def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernel
     labels = model.labels or tuple(map(str, range(model.num_classes)))
     if kernels == "esp-nn":  # its wrapper stops at groups in a debug build, and reads too few channels in another
         content = with_groups(content, [1] * len(int8_convolutions(content)))
-    content = write_flatbuffer(read_flatbuffer(content))  # aligned, and without files behind it that cost flash
+    # Without names, and files behind it, that cost flash.
+    content = write_flatbuffer(read_flatbuffer(slim(content)))
     arenas, recorded = estimate_arenas(content, kernels), arena_bytes(content)
     image = golden_image(model.input_shape)
     output = micro_outputs(content, image[None])[0]

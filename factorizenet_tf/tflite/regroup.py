@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .flatbuffer import associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
+from .flatbuffer import read_flatbuffer, with_files_of, write_flatbuffer
 from .int8_model import Int8Model
 from .latency import LatencyTable, convolution_operators, int8_convolutions, measure_convolutions, time_in_turns
 from .micro import arena_bytes
@@ -96,7 +96,7 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
     for number, buffer in enumerate(model.buffers):
         if number not in used:
             buffer.data = None
-    return with_associated_files(write_flatbuffer(model), associated_files(content))
+    return with_files_of(write_flatbuffer(model), content)
 
 
 def compare(plain: bytes, regrouped: bytes) -> dict:

@@ -32,6 +32,7 @@ def quantize_own(
     out: str | os.PathLike,
     method: str = "qat",
     recipe: Recipe | None = None,
+    keep_names: bool = False,
     callbacks=(),
     verbose: bool = True,
 ) -> dict:
@@ -45,6 +46,7 @@ def quantize_own(
         method: "qat" (fine-tunes with `recipe.qat_epochs`; a model that ends in a softmax is refused, since the loss
             takes logits), "ptq" or "ptq-per-tensor".
         recipe: of QAT and of the number of calibration images.
+        keep_names: as for `to_tflite`.
         callbacks, verbose: as for `train`.
 
     Returns:
@@ -66,15 +68,16 @@ def quantize_own(
     folder = Path(out)
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
     open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
+    options = {"labels": dataset.class_names, "keep_names": keep_names}
     with Progress(verbose) as progress:
         if quantized is not None:
             loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress)
             loop.fit("qat", quantized)
             with conversion_of(loop):
-                content = to_tflite(quantized, labels=dataset.class_names)
+                content = to_tflite(quantized, **options)
                 int8_model = Int8Model(content)
         else:
-            content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", labels=dataset.class_names)
+            content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", **options)
             int8_model = Int8Model(content)
         models = {"float": model, "tflite": int8_model}
         write_bytes(folder / TFLITE_FILE, content)

@@ -122,7 +122,7 @@ def test_the_labels_of_the_page_are_fields_of_the_servers_proto():
 def test_every_command_and_option_of_the_page_exists():
     commands = typer.main.get_command(app).commands
     lines = re.findall(r"^factorizenet ([\w-]+) (.*)$", TEXT, re.MULTILINE)
-    assert {name for name, _ in lines} == {"list", "serve", "predict", "export", "latencies"}
+    assert {name for name, _ in lines} == {"list", "serve", "predict", "export", "latencies", "inspect", "slim"}
     for name, rest in lines:
         known = {option for parameter in commands[name].params for option in parameter.opts}
         assert set(re.findall(r"--[\w-]+", rest)) <= known, name

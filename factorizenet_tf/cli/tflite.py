@@ -1,0 +1,97 @@
+"""The commands that look into a .tflite and make it smaller; they load no TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import print_json, show, show_rows
+from .options import Json, KeepNames, ZooOption
+
+__all__ = ["inspect", "slim"]
+
+File = Annotated[str, typer.Argument(help="Any .tflite; or a name of the zoo, or a run's folder: its int8 net.")]
+
+
+def slim(
+    file: File,
+    out: Annotated[Path, typer.Argument(help="The new file.")],
+    keep_names: KeepNames = False,
+    zoo_: ZooOption = None,
+    as_json: Json = False,
+):
+    """Write a .tflite in fewer bytes: the same outputs to the bit, and the same arena."""
+    from ..files import write_bytes
+    from ..tflite.slim import slim as slim_bytes
+
+    if out.exists():
+        raise FileExistsError(f"{out} is there already; choose another name or remove it")
+    content = _content(file, zoo_)
+    slimmed = slim_bytes(content, keep_names=keep_names)
+    write_bytes(out, slimmed)
+    show([{"file": str(out), "bytes": len(slimmed), "before": len(content)}], as_json, "Written")
+
+
+def inspect(file: File, zoo_: ZooOption = None, as_json: Json = False):
+    """Show what is in a .tflite, what it costs here, and what a runtime would refuse."""
+    from ..tflite.inspect import inspect_tflite
+
+    report = inspect_tflite(_content(file, zoo_))
+    if as_json:
+        print_json(report)
+        return
+    size, several = report["size_bytes"], report["subgraphs"] > 1
+
+    def numbers(*places):
+        return ", ".join(f"{graph}.{number}" if several else str(number) for graph, number in places) or "all"
+
+    rows = [{"n": numbers(row["place"])} | _operator_row(row) for row in report["operators"]]
+    if rows:
+        show_rows(rows, title="Operators")
+    show_rows([{"n": numbers(row["place"])} | _tensor_row(row) for row in report["tensors"]], title="Tensors")
+    parts = report["bytes"].items()
+    rows = [{"bytes_for": part, "bytes": count, "share": f"{count / size:.1%}"} for part, count in parts]
+    show_rows(rows, title=f"Where the {size:,} bytes are")
+    rows = [{key: "" if value is None else value for key, value in row.items()} for row in report["files"]]
+    show_rows(rows, title=f"On {report['machine']}; RAM: TensorFlow Lite Micro's arena")
+    found = [(row["type"], row["operators"], row["why"]) for row in report["not_int8"]]
+    found += [(f"{row['runtime']} refuses", row["operators"], row["reason"]) for row in report["refused"]]
+    if found:
+        rows = [{"what": what, "operators": numbers(*places), "why": why} for what, places, why in found]
+        show_rows(rows, title="Not int8, and refused")
+    macs = "MACs not known of each" if report["macs"] is None else f"{report['macs']:,} MACs"
+    print(f"{len(report['operators'])} operators, {macs}, {report['params']:,} parameters, {size:,} bytes")
+
+
+def _content(file, zoo) -> bytes:
+    """Read a .tflite as it is, int8 or not; of a name or run its int8 net's."""
+    from ..loading import resolve
+
+    path = Path(file)
+    return path.read_bytes() if path.is_file() else resolve(file, zoo_dir=zoo).tflite()
+
+
+def _operator_row(row) -> dict:
+    kernel = ""
+    if row["kernel"]:
+        kernel = _sides(row["kernel"]) + (f"/{_sides(row['stride'])}" if max(row["stride"]) > 1 else "")
+        kernel += f" g{row['groups']}" if row["groups"] > 1 else ""
+    macs = "not known" if row["macs"] is None else row["macs"]
+    start = {"operator": row["operator"], "kernel": kernel, "output": _sides(row["output_shape"])}
+    return start | {"MACs": macs, "bytes": row["constant_bytes"]}
+
+
+def _tensor_row(row) -> dict:
+    scale = zero = ""
+    if row["quantization"]:
+        scales, zeros = row["quantization"]["scales"], set(row["quantization"]["zero_points"])
+        scale = f"{scales[0]:.4g}" if len(scales) == 1 else f"{len(scales)}: {min(scales):.2g} to {max(scales):.2g}"
+        zero = ", ".join(map(str, sorted(zeros)))
+    start = {"role": row["role"], "type": row["type"].lower(), "shape": _sides(row["shape"])}
+    return start | {"scale": scale, "zero": zero}
+
+
+def _sides(shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,220 @@
+"""Say what is in a .tflite, what it costs, where its bytes are, and what a runtime would refuse. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from math import prod
+
+import numpy as np
+
+from ..machine import cpu_name
+from .flatbuffer import associated_files, data_bytes, operator_name, read_flatbuffer, tensor_name
+from .latency import inference, new_interpreter, time_in_turns
+from .micro import arena_bytes
+from .regroup import regroup_fastest
+from .slim import slim
+
+__all__ = ["inspect_tflite"]
+
+# Their second input is a kernel, and a bias is the last one. MACs are kernel numbers x output pixels.
+KERNELS = frozenset("CONV_2D CONV_3D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV".split())  # noqa: SIM905
+# These may read large constants, too, and have no MACs in the sense of cost.py.
+NO_MACS = frozenset(
+    "ADD CONCATENATION DEQUANTIZE DIV GATHER MAXIMUM MINIMUM MUL PAD PADV2 PRELU QUANTIZE SUB".split()  # noqa: SIM905
+)
+UNKNOWN_MACS = frozenset("BATCH_MATMUL CALL CALL_ONCE CUSTOM IF WHILE".split())  # noqa: SIM905
+HYBRID = "INT8 weights of FLOAT32"
+WHY = {
+    "FLOAT32": "computed in float: 4 bytes a number, and CMSIS-NN and ESP-NN have no fast kernels for it",
+    "FLOAT16": "a CPU turns such weights into float32 first; TensorFlow Lite Micro does not",
+    "UINT8": "the older scheme, or a camera's pixels: a QUANTIZE turns it into int8, which fast kernels take",
+    "INT16": "activations of 2 bytes: more RAM, and no kernels in XNNPACK",
+    HYBRID: "dynamic range: activations are quantized anew at each run, and TensorFlow Lite Micro refuses it",
+}
+ESP_NN = "TensorFlow Lite Micro's wrapper of it takes no groups; `export --micro --kernels esp-nn` rewrites them"
+XNNPACK = "it leaves them to LiteRT's own kernels; one in the middle splits the graph"
+
+
+def inspect_tflite(content: bytes) -> dict:
+    """Inspect any .tflite: what is in it, and what it costs on this machine (measured, some seconds).
+
+    Returns:
+        What JSON can hold. `operators`: kernel and stride (height, width), groups, MACs (None: not known), bytes of its
+        constants. `tensors`: role, type, shape, parameters, every scale and zero point. `not_int8`: a type, the operators
+        (subgraph, number) that use it, why that matters. `bytes`: of the file, by what they are for. `files`: the file
+        as it is, slim, and, with grouped convolutions, regrouped for this machine; bytes, arena (None: no tflite-micro,
+        or it refuses), milliseconds of an inference (None: LiteRT refuses). `refused`: by which runtime, which
+        operators (none named: all), and the reason.
+
+    Raises:
+        ValueError: as `slim`.
+    """
+    model, slimmed = read_flatbuffer(content), slim(content)
+    try:
+        operators, tensors = _operators(model), _tensors(model)
+    except (IndexError, ZeroDivisionError):
+        raise ValueError("the .tflite is damaged (an operator's shapes do not fit it); convert it again") from None
+    macs = [row["macs"] for row in operators]
+    report = {
+        "size_bytes": len(content),
+        "description": _text(model.description),
+        "signatures": [_text(signature.signatureKey) for signature in model.signatureDefs or ()],
+        "metadata": [_text(entry.name) for entry in model.metadata or ()],
+        "associated_files": sorted(associated_files(content)),
+        "subgraphs": len(model.subgraphs),
+        "macs": None if None in macs else sum(macs),
+        "params": sum(row["params"] for row in tensors),
+        "operators": operators,
+        "tensors": tensors,
+        "not_int8": _not_int8(operators, tensors),
+        "bytes": _bytes(model, content, tensors),
+        "machine": cpu_name(),
+        "runtime": f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK, one thread",
+    }
+    return report | _measured(content, slimmed, [row["place"] for row in operators if row["groups"] > 1])
+
+
+def _operators(model) -> list[dict]:
+    rows = []
+    for subgraph, graph in enumerate(model.subgraphs):
+        for number, operator in enumerate(graph.operators):
+            name, options = operator_name(model, operator), operator.builtinOptions
+            read = [graph.tensors[n] for n in operator.inputs if n >= 0]
+            shapes = [_shape(tensor) for tensor in read]
+            output = _shape(graph.tensors[operator.outputs[0]]) if len(operator.outputs) else []
+            row = {"place": (subgraph, number), "operator": name, "kernel": None, "stride": None, "groups": 1}
+            if name in KERNELS and hasattr(options, "strideH"):
+                row |= {"kernel": shapes[1][-3:-1], "stride": [options.strideH, options.strideW]}
+                row["groups"] = shapes[0][-1] // shapes[1][-1] if name == "CONV_2D" else 1
+            sizes = [data_bytes(model, tensor) for tensor in read]
+            row |= {"output_shape": output, "macs": _macs(name, shapes, output, sizes), "constant_bytes": sum(sizes)}
+            rows.append(row | {key: [int(n) for n in getattr(operator, key)] for key in ("inputs", "outputs")})
+    return rows
+
+
+def _macs(name, shapes, output, sizes) -> int | None:
+    """Multiply-and-adds of an operator by the shapes and constant bytes of what it reads; None where not known."""
+    if name in KERNELS:
+        pixels = shapes[2] if name == "TRANSPOSE_CONV" else output
+        channels = shapes[1][0] if name == "FULLY_CONNECTED" else pixels[-1]
+        return prod(shapes[1]) * (prod(pixels) // channels)
+    has_kernel = name not in NO_MACS and any(size and len(shape) > 1 for shape, size in zip(shapes, sizes))
+    return None if has_kernel or name in UNKNOWN_MACS or name.startswith("STABLEHLO") else 0
+
+
+def _tensors(model) -> list[dict]:
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    types = {value: name for name, value in vars(TensorType).items() if isinstance(value, int)}
+    rows = []
+    for subgraph, graph in enumerate(model.subgraphs):
+        roles = {}
+        for operator in graph.operators:
+            if operator_name(model, operator) in KERNELS:
+                constants = [int(n) for n in operator.inputs[1:] if n >= 0 and data_bytes(model, graph.tensors[n])]
+                roles |= dict(zip(constants, ("weights", "bias")))
+        roles |= {int(n): "input" for n in graph.inputs} | {int(n): "output" for n in graph.outputs}
+        for number, tensor in enumerate(graph.tensors):
+            size, kind, found = data_bytes(model, tensor), types.get(tensor.type, "?"), tensor.quantization
+            role = roles.get(number, "constant" if size else "activation")
+            is_parameter = role in ("weights", "bias") or (
+                role == "constant" and kind not in ("INT32", "INT64", "BOOL")
+            )
+            row = {"place": (subgraph, number), "name": tensor_name(tensor), "role": role, "type": kind}
+            row |= {
+                "shape": _shape(tensor),
+                "params": prod(_shape(tensor)) if is_parameter else 0,
+                "quantization": None,
+            }
+            if found is not None and found.scale is not None and found.zeroPoint is not None and len(found.scale):
+                row["quantization"] = {"scales": found.scale.tolist(), "zero_points": found.zeroPoint.tolist()}
+                row["quantization"]["dimension"] = found.quantizedDimension
+            rows.append(row)
+    return rows
+
+
+def _not_int8(operators, tensors) -> list[dict]:
+    """A row for each type beside int8, and int32 of biases, shapes and axes, with the operators that use it."""
+    types = {row["place"]: row["type"] for row in tensors}
+    users: dict[str, list] = {}
+    for row in operators:
+        found = {types[row["place"][0], n] for n in (*row["inputs"], *row["outputs"]) if n >= 0}
+        if {"INT8", "FLOAT32"} <= found and row["operator"] in KERNELS:
+            found = {HYBRID}
+        for kind in sorted(found - {"INT8", "INT32"}):
+            users.setdefault(kind, []).append(row["place"])
+    why_other = "no int8 kernel computes in it"
+    return [{"type": kind, "operators": places, "why": WHY.get(kind, why_other)} for kind, places in users.items()]
+
+
+def _bytes(model, content, tensors) -> dict[str, int]:
+    """Bytes of the file by what they are for; what several tensors share is counted once."""
+    parts = dict.fromkeys(("weights", "bias", "other constants", "scales", "zero points", "metadata"), 0)
+    counted = set()
+
+    def count(part, array):
+        if array is not None and len(array) and (place := (array.ctypes.data, array.nbytes)) not in counted:
+            counted.add(place)
+            parts[part] += array.nbytes
+
+    for tensor, row in zip((tensor for graph in model.subgraphs for tensor in graph.tensors), tensors):
+        count(row["role"] if row["role"] in parts else "other constants", model.buffers[tensor.buffer].data)
+        if tensor.quantization is not None:
+            count("scales", tensor.quantization.scale)
+            count("zero points", tensor.quantization.zeroPoint)
+    names = {row["name"].encode() for row in tensors} - {b""}
+    parts["names"] = sum(4 + (len(name) // 4 + 1) * 4 for name in names)  # length, text, at least one 0
+    for buffer in model.buffers:
+        count("metadata", buffer.data)
+    parts["associated files"] = sum(map(len, associated_files(content).values()))
+    return parts | {"tables and padding": len(content) - sum(parts.values())}
+
+
+def _measured(content, slimmed, grouped) -> dict:
+    """Arena and latency of the file as it is, slim and regrouped, and what runtimes refuse.
+
+    Micro, which checks less, is not given what LiteRT refuses.
+    """
+    files = {"as it is": content, "slim": slimmed}
+    refused, arenas, times = [("ESP-NN", grouped, ESP_NN)] if grouped else [], {}, {}
+    try:
+        left = _left_to_litert(content)
+        if left:
+            refused.append(("XNNPACK", left, XNNPACK))
+        if grouped:
+            files["regrouped"] = regroup_fastest(slimmed).content
+        calls = [inference(file) for file in files.values()]
+        times = dict(zip(files, np.median(time_in_turns(calls), axis=0).round(5).tolist()))
+        arenas = {kind: arena_bytes(file) for kind, file in files.items()}
+    except ModuleNotFoundError:  # tflite-micro
+        pass
+    except (ValueError, RuntimeError) as error:
+        runtime = "TensorFlow Lite Micro" if times else "LiteRT"
+        refused.append((runtime, [], str(error).strip().partition("\n")[0].rstrip(".")))
+    rows = [
+        {"file": kind, "size_bytes": len(file), "ram_bytes": arenas.get(kind), "latency_ms": times.get(kind)}
+        for kind, file in files.items()
+    ]
+    return {"files": rows, "refused": [dict(zip(("runtime", "operators", "reason"), row)) for row in refused]}
+
+
+def _left_to_litert(content) -> list[tuple[int, int]]:
+    """The operators of the first subgraph that no delegate runs."""
+    nodes = new_interpreter(content)._get_ops_details()
+    own = {node["index"]: node for node in nodes if node["op_name"] != "DELEGATE"}
+    writers = {number: node for node in own.values() for number in node["outputs"]}
+    for delegate in (node for node in nodes if node["op_name"] == "DELEGATE"):
+        given, wanted = set(delegate["inputs"]), list(delegate["outputs"])
+        while wanted:
+            node = writers.get(wanted.pop())
+            if node is not None and own.pop(node["index"], None):
+                wanted += [number for number in node["inputs"] if number not in given]
+    return [(0, number) for number in own]
+
+
+def _shape(tensor) -> list[int]:
+    return [] if tensor.shape is None else [int(n) for n in tensor.shape]
+
+
+def _text(name) -> str:
+    return (name or b"").decode(errors="replace")

@@ -1,0 +1,146 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import factorizenet_tf as fnet
+from factorizenet_tf.cli import main
+from factorizenet_tf.cost import cost_rows
+from factorizenet_tf.tflite import inspect
+from factorizenet_tf.tflite.flatbuffer import read_flatbuffer
+from factorizenet_tf.tflite.inspect import inspect_tflite
+from factorizenet_tf.tflite.latency import Convolution, one_convolution
+from factorizenet_tf.tflite.slim import slim
+
+GROUPED = one_convolution(Convolution((8, 10, 16), 24, (3, 5), (1, 2), (1, 1), "SAME"), 4)
+
+
+def converted(function, shape, **options):
+    """A .tflite of a float function of one tensor."""
+    concrete = tf.function(function).get_concrete_function(tf.TensorSpec(shape))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
+    for name, value in options.items():
+        setattr(converter, name, value)
+    return converter.convert()
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    return tf.constant(np.random.default_rng(0).normal(size=(64, 64)), tf.float32)
+
+
+def test_a_grouped_convolution_by_pencil():
+    found = inspect_tflite(GROUPED)
+    (row,) = found["operators"]
+    assert (row["operator"], row["kernel"], row["stride"], row["groups"]) == ("CONV_2D", [3, 5], [1, 2], 4)
+    assert row["output_shape"] == [1, 8, 5, 24]
+    assert found["macs"] == row["macs"] == 8 * 5 * 24 * 3 * 5 * 4
+    assert found["params"] == 24 * 3 * 5 * 4 + 24
+    assert row["constant_bytes"] == 24 * 3 * 5 * 4 + 4 * 24
+    assert [tensor["role"] for tensor in found["tensors"]] == ["input", "weights", "bias", "output"]
+    weights = found["tensors"][1]
+    assert (weights["type"], weights["shape"]) == ("INT8", [24, 3, 5, 4])
+    assert weights["quantization"]["scales"] == pytest.approx([0.01] * 24)
+    assert weights["quantization"]["zero_points"] == [0] * 24
+    assert (found["bytes"]["weights"], found["bytes"]["bias"]) == (24 * 3 * 5 * 4, 4 * 24)
+    assert found["bytes"]["scales"] == 4 * (1 + 24 + 24 + 1)
+    assert found["bytes"]["zero points"] == 8 * (1 + 24)  # those of 24 zeros, and of one -128, are in the file once
+    assert sum(found["bytes"].values()) == found["size_bytes"] == len(GROUPED)
+    assert found["not_int8"] == []
+    assert [(row["runtime"], row["operators"]) for row in found["refused"]] == [("ESP-NN", [(0, 0)])]
+    assert [row["file"] for row in found["files"]] == ["as it is", "slim", "regrouped"]
+
+
+@pytest.mark.parametrize("name", [card.name for card in fnet.zoo.list(precision="int8")])
+def test_macs_and_parameters_are_the_nets_own(name):
+    card, model = fnet.zoo.card(name), read_flatbuffer(fnet.zoo.load(name, "path").read_bytes())
+    assert sum(row["macs"] for row in inspect._operators(model)) == card.macs
+    if not isinstance(card.spec, fnet.ModelSpec):  # the bytes of its layers are known of a model alone
+        return
+    weight_bytes = sum(row.weight_bytes for row in cost_rows(card.spec))
+    tensors = [row for row in inspect._tensors(model) if row["params"]]
+    assert sum(row["params"] * (4 if row["role"] == "bias" else 1) for row in tensors) == weight_bytes
+
+
+def test_what_it_measures_is_what_slim_and_the_card_say():
+    card = fnet.zoo.card("fnet-l6-int8@1")
+    content = fnet.zoo.load(card.reference, "path").read_bytes()
+    found = inspect_tflite(content)
+    plain, small = found["files"]
+    assert (plain["size_bytes"], small["size_bytes"]) == (len(content), len(slim(content)))
+    assert plain["ram_bytes"] == small["ram_bytes"] == card.ram_bytes
+    assert 0 < plain["latency_ms"] < 50
+    assert found["associated_files"] == ["labels.txt"]
+    assert found["bytes"]["zero points"] > 8_000  # what makes it worth the while
+    assert found["refused"] == []
+    assert json.loads(json.dumps(found))["operators"][0]["place"] == [0, 0]
+
+
+def test_float_dynamic_range_and_float16_are_told_apart(kernel):
+    half = {"optimizations": [tf.lite.Optimize.DEFAULT]}
+    plain = inspect_tflite(converted(lambda x: tf.nn.gelu(x @ kernel), (1, 64)))
+    assert [(row["type"], row["operators"]) for row in plain["not_int8"]] == [("FLOAT32", [(0, 0), (0, 1)])]
+    (refused,) = [row for row in plain["refused"] if row["runtime"] == "TensorFlow Lite Micro"]
+    assert "GELU" in refused["reason"]
+    assert [row["ram_bytes"] for row in plain["files"]] == [None, None]
+    (hybrid,) = inspect_tflite(converted(lambda x: x @ kernel, (1, 64), **half))["not_int8"]
+    assert (hybrid["type"], hybrid["operators"]) == ("INT8 weights of FLOAT32", [(0, 0)])
+    concrete = tf.function(lambda x: x @ kernel).get_concrete_function(tf.TensorSpec((1, 64)))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
+    converter.optimizations, converter.target_spec.supported_types = half["optimizations"], [tf.float16]
+    found = inspect_tflite(converter.convert())
+    assert {row["type"] for row in found["not_int8"]} == {"FLOAT16", "FLOAT32"}
+    assert found["macs"] == 64 * 64
+
+
+def test_operators_that_xnnpack_leaves_and_those_that_nobody_can_count(noise):
+    layers = [
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(4, 3),
+        keras.layers.AveragePooling2D(2),
+        keras.layers.Flatten(),
+    ]
+    model = keras.Sequential([*layers, keras.layers.Dense(3)])
+    found = inspect_tflite(fnet.to_tflite(model, calibration=noise(8, (8, 8, 1))))
+    names = [row["operator"] for row in found["operators"]]
+    (refused,) = [row for row in found["refused"] if row["runtime"] == "XNNPACK"]
+    assert [names[number] for _, number in refused["operators"]] == ["AVERAGE_POOL_2D"]
+    assert found["macs"] == 36 * 9 * 4 + 36 * 3
+    unknown = inspect_tflite(converted(lambda x: tf.raw_ops.Betainc(a=x, b=x, x=x), (1, 4), allow_custom_ops=True))
+    assert unknown["macs"] is None
+    assert [row["runtime"] for row in unknown["refused"]] == ["LiteRT"]
+    assert "Betainc" in unknown["refused"][0]["reason"]
+    assert [row["latency_ms"] for row in unknown["files"]] == [None, None]
+
+
+def test_without_tflite_micro_there_is_no_arena(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tflite_micro.python.tflite_micro", None)
+    found = inspect_tflite(GROUPED)
+    assert {row["ram_bytes"] for row in found["files"]} == {None}
+    assert {row["runtime"] for row in found["refused"]} == {"ESP-NN"}
+
+
+def test_the_tables_fit_80_columns_and_the_json_has_all(tmp_path, capsys, monkeypatch):
+    (tmp_path / "net.tflite").write_bytes(GROUPED)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["inspect", str(tmp_path / "net.tflite")]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in (
+        "3x5/1x2 g4",
+        "1x8x5x24",
+        "57,600",
+        "24: 0.01 to 0.01",
+        "as it is",
+        "ESP-NN refuses",
+        "1 operators",
+    ):
+        assert expected in text
+    assert "…" not in text
+    assert main(["inspect", str(tmp_path / "net.tflite"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["operators"][0]["groups"] == 4
