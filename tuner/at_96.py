@@ -22,10 +22,6 @@ VARIANTS = [
     ("mobilenetv1", None, 8),
     ("early", 2, 16),
     ("early", None, 16),
-    ("early", None, 24),
-    ("s2,2x2,2x2,2x2", 2, 16),
-    ("s2,2x2,2x2,2x2", None, 24),
-    ("base", None, 8),
 ]
 
 
