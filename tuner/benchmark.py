@@ -16,17 +16,14 @@ import http.client
 import json
 import math
 import os
-import re
 import resource
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -338,11 +335,11 @@ def measure_serving(options, progress) -> list[dict]:
     image = np.random.default_rng(0).integers(0, 256, (1, *int8.input_shape), np.uint8)
     bare = float(np.median(time_in_turns([lambda: int8.predict(image, batch_size=1)], rounds=ROUNDS, runs=20)))
     rows = [row("int8 LiteRT, bare, ms an image", bare)]
-    with running_server(options.net) as url:
+    with running_server(options.net) as port:
         for clients, images in CLIENTS:
             batch = np.repeat(image, images, 0)
-            ask(url, options.net, batch, 1)  # warms up
-            times, seconds = ask(url, options.net, batch, clients)
+            ask(port, options.net, batch, 1)  # warms up
+            times, seconds = ask(port, options.net, batch, clients)
             kind = f"served, {clients} clients, {images} images a request"
             p50, p99 = np.percentile(times, (50, 99))
             rows += [row(f"{kind}: images/s", len(times) * images / seconds)]
@@ -354,43 +351,32 @@ def measure_serving(options, progress) -> list[dict]:
 
 @contextlib.contextmanager
 def running_server(name: str):
-    """Run `factorizenet serve` in a process of its own on a free port of loopback; gives its address once it answers."""
-    command = [sys.executable, "-m", "factorizenet_tf.cli", "serve", name, "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    watchdog = threading.Timer(SERVER_START_SECONDS, process.kill)
-    watchdog.start()
-    reader = threading.Thread(target=process.stdout.read, daemon=True)
+    """Run `factorizenet serve` in a process of its own on a free port of loopback; gives the port once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "factorizenet_tf.cli", "serve", name, "--host", "127.0.0.1", "--port", str(port)]
+    process, end = subprocess.Popen(command, stdout=subprocess.DEVNULL), time.monotonic() + SERVER_START_SECONDS
     try:
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            address = re.search(r"http://127\.0\.0\.1:\d+", line)
-            if address:
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
                 break
-        else:
-            raise RuntimeError(f"the server did not start: {''.join(said[-1:]).strip() or 'it said nothing'}")
-        watchdog.cancel()
-        reader.start()  # an unread pipe would stop it
-        yield address[0]
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"`{' '.join(command[2:])}` does not answer")
+            time.sleep(0.1)
+        yield port
     finally:
-        watchdog.cancel()
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if reader.ident is not None:
-            reader.join(30)
-        process.stdout.close()
+        process.terminate()
+        process.wait()
 
 
-def ask(url: str, name: str, images: np.ndarray, clients: int) -> tuple[list[float], float]:
+def ask(port: int, name: str, images: np.ndarray, clients: int) -> tuple[list[float], float]:
     """(ms of each request, seconds of all): clients at once share REQUESTS, each asking as fast as it is answered."""
     body = json.dumps({"instances": images.tolist()}).encode()
 
     def work(_):
-        connection, times = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30), []
+        connection, times = http.client.HTTPConnection("127.0.0.1", port, timeout=30), []
         for _ in range(REQUESTS // clients):
             start = time.perf_counter()
             connection.request("POST", f"/v1/models/{name}:predict", body, {"Content-Type": "application/json"})
