@@ -48,7 +48,6 @@ class RayExecutor(Executor):
         self._ray = import_ray()
         self._num_cpus = num_cpus
         self._stored: dict[int, tuple] = {}  # id -> data set, which is kept so that the id stays its own, and reference
-        self._tasks: dict[Future, object] = {}
         if address != "local":
             _check_answers(address)
         options = {"include_dashboard": False} if address == "local" else {}
@@ -60,10 +59,10 @@ class RayExecutor(Executor):
     def submit(self, function: Callable, /, *arguments, **options) -> Future:
         """Send a call; arguments and result are pickled, and a node must be able to import the function."""
         resources = {"num_cpus": self._num_cpus, "max_retries": MAX_RETRIES, "retry_exceptions": False}
-        task = self._ray.remote(**resources)(_call)
-        reference = task.remote(function, *map(self._sent, arguments), **options)
+        task = self._ray.remote(**resources)(function)
+        reference = task.remote(*map(self._sent, arguments), **options)
         future = Future()
-        self._tasks[future] = reference
+        future.reference = reference  # Ray ends a task that nothing refers to
         reference.future().add_done_callback(lambda done: self._settle(future, done))
         return future
 
@@ -75,7 +74,6 @@ class RayExecutor(Executor):
         return self._stored[id(argument)][1]
 
     def _settle(self, future: Future, done: Future) -> None:
-        self._tasks.pop(future, None)
         if not future.set_running_or_notify_cancel():
             return
         error = done.exception()
@@ -89,12 +87,7 @@ class RayExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Disconnect from the cluster, or end it where it is local; what runs is ended, and wait has no effect."""
-        self._tasks.clear()
         self._ray.shutdown()
-
-
-def _call(function, *arguments, **options):
-    return function(*arguments, **options)
 
 
 def _check_answers(address: str) -> None:
