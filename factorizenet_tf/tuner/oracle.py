@@ -6,8 +6,6 @@ them: an error is kept in `failure`, the search is told to stop, and `Factorizat
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import operator
 from pathlib import Path
@@ -21,7 +19,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, Requirement
 from ..spec import ModelSpec, max_level
-from .progressive import Proposal, Result, Search, SearchState, effects, propose, ranking
+from .progressive import Proposal, Result, Search, SearchState, effects, propose
 from .space import MeasuredCosts, Space, at_level, check_budget, macs, uniform
 
 __all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity", "spec_of"]
@@ -53,17 +51,10 @@ def search_space(spec: ModelSpec, widths: tuple[int, ...] | None = None) -> kera
 
 def spec_of(space: Space, values: dict) -> ModelSpec:
     """Give the net of hyperparameter values; a level above a stage's last is clipped to it."""
-    base = _base(space, values.get("macro"), int(values.get("width", space.widths[0])))
+    width = int(values.get("width", space.widths[0]))
+    base = space.of_macro(values["macro"], width) if "macro" in values else space.net(0, width)
     levels = (int(values[f"stage{number}"]) for number in range(1, len(base.stages) + 1))
-    return at_level(base, tuple(map(min, levels, at_level(base, max_level(base)).levels)))
-
-
-@functools.lru_cache(maxsize=10_000)
-def _base(space, macro, width):
-    if macro is None:
-        return space.net(0, width)
-    spec = space.spec
-    return ModelSpec(0, width=width, input_shape=spec.input_shape, num_classes=spec.num_classes, macro=macro)
+    return at_level(base, tuple(min(level, max_level(base)) for level in levels))
 
 
 def metrics_of(objective: str, accuracy: float, curve: list[float], pruned: bool) -> dict[str, float]:
@@ -139,9 +130,6 @@ class FactorizationOracle(keras_tuner.Oracle):
     ):
         if requirement is not None and limits:
             raise TypeError(f"requirement and {', '.join(limits)} are given; put all limits into the requirement")
-        known = [field.name for field in dataclasses.fields(Requirement)]
-        if unknown := sorted(limits.keys() - set(known)):
-            raise TypeError(f"unknown arguments {', '.join(unknown)}; limits are {', '.join(known)}")
         self.requirement = requirement or Requirement(**limits)
         widths = (spec.width,) if widths is None else tuple(map(operator.index, widths))
         if not widths:
@@ -167,10 +155,9 @@ class FactorizationOracle(keras_tuner.Oracle):
             seed=1,
         )
         self.seed = self._seed_state = 0 if seed is None else operator.index(seed)  # the base class takes 0 for none
-        self.costs = MeasuredCosts(self.requirement.limits, has_earlier_names=not self.space.has_macros)
+        self.costs = MeasuredCosts(self.requirement.limits)
         self.failure: BaseException | None = None
         self.verbose = 0
-        self._violations: dict[ModelSpec, str | None] = {}
         self._search = Search(
             self.space, self.requirement, self.violation, self.patience, self.seed, max_nets=max_trials
         )
@@ -197,10 +184,8 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def violation(self, spec: ModelSpec) -> str | None:
         """Say which budget a net is over, or None where it fits; its measured costs are taken where MACs do not tell."""
-        if spec not in self._violations:
-            reason = self.requirement.violation({"macs": macs(spec)})
-            self._violations[spec] = reason or self.requirement.violation(self.costs.measure(spec))
-        return self._violations[spec]
+        reason = self.requirement.violation({"macs": macs(spec)})
+        return reason or self.requirement.violation(self.costs.measure(spec))
 
     def populate_space(self, trial_id: str) -> dict:
         """Give the next net; IDLE while the others of its batch are trained, STOPPED at the end."""
@@ -237,8 +222,6 @@ class FactorizationOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Trial:
         """Give a trial to run, first one that was begun and has not ended."""
-        if self.failure is None and not Path(self._get_oracle_fname()).exists():
-            self.save()  # before the first trial's file, so that a kill between the two loses nothing
         if self.failure is not None:
             self.tuner_ids.discard(tuner_id)  # for which KerasTuner's chief would wait
             return Trial(self.get_space(), trial_id="", status=TrialStatus.STOPPED)
@@ -252,24 +235,10 @@ class FactorizationOracle(keras_tuner.Oracle):
         return super().update_trial(trial_id, dict(metrics), step)
 
     @keras_tuner.synchronized
-    def end_trial(self, trial: Trial) -> None:
-        """End a trial; one that crashed (INVALID) ends the search, and is done again by the next."""
-        if trial.status != TrialStatus.INVALID:
-            super().end_trial(trial)
-            return
-        if self.failure is None:
-            self.failure = RuntimeError(f"trial {trial.trial_id} crashed: {_last_line(trial)}")
-        self.trials[trial.trial_id].status = TrialStatus.RUNNING
-        self._retry_queue.append(trial.trial_id)
-        self.ongoing_trials = {t: other for t, other in self.ongoing_trials.items() if other.trial_id != trial.trial_id}
-        self.save()
-
-    @keras_tuner.synchronized
     def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
         """List the trials of finished nets that fit, the search's answer first: with a floor not the most accurate one."""
         trials = {self.net(trial): trial for trial in self.trials.values()}
-        results = {spec: result for spec, result in self.results().items() if self.violation(spec) is None}
-        return [trials[spec] for spec in ranking(self.requirement, results, self.seed)[:num_trials]]
+        return [trials[spec] for spec in self.walk().ranked[:num_trials]]
 
     def score_trial(self, trial: Trial) -> None:
         """Score by the objective; a training that was given up ranks behind every finished one."""
@@ -288,24 +257,8 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def get_state(self) -> dict:
         """Give all that a resumed search needs besides the trials' own files."""
-        state = super().get_state()
-        state["walk"] = self.identity()
-        state["values"] = {trial_id: trial.hyperparameters.values for trial_id, trial in self.trials.items()}
-        return state
-
-    def set_state(self, state: dict) -> None:
-        """Take a saved state.
-
-        Raises:
-            ValueError: it is of another search; every difference is named.
-        """
-        saved, given = state["walk"], json.loads(json.dumps(self.identity()))
-        changed = [f"{k}: the folder has {saved.get(k)}, you gave {v}" for k, v in given.items() if saved.get(k) != v]
-        if changed:
-            raise ValueError(
-                f"{self._project_dir} holds another search ({'; '.join(changed)}); give the same arguments or another folder"
-            )
-        super().set_state(state)
+        values = {trial_id: trial.hyperparameters.values for trial_id, trial in self.trials.items()}
+        return super().get_state() | {"values": values}
 
     def identity(self) -> dict:
         """Give what makes a search the same one: space, requirement, objective, seed, patience."""
@@ -331,15 +284,10 @@ class FactorizationOracle(keras_tuner.Oracle):
         Where oracle.json is lost the trials' own files say all that the search needs.
 
         Raises:
-            ValueError: a file is damaged, or the folder holds another search.
+            ValueError: a file is damaged.
         """
         path = Path(self._get_oracle_fname())
-        try:
-            state = json.loads(path.read_text()) if path.exists() else self.get_state()
-            values = state["values"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); delete it, the trials' files have the same") from None
-        for file in sorted(path.parent.glob("trial_*/trial.json")):
+        for file in path.parent.glob("trial_*/trial.json"):
             remove_partial_files(file.parent)
             try:
                 trial = Trial.load(str(file))
@@ -348,17 +296,20 @@ class FactorizationOracle(keras_tuner.Oracle):
                 remedy = f"delete the folder {file.parent}, then its trial is done again"
                 raise ValueError(f"{file} is damaged ({error}); {remedy}") from None
             self.trials[trial.trial_id] = trial
-        for trial_id in values.keys() - self.trials.keys():
-            hyperparameters = self.get_space()
-            hyperparameters.values = values[trial_id]
-            self.trials[trial_id] = Trial(hyperparameters, trial_id=trial_id)
+        try:
+            state = json.loads(path.read_text()) if path.exists() else self.get_state()
+            for trial_id in state["values"].keys() - self.trials.keys():
+                hyperparameters = self.get_space()
+                hyperparameters.values = state["values"][trial_id]
+                self.trials[trial_id] = Trial(hyperparameters, trial_id=trial_id)
+            self.set_state(state | {"ongoing_trials": {}})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); delete it, the trials' files have the same") from None
         self.trials = dict(sorted(self.trials.items()))
-        self.set_state(state | {"ongoing_trials": {}})
         ended = [trial_id for trial_id, trial in self.trials.items() if trial.status in ENDED]
         self._retry_queue = sorted(self.trials.keys() - ended, reverse=True)
-        self.end_order = [trial_id for trial_id in self.end_order if trial_id in ended]
-        self.end_order += [trial_id for trial_id in ended if trial_id not in self.end_order]
-        self.start_order += [trial_id for trial_id in self.trials if trial_id not in self.start_order]
+        known = [trial_id for trial_id in self.end_order if trial_id in ended]
+        self.end_order = known + [trial_id for trial_id in ended if trial_id not in known]
 
     def _set_project_dir(self, directory, project_name):
         super()._set_project_dir(directory, project_name)

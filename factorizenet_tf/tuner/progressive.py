@@ -18,13 +18,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..spec import ModelSpec
-from .choice import MAX_COST_CHECKS, closest_trained, effects, largest_within, next_batch
-from .space import Space, at_level, macs, uniform
-from .state import Proposal, Result, Search, SearchState, ranking, tie_break
+from .space import at_level, choices_of, distinct, macs, uniform
+from .state import SAMPLED, Proposal, Result, Search, SearchState, in_proportion, tie_break
+from .surrogate import AdditiveGP
 
-__all__ = ["Proposal", "Result", "Search", "SearchState", "effects", "propose", "ranking"]
+__all__ = ["Proposal", "Result", "Search", "SearchState", "effects", "propose"]
 
 UNIFORM_PATIENCE = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
+BATCH = 3  # nets that are proposed together by the surrogate
+MAX_COST_CHECKS = 24  # nets over budget that are looked at for one batch; each may be a measurement of seconds
+CLIMBERS, CLIMBS = 12, 12  # of a space too large to hold: nets whose neighbours are tried, and how often
 
 
 def propose(search: Search, results: Mapping[ModelSpec, Result]) -> SearchState:
@@ -35,20 +38,15 @@ def propose(search: Search, results: Mapping[ModelSpec, Result]) -> SearchState:
         results: of the nets trained so far; nets that were not proposed are ignored.
 
     Returns:
-        The state, with `pending` the nets to train next; it is finished where there are none.
+        The state, with `pending` the nets to train next; the search is at its end where there are none.
     """
     state = SearchState(search, results)
     for purpose, batch in _batches(state):
-        if not batch:
-            continue
-        state.open(batch)
-        if state.pending:
-            state.rank()  # the batch may stay unfinished: max_nets
-            return state
-        state.close(purpose, batch)
-        if search.max_nets is not None and len(state.proposals) >= search.max_nets:
+        if batch:
+            state.take(purpose, batch)
+        is_full = search.max_nets is not None and len(state.proposals) >= search.max_nets
+        if state.pending or is_full:  # of a batch that is over max_nets some are never trained
             break
-    state.finished = True
     return state
 
 
@@ -65,7 +63,7 @@ def _batches(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     idle = 0
     while idle < state.search.patience * state.search.space.kinds_of_choice:
         before = state.best
-        batch = state.batch(next_batch(state))
+        batch = state.batch(_next_batch(state))
         if not batch:
             return
         yield "what promises most", batch
@@ -105,15 +103,22 @@ def _uniform_levels(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
 
 
 def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
-    """Start from the coarsest net that fits with one stage off a uniform level: two kinds of budget can leave no other."""
-    budget = state.search.requirement.limits.get("macs", math.inf)
-    specs = [spec for spec in _one_stage_off_uniform(state.search.space) if macs(spec) <= budget]
-    specs.sort(key=lambda spec: (-macs(spec), tie_break(spec, state.search.seed)))
+    """Start from the coarsest net found that fits: two kinds of budget can leave no uniform level.
+
+    Looked at are nets that differ from a uniform level in one choice and, where blocks or channels are choices, some drawn.
+    """
+    search, space = state.search, state.search.space
+    uniform_nets = [spec for family in space.families for spec in uniform(family.base)]
+    rows = space.neighbours(np.array([space.row_of(spec) for spec in uniform_nets]))
+    if space.has_macros:
+        rows = distinct(np.concatenate([rows, search.drawn[: SAMPLED // 8]]))
+    specs = [spec for spec in map(space.net_of, _largest_within(state, rows)) if spec not in uniform_nets]
+    specs.sort(key=lambda spec: (-macs(spec), tie_break(spec, search.seed)))
     step, misses = math.ceil(len(specs) / MAX_COST_CHECKS), 0
     for spec in (spec for first in range(step) for spec in specs[first::step]):
         if state.fits(spec):
             misses = 0
-            what = "fewer blocks or channels" if state.search.space.has_macros else "one stage at another level"
+            what = "fewer blocks or channels" if space.has_macros else "one stage at another level"
             why = f"no uniform level fits; the coarsest found that does, {what}"
             yield "where no uniform level fits", state.batch([(spec, why, None)])
             if state.best is not None:  # else its training failed
@@ -124,18 +129,6 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
             return
 
 
-def _one_stage_off_uniform(space: Space) -> list[ModelSpec]:
-    """List, once each, the nets that differ from a uniform level in one stage, or have as many blocks or channels in all."""
-    nets = [spec for family in space.families for spec in uniform(family.base)]
-    rows = np.array([space.row_of(spec) for spec in nets])
-    stages, changed = space.num_stages, [space.neighbours(rows)]
-    for place in range(space.most_places):
-        for columns in (slice(1, 1 + stages), slice(1 + stages, 1 + 2 * stages), slice(1, 1 + 2 * stages)):
-            changed.append(rows.copy())
-            changed[-1][:, columns] = place
-    return [spec for spec in map(space.net_of, space.corrected(np.concatenate(changed))) if spec not in nets]
-
-
 def _one_stage_coarse(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
     """For each stage give the net that has it as coarse as fits and the others at the last level."""
     finest = uniform(state.best)[-1]
@@ -144,15 +137,185 @@ def _one_stage_coarse(state: SearchState) -> Iterator[tuple[ModelSpec, str, Mode
             spec = at_level(finest, (*finest.levels[:stage], level, *finest.levels[stage + 1 :]))
             if state.fits(spec):
                 why = f"stage {stage + 1} as coarse as fits, the others at the last level"
-                yield spec, why, closest_trained(state, spec)
+                yield spec, why, _closest_trained(state, spec)
                 break
 
 
 def _one_stage_regular(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
     """For each stage give a net that has it at level 0, of those drawn the largest that fits, whatever else it has."""
-    drawn = largest_within(state, state.search.drawn)
+    drawn = _largest_within(state, state.search.drawn)
     levels = state.search.space.values(drawn)[2]
     for stage in range(levels.shape[1]):
         regular = map(state.search.space.net_of, drawn[levels[:, stage] == 0][:MAX_COST_CHECKS])
         for spec in itertools.islice((spec for spec in regular if len(spec.stages) > stage and state.fits(spec)), 1):
-            yield spec, f"stage {stage + 1} regular, and as large as fits", closest_trained(state, spec)
+            yield spec, f"stage {stage + 1} regular, and as large as fits", _closest_trained(state, spec)
+
+
+# What promises most: of a space that can be held among all nets, else near the best ones
+
+
+def _largest_within(state: SearchState, rows: np.ndarray) -> np.ndarray:
+    """Give the rows whose nets are within the budget of MACs, the most MACs first."""
+    counts = state.search.space.count_macs(rows)
+    order = np.argsort(-counts, kind="stable")
+    return rows[order[counts[order] <= state.macs_limit()]]
+
+
+def _next_batch(state: SearchState) -> list[tuple[ModelSpec, str, ModelSpec | None]]:
+    """Choose the next nets by the surrogate, most promising first; the choice is kept for the next call of `propose`."""
+    results = {proposal.spec: state.results[proposal.spec] for proposal in state.proposals}
+    key, kept = tuple(results.items()), state.search._chosen
+    if key not in kept:
+        before = set(state.rejected)
+        chosen = _chosen(state, results)
+        kept[key] = chosen, {spec: why for spec, why in state.rejected.items() if spec not in before}
+    chosen, rejected = kept[key]
+    state.rejected |= rejected
+    return chosen
+
+
+def _chosen(state, results):
+    accuracies = _percent(results, state.best)
+    fits = dict.fromkeys(results, 1) | dict.fromkeys(state.too_costly(), -1)
+    model = state.search.whole or _near_what_promises(state, accuracies, fits)
+    mean, deviation = model.mean(accuracies), model.deviation(accuracies)
+    open_nets = model.macs <= state.macs_limit()
+    open_nets[[model.index(spec) for spec in fits]] = False
+    chosen, checks = [], 0
+    while open_nets.any() and len(chosen) < BATCH and checks < MAX_COST_CHECKS:
+        promise = np.where(open_nets, _promise(state, model, mean, deviation, fits), -np.inf)
+        equals = np.flatnonzero(
+            promise >= promise.max() - 1e-9
+        )  # among which chance decides, and not the last bits of a sum
+        nets = {state.search.space.net_of(model.rows[index]): index for index in equals}
+        spec = min(nets, key=lambda net: tie_break(net, state.search.seed))
+        open_nets[nets[spec]] = False
+        if spec in fits:  # two macro-architectures may have a net in common
+            continue
+        if not state.fits(spec):
+            fits[spec] = -1
+            checks += 1
+            continue
+        fits[spec] = 1
+        parent = _closest_trained(state, spec)
+        chosen.append((spec, _reason(spec, parent, mean[nets[spec]], deviation[nets[spec]]), parent))
+        # As if it were trained, with what is expected of it (kriging believer): nets near it become more certain.
+        deviation = model.deviation([*accuracies, *(net for net, *_ in chosen)])
+    return chosen
+
+
+def _near_what_promises(
+    state: SearchState, accuracies: Mapping[ModelSpec, float], fits: Mapping[ModelSpec, int]
+) -> AdditiveGP:
+    """Model nets worth a look in a space too large to hold: nets like the trained ones, some drawn, and up from there.
+
+    Of the nets drawn those near the budget are looked at. From the most promising nets the search climbs to neighbours in
+    one choice, and in up to three, until none promises more.
+    """
+    search, space, limit = state.search, state.search.space, state.macs_limit()
+    random = np.random.default_rng([search.seed % 2**32, len(state.proposals)])
+    drawn = _largest_within(state, search.sample(len(state.proposals)))[: SAMPLED // 8]
+    trained = np.array([space.row_of(spec) for spec in state.ranked[:CLIMBERS]])
+    rows, looked_at, highest = np.concatenate([drawn, space.neighbours(trained)]), [], -np.inf
+    for _ in range(CLIMBS):
+        rows = rows[space.count_macs(rows) <= limit]
+        looked_at.append(rows)
+        model = search.model(fits, rows)
+        promise = _promise(state, model, model.mean(accuracies), model.deviation(accuracies), fits)
+        promise[[model.index(spec) for spec in fits]] = -np.inf
+        if promise.max() <= highest + 1e-6:
+            break
+        highest = promise.max()
+        top = model.rows[np.argsort(-promise, kind="stable")[:CLIMBERS]]
+        others = space.altered(np.repeat(top, SAMPLED // 8 // CLIMBERS, axis=0), 3, random)
+        rows = np.concatenate([space.neighbours(top), others])
+    return search.model(fits, np.concatenate(looked_at))
+
+
+def _promise(
+    state: SearchState,
+    model: AdditiveGP,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    fits: Mapping[ModelSpec, int],
+) -> np.ndarray:
+    """Score every candidate: the accuracy that may be hoped for or, once the floor is reached, the MACs likely saved.
+
+    What probably is over a measured budget comes last: costs are nearly sums over stages, too.
+    """
+    promise = mean + deviation
+    if state.reaches_floor(state.best):
+        above = (mean - 100 * state.search.requirement.min_accuracy) / deviation
+        saved = 1 - model.macs / macs(state.best)  # nets above the ceiling are not looked at
+        # As a logarithm, or nets that all are far below the floor would be equals.
+        promise = np.log(np.maximum(saved, 1e-9)) - np.logaddexp(0, -1.7 * above)  # nearly the normal distribution
+    return promise - 1000 * (model.mean(fits) < 0) if min(fits.values()) < 0 else promise
+
+
+def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[ModelSpec, float]:
+    """Give the accuracies in percent; a pruned training counts as far behind the best net as extrapolated at its end."""
+    top, found = results[best], {}
+    highest = list(itertools.accumulate(top.curve, max))
+    for spec, result in results.items():
+        if result.pruned and result.curve and highest:
+            epoch = min(len(result.curve), len(highest))  # the best net's own training may have been stopped early
+            behind = highest[-1] - in_proportion(max(result.curve[:epoch]), highest[epoch - 1], highest[-1])
+            found[spec] = 100 * (top.accuracy - behind)
+        elif result.accuracy is not None and not result.pruned:
+            found[spec] = 100 * result.accuracy
+    return found
+
+
+def _closest_trained(state: SearchState, spec: ModelSpec) -> ModelSpec | None:
+    """Give the trained net of equal width and kind of stages that differs in the fewest choices, the best of several."""
+    space = state.search.space
+    row = space.row_of(spec)
+
+    def differences(other):
+        return sum(a != b for a, b in zip(row, space.row_of(other)))
+
+    return min((other for other in state.ranked if space.row_of(other)[0] == row[0]), key=differences, default=None)
+
+
+def _reason(spec: ModelSpec, parent: ModelSpec | None, mean: float, deviation: float) -> str:
+    expected = f"{mean:.1f} % expected, give or take {deviation:.1f}"
+    if parent is None:
+        return f"width {spec.width}: {expected}"
+    changes = []
+    for number, (own, former) in enumerate(zip(choices_of(spec), choices_of(parent)), 1):
+        words = ["coarser" if own["level"] < former["level"] else "finer"] * (own["level"] != former["level"])
+        words += [f"of {own[what]} {what}" for what in ("blocks", "channels") if own[what] != former[what]]
+        changes += [f"stage {number} {' and '.join(words)}"] * bool(words)
+    return f"{parent.name} with {' and '.join(changes)}: {expected}"
+
+
+def effects(
+    search: Search, results: Mapping[ModelSpec, Result], origin: ModelSpec
+) -> dict[str, dict[int, float | None]]:
+    """Estimate how a net's accuracy would change with another choice in one respect, from all results together.
+
+    Args:
+        search, results: as for `propose`.
+        origin: the net; it has a final accuracy.
+
+    Returns:
+        By respect ("stage 1, level", "stage 1, blocks" and so on) and choice the change in points: 0 at the origin's
+        own, None where no net with a result has that choice there.
+    """
+    accuracies = _percent(results, origin)
+    model = search.model(accuracies, search.space.neighbours(np.array([search.space.row_of(origin)])))
+    changes = model.mean(accuracies)
+    changes -= changes[model.index(origin)]
+    tried = {
+        (f"stage {number}, {kind}", choice)
+        for spec in accuracies
+        for number, own in enumerate(choices_of(spec), 1)
+        for kind, choice in own.items()
+    }
+    return {
+        respect: {
+            choice: float(changes[model.index(net)]) if (respect, choice) in tried else None
+            for choice, net in alternatives.items()
+        }
+        for respect, alternatives in search.space.alternatives(origin).items()
+    }

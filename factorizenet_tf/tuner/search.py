@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,54 +15,16 @@ from ..console import Progress
 from ..data import Dataset
 from ..files import write_csv, write_text
 from ..recipe import Recipe
-from ..requirement import MEASURED, Requirement, frontier
-from ..runs import load_run
+from ..requirement import COSTS, MEASURED, Requirement, frontier
 from ..spec import ModelSpec, level_text
-from ..zoo.publishing import PublishError, publish_errors
-from .oracle import REASON, ROUND, FactorizationOracle, Trial, TrialStatus, result_of
+from ..zoo.publishing import PublishError
+from .oracle import REASON, ROUND, FactorizationOracle, TrialStatus, result_of
 from .space import Space, macs
 from .tuner import OBJECTIVES, FactorizationTuner
 
-__all__ = ["SearchProgress", "SearchResult", "frontier_names", "plan", "publish_found", "report", "search"]
+__all__ = ["SearchResult", "plan", "publish_found", "report", "search"]
 
 NOISE_DEVIATIONS = 3  # of a binomial count; the best of many nets is above chance by luck, too
-
-
-class SearchProgress(Progress):
-    """Say how far a search is; the oracle is asked for the best so far."""
-
-    def __init__(self, oracle: FactorizationOracle, *, verbose: bool = True):
-        super().__init__(verbose)
-        self._oracle = oracle
-        self._starts: dict[str, float] = {}
-        self._seconds: list[float] = []
-
-    def begin(self, trial: Trial, spec: ModelSpec, epochs: int, done: int, bar: bool = True) -> None:
-        """Say that a trial starts, `done` of its epochs finished before; with a bar where it is trained here."""
-        self._starts[trial.trial_id] = time.monotonic()
-        values = trial.hyperparameters.values
-        again = f", going on after epoch {done}" if done else ""
-        self.say(f"trial {int(trial.trial_id)}: {spec.name}, {values.get(REASON, 'proposed')}{again}")
-        if not bar:
-            return
-        text, state = f"{spec.name}, round {values.get(ROUND, '-')}", self._oracle.walk()
-        if state.best is not None:
-            text += f", best {state.best.name}"
-        if self._seconds:
-            remaining = len(state.pending) * sum(self._seconds) / len(self._seconds)
-            text += f", {remaining / 60:.0f} min left in the round"
-        self._trial_bar = self.bar(text, epochs, done=done)
-
-    def epoch(self, phase: str, epoch: int, accuracy: float) -> None:
-        """Advance the bar: an epoch of the trial ended with this validation accuracy (0..1)."""
-        self._trial_bar.advance()
-
-    def end(self, trial: Trial, accuracy: float, pruned: bool) -> None:
-        """Say that a trial ended with this objective (0..1)."""
-        seconds = time.monotonic() - self._starts[trial.trial_id]
-        self._seconds.append(seconds)
-        outcome = "given up, hopeless" if pruned else f"{100 * accuracy:.2f} %"
-        self.say(f"  {self._oracle.net(trial).name}: {outcome}, {seconds:.0f} s")
 
 
 @dataclass(frozen=True)
@@ -123,7 +84,7 @@ def search(
             "executor (--ray): unset it"
         )
     out = Path(out).expanduser().resolve()
-    with SearchProgress(oracle, verbose=verbose) as progress:
+    with Progress(verbose) as progress:
         progress.say(plan(oracle.space))
         tuner = FactorizationTuner(
             oracle,
@@ -160,11 +121,6 @@ def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Searc
     return found
 
 
-def frontier_names(rows: list[dict], objective: str) -> list[str]:
-    """List the trained nets that no other beats with as few MACs, by rising MACs."""
-    return [row["name"] for row in frontier((r for r in rows if r["status"] == "trained"), "macs", objective)]
-
-
 def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: bool = True) -> None:
     """Publish the frontier and the best net of a search in a zoo folder; nets that may not be published are named.
 
@@ -172,27 +128,22 @@ def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: b
         RuntimeError: the best net may not be published; the others then are.
         OSError: the folder cannot be written.
     """
-    names = dict.fromkeys(frontier_names(found.rows, "val_int8_accuracy"))
-    if found.best is not None:
-        names[found.best.name] = None
-    errors = {name: publish_errors(load_run(found.run_folder(name))) for name in names}
+    trained = [row for row in found.rows if row["status"] == "trained"]
+    names = [row["name"] for row in frontier(trained, "macs", "val_int8_accuracy")]
+    best = [found.best.name] * (found.best is not None)
+    refused = {}
     with Progress(verbose) as progress:
-        for name in names:
-            if errors[name]:
-                progress.say(f"{name} is not published: {'; '.join(errors[name])}")
-                continue
+        for name in dict.fromkeys(names + best):
             try:
                 cards = zoo.publish(found.run_folder(name), zoo_dir=Path(zoo_dir).expanduser(), verbose=False)
                 progress.say(f"published in {zoo_dir}: {', '.join(card.reference for card in cards)}")
             except FileExistsError as error:
                 progress.say(f"{name}: {error}")
-            except PublishError as error:  # a net of other data has its name
-                errors[name] = [str(error)]
-                progress.say(f"{name} is not published: {error}")
-    if found.best is not None and errors[found.best.name]:
-        raise RuntimeError(
-            f"the answer, {found.best.name}, is not published: {'; '.join(errors[found.best.name])}; it is in {found.folder}"
-        )
+            except PublishError as error:
+                refused[name] = error
+                progress.say(str(error))
+    for name in refused.keys() & best:
+        raise RuntimeError(f"the answer is not published, it is in {found.folder}: {refused[name]}")
 
 
 def _trial_row(oracle, trial):
@@ -262,25 +213,18 @@ def _summary(oracle, state, rows, meets, dataset):
         return "\n".join([*lines, "nothing was found: no training ended"])
     row = next(row for row in rows if row["name"] == state.best.name)
     what = "the answer is" if meets else "no net reaches the floor; the best is"
-    costs = [f"{row['macs']:,} MACs", f"{row['size_bytes']:,.0f} bytes"]
-    costs += [f"{row['ram_bytes']:,.0f} bytes of RAM"] if row["ram_bytes"] != "" else []
-    costs += [f"{row['latency_ms']:.3f} ms"] if "latency_ms" in oracle.requirement.limits else []
-    accuracy = row[oracle.objective.name]
-    lines.append(
-        f"{what} {state.best.name}: {100 * accuracy:.2f} % {oracle.objective.name}, {', '.join(costs)} ({row['reason']})"
-    )
+    costs = ", ".join(f"{row[cost]:,.10g} {cost}" for cost in COSTS if row[cost] != "")
+    accuracy, objective = row[oracle.objective.name], oracle.objective.name
+    lines.append(f"{what} {state.best.name}: {100 * accuracy:.2f} % {objective}, {costs} ({row['reason']})")
     lines += _chance_warning(accuracy, dataset)
     lines.append("in points, estimated from all of them, another choice in one stage alone would change it by:")
     changes = oracle.effects()
     for respect, nets in oracle.space.alternatives(state.best).items():
         choices = f"0 to {max(nets)}" if respect.endswith("level") else ", ".join(map(str, nets))
-        texts = ["it is here" if net == state.best else _effect(changes[respect][c]) for c, net in nets.items()]
+        effects = {choice: "not tried" if c is None else f"{c:+.1f}" for choice, c in changes[respect].items()}
+        texts = ["it is here" if net == state.best else effects[choice] for choice, net in nets.items()]
         lines.append(f"  {respect} {choices}: {', '.join(texts)}")
     return "\n".join(lines)
-
-
-def _effect(change: float | None) -> str:
-    return "not tried" if change is None else f"{change:+.1f}"
 
 
 def _chance_warning(accuracy: float, dataset: Dataset) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from ..cost import cost_rows, count_macs
 from ..files import write_text
 from ..requirement import MEASURED, Requirement
-from ..spec import ModelSpec, Stage, groups_at, last_level, macro_from_text, max_level, stage_channels
+from ..spec import ModelSpec, Stage, groups_at, last_level, max_level, stage_channels
 
 __all__ = [
     "COSTS_FILE",
@@ -27,6 +27,7 @@ __all__ = [
     "Space",
     "at_level",
     "check_budget",
+    "choices_of",
     "distinct",
     "macs",
     "measure",
@@ -44,7 +45,6 @@ class Family(NamedTuple):
         blocks, channels: for each stage what there is to choose from, ascending.
     """
 
-    macro: str
     macro: str
     base: ModelSpec
     stages: tuple[Stage, ...]
@@ -90,15 +90,7 @@ class Space:
         """The families, by macro-architecture, then width; of several that have the same nets the first."""
         found = {}
         for macro, width in itertools.product(self.macros or (self.spec.macro,), self.widths):
-            parts = macro_from_text(macro, width)
-            own = dataclasses.replace(
-                self.spec,
-                level=0,
-                width=width,
-                stages=parts.stages,
-                stem_stride=parts.stem_stride,
-                last_channels=parts.last_channels,
-            )
+            own = self.of_macro(macro, width)
             numbers = stage_channels(width, own.stages)[1:]
             blocks = tuple(tuple(sorted({*self.blocks})) or (stage.blocks,) for stage in own.stages)
             channels = tuple(
@@ -113,6 +105,11 @@ class Space:
             key = base.width, base.stem_stride, base.last_channels, *(s[1::2] for s in own.stages), blocks, channels
             found.setdefault(key, Family(macro, base, own.stages, blocks, channels))
         return tuple(found.values())
+
+    def of_macro(self, macro: str, width: int) -> ModelSpec:
+        """Give the net of level 0 of a macro-architecture and a width, for the space's images and classes."""
+        of_images = {"input_shape": self.spec.input_shape, "num_classes": self.spec.num_classes}
+        return ModelSpec(0, width=width, macro=macro, **of_images)
 
     @property
     def has_macros(self) -> bool:
@@ -249,16 +246,14 @@ class Space:
         """Give the rows of all nets, int (n, 1 + 3 stages)."""
         found = []
         for index, family in enumerate(self.families):
-            padding = (1,) * (self.num_stages - len(family.stages))
-            shape = [*map(len, family.blocks), *padding, *map(len, family.channels), *padding]
-            own = np.array([(index, *places, *[0] * self.num_stages) for places in np.ndindex(*shape)])
-            lasts = self.last_levels(own)
-            levels = np.indices(lasts.max(0) + 1).reshape(self.num_stages, -1).T
-            for row, last in zip(own, lasts):
-                fitting = levels[(levels <= last).all(1)]
-                found.append(np.tile(row, (len(fitting), 1)))
-                found[-1][:, -self.num_stages :] = fitting
-        return np.concatenate(found).astype(np.int16)
+            padding = [1] * (self.num_stages - len(family.stages))
+            places = [*map(len, family.blocks), *padding, *map(len, family.channels), *padding]
+            deepest = max(map(last_level, (family.base.width, *itertools.chain(*family.channels))))
+            levels = [*[1 + deepest] * len(family.stages), *padding]
+            own = np.indices([1, *places, *levels], np.int16).reshape(1 + 3 * self.num_stages, -1).T
+            own[:, 0] = index
+            found.append(own[(own[:, -self.num_stages :] <= self.last_levels(own)).all(1)])
+        return np.concatenate(found)
 
     def corrected(self, rows: np.ndarray) -> np.ndarray:
         """Clip places and levels to the last that there is; each net once."""
@@ -274,11 +269,6 @@ class Space:
         deepest = max(map(last_level, range(8, 8 * self._eighths, 8)))
         blocks, channels = ((table > 0).sum(2).max(0) for table in self._tables[:2])
         return (len(self.families), *blocks, *channels, *[deepest + 1] * self.num_stages)
-
-    @property
-    def most_places(self) -> int:
-        """Give the largest number of blocks or channels that a stage has to choose from."""
-        return self._tables[0].shape[2]
 
     @functools.cached_property
     def _eighths(self) -> int:
@@ -347,6 +337,15 @@ def _net_of(space: Space, row: tuple[int, ...]) -> ModelSpec:
     return dataclasses.replace(family.base, level=levels, stages=made)
 
 
+def choices_of(net: ModelSpec) -> list[dict[str, int]]:
+    """Give what was chosen in each stage: its level, blocks and channels."""
+    numbers = stage_channels(net.width, net.stages)[1:]
+    return [
+        {"level": level, "blocks": stage.blocks, "channels": number}
+        for level, stage, number in zip(net.levels, net.stages, numbers)
+    ]
+
+
 @functools.lru_cache(maxsize=100_000)
 def at_level(net: ModelSpec, level: int | tuple[int, ...]) -> ModelSpec:
     """Give a net at another level, or at one level a stage."""
@@ -364,22 +363,17 @@ macs = functools.lru_cache(maxsize=100_000)(count_macs)
 def check_budget(space: Space, requirement: Requirement) -> None:
     """Raise ValueError where the specs alone say that no net can fit; it names the smallest net."""
     smallest = space.smallest()
-    limits = requirement.limits
-    if macs(smallest) > limits.get("macs", math.inf):
-        raise ValueError(
-            f"max_macs is {limits['macs']:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs"
-        )
     weight_bytes = sum(row.weight_bytes for row in cost_rows(smallest))  # the file holds them all, and more
-    if weight_bytes > limits.get("size_bytes", math.inf):
-        raise ValueError(
-            f"max_size_bytes is {limits['size_bytes']:,}; the weights of the smallest net, {smallest.name}, alone have {weight_bytes:,}"
-        )
-    shapes = [family.base.plan()[0] for family in space.families]  # the stem's input and output are held at once
-    stem_bytes = min(math.prod(stem.input_shape) + math.prod(stem.output_shape) for stem in shapes)
-    if stem_bytes > limits.get("ram_bytes", math.inf):
-        raise ValueError(
-            f"max_ram_bytes is {limits['ram_bytes']:,}; the stem of the smallest net, {smallest.name}, alone needs {stem_bytes:,}"
-        )
+    stems = [family.base.plan()[0] for family in space.families]
+    stem_bytes = min(math.prod(stem.input_shape) + math.prod(stem.output_shape) for stem in stems)  # held at once
+    name = f"the smallest net, {smallest.name},"
+    for cost, least, why in (
+        ("macs", macs(smallest), f"{name} has {macs(smallest):,} MACs"),
+        ("size_bytes", weight_bytes, f"the weights of {name} alone have {weight_bytes:,}"),
+        ("ram_bytes", stem_bytes, f"the stem of {name} alone needs {stem_bytes:,}"),
+    ):
+        if least > requirement.limits.get(cost, math.inf):
+            raise ValueError(f"max_{cost} is {requirement.limits[cost]:,}; {why}")
 
 
 COSTS_FILE = "measured_costs.json"
@@ -392,11 +386,9 @@ class MeasuredCosts:
 
     Args:
         wanted: which of "size_bytes", "ram_bytes" and "latency_ms".
-        has_earlier_names: whether all nets have one macro-architecture, which earlier versions left out of names.
     """
 
-    def __init__(self, wanted: Collection[str], *, has_earlier_names: bool = False):
-        self._has_earlier_names = has_earlier_names
+    def __init__(self, wanted: Collection[str]):
         self._wanted = [cost for cost in MEASURED if cost in wanted]
         self._path: Path | None = None
         self._costs: dict[str, dict[str, float]] = {}
@@ -416,8 +408,7 @@ class MeasuredCosts:
 
     def cached(self, spec: ModelSpec) -> dict[str, float]:
         """Give the costs of a net that were measured already."""
-        earlier = spec.name.replace(f"{spec.macro}-", "") if self._has_earlier_names else spec.name
-        return dict(self._costs.get(spec.name) or self._costs.get(earlier, {}))
+        return dict(self._costs.get(spec.name, {}))
 
     def measure(self, spec: ModelSpec) -> dict[str, float]:
         """Give the wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
@@ -451,8 +442,6 @@ def measure(spec: ModelSpec, wanted: Collection[str], labels: tuple[str, ...] | 
     Raises:
         ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
     """
-    import numpy as np
-
     from ..models.build import build
     from ..models.convert import to_tflite
     from ..models.quantize import quantize_aware

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..requirement import Requirement, ranked
 from ..spec import ModelSpec
 from .space import Space, distinct, macs
-from .surrogate import AdditiveGP, CandidateSet
+from .surrogate import AdditiveGP
 
 __all__ = [
     "SAMPLED",
@@ -22,8 +22,7 @@ __all__ = [
     "Result",
     "Search",
     "SearchState",
-    "accuracy_needed_at",
-    "extrapolated_final_accuracy",
+    "in_proportion",
     "ranking",
     "tie_break",
 ]
@@ -71,6 +70,12 @@ class Result:
             object.__setattr__(self, "accuracy", None)
         object.__setattr__(self, "curve", tuple(0.0 if math.isnan(value) else value for value in self.curve))
 
+    def __str__(self) -> str:
+        """Say it in a word or two."""
+        if self.accuracy is None:
+            return "failed"
+        return f"given up after epoch {len(self.curve)}" if self.pruned else f"{100 * self.accuracy:.2f} %"
+
 
 @dataclass(frozen=True, eq=False)
 class Search:
@@ -98,7 +103,7 @@ class Search:
     def whole(self) -> AdditiveGP | None:
         """The model of all nets' accuracies, where the space can be held: half a million nets take 0.5 GB."""
         is_small = self.space.count() <= (MAX_HELD_MACROS if self.space.has_macros else MAX_HELD)
-        return AdditiveGP(CandidateSet(self.space)) if is_small else None
+        return AdditiveGP(self.space) if is_small else None
 
     @functools.cached_property
     def drawn(self) -> np.ndarray:
@@ -118,7 +123,7 @@ class Search:
         if self.whole is not None:
             return self.whole
         known = np.array([self.space.row_of(net) for net in nets])
-        return AdditiveGP(CandidateSet(self.space, distinct(np.concatenate([known, rows]))), self._center)
+        return AdditiveGP(self.space, distinct(np.concatenate([known, rows])), self._center)
 
 
 @dataclass
@@ -128,34 +133,32 @@ class SearchState:
     Args:
         search, results: as given to `propose`.
         proposals: every net proposed so far, by batch.
-        pending: those of the last batch that have no result yet.
-        best: the best net so far, or None.
         ranked: every net with a final accuracy, best first.
         steps: one line for each finished batch: its purpose and its outcome.
         rejected: nets that were looked at and not proposed, with the reason.
-        over_budget: the nets that were looked at and do not fit, in that order (the values are None).
-        finished: whether nothing is left to propose.
     """
 
     search: Search = field(repr=False, compare=False)
     results: Mapping[ModelSpec, Result] = field(repr=False, compare=False)
     proposals: list[Proposal] = field(default_factory=list)
-    pending: list[Proposal] = field(default_factory=list)
-    best: ModelSpec | None = None
     ranked: list[ModelSpec] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     rejected: dict[ModelSpec, str] = field(default_factory=dict)
-    over_budget: dict[ModelSpec, None] = field(default_factory=dict)
-    finished: bool = False
 
     @property
-    def proposed(self) -> set[ModelSpec]:
-        """The nets of all proposals."""
-        return {proposal.spec for proposal in self.proposals}
+    def pending(self) -> list[Proposal]:
+        """The proposals, all of the last batch, that have no result yet; none at the end of the search."""
+        return [proposal for proposal in self.proposals if proposal.spec not in self.results]
+
+    @property
+    def best(self) -> ModelSpec | None:
+        """The best net so far."""
+        return self.ranked[0] if self.ranked else None
 
     def reaches_floor(self, spec: ModelSpec) -> bool:
         """Tell whether there is a floor, and a trained net reaches it."""
-        return _reaches_floor(self.search.requirement, self.results[spec])
+        floor = self.search.requirement.min_accuracy
+        return floor is not None and self.results[spec].accuracy >= floor
 
     def macs_ceiling(self) -> float:
         """Give the MACs that a net must stay below to be worth a training: those of the best where it reaches the floor."""
@@ -171,13 +174,17 @@ class SearchState:
             return False
         reason = self.search.violation(spec)
         if reason is not None:
-            self.over_budget[spec] = None
             self.rejected.setdefault(spec, reason)
         return reason is None
 
-    def batch(self, nets: Iterator | Sequence) -> list[Proposal]:
+    def too_costly(self) -> list[ModelSpec]:
+        """List the nets within the MACs that were looked at and are over a measured budget."""
+        limit, violation = self.search.requirement.limits.get("macs", math.inf), self.search.violation
+        return [spec for spec in self.rejected if macs(spec) <= limit and violation(spec) is not None]
+
+    def batch(self, nets: Iterable) -> list[Proposal]:
         """Make proposals, the most MACs first, of (net, reason, parent); nets proposed before are left out."""
-        proposed = self.proposed
+        proposed = {proposal.spec for proposal in self.proposals}
         nets = [entry for entry in nets if entry[0] not in proposed]
         number = 1 + (self.proposals[-1].round if self.proposals else 0)
         threshold = self._threshold()
@@ -194,64 +201,42 @@ class SearchState:
         highest = list(itertools.accumulate(result.curve, max))
         epochs = len(highest)
         needed = (
-            accuracy_needed_at(highest, epoch, highest[-1] - spare - _margin(epoch / epochs))
-            for epoch in range(1, epochs + 1)
+            in_proportion(highest[-1] - spare - _margin(epoch / epochs), highest[-1], accuracy)
+            for epoch, accuracy in enumerate(highest, 1)
         )
         return tuple(round(max(0.0, accuracy), 4) for accuracy in needed)
 
-    def open(self, batch: list[Proposal]) -> None:
-        """Take a batch in, of which some nets may have results."""
+    def take(self, purpose: str, batch: list[Proposal]) -> None:
+        """Take a batch in and rank its nets that have results; where all have, say what came of it."""
+        former = self.best
         self.proposals += batch
         for proposal in batch:  # a uniform level that was skipped may come back as a neighbour of another net
             self.rejected.pop(proposal.spec, None)
-        self.pending = [proposal for proposal in batch if proposal.spec not in self.results]
-
-    def rank(self) -> None:
-        """Rank the proposed nets that have a result."""
         trained = {p.spec: self.results[p.spec] for p in self.proposals if p.spec in self.results}
         self.ranked = ranking(self.search.requirement, trained, self.search.seed)
-        self.best = self.ranked[0] if self.ranked else None
-
-    def close(self, purpose: str, batch: list[Proposal]) -> None:
-        """Take the results of a finished batch in, and say what came of it."""
-        former = self.best
-        self.rank()
+        if self.pending:
+            return
         outcome = "nothing finished" if self.best is None else "none is better"
         if self.best != former:
             outcome = f"best is {self.best.name} ({next(p.reason for p in batch if p.spec == self.best)})"
-        trained = ", ".join(f"{p.spec.name} {self._outcome(p.spec)}" for p in batch)
-        self.steps.append(f"round {batch[0].round}, {purpose}: {trained}; {outcome}")
-
-    def _outcome(self, spec: ModelSpec) -> str:
-        result = self.results[spec]
-        if result.accuracy is None:
-            return "failed"
-        return f"given up after epoch {len(result.curve)}" if result.pruned else f"{100 * result.accuracy:.2f} %"
+        outcomes = ", ".join(f"{p.spec.name} {self.results[p.spec]}" for p in batch)
+        self.steps.append(f"round {batch[0].round}, {purpose}: {outcomes}; {outcome}")
 
 
 def ranking(requirement: Requirement, results: Mapping[ModelSpec, Result], seed: int = 0) -> list[ModelSpec]:
     """Sort the nets with a final accuracy, best first: those that reach the floor by few MACs, the others by accuracy."""
-    final = {spec: result.accuracy for spec, result in results.items() if _is_final(result)}
+    final = {
+        spec: result.accuracy for spec, result in results.items() if result.accuracy is not None and not result.pruned
+    }
     by_chance = sorted(final, key=lambda spec: tie_break(spec, seed), reverse=True)
     rows = [{"spec": spec, "macs": macs(spec), "accuracy": final[spec]} for spec in by_chance]
     floor = None if requirement.min_accuracy is None else Requirement(min_accuracy=requirement.min_accuracy)
     return [row["spec"] for row in ranked(rows, floor)]
 
 
-def extrapolated_final_accuracy(curve: Sequence[float], epoch: int, accuracy: float) -> float:
-    """Extrapolate a pruned training's final accuracy: its errors are to fall in proportion to those of a finished one.
-
-    Args:
-        curve: of the finished training, the highest accuracy (0..1) up to each epoch, to the last.
-        epoch: at which the pruned one had `accuracy`, from 1.
-        accuracy: 0..1.
-    """
-    return 1 - (1 - accuracy) * max(MIN_ERROR, 1 - curve[-1]) / max(MIN_ERROR, 1 - curve[epoch - 1])
-
-
-def accuracy_needed_at(curve: Sequence[float], epoch: int, final: float) -> float:
-    """Give the accuracy at an epoch from which `extrapolated_final_accuracy` is `final`."""
-    return 1 - (1 - final) * max(MIN_ERROR, 1 - curve[epoch - 1]) / max(MIN_ERROR, 1 - curve[-1])
+def in_proportion(accuracy: float, before: float, after: float) -> float:
+    """Give what an accuracy becomes where its errors fall, or rise, as those of a training that had `before` and has `after`."""
+    return 1 - (1 - accuracy) * max(MIN_ERROR, 1 - after) / max(MIN_ERROR, 1 - before)
 
 
 def _margin(done: float) -> float:
@@ -261,14 +246,6 @@ def _margin(done: float) -> float:
     choice, by replays of searches.
     """
     return 1.0 if done <= 0.5 else 0.02 + 0.1 * (1 - done)
-
-
-def _reaches_floor(requirement, result):
-    return requirement.min_accuracy is not None and result.accuracy >= requirement.min_accuracy
-
-
-def _is_final(result):
-    return result.accuracy is not None and not result.pruned
 
 
 def tie_break(spec, seed):

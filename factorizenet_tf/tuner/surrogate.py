@@ -11,15 +11,14 @@ Source: additive Gaussian processes, Duvenaud et al., arXiv 1112.4394; the const
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ..spec import ModelSpec
 from .space import Space
 
-__all__ = ["AdditiveGP", "CandidateSet", "Posterior"]
+__all__ = ["AdditiveGP"]
 
 LEVEL_CORRELATION = 0.75  # between the effects of neighbouring levels
 LEVEL0_CORRELATION = 0.3  # a further factor between level 0 and any factorized level
@@ -30,74 +29,22 @@ CONSTANT_VARIANCE = 4.0
 NOISE = 0.7  # standard deviation of a training's accuracy over seeds in points, where each effect has 1 point
 
 
-class CandidateSet:
-    """Hold nets as arrays.
-
-    Args:
-        space: that they are of.
-        rows: int (n, 1 + 3 stages), as `Space` has them; None: all of the space, in the order of `Space.nets`.
-
-    Attributes:
-        macs: int64 (n,).
-    """
-
-    def __init__(self, space: Space, rows: np.ndarray | None = None):
-        self.space = space
-        self.rows = space.rows() if rows is None else rows
-        self.macs = space.count_macs(self.rows)
-        self._places: dict[ModelSpec, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def net(self, index: int) -> ModelSpec:
-        """Give the net at an index."""
-        return self.space.net_of(self.rows[index])
-
-    def index(self, net: ModelSpec) -> int:
-        """Give the index of a net. Raises IndexError where it is none of these."""
-        if net not in self._places:
-            self._places[net] = int(np.flatnonzero((self.rows == self.space.row_of(net)).all(1))[0])
-        return self._places[net]
-
-
-@dataclass
-class Posterior:
-    """The accuracy expected of every candidate.
-
-    Args:
-        mean, deviation: of the accuracy in percent, float (n,).
-    """
-
-    mean: np.ndarray
-    deviation: np.ndarray
-    _process: AdditiveGP
-    _known: np.ndarray
-    _inverse: np.ndarray
-    _believed: list[np.ndarray] = field(default_factory=list)
-
-    def believe(self, index: int) -> None:
-        """Treat a candidate as trained with its mean (kriging believer): deviations near it shrink, no mean changes."""
-        covariance = self._process.covariance_with(index) - self._known.T @ (self._inverse @ self._known[:, index])
-        for share in self._believed:
-            covariance -= share * share[index]
-        variance = np.square(self.deviation)
-        share = covariance / np.sqrt(variance[index] + NOISE**2)
-        self._believed.append(share)
-        self.deviation = _root(variance - np.square(share))
-
-
 class AdditiveGP:
     """Estimate the accuracy of all candidates from that of a few.
 
     Args:
-        candidates: the nets.
+        space: that the nets are of.
+        rows: the candidates, int (n, 1 + 3 stages), as `Space` has them; None: all of the space, in the order of `Space.nets`.
         center: logarithm to base 2 of the MACs that have no effect; None: the candidates' mean.
+
+    Attributes:
+        macs: of the candidates, int64 (n,).
     """
 
-    def __init__(self, candidates: CandidateSet, center: float | None = None):
-        self.candidates = candidates
-        space, rows = candidates.space, candidates.rows
+    def __init__(self, space: Space, rows: np.ndarray | None = None, center: float | None = None):
+        self.space = space
+        self.rows = rows = space.rows() if rows is None else rows
+        self.macs = space.count_macs(rows)
         blocks, channels, levels, _ = space.values(rows)
         number = np.arange(levels.max() + 1)
         correlation = LEVEL_CORRELATION ** np.abs(number[:, None] - number)
@@ -112,13 +59,20 @@ class AdditiveGP:
             self._parts.append((names, np.where(np.eye(len(space.macros)), 1, MACRO_CORRELATION)))
         if space.has_macros:
             self._parts += map(_smooth, (*np.maximum(blocks, 0.5).T, *(np.maximum(channels, 4) / widths[:, None]).T))
-        size = np.log2(candidates.macs)
+        size = np.log2(self.macs)
         self._size = size - (size.mean() if center is None else center)
         self._pairs = PAIRS_VARIANCE * space.has_macros
         self._variance = (
             CONSTANT_VARIANCE + np.square(self._size) + len(self._parts) + INTERACTION_VARIANCE + self._pairs
         )
         self._columns: dict[int, np.ndarray] = {}
+        self._places: dict[ModelSpec, int] = {}
+
+    def index(self, net: ModelSpec) -> int:
+        """Give the index of a candidate. Raises IndexError where the net is none."""
+        if net not in self._places:
+            self._places[net] = int(np.flatnonzero((self.rows == self.space.row_of(net)).all(1))[0])
+        return self._places[net]
 
     def covariance_with(self, index: int) -> np.ndarray:
         """Give the prior covariance of every candidate with one: float (n,)."""
@@ -132,32 +86,25 @@ class AdditiveGP:
             self._columns[index] = total
         return self._columns[index]
 
-    def estimate(self, accuracies: Mapping[ModelSpec, float]) -> Posterior:
-        """Estimate mean and deviation of every candidate.
-
-        Args:
-            accuracies: percent, by net; at least one.
-        """
-        mean, known, inverse = self._solved(accuracies)
-        explained = np.einsum("ij,ij->j", known, inverse @ known)
-        return Posterior(mean, _root(self._variance - explained), self, known, inverse)
-
     def mean(self, values: Mapping[ModelSpec, float]) -> np.ndarray:
-        """Estimate the mean alone, which is much faster, of any figure that is nearly a sum of effects, as costs are."""
-        return self._solved(values)[0]
+        """Expect a value of every candidate, float (n,), by those of a few: percent, or any figure that is nearly a sum of effects."""
+        known, inverse = self._known(values)
+        numbers = np.array([*values.values()])
+        return numbers.mean() + known.T @ (inverse @ (numbers - numbers.mean()))
 
-    def _solved(self, by_net):
-        indices, values = [*map(self.candidates.index, by_net)], np.array([*by_net.values()])
+    def deviation(self, nets: Iterable[ModelSpec]) -> np.ndarray:
+        """Give the standard deviation of the value of every candidate, in percent, float (n,), once those of some are known."""
+        known, inverse = self._known(nets)
+        explained = np.einsum("ij,ij->j", known, inverse @ known)
+        return np.sqrt(np.maximum(self._variance - explained, 1e-9))
+
+    def _known(self, nets):
+        indices = [*map(self.index, nets)]
         known = np.stack([self.covariance_with(index) for index in indices])
-        inverse = np.linalg.inv(known[:, indices] + NOISE**2 * np.eye(len(indices)))
-        return values.mean() + known.T @ (inverse @ (values - values.mean())), known, inverse
+        return known, np.linalg.inv(known[:, indices] + NOISE**2 * np.eye(len(indices)))
 
 
 def _smooth(numbers):
     """Number the values, and correlate them by their ratios."""
     values, places = np.unique(np.log2(numbers), return_inverse=True)
     return places, np.exp(-np.abs(values[:, None] - values))
-
-
-def _root(variance):
-    return np.sqrt(np.maximum(variance, 1e-9))

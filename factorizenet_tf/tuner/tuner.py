@@ -12,8 +12,6 @@ import json
 import math
 import os
 import tempfile
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from .._keras import keras, tf
+from ..console import Progress
 from ..data import Dataset
 from ..files import write_bytes
 from ..models.build import build
@@ -35,6 +34,8 @@ from ..training.loop import DivergedError
 from ..training.train import check_data, train
 from .oracle import (
     PARENT,
+    PRUNED,
+    REASON,
     THRESHOLD,
     FactorizationOracle,
     Trial,
@@ -57,7 +58,6 @@ OBJECTIVES = {
 }  # metric -> precision in a run's metrics
 SEARCH_FILE, DATASET_FILE, ORACLE_FILE = "search.json", "dataset.json", "oracle.json"
 LOCK_FILE = ".lock"
-IDLE_SECONDS = 1.0
 
 
 class TrialPruned(Exception):  # noqa: N818 (no error: an outcome)
@@ -70,7 +70,7 @@ class StopHopelessTraining(keras.callbacks.Callback):
     Args:
         folder: of the run; the epochs that it already has are judged, too.
         threshold: validation accuracy (0..1) by epoch; empty: never stop.
-        on_epoch: called with (phase, epoch, validation accuracy) after each epoch, or None.
+        on_epoch: called after each epoch, or None.
     """
 
     def __init__(self, folder: Path, threshold: Sequence[float], on_epoch: Callable | None = None):
@@ -87,10 +87,9 @@ class StopHopelessTraining(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Judge an epoch; Keras calls it, with epochs from 0."""
-        phase = "qat" if is_quantize_aware(self.model) else "float"
         if self._on_epoch is not None:
-            self._on_epoch(phase, epoch + 1, logs["val_accuracy"])
-        if phase == "float":
+            self._on_epoch()
+        if not is_quantize_aware(self.model):
             self.curve.append(logs["val_accuracy"])
             self.check()
 
@@ -200,9 +199,9 @@ class FactorizationTuner(keras_tuner.Tuner):
         recipe: of each trial; None for the data set's own. Needs QAT.
         inherit: start a net from the trained weights of the one it was made from.
         prune: stop trainings that the oracle's threshold calls hopeless.
-        progress: a `SearchProgress`, or None.
-        **project: KerasTuner's `directory` and `project_name`, where trials and state are kept and the same arguments go
-            on, and `overwrite`, which deletes what is there first.
+        progress: says how far it is; None: nothing does.
+        directory, project_name: where trials and state are kept, and the same arguments go on.
+        overwrite: delete what is there first.
 
     Raises:
         ValueError: data, recipe, objective and space do not fit, the folder holds another search (the difference is
@@ -219,22 +218,20 @@ class FactorizationTuner(keras_tuner.Tuner):
         recipe: Recipe | None = None,
         inherit: bool = False,
         prune: bool = True,
-        progress=None,
-        **project,
+        progress: Progress | None = None,
+        directory: str | os.PathLike = ".",
+        project_name: str = "search",
+        overwrite: bool = False,
     ):
-        if unknown := project.keys() - {"directory", "project_name", "overwrite"}:
-            raise TypeError(f"unknown arguments {', '.join(sorted(unknown))}; budgets are a FactorizationOracle's")
         self.recipe = recipe or recipe_for(dataset.name)
         self.space = _space_of(oracle, spec)
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
-        self.progress = progress
+        self.progress = progress or Progress(verbose=False)
         self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
-        project = {"directory": ".", "project_name": "search", "overwrite": False} | project
-        project["directory"] = os.fspath(project["directory"])
-        folder = Path(project["directory"]) / project["project_name"]
-        _check_search(oracle, self.space.spec, dataset, self.recipe, None if project["overwrite"] else folder)
-        super().__init__(oracle, **project)
+        folder = Path(directory) / project_name
+        _check_search(oracle, self.space.spec, dataset, self.recipe)
+        super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
         if isinstance(oracle, FactorizationOracle):
             oracle.costs.labels = dataset.class_names
         self._search_text = self._identity(oracle)
@@ -285,6 +282,8 @@ class FactorizationTuner(keras_tuner.Tuner):
                 except TimeoutError:
                     where = f"in {self.project_dir}; wait for its end, or give another folder"
                     raise RuntimeError(f"another process searches {where}") from None
+                if self._own_oracle.ongoing_trials:  # of a search by this object that an error ended
+                    self._own_oracle.reload()
                 self.on_search_begin()
                 while trials := self._next_trials(math.inf if executor is not None else 1):
                     self._run_all(trials, executor)
@@ -299,12 +298,9 @@ class FactorizationTuner(keras_tuner.Tuner):
         while len(trials) < count:
             self.pre_create_trial()
             trial = self.oracle.create_trial(f"tuner{len(trials)}")
-            if trial.status == TrialStatus.IDLE and not trials:
-                time.sleep(IDLE_SECONDS)
-            elif trial.status != TrialStatus.RUNNING:
+            if trial.status != TrialStatus.RUNNING:
                 break
-            else:
-                trials.append(trial)
+            trials.append(trial)
         return trials
 
     def _run_all(self, trials, executor) -> None:
@@ -317,7 +313,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         for trial in trials:
             self.on_trial_begin(trial)
             training = self._training(trial)
-            self._say_begin(trial, training, bar=False)
+            self._say_begin(trial, training)
             futures.append(executor.submit(_train_anywhere, self.dataset, training))
         try:
             for trial, future in zip(trials, futures):
@@ -338,19 +334,13 @@ class FactorizationTuner(keras_tuner.Tuner):
         objective = self._own_oracle.objective.name
         try:
             metrics = run()
-            if objective not in metrics:
-                raise ValueError(f"run_trial gave no {objective}, but {', '.join(metrics)}")
             self.oracle.update_trial(trial.trial_id, metrics)
             trial.status = TrialStatus.COMPLETED
-            if self.progress is not None:
-                self.progress.end(trial, metrics[objective], bool(metrics["pruned"]))
+            outcome = "given up, hopeless" if metrics.get(PRUNED) else f"{100 * metrics[objective]:.2f} %"
+            self.progress.say(f"  {spec_of(self.space, trial.hyperparameters.values).name}: {outcome}")
         except keras_tuner.errors.FailedTrialError as error:
             trial.status, trial.message = TrialStatus.FAILED, str(error)
-        except Exception:
-            trial.status, trial.message = TrialStatus.INVALID, traceback.format_exc()
-            self.oracle.end_trial(trial)
-            raise
-        self.on_trial_end(trial)
+        self.on_trial_end(trial)  # which tells the oracle
 
     def run_trial(self, trial: Trial) -> dict[str, float]:
         """Train a trial's net here and give its metrics, as `train_net`.
@@ -359,8 +349,9 @@ class FactorizationTuner(keras_tuner.Tuner):
             keras_tuner.errors.FailedTrialError: the training diverged or memory ran out; the search goes on.
         """
         training = self._training(trial)
-        self._say_begin(trial, training)
-        return train_net(self.dataset, training, self.progress and self.progress.epoch)
+        done = self._say_begin(trial, training)
+        bar = self.progress.bar(training.spec.name, self.recipe.epochs + self.recipe.qat_epochs, done=done)
+        return train_net(self.dataset, training, bar.advance)
 
     def _training(self, trial) -> Training:
         values = trial.hyperparameters.values
@@ -387,10 +378,12 @@ class FactorizationTuner(keras_tuner.Tuner):
         keras.backend.clear_session()
         return weights
 
-    def _say_begin(self, trial, training, bar=True):
-        if self.progress is not None:
-            done = len(_float_curve(training.folder))
-            self.progress.begin(trial, training.spec, self.recipe.epochs + self.recipe.qat_epochs, done, bar)
+    def _say_begin(self, trial, training) -> int:
+        """Say that a trial starts, and give the epochs that it already has."""
+        done, reason = len(_float_curve(training.folder)), trial.hyperparameters.values.get(REASON, "proposed")
+        again = f", going on after epoch {done}" if done else ""
+        self.progress.say(f"trial {int(trial.trial_id)}: {training.spec.name}, {reason}{again}")
+        return done
 
     def run_folder(self, trial_id: str) -> Path:
         """Give the folder of a trial's training: after its end a run that `load_run` takes."""
@@ -428,8 +421,8 @@ def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
     return Space(spec, widths)
 
 
-def _check_search(oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe, folder: Path | None) -> None:
-    """Raise ValueError where they do not fit together or cannot go on in a folder, with the value and the remedy."""
+def _check_search(oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe) -> None:
+    """Raise ValueError where they do not fit together, with the value and the remedy."""
     if hasattr(oracle, "max_epochs"):
         raise ValueError(
             f"a {type(oracle).__name__} compares trainings of a few epochs; a trial here is a whole one: use another oracle"
@@ -439,8 +432,3 @@ def _check_search(oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe, fol
     if not recipe.qat_epochs:
         raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
     check_data(dataset, spec.input_shape, spec.num_classes)
-    if folder and isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and (folder / ORACLE_FILE).exists():
-        raise ValueError(
-            f"{folder} holds a grid search, and KerasTuner's GridSearchOracle cannot go on with one (it does not save the "
-            "order of its trials); give overwrite=True or a new folder, or use another oracle"
-        )

@@ -10,11 +10,9 @@ import factorizenet_tf as fnet
 from factorizenet_tf.requirement import Requirement
 from factorizenet_tf.tuner.progressive import Result, Search, effects, propose
 from factorizenet_tf.tuner.space import Space, macs, uniform
-from factorizenet_tf.tuner.state import accuracy_needed_at, extrapolated_final_accuracy
+from factorizenet_tf.tuner.state import in_proportion
 
-STAGES = ((3, 2), (2, 2), (2, 1))
-CIFAR = Space(fnet.ModelSpec(0, width=8), (8,))
-SPACE = Space(fnet.ModelSpec(0, width=8, stages=STAGES), (8,))
+SPACE = Space(fnet.ModelSpec(0, width=8), (8,))
 LEVELS = uniform(SPACE.net(0))
 BUDGET = Requirement(max_macs=1_200_000)
 
@@ -36,7 +34,6 @@ def run(requirement, space=SPACE, accuracy=formula, order=None, curve=None, viol
         proposal = order.choice(state.pending) if order else state.pending[0]
         assert proposal.spec not in results
         results[proposal.spec] = curve(proposal) if curve else Result(accuracy(proposal.spec))
-    assert state.finished
     return state, results
 
 
@@ -58,10 +55,10 @@ def by_round(state):
 
 @pytest.fixture(scope="module")
 def curves():
-    """Of all 180 nets at width 8, as trained on CIFAR-10 (JPEG), by net."""
+    """Of all 180 nets at width 8, as trained on SPACE-10 (JPEG), by net."""
     rows = csv.DictReader((Path(__file__).parents[2] / "tuner/results/exhaustive.csv").read_text().splitlines())
     return {
-        CIFAR.net(tuple(map(int, row["level"].split(".")))): tuple(float(row[f"epoch_{i}"]) for i in range(1, 13))
+        SPACE.net(tuple(map(int, row["level"].split(".")))): tuple(float(row[f"epoch_{i}"]) for i in range(1, 13))
         for row in rows
         if row["seed"] == "0"
     }
@@ -81,9 +78,7 @@ def test_the_choices_on_the_table_of_trainings_are_what_they_were(curves, line):
     limit, expected = line.split(": ")
     requirement = Requirement(**{limit.partition("=")[0]: float(limit.partition("=")[2])})
     for seed in (0, 7):
-        state, results = run(
-            requirement, CIFAR, curve=lambda p: learn(curves[p.spec], p.threshold), patience=3, seed=seed
-        )
+        state, results = run(requirement, curve=lambda p: learn(curves[p.spec], p.threshold), patience=3, seed=seed)
         assert by_round(state) == expected
     assert sum(len(result.curve) for result in results.values()) < 12 * len(results)  # some were stopped
 
@@ -104,7 +99,7 @@ def test_the_choices_under_a_measured_budget_and_of_two_widths_are_what_they_wer
     )
 
 
-@pytest.mark.parametrize("budget", [800_000, 1_000_000, 1_200_000, 1_500_000, 2_000_000, 2_500_000])
+@pytest.mark.parametrize("budget", [800_000, 1_500_000, 2_500_000])
 def test_under_a_budget_it_ends_near_the_best_of_all_nets_with_a_fifth_of_the_trainings(budget):
     requirement = Requirement(max_macs=budget)
     state, results = run(requirement)
@@ -136,7 +131,7 @@ def test_it_goes_up_the_uniform_levels_that_fit_coarse_to_fine_then_stage_by_sta
 def test_every_order_of_completion_walks_the_same_way():
     expected, results = run(BUDGET)
     orders = set()
-    for seed in range(20):
+    for seed in range(8):
         state, others = run(BUDGET, order=random.Random(seed))
         assert state == expected
         assert others == results
@@ -209,7 +204,7 @@ def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
     assert another.spec in fitting
     assert another.spec != start.spec
     nothing = propose(Search(SPACE, requirement, lambda spec: "over"), {})
-    assert nothing.finished
+    assert not nothing.pending
     assert not nothing.proposals
     assert 6 < len(nothing.rejected) <= 6 + 24
 
@@ -270,11 +265,10 @@ def test_effects_of_a_stage_are_found_from_all_results_together_and_unknown_wher
 
 
 def test_errors_are_expected_to_fall_in_proportion():
-    curve = (0.5, 0.8, 0.9)
-    assert extrapolated_final_accuracy(curve, 2, 0.7) == pytest.approx(0.85)  # 30 % of errors, where 20 % became 10 %
-    assert accuracy_needed_at(curve, 2, 0.85) == pytest.approx(0.7)
-    assert extrapolated_final_accuracy(curve, 3, 0.7) == 0.7
-    assert extrapolated_final_accuracy((0.9, 1.0), 1, 0.8) == pytest.approx(0.99)  # 0.5 % stands for none
+    assert in_proportion(0.7, 0.8, 0.9) == pytest.approx(0.85)  # 30 % of errors, where 20 % became 10 %
+    assert in_proportion(0.85, 0.9, 0.8) == pytest.approx(0.7)
+    assert in_proportion(0.7, 0.9, 0.9) == 0.7
+    assert in_proportion(0.8, 0.9, 1.0) == pytest.approx(0.99)  # 0.5 % stands for none
 
 
 def test_a_training_given_up_tells_how_far_behind_it_was():
@@ -303,35 +297,33 @@ def suited(spec):
     return round(0.5 + 0.03 * math.log(macs(spec)) - 0.01 * blocks + 0.02 * spec.stem_stride, 6)
 
 
-def test_among_billions_of_nets_it_comes_near_the_best_by_few_trainings_in_any_order():
-    assert MACROS.count() > 10**9
-    requirement = Requirement(max_macs=1_500_000)
-    state, results = run(requirement, MACROS, accuracy=suited, max_nets=45)
-    assert all(macs(net) <= 1_500_000 for net in results)
-    first = max(suited(p.spec) for p in state.proposals if p.round == 1)
-    best = 0.5 + 0.03 * math.log(1_500_000) + 0.04  # what no net can pass
-    assert first < best - 0.03
-    assert suited(state.best) > best - 0.02
-    reasons = " ".join(p.reason for p in state.proposals)
-    assert re.search(r"fnet-\S+ with stage \d (coarser and |finer and )?of [1-4] blocks", reasons)
-    assert re.search(r"of \d+ channels", reasons)
-    again, others = run(requirement, MACROS, accuracy=suited, max_nets=45, order=random.Random(1))
-    assert again == state
-    assert list(others) != list(results)
-    changes = effects(Search(MACROS, requirement, violates(requirement)), results, state.best)
-    assert {respect.partition(", ")[2] for respect in changes} == {"level", "blocks", "channels"}
-
-
-def test_a_measured_budget_is_kept_where_not_all_nets_are_looked_at():
+def test_among_billions_of_nets_it_comes_nearer_the_best_within_its_budgets_in_any_order():
     def costly(spec):
         blocks = sum(stage.blocks for stage in spec.stages)
         return requirement.violation({"macs": macs(spec), "latency_ms": 0.1 * blocks})
 
-    requirement = Requirement(max_macs=3_000_000, max_latency_ms=0.7)
-    state, results = run(requirement, MACROS, accuracy=suited, violation=costly, max_nets=12)
-    assert len(results) >= 12
-    assert all(sum(stage.blocks for stage in net.stages) <= 7 for net in results)
-    assert suited(state.best) > max(suited(p.spec) for p in state.proposals if p.round == 1)
+    assert MACROS.count() > 10**9
+    requirement = Requirement(max_macs=1_500_000, max_latency_ms=1.0)
+    options = {"accuracy": suited, "violation": costly, "max_nets": 14}
+    state, results = run(requirement, MACROS, **options)
+    assert all(costly(net) is None for net in results)
+    assert suited(state.best) > max(suited(p.spec) for p in state.proposals if p.round == 1) + 0.01
+    reasons = " ".join(p.reason for p in state.proposals)
+    assert re.search(r"fnet-\S+ with stage \d (coarser and |finer and )?of [1-4] blocks", reasons)
+    assert re.search(r"of \d+ channels", reasons)
+    again, others = run(requirement, MACROS, order=random.Random(1), **options)
+    assert again == state
+    assert list(others) != list(results)
+    changes = effects(Search(MACROS, requirement, costly), results, state.best)
+    assert {respect.partition(", ")[2] for respect in changes} == {"level", "blocks", "channels"}
+
+
+@pytest.mark.slow
+def test_among_billions_of_nets_45_trainings_come_near_the_best():
+    state, _ = run(Requirement(max_macs=1_500_000), MACROS, accuracy=suited, max_nets=45)
+    best = 0.5 + 0.03 * math.log(1_500_000) + 0.04  # what no net can pass
+    assert max(suited(p.spec) for p in state.proposals if p.round == 1) < best - 0.03
+    assert suited(state.best) > best - 0.02
 
 
 def test_where_no_macro_architecture_fits_as_it_is_smaller_ones_are_tried():
