@@ -67,6 +67,7 @@ class AdditiveGP:
         )
         self._columns: dict[int, np.ndarray] = {}
         self._places: dict[ModelSpec, int] = {}
+        self._explained: dict[ModelSpec, np.ndarray] = {}  # by each more than by those before it, a root of variance
 
     def index(self, net: ModelSpec) -> int:
         """Give the index of a candidate. Raises IndexError where the net is none."""
@@ -88,20 +89,26 @@ class AdditiveGP:
 
     def mean(self, values: Mapping[ModelSpec, float]) -> np.ndarray:
         """Expect a value of every candidate, float (n,), by those of a few: percent, or any figure that is nearly a sum of effects."""
-        known, inverse = self._known(values)
-        numbers = np.array([*values.values()])
-        return numbers.mean() + known.T @ (inverse @ (numbers - numbers.mean()))
+        indices, numbers = [*map(self.index, values)], np.array([*values.values()])
+        known = np.stack([self.covariance_with(index) for index in indices])
+        weights = np.linalg.solve(known[:, indices] + NOISE**2 * np.eye(len(indices)), numbers - numbers.mean())
+        return numbers.mean() + known.T @ weights
 
     def deviation(self, nets: Iterable[ModelSpec]) -> np.ndarray:
-        """Give the standard deviation of the value of every candidate, in percent, float (n,), once those of some are known."""
-        known, inverse = self._known(nets)
-        explained = np.einsum("ij,ij->j", known, inverse @ known)
-        return np.sqrt(np.maximum(self._variance - explained, 1e-9))
+        """Give the standard deviation of the value of every candidate, in percent, float (n,), once those of some are known.
 
-    def _known(self, nets):
-        indices = [*map(self.index, nets)]
-        known = np.stack([self.covariance_with(index) for index in indices])
-        return known, np.linalg.inv(known[:, indices] + NOISE**2 * np.eye(len(indices)))
+        It is found net by net, and what the first ones explain is kept for the next call.
+        """
+        nets = [*nets]
+        while [*self._explained] != nets[: len(self._explained)]:
+            self._explained.popitem()
+        for net in nets[len(self._explained) :]:
+            index = self.index(net)
+            column = self.covariance_with(index).copy()
+            for earlier in self._explained.values():
+                column -= earlier * earlier[index]
+            self._explained[net] = column / np.sqrt(column[index] + NOISE**2)
+        return np.sqrt(np.maximum(self._variance - sum(map(np.square, self._explained.values())), 1e-9))
 
 
 def _smooth(numbers):

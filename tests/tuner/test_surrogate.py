@@ -26,6 +26,10 @@ def test_what_was_trained_is_expected_again_and_told_of_its_like(space):
     assert errors[others].mean() < 0.3 * np.abs(truth - truth.mean())[others].mean()
     assert deviation[trained].max() < NOISE < deviation[others].max()
     assert np.mean(errors[others] < 2 * deviation[others]) > 0.9
+    first = [*results][:20]
+    assert (model.deviation(first) >= deviation).all()
+    again = model.deviation([*first, *reversed([*results][20:])])  # the first ones are not computed again
+    np.testing.assert_allclose(again, AdditiveGP(space).deviation(results), rtol=1e-9)
 
 
 def test_one_result_lifts_nets_of_its_level_more_than_others():
