@@ -1,11 +1,13 @@
-"""What is dear to make, made once: data, a trained run, its models."""
+"""What is dear to make, made once: data, a trained run, its models. And how tests run a command: in this process."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf.cli import main
 from factorizenet_tf.zoo import publishing
 
 pytest.register_assert_rewrite("serving_contract")
@@ -80,3 +82,51 @@ def analysis(run, digits):
     return fnet.analyze(
         run, calibration=digits.calibration(64), evaluation=split, dataset=digits, weight_bits=4, sensitivity=True
     )
+
+
+@pytest.fixture
+def succeeds(capfd):
+    """Runs a command that must succeed and gives what it printed on stdout."""
+
+    def call(*arguments):
+        capfd.readouterr()
+        assert main([str(a) for a in arguments]) == 0
+        return capfd.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def prints_json(succeeds):
+    """Runs a command with --json and gives what all of its stdout parses to."""
+    return lambda *arguments: json.loads(succeeds(*arguments, "--json"))
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs a command that must fail with a code and one plain line on stderr, and gives the line."""
+
+    def call(*arguments, code=2):
+        capfd.readouterr()
+        assert main([str(a) for a in arguments]) == code
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def own_net():
+    """Makes a net as users have their own, with other layers in the place of pooling."""
+    import tf_keras as keras
+
+    def make(*middle, shape=SHAPE, classes=10, activation=None):
+        start = [keras.layers.Conv2D(8, 3, strides=2), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+        middle = middle or [keras.layers.GlobalAveragePooling2D()]
+        layers = [keras.Input(shape), *start, *middle, keras.layers.Dense(classes, activation=activation)]
+        return keras.Sequential(layers, name="mine")
+
+    return make

@@ -10,10 +10,6 @@ from factorizenet_tf import data
 from factorizenet_tf.data import check_images
 
 
-def keys(split):
-    return {image.tobytes() for image in split.images}
-
-
 def test_digits_are_split_for_good(digits):
     sizes = len(digits.train), len(digits.validation), len(digits.test)
     assert sum(sizes) == 1797
@@ -28,16 +24,13 @@ def test_digits_are_split_for_good(digits):
         assert getattr(digits, name).labels.dtype == np.int32
 
 
-def test_splits_share_no_image(noise):
+def test_splits_share_no_image_and_validation_is_at_most_5000(noise):
     images, labels = noise(50, (4, 4, 3)), np.arange(50) % 3
     split = fnet.load_dataset((images, labels))
-    sets = [keys(split.train), keys(split.validation), keys(split.test)]
-    assert sum(map(len, sets)) == len(set.union(*sets)) == 50
-    order = {image.tobytes(): label for image, label in zip(images, labels)}
-    assert all(order[i.tobytes()] == y for i, y in zip(split.train.images, split.train.labels))
-
-
-def test_validation_is_at_most_5000_images():
+    found = [part.images[i].tobytes() for part in (split.train, split.validation, split.test) for i in range(len(part))]
+    assert sorted(found) == sorted(image.tobytes() for image in images)
+    numbers = {image.tobytes(): label for image, label in zip(images, labels)}
+    assert [numbers[image.tobytes()] for image in split.train.images] == split.train.labels.tolist()
     images = np.zeros((60_000, 1, 1, 1), np.uint8)
     split = fnet.load_dataset(((images, np.arange(60_000) % 2), (images[:7], np.arange(7) % 2)))
     assert (len(split.train), len(split.validation), len(split.test)) == (55_000, 5_000, 7)
@@ -52,26 +45,26 @@ def write_images(root, classes=("cat", "dog"), count=6, size=(9, 7)):
             Image.fromarray(pixels).save(root / name / f"{i}.png")
 
 
-def test_a_folder_of_class_folders_is_read(tmp_path):
-    write_images(tmp_path / "pets")
-    split = fnet.load_dataset(tmp_path / "pets", input_shape=(8, 8, 3))
-    assert split.class_names == ("cat", "dog")
-    assert split.image_shape == (8, 8, 3)
+def test_a_folder_of_class_folders_is_read_and_a_train_and_a_test_one_kept_apart(tmp_path):
+    pets, apart = tmp_path / "pets", tmp_path / "apart"
+    write_images(pets)
+    split = fnet.load_dataset(pets, input_shape=(8, 8, 3))
+    assert (split.class_names, split.image_shape) == (("cat", "dog"), (8, 8, 3))
     assert len(split.train) + len(split.validation) + len(split.test) == 12
-    assert fnet.load_dataset(tmp_path / "pets").image_shape == (7, 9, 3)
-    assert fnet.load_dataset(str(tmp_path / "pets"), input_shape=(8, 8, 1)).image_shape == (8, 8, 1)
+    assert fnet.load_dataset(pets).image_shape == (7, 9, 3)
+    assert fnet.load_dataset(str(pets), input_shape=(8, 8, 1)).image_shape == (8, 8, 1)
+    write_images(apart / "train")
+    write_images(apart / "test", count=2)
+    split = fnet.load_dataset(apart)
+    assert (len(split.test), len(split.train) + len(split.validation)) == (4, 12)
+    (apart / "test" / "emu").mkdir()
+    with pytest.raises(ValueError, match="test has the classes emu"):
+        fnet.load_dataset(apart)
 
 
-def test_an_empty_folder_and_an_empty_class_are_named(tmp_path):
+def test_an_empty_folder_or_class_and_a_broken_or_half_read_image_are_named(tmp_path):
     with pytest.raises(ValueError, match="has 0 class folders"):
         fnet.load_dataset(tmp_path)
-    write_images(tmp_path)
-    (tmp_path / "emu").mkdir()
-    with pytest.raises(ValueError, match=r"emu has no images"):
-        fnet.load_dataset(tmp_path)
-
-
-def test_a_broken_or_half_read_image_is_named(tmp_path):
     write_images(tmp_path, size=(64, 64))
     broken = tmp_path / "cat" / "0.jpg"
     Image.open(tmp_path / "cat" / "0.png").save(broken)
@@ -79,23 +72,30 @@ def test_a_broken_or_half_read_image_is_named(tmp_path):
         broken.write_bytes(content)
         with pytest.raises(ValueError, match=rf"cat/0\.jpg is broken .*{reason}"):
             fnet.load_dataset(tmp_path)
-
-
-def test_a_folder_with_train_and_test_keeps_them_apart_and_their_classes_alike(tmp_path):
-    write_images(tmp_path / "train")
-    write_images(tmp_path / "test", count=2)
-    split = fnet.load_dataset(tmp_path)
-    assert len(split.test) == 4
-    assert len(split.train) + len(split.validation) == 12
-    (tmp_path / "test" / "emu").mkdir()
-    with pytest.raises(ValueError, match="test has the classes emu"):
+    broken.unlink()
+    (tmp_path / "emu").mkdir()
+    with pytest.raises(ValueError, match=r"emu has no images"):
         fnet.load_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 2), (0, 16, 3)])
-def test_an_input_shape_that_images_cannot_have_is_refused(shape):
-    with pytest.raises(ValueError, match=r"input_shape is .*\(height, width, channels\)"):
-        fnet.load_dataset("digits", input_shape=shape)
+EIGHT = np.zeros((8, 4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("source", "shape", "message"),
+    [
+        *(("digits", shape, r"input_shape is .*\(height, width, ch") for shape in ((16, 16), (16, 16, 2), (0, 16, 3))),
+        ((EIGHT, np.zeros(8)), None, "labels are float64"),
+        ((EIGHT, np.zeros(7, int)), None, r"\(7,\); 8 images"),
+        ((EIGHT, np.full(8, -1)), None, "a label is -1"),
+        ((EIGHT[:2], np.array([0, 1])), None, "three splits need at least 4"),
+        ("cifar11", None, "no data set 'cifar11'; there are digits, a folder"),
+        ("./nowhere/at-all", None, "no folder"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(source, shape, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        fnet.load_dataset(source, input_shape=shape)
 
 
 @pytest.mark.parametrize(
@@ -114,54 +114,26 @@ def test_grey_becomes_rgb_rgb_grey_and_a_flat_image_stays_flat_at_another_size(c
 
 
 @pytest.mark.parametrize(
-    ("images", "error", "message"),
+    ("images", "channels", "message"),
     [
-        (np.zeros((2, 4, 4, 3), np.float32), TypeError, "float32; it must be uint8 .*multiply"),
-        (np.zeros((2, 4, 4, 3), np.int64), TypeError, r"int64; it must be uint8 .*images.astype\(np.uint8\)"),
-        (np.zeros((2, 4, 4, 3), np.int8), TypeError, r"int8; it must be uint8 .*images.view\(np.uint8\) \^ 128"),
-        (np.zeros((2, 4, 4, 3), np.uint16), TypeError, "uint16; it must be uint8 .*images >> 8"),
-        (np.zeros((2, 4, 4, 3), bool), TypeError, r"bool; it must be uint8 .*images.astype\(np.uint8\) \* 255"),
-        ([[1]], TypeError, "is a list"),
-        (np.zeros((4, 4, 3), np.uint8), ValueError, r"for one image images\[None\]"),
-        (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "is empty"),
-        (np.zeros((2, 5, 4, 3), np.uint8), ValueError, r"\(5, 4, 3\).* the model takes \(4, 4, 3\): resize them"),
-        (np.zeros((2, 3, 4, 4), np.uint8), ValueError, r"transpose them: images.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((2, 4, 4, 1), np.uint8), ValueError, r"convert them: np.repeat\(images, 3, -1\)"),
+        (np.zeros((2, 4, 4, 3), np.float32), 3, "float32; it must be uint8 .*multiply"),
+        (np.zeros((2, 4, 4, 3), np.int64), 3, r"int64; it must be uint8 .*images.astype\(np.uint8\)"),
+        (np.zeros((2, 4, 4, 3), np.int8), 3, r"int8; it must be uint8 .*images.view\(np.uint8\) \^ 128"),
+        (np.zeros((2, 4, 4, 3), np.uint16), 3, "uint16; it must be uint8 .*images >> 8"),
+        (np.zeros((2, 4, 4, 3), bool), 3, r"bool; it must be uint8 .*images.astype\(np.uint8\) \* 255"),
+        ([[1]], 3, "is a list"),
+        (EIGHT[0], 3, r"for one image images\[None\]"),
+        (EIGHT[:0], 3, "is empty"),
+        (np.zeros((2, 5, 4, 3), np.uint8), 3, r"\(5, 4, 3\).* the model takes \(4, 4, 3\): resize them"),
+        (np.zeros((2, 3, 4, 4), np.uint8), 3, r"transpose them: images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 4, 4, 1), np.uint8), 3, r"convert them: np.repeat\(images, 3, -1\)"),
+        (EIGHT, 1, r"convert them: PIL's convert\('L'\)"),
+        (EIGHT[..., 0], 1, r"add the axis: images\[\.\.\., None\]"),
     ],
 )
-def test_images_of_another_type_rank_or_size_are_refused(images, error, message):
-    with pytest.raises(error, match=message):
-        check_images(images, (4, 4, 3))
-
-
-def test_what_a_message_tells_to_do_makes_the_images_fit():
-    grey = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
-    with pytest.raises(ValueError, match=r"add the axis: images\[\.\.\., None\]"):
-        check_images(grey, (4, 4, 1))
-    with pytest.raises(ValueError, match=r"convert them: PIL's convert\('L'\)"):
-        check_images(np.repeat(grey[..., None], 3, -1), (4, 4, 1))
-    assert check_images(np.repeat(grey[..., None], 3, -1), (4, 4, 3)).shape == (2, 4, 4, 3)
-    assert check_images(grey.repeat(3, 0).reshape(2, 3, 4, 4).transpose(0, 2, 3, 1), (4, 4, 3)).shape == (2, 4, 4, 3)
-    int8 = (grey.astype(np.int16) - 128).astype(np.int8)
-    np.testing.assert_array_equal(int8.view(np.uint8) ^ 128, grey)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [(np.zeros(8), "float64"), (np.zeros(7, int), r"\(7,\); 8 images"), (np.full(8, -1), "a label is -1")],
-)
-def test_labels_that_do_not_fit_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        fnet.load_dataset((np.zeros((8, 4, 4, 3), np.uint8), labels))
-    with pytest.raises(ValueError, match="three splits need at least 4"):
-        fnet.load_dataset((np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1])))
-
-
-def test_an_unknown_name_and_a_missing_folder_are_refused():
-    with pytest.raises(ValueError, match="no data set 'cifar11'; there are digits, a folder"):
-        fnet.load_dataset("cifar11")
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        fnet.load_dataset("./nowhere/at-all")
+def test_images_of_another_type_rank_or_size_are_refused_with_what_makes_them_fit(images, channels, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        check_images(images, (4, 4, channels))
 
 
 def test_a_set_that_is_not_on_disk_says_how_to_get_it(tmp_path, monkeypatch):

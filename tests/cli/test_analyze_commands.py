@@ -3,8 +3,6 @@
 import sys
 from types import SimpleNamespace
 
-from user_model import small_net
-
 import factorizenet_tf as fnet
 from factorizenet_tf.analysis.study import LevelChoice
 
@@ -27,13 +25,13 @@ def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path, mo
     assert fnet.load_analysis(paths[2]).nets["calibration_images"].tolist() == [32]
 
 
-def test_analyze_says_what_is_wrong_before_it_measures(fails, run, saved, tmp_path):
+def test_analyze_says_what_is_wrong_before_it_measures(fails, run, own_net, tmp_path):
+    own_net().save(tmp_path / "mine.keras")
     (tmp_path / "report.html").write_text("mine")
     assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
     assert "--weight-bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
     assert "--calibration-images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
-    assert "no model 'fnet-l2-int7'" in fails("analyze", "fnet-l2-int7", "--quiet")
-    assert "give --dataset" in fails("analyze", saved(small_net()), "--quiet")
+    assert "give --dataset" in fails("analyze", tmp_path / "mine.keras", "--quiet")
 
 
 def test_study_takes_the_levels_and_limits_that_are_asked_for_and_prints_the_answers(

@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-from user_model import small_net
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
@@ -120,17 +119,15 @@ def test_a_baseline_is_trained_by_name(succeeds, fails, run, trained, tmp_path):
 
 
 def test_quantize_writes_a_file_of_ones_own_model_and_prints_what_was_measured(
-    prints_json, succeeds, saved, tmp_path, monkeypatch
+    own_net, prints_json, succeeds, tmp_path, monkeypatch
 ):
-    path, out = saved(small_net(), "mine.h5"), tmp_path / "out"
-    command = ["quantize", path, "--dataset", "digits", "--method", "ptq", "--out", out, "--quiet"]
+    own_net().save(tmp_path / "mine.h5")
+    out = tmp_path / "out"
+    command = ["quantize", tmp_path / "mine.h5", "--dataset", "digits", "--method", "ptq", "--out", out, "--quiet"]
     metrics = prints_json(*command)
     assert metrics == json.loads((out / "metrics.json").read_text())
     assert metrics["images"] == {"train": 1294, "validation": 144, "test": 359}
-    model = fnet.Int8Model(out / "model.tflite")
-    assert (model.size_bytes, model.labels) == (metrics["size_bytes"], tuple("0123456789"))
-    test = fnet.load_dataset("digits", input_shape=(8, 8, 1)).test
-    assert fnet.accuracy(model, test) == metrics["accuracy"]["test"]["tflite"]
+    assert fnet.Int8Model(out / "model.tflite").size_bytes == metrics["size_bytes"]
     monkeypatch.setattr("factorizenet_tf.training.quantize.quantize_own", lambda *arguments, **options: metrics)
     printed = succeeds(*command)
     assert "mine on digits" in printed
@@ -152,14 +149,15 @@ def test_evaluate_repeats_the_accuracy_that_train_measured(prints_json, run):
     assert (row["latency_ms"] > 0, row["threads"]) == (True, 2)
 
 
-def test_what_cannot_be_evaluated_is_refused(fails, run, saved, tmp_path):
+def test_what_cannot_be_evaluated_is_refused(fails, run, own_net, tmp_path):
+    own_net(classes=5).save(tmp_path / "five.keras")
     (tmp_path / "cut.tflite").write_bytes((run.folder / "model.tflite").read_bytes()[:500])
     for source, option, message in (
         (run.folder, ["--split", "dev"], "split is 'dev'"),
         (run.folder, ["--threads", 0], "threads is 0"),
         (run.folder / "float.h5", ["--threads", 2], "so --threads would have no effect"),
         (tmp_path / "cut.tflite", [], str(tmp_path / "cut.tflite")),
-        (saved(small_net(classes=5)), [], "the model has 5 classes"),
+        (tmp_path / "five.keras", [], "the model has 5 classes"),
     ):
         assert message in fails("evaluate", source, "--dataset", "digits", *option)
 
@@ -186,18 +184,13 @@ def test_export_writes_both_and_says_bytes_and_latency(prints_json, fails, run, 
     ("arguments", "message"),
     [
         ("describe --level 7", "level is 7; at these widths levels go from 0 (regular) to 6 (depthwise)"),
-        ("levels --channels 4", "input_shape has 4 channels"),
-        ("levels --stages 2y2", "macro-architecture is '2y2'; it must be a name"),
         ("levels --width wide", "'--width'"),
         ("levels --colour red", "--colour"),
         ("sort", "No such command 'sort'"),
         ("train --dataset digits", "'--out'"),
-        ("train --dataset digits --out {new} --level 9", "level is 9"),
-        ("train --dataset digits --out {new} --size 0", "input of 0x0"),
         ("train --dataset digits --out {new} --learning-rate nan", "--learning-rate is nan"),
-        ("train --dataset digits --out {new} --batch-size 5000", "the training images are 1,294"),
         ("train --dataset no_such_set --out {new}", "no data set 'no_such_set'; there are digits, a folder"),
-        ("train --dataset ./no/such --out {new}", "no folder no/such"),
+        ("latencies --out {new} --zoo {new}", "no net is looked up, so --zoo would have no effect"),
         ("train --dataset digits --out {new} --zoo {new}", "no net is looked up, so --zoo would have no effect"),
         ("train --dataset digits --out {new} --data-dir {new}", "digits is none of its sets"),
         ("train --dataset digits --out {new} --baseline resnet8 --level 2", "so --level would have no effect"),

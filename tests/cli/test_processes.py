@@ -4,15 +4,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+NAME = "fnet-1x2.2x2-l1-x0.5-int8"
 
-def test_help_and_costs_load_neither_tensorflow_nor_pandas():
-    code = """
-import sys
+
+def test_help_costs_and_the_zoo_load_neither_tensorflow_nor_pandas(zoo):
+    code = f"""
+import sys, factorizenet_tf as fnet
 from factorizenet_tf.cli import main
-for arguments in (["--help"], ["train", "--help"], ["levels"], ["describe", "--json"]):
+heavy = {{"tensorflow", "tf_keras", "keras", "pandas", "sklearn"}}
+for arguments in (["--help"], ["train", "--help"], ["levels"], ["describe", "--json"], ["list", "--zoo", {str(zoo)!r}]):
     assert main(arguments) == 0
-    heavy = {"tensorflow", "tf_keras", "keras", "pandas", "sklearn", "ai_edge_litert"} & set(sys.modules)
-    assert not heavy, (arguments, heavy)
+    assert not (heavy | {{"ai_edge_litert"}}) & set(sys.modules), arguments
+fnet.zoo.best(zoo_dir={str(zoo)!r}), fnet.zoo.card({NAME!r}, zoo_dir={str(zoo)!r})
+for format in ("tflite", "path", "saved_model"):
+    fnet.zoo.load({NAME!r}, format, zoo_dir={str(zoo)!r})
+assert not heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

@@ -6,7 +6,6 @@ import tf_keras as keras
 
 import factorizenet_tf as fnet
 from factorizenet_tf.models.quantize import is_quantize_aware
-from factorizenet_tf.models.weights import load_model, save_weights
 
 
 def logits(model, images):
@@ -56,55 +55,30 @@ def test_ranges_come_from_the_data_and_the_inputs_is_fixed(models, fresh, digits
     np.testing.assert_allclose(found, np.abs(kernel).max((0, 1, 2)), rtol=1e-5)
 
 
-def test_quantized_weights_survive_a_file_exactly(models, spec, tmp_path):
-    save_weights(models.qat, tmp_path / "qat.h5", spec=spec, precision="int8")
-    again = load_model(tmp_path / "qat.h5")
-    assert is_quantize_aware(again)
-    for a, b in zip(models.qat.variables, again.variables):  # ranges included
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_keras_3_model_is_refused_with_the_remedy():
+def test_models_and_calibration_that_cannot_be_quantized_are_refused_with_the_remedy(models, noise):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras 3's own, of no concern here
         import keras as keras3
 
-        model = keras3.Sequential([keras3.Input((4, 4, 1)), keras3.layers.Flatten(), keras3.layers.Dense(2)])
-    with pytest.raises(TypeError, match=r"Keras 3 model .*import tf_keras"):
-        fnet.quantize_aware(model)
+        of_keras_3 = keras3.Sequential([keras3.Input((4, 4, 1)), keras3.layers.Flatten(), keras3.layers.Dense(2)])
 
+    def flat(*layers):
+        ends = [keras.layers.Flatten(), keras.layers.Dense(2)]
+        return keras.Sequential([keras.Input((8, 8, 1)), *layers, *ends], name="flat")
 
-def flat(*layers):
-    return keras.Sequential([keras.Input((8, 8, 1)), *layers])
-
-
-def test_nested_subclassed_unbuilt_and_unsupported_models_are_refused():
-    inner = flat(keras.layers.Conv2D(2, 3))
-    with pytest.raises(ValueError, match="is a model inside the model"):
-        fnet.quantize_aware(flat(inner, keras.layers.Flatten(), keras.layers.Dense(2)))
-
-    class Own(keras.Model):
-        def call(self, x):
-            return x
-
-    with pytest.raises(ValueError, match="subclassed model"):
-        fnet.quantize_aware(Own())
-    with pytest.raises(ValueError, match="unbuilt model"):
-        fnet.quantize_aware(keras.Sequential([keras.layers.Dense(2)]))
-    alone = flat(keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(2))
-    with pytest.raises(ValueError, match=r"TFMOT cannot quantize .*BatchNormalization only right after"):
-        fnet.quantize_aware(alone)
-    doubling = flat(keras.layers.Lambda(lambda x: 2 * x), keras.layers.Flatten(), keras.layers.Dense(2))
-    with pytest.raises(ValueError, match="Lambda"):
-        fnet.quantize_aware(doubling)
-    with pytest.raises(TypeError, match="got str; it needs"):
-        fnet.quantize_aware("model.h5")
-
-
-def test_a_quantized_model_or_calibration_that_does_not_fit_is_refused(models, noise):
-    with pytest.raises(ValueError, match="quantization-aware already"):
-        fnet.quantize_aware(models.qat)
-    with pytest.raises(TypeError, match="calibration has dtype float32"):
-        fnet.quantize_aware(models.float, calibration=noise(2).astype(np.float32))
-    with pytest.raises(ValueError, match="the model takes"):
-        fnet.quantize_aware(models.float, calibration=noise(2, (8, 8, 1)))
+    inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
+    own = type("Own", (keras.Model,), {"call": lambda self, x: x})
+    for model, options, message in (
+        (of_keras_3, {}, r"Keras 3 model .*import tf_keras"),
+        (flat(inner), {}, "is a model inside the model"),
+        (own(), {}, "subclassed model"),
+        (keras.Sequential([keras.layers.Dense(2)]), {}, "unbuilt model"),
+        (flat(keras.layers.BatchNormalization()), {}, "TFMOT cannot quantize .*BatchNormalization only right after"),
+        (flat(keras.layers.Lambda(lambda x: 2 * x)), {}, "Lambda"),
+        ("model.h5", {}, "got str; it needs"),
+        (models.qat, {}, "quantization-aware already"),
+        (models.float, {"calibration": noise(2).astype(np.float32)}, "calibration has dtype float32"),
+        (models.float, {"calibration": noise(2, (8, 8, 1))}, "the model takes"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fnet.quantize_aware(model, **options)

@@ -1,18 +1,15 @@
 """One input, several readers: whatever reads a file of an image sees the same pixels."""
 
 import base64
-import json
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from serving_contract import encoded
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
 from factorizenet_tf.data import MAX_PIXELS, read_image
 
 Y, X = np.mgrid[0:16, 0:16]
@@ -20,20 +17,6 @@ GREY = (16 * Y + X).astype(np.uint8)
 RGB = np.stack([GREY, GREY.T, 255 - GREY], 2)
 LUMA = np.round(RGB @ [0.299, 0.587, 0.114]).astype(np.uint8)
 DEEP = GREY.astype(np.uint16) * 256 + 255  # 16 bits, whose upper 8 are GREY
-
-
-def png_of_16_bits(pixels, colour_type):
-    """A PNG of 16 bits a channel, which Pillow writes in grey alone: lines without a filter, big-endian."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour_type, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
 WHITE = 255 * (GREY > 127).astype(np.uint8)
 BITS = Image.fromarray(WHITE).convert("1")
 PALETTE = Image.fromarray(GREY).convert("P")
@@ -41,7 +24,7 @@ SOME = "as the decoder gives it"
 FILES = {  # the content of a file, and what is read from it in grey
     "grey.png": (encoded(GREY), GREY),
     "16-bit-grey.png": (encoded(DEEP), GREY),
-    "16-bit-colour.png": (png_of_16_bits(RGB.astype(np.uint16) * 256 + 255, 2), LUMA),
+    "16-bit-colour.png": (tf.io.encode_png(RGB.astype(np.uint16) * 256 + 255).numpy(), LUMA),
     "colour.png": (encoded(RGB), LUMA),
     "alpha.png": (encoded(np.dstack([RGB, GREY.T])), LUMA),
     "grey-alpha.png": (encoded(np.dstack([GREY, GREY.T])), GREY),
@@ -60,9 +43,9 @@ FILES = {  # the content of a file, and what is read from it in grey
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_data_predict_server_and_saved_model_read_the_same_pixels(name, models, loaded, post, run, tmp_path, capsys):
-    import tensorflow as tf
-
+def test_data_predict_server_and_saved_model_read_the_same_pixels(
+    name, models, loaded, post, run, tmp_path, prints_json
+):
     content, expected = FILES[name]
     image = read_image(content, (16, 16, 1))
     if expected is not SOME:
@@ -74,10 +57,9 @@ def test_data_predict_server_and_saved_model_read_the_same_pixels(name, models, 
     assert (fnet.load_dataset(tmp_path, input_shape=(16, 16, 1)).train.images == image).all()
     logits = models.int8.predict(image[None])[0]
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    file = str(tmp_path / "a" / f"0-{name}")
-    assert main(["predict", file, "--model", str(run.folder), "--top", "10", "--json"]) == 0
-    rows = {row["class_id"]: row["probability"] for row in json.loads(capsys.readouterr().out)}
-    np.testing.assert_allclose([rows[number] for number in range(10)], probabilities, atol=1e-4)
+    rows = prints_json("predict", tmp_path / "a" / f"0-{name}", "--model", run.folder, "--top", 10)
+    by_class = sorted((row["class_id"], row["probability"]) for row in rows)
+    np.testing.assert_allclose(by_class, list(enumerate(probabilities)), atol=1e-4)
     answer = post({"signature_name": "serving_bytes", "instances": [{"b64": base64.b64encode(content).decode()}]})
     np.testing.assert_allclose(answer.json()["predictions"][0]["logits"], logits, rtol=1e-5)
     signatures = loaded["float"]

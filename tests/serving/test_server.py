@@ -18,7 +18,6 @@ import requests
 from serving_contract import check_contract, encoded
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
 from factorizenet_tf.serving import server as serving_server
 from factorizenet_tf.serving.classifier import load_classifiers
 
@@ -86,10 +85,10 @@ def test_status_health_and_what_is_not_there_are_said(server):
     for path in (net, f"{net}/versions/1"):
         assert get(path) == (200, {"model_version_status": [fine]})
         code, answer = get(f"{path}:predict")
-        assert (code, answer["error"][:43]) == (405, "a GET predicts nothing; send a POST with a JSON body"[:43])
+        assert (code, answer["error"][:39]) == (405, "a GET predicts nothing; send a POST wit")
     assert get("/healthz") == (200, {"status": "ok"})
-    for path in ("/v1/models/other", "/v1/models/other/metadata", "/v1/models/other:predict"):
-        assert get(path) == (404, {"error": f"no model 'other'; there are {names}"})
+    for path in ("", "/metadata", ":predict"):
+        assert get(f"/v1/models/other{path}") == (404, {"error": f"no model 'other'; there are {names}"})
     assert get(f"{net}/versions/2") == (404, {"error": f"{server.model} has no version 2; it has 1"})
     assert get("/docs") == (404, {"error": "Not Found"})
     for place in ("other", f"{server.model}/versions/2"):
@@ -131,7 +130,6 @@ def test_the_metadata_is_the_saved_models_own(server, loaded):
         ({"instances": [[1, [2]]]}, "not all integers"),
         ({"instances": (np.zeros((1, 16, 16, 1)) + 0.5).tolist()}, "fractions"),
         ({"instances": (np.zeros((1, 16, 16, 1), int) + 256).tolist()}, "pixels of 256 to 256"),
-        ({"instances": [[[["a"]] * 16] * 16]}, "not all integers"),
         ({"instances": [{"b64": "aGVsbG8="}]}, 'files in b64 give "signature_name": "serving_bytes"'),
         ({"instances": ONE, "signature_name": "other"}, "no signature 'other'"),
         ({"instances": ONE, "signature_name": "serving_bytes"}, "takes image files, each as"),
@@ -232,23 +230,15 @@ def test_it_finishes_a_running_request_on_ctrl_c(run, start_server, stop_server)
     assert stop_server(server, 0) == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
-        (["--host", "203.0.113.1"], 1, r"cannot listen on 203\.0\.113\.1:8501"),
-        (
-            ["--port", "{used}"],
-            1,
-            r"cannot listen on 127\.0\.0\.1:\d+ \(Address already in use\); .* another port with --port",
-        ),
-        (["--port", "65536"], 2, "--port is 65536; it must be from 1 to 65535"),
-        (["--max-bytes", "0"], 2, "--max-bytes is 0; it must be at least 1"),
-        (["--threads", "0"], 2, "--threads is 0; it must be"),
-    ],
-)
-def test_an_address_or_number_that_cannot_be_is_one_line(options, code, message, run, server, capsys):
-    assert main(["serve", str(run.folder), *(text.format(used=server.port) for text in options)]) == code
-    assert re.match(f"error: {message}", capsys.readouterr().err)
+def test_an_address_or_number_that_cannot_be_is_one_line(run, server, fails):
+    for options, code, message in (
+        (("--host", "203.0.113.1"), 1, "cannot listen on 203.0.113.1:8501"),
+        (("--port", server.port), 1, f"cannot listen on 127.0.0.1:{server.port} (Address already in use); choose"),
+        (("--port", 65536), 2, "--port is 65536; it must be from 1 to 65535"),
+        (("--max-bytes", 0), 2, "--max-bytes is 0; it must be at least 1"),
+        (("--threads", 0), 2, "--threads is 0; it must be"),
+    ):
+        assert fails("serve", run.folder, *options, code=code).startswith(f"error: {message}")
 
 
 def test_an_ipv6_address_is_said_in_brackets(run):
@@ -275,11 +265,15 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 def test_sources_that_cannot_be_served_are_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="nothing to serve"):
-        load_classifiers([])
-    with pytest.raises(ValueError, match=r"two models are called .*; name one otherwise: other="):
-        load_classifiers([f"a={run.folder}", run.folder / "model.tflite", f"a={run.folder}"])
-    with pytest.raises(ValueError, match="cannot be served; use letters"):
-        load_classifiers([f"a b={run.folder}"])
-    with pytest.raises(FileNotFoundError, match=r"lr=0\.1"):
-        load_classifiers([tmp_path / "lr=0.1"])
+    folder = run.folder
+    for sources, message in (
+        ([], "nothing to serve"),
+        (
+            [f"a={folder}", folder / "model.tflite", f"a={folder}"],
+            "two models are called .*; name one otherwise: other=",
+        ),
+        ([f"a b={folder}"], "cannot be served; use letters"),
+        ([tmp_path / "lr=0.1"], r"no model at .*lr=0\.1"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load_classifiers(sources)

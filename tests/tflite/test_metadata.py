@@ -1,5 +1,4 @@
 import io
-import json
 import struct
 import zipfile
 
@@ -10,8 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from runtimes import on_litert, on_micro
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
-from factorizenet_tf.tflite.export import METADATA_NAME, export_tflite, with_metadata
+from factorizenet_tf.tflite.export import METADATA_NAME, with_metadata
 from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
 from factorizenet_tf.tflite.io_types import with_uint8_io
 from factorizenet_tf.tflite.micro import micro_outputs
@@ -106,17 +104,15 @@ def test_a_uint8_file_takes_pixels_as_they_are_and_gives_the_same_values(content
         with_uint8_io(written)
 
 
-def test_export_writes_labels_metadata_and_the_type(run, content, digits, tmp_path, capsys):
+def test_export_writes_labels_metadata_and_the_type(run, digits, tmp_path, prints_json, fails):
     for io_type, dtype in (("int8", np.int8), ("uint8", np.uint8)):
         path = tmp_path / f"{io_type}.tflite"
-        assert main(["export", str(run.folder), "--tflite", str(path), "--io", io_type, "--json"]) == 0
+        (row,) = prints_json("export", run.folder, "--tflite", path, "--io", io_type)
         written = path.read_bytes()
-        assert json.loads(capsys.readouterr().out)[0]["bytes"] == len(written)
+        assert row["bytes"] == len(written)
         assert metadata(written).text(0) == f"{run.spec.name}-int8"
         assert zipfile.ZipFile(io.BytesIO(written)).read("labels.txt").decode().split() == list(digits.class_names)
         assert Interpreter(model_content=written).get_input_details()[0]["dtype"] is dtype
-    assert main(["export", str(run.folder), "--tflite", str(tmp_path / "x.tflite"), "--io", "int16"]) == 2
-    assert "io is 'int16'; it must be int8 or uint8" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="io is 'float32'"):
-        export_tflite(content, tmp_path / "x.tflite", name="net", io="float32")
+    said = fails("export", run.folder, "--tflite", tmp_path / "x.tflite", "--io", "int16")
+    assert "io is 'int16'; it must be int8 or uint8" in said
     assert not (tmp_path / "x.tflite").exists()

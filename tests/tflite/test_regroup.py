@@ -8,7 +8,6 @@ from ai_edge_litert.interpreter import OpResolverType
 from runtimes import on_litert, on_micro
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
 from factorizenet_tf.tflite import latency
 from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
 from factorizenet_tf.tflite.latency import (
@@ -169,20 +168,18 @@ def test_functions_are_timed_in_turns():
     assert slow > 4 > fast
 
 
-def test_a_table_made_by_the_command_regroups_an_export(net, noise, tmp_path, monkeypatch, capsys):
+def test_a_table_made_by_the_command_regroups_an_export(net, noise, tmp_path, monkeypatch, prints_json, fails):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(latency, "time_in_turns", lambda calls: np.array([[2.0, 1.0, 2.0, 2.0][: len(calls)]]))
     (tmp_path / "net.tflite").write_bytes(net)
-    assert main(["latencies", "net.tflite", "--out", "table.json", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = prints_json("latencies", "net.tflite", "--out", "table.json")
     assert {(row["groups"], row["ms"]) for row in rows} == {(1, 2), (2, 1), (4, 2), (8, 2)}
+    export = ["export", "net.tflite", "--tflite"]
     for spelling in ("--lower", "--regroup"):
-        made = tmp_path / f"{spelling}.tflite"
-        arguments = ["export", "net.tflite", "--tflite", str(made), spelling, "fastest", "--latencies", "table.json"]
-        assert main([*arguments, "--json"]) == 0
-        (row,) = json.loads(capsys.readouterr().out)
-        assert set(groups_of(made.read_bytes())) == {1, 2}
-    assert row["bytes"] == made.stat().st_size
+        (row,) = prints_json(*export, f"{spelling}.tflite", spelling, "fastest", "--latencies", "table.json")
+        made = (tmp_path / f"{spelling}.tflite").read_bytes()
+        assert set(groups_of(made)) == {1, 2}
+    assert row["bytes"] == len(made)
     assert row["regrouped_bytes"] > row["plain_bytes"] == len(slim(net))
     assert row["plain_ram_bytes"] == row["regrouped_ram_bytes"] == arena_bytes(net)
     assert min(row["plain_ms"], row["regrouped_ms"], row["speedup"]) > 0
@@ -193,18 +190,17 @@ def test_a_table_made_by_the_command_regroups_an_export(net, noise, tmp_path, mo
     np.testing.assert_array_equal(fnet.Int8Model(made).predict_quantized(pictures), expected)
     for command, message in (
         (["latencies", "net.tflite", "--out", "table.json"], "table.json is there already"),
-        ([*arguments[:3], "new", "--regroup", "fast"], "--regroup is 'fast'; it must be none or fastest"),
-        ([*arguments[:3], "new", "--latencies", "table.json"], "so --latencies would have no effect"),
+        ([*export, "new", "--regroup", "fast"], "--regroup is 'fast'; it must be none or fastest"),
+        ([*export, "new", "--latencies", "table.json"], "so --latencies would have no effect"),
     ):
-        assert main(command) == 2
-        assert message in capsys.readouterr().err
+        assert message in fails(*command)
 
 
-def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch):
+def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch, succeeds):
     measured = set()
     monkeypatch.setattr(latency, "_inference", lambda shape, groups, threads: measured.add((shape, groups)))
     monkeypatch.setattr(latency, "time_in_turns", lambda calls: np.ones((1, len(calls))))
-    assert main(["latencies", "--out", str(tmp_path / "table.json"), "--width", "24"]) == 0
+    succeeds("latencies", "--out", tmp_path / "table.json", "--width", 24)
     planned = {
         (layer.input_shape, layer.stride, layer.groups)
         for level in range(1, fnet.max_level(fnet.ModelSpec(0, width=24)) + 1)

@@ -10,12 +10,15 @@ from factorizenet_tf.zoo.cards import Card, Cards, index_from_json, index_to_jso
 from factorizenet_tf.zoo.pages import card_page
 from factorizenet_tf.zoo.store import bundled_zoo
 
-QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
 
 @pytest.fixture(scope="module")
 def index(zoo):
     return json.loads((zoo / "index.json").read_text())
+
+
+def with_field(index, field, value):
+    """The index's text with another value in a field of its second entry."""
+    return json.dumps(index | {"models": [index["models"][0], index["models"][1] | {field: value}]})
 
 
 def parsed(text):
@@ -42,21 +45,19 @@ def test_cards_print_as_a_table_which_names_zoos_where_there_are_several(cards, 
     assert repr(Cards()) == "no models"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("FNET-1X2.2X2-L1-X0.5-INT9", r"no model 'FNET-.*' in the zoo; did you mean 'fnet-1x2\.2x2-l1-x0\.5-int8'"),
-        ("zzz", r"there are fnet-1x2\.2x2-l1-x0\.5-float, fnet-1x2"),
-        ("fnet-1x2.2x2-l1-x0.5-int8@7", r"no version '7'; there are fnet-1x2\.2x2-l1-x0\.5-int8@1"),
-        ("../fnet-1x2.2x2-l1-x0.5-int8", "no model"),
-        ("", "no model"),
-    ],
-)
-def test_an_unknown_name_or_path_offers_the_nearest(cards, name, message):
-    with pytest.raises(ValueError, match=message):
-        cards.find(name)
-    with pytest.raises(ValueError, match="this zoo is empty"):
-        Cards().find(name)
+def test_an_unknown_name_offers_the_nearest_or_what_there_is(cards):
+    for among, name, message in (
+        (
+            cards,
+            "FNET-1X2.2X2-L1-X0.5-INT9",
+            r"no model 'FNET-.*' in the zoo; did you mean 'fnet-1x2\.2x2-l1-x0\.5-int8'",
+        ),
+        (cards, "zzz", r"there are fnet-1x2\.2x2-l1-x0\.5-float, fnet-1x2"),
+        (cards, "fnet-1x2.2x2-l1-x0.5-int8@7", r"no version '7'; there are fnet-1x2\.2x2-l1-x0\.5-int8@1"),
+        (Cards(), "zzz", "this zoo is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            among.find(name)
 
 
 def test_cards_survive_the_index_with_what_older_entries_have(cards):
@@ -95,18 +96,15 @@ FILE = {"role": "weights", "path": "a.h5", "sha256": 64 * "0", "size_bytes": 1}
         ("name", "../up", "must be of a-z"),
         ("precision", "int4", "precision is 'int4': .*'float' or 'int8'"),
         ("macs", True, "macs is True"),
-        ("version", 0, "version is 0"),
         ("accuracy", 80.5, "accuracy is 80.5: .*less than or equal to 1"),
         ("accuracies", {"test": {"float": 2}}, "the field accuracies.validation is missing"),
         ("recipe", {"epochs": -1}, "epochs is -1; it must be an int"),
         ("recipe", {"epoch": 1}, "not a recipe"),
         ("class_names", ["a"], "1 class names, its spec 10 classes"),
         ("spec", {"family": "factorizenet", "level": 99, "width": 16}, "not a spec"),
-        ("input_zero_point", 0.5, "input_zero_point is 0.5"),
         ("ram_bytes", None, "an int8 model needs agreement, ram_bytes"),
         ("files", [FILE], "no file of the role history, tflite"),
         ("files", [FILE | {"sha256": "0" * 63}], "files.0.sha256 is '000"),
-        ("files", [FILE | {"role": "script"}], "files.0.role is 'script': .*'weights'"),
         *(
             ("files", [FILE | {"path": path}], "is not below the zoo's folder")
             for path in ("/etc/passwd", "models/../../a.h5", "a//b", "C:\\a", "", ".", "models/.x", "a/b/")
@@ -114,9 +112,8 @@ FILE = {"role": "weights", "path": "a.h5", "sha256": 64 * "0", "size_bytes": 1}
     ],
 )
 def test_a_damaged_field_is_named(index, field, value, message):
-    models = [index["models"][0], index["models"][1] | {field: value}]
     with pytest.raises(ValueError, match=f"here: the entry '.*' is damaged: .*{message}.*; restore it"):
-        index_from_json(json.dumps(index | {"models": models}), "here")
+        index_from_json(with_field(index, field, value), "here")
 
 
 def test_a_name_twice_is_refused(index):
@@ -131,22 +128,11 @@ JSON = st.recursive(
 )
 
 
-@settings(QUICK, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(field=st.sampled_from([field.name for field in dataclasses.fields(Card)]), value=JSON)
-def test_any_value_in_any_field_gives_a_card_or_a_clear_error(index, field, value):
-    models = [index["models"][0], index["models"][1] | {field: value}]
-    cards, message = parsed(json.dumps(index | {"models": models}))
+def test_any_value_in_any_field_gives_a_card_that_can_be_shown_or_a_clear_error(index, field, value):
+    cards, message = parsed(with_field(index, field, value))
     assert len(cards) == 2 or message.startswith("here")
-    for card in cards:  # what is accepted can be shown
+    for card in cards:
         assert card.name in card_page(card)
         assert card.name in repr(Cards([card])).replace("\n", "")
-
-
-@settings(QUICK, max_examples=100)
-@given(at=st.floats(0, 1, exclude_max=True), noise=st.binary(min_size=1, max_size=4))
-def test_bytes_overwritten_anywhere_give_cards_or_a_clear_error(index, at, noise):
-    content = bytearray(json.dumps(index).encode())
-    start = int(at * len(content))
-    content[start : start + len(noise)] = noise
-    cards, message = parsed(content.decode(errors="replace"))
-    assert len(cards) == 2 or message.startswith("here")

@@ -23,38 +23,33 @@ def test_the_table_says_how_many_images_its_accuracies_are_of(cards):
     assert table_page(cards).count(line) == 2  # int8 and float
     other = dataclasses.replace(cards[1], images=images | {"validation": 9_000, "test": 10_000})
     assert "test images or 9,000 validation and 10,000 test images." in table_page(Cards([*cards, other]))
-
-
-def test_a_page_says_what_its_card_says(cards):
-    card = cards[1]
-    page = card_page(card)
-    assert "The publisher states no licence. Published" in page
-    assert "with reference kernels" in page
-    assert "JPEG" not in page
-    baseline = card_page(dataclasses.replace(card, spec=fnet.baselines.ResNet8()))
-    assert "MLPerf Tiny's ResNet-8" in baseline
-    assert "of depth factorization" not in baseline
-    assert "2 threads" not in card_page(dataclasses.replace(card, older={"latency_2_threads_ms": 1.0}))
-    assert "Licence of the weights: MIT. Published" in card_page(dataclasses.replace(card, licence="MIT"))
-    assert "compares only" in card_page(dataclasses.replace(card, dataset="CIFAR-10 (JPEG)"))
-
-
-def test_pages_of_models_that_left_are_removed_and_findings_named_where_there_are_some(cards, tmp_path):
-    write_pages(tmp_path, cards)
-    first = (tmp_path / "frontier.svg").read_bytes()
-    assert first.startswith(b"<svg")
-    (tmp_path / "FINDINGS.md").touch()
-    write_pages(tmp_path, Cards(cards[1:]))
-    assert [path.stem for path in (tmp_path / "cards").iterdir()] == ["fnet-1x2.2x2-l1-x0.5-int8"]
-    assert (tmp_path / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
-    assert "[FINDINGS.md](FINDINGS.md)" in (tmp_path / "README.md").read_text()
     assert "None is published yet" in table_page(Cards())
 
 
-def test_without_altair_no_older_figure_is_left_to_contradict_the_table(cards, copy, monkeypatch):
-    assert "(frontier.svg)" in (copy / "README.md").read_text()
+def test_a_page_says_what_its_card_says_and_nothing_of_what_it_does_not(cards):
+    for fields, said, unsaid in (
+        ({}, "The publisher states no licence. Published", "JPEG"),
+        ({"spec": fnet.baselines.ResNet8()}, "MLPerf Tiny's ResNet-8", "of depth factorization"),
+        ({"older": {"latency_2_threads_ms": 1.0}}, "with reference kernels", "2 threads"),
+        ({"licence": "MIT"}, "Licence of the weights: MIT. Published", "states no licence"),
+        ({"dataset": "CIFAR-10 (JPEG)"}, "compares only", "Licence of the weights"),
+    ):
+        page = card_page(dataclasses.replace(cards[1], **fields))
+        assert said in page
+        assert unsaid not in page
+
+
+def test_pages_and_figure_of_models_that_left_are_removed(cards, copy, monkeypatch):
+    first = (copy / "frontier.svg").read_bytes()
+    assert first.startswith(b"<svg")
+    (copy / "FINDINGS.md").touch()
+    write_pages(copy, Cards(cards[1:]))
+    assert [path.stem for path in (copy / "cards").iterdir()] == ["fnet-1x2.2x2-l1-x0.5-int8"]
+    assert (copy / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
+    assert all(f"({name})" in (copy / "README.md").read_text() for name in ("FINDINGS.md", "frontier.svg"))
+    # Without Altair no older figure is left to contradict the table.
     monkeypatch.delitem(sys.modules, "factorizenet_tf.plots", raising=False)
-    monkeypatch.setitem(sys.modules, "altair", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "altair", None)
     write_pages(copy, cards)
     assert not (copy / "frontier.svg").exists()
-    assert (copy / "README.md").read_text() == table_page(cards, figure=False)
+    assert (copy / "README.md").read_text() == table_page(cards, figure=False, findings=True)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -104,30 +105,29 @@ def test_a_name_of_nets_of_other_data_is_no_version_of_theirs(copy, other, publi
     dataset = json.loads((other / "dataset.json").read_text()) | {field: value}
     (other / "dataset.json").write_text(json.dumps(dataset))
     before = contents(copy)
-    with pytest.raises(PublishError, match=r"is taken by a net of other data .*--name, or name=") as error:
+    with pytest.raises(PublishError, match=rf"is taken by a net of other data .*{re.escape(said)}.*--name, or name="):
         publish(other)
-    assert said in str(error.value)
     assert contents(copy) == before
     publishing._check_new(fnet.zoo.list(zoo_dir=copy), "mine", b"", load_run(other), dataset)
 
 
 def test_a_run_that_does_not_pass_a_gate_is_refused_with_the_reason(run, tmp_path):
-    def refused(change):
+    for change, message in (
+        (lambda of: of["accuracy"]["validation"].update(float=0.5, tflite=0.47), "int8 is 3.00 points below float on"),
+        (
+            lambda of: of["accuracy"]["validation"].update(float=0.085, tflite=0.897),
+            r"float is 81.20 points below int8 on validation \(at most 5.00 are allowed\): .*BatchNorm statistics lag",
+        ),
+        (
+            lambda of: (of["agreement"].update(top1=0.97), of["operators"].append("FlexConv")),
+            "agree on 97.0 % .*has the operators FlexConv",
+        ),
+        (lambda of: of["accuracy"]["test"].pop("qat"), "has no QAT phase"),
+    ):
         metrics = json.loads(json.dumps(run.metrics))
-        change(metrics, metrics["accuracy"]["validation"])
-        with pytest.raises(PublishError, match="is not published") as error:
+        change(metrics)
+        with pytest.raises(PublishError, match=f"is not published: .*{message}"):
             fnet.zoo.publish(dataclasses.replace(run, metrics=metrics), zoo_dir=tmp_path / "zoo", verbose=False)
-        return str(error.value)
-
-    lossy = refused(lambda metrics, validation: validation.update(float=0.5, tflite=0.47))
-    assert "int8 is 3.00 points below float on validation" in lossy
-    far_below = refused(lambda metrics, validation: validation.update(float=0.085, tflite=0.897))
-    assert "float is 81.20 points below int8 on validation (at most 5.00 are allowed)" in far_below
-    assert "BatchNorm statistics lag behind its weights; train it again" in far_below
-    both = refused(lambda metrics, _: (metrics["agreement"].update(top1=0.97), metrics["operators"].append("FlexConv")))
-    assert "agree on 97.0 %" in both
-    assert "has the operators FlexConv" in both
-    assert "has no QAT phase" in refused(lambda metrics, _: metrics["accuracy"]["test"].pop("qat"))
     assert not (tmp_path / "zoo").exists()
     assert not publish_errors(run)
 
@@ -166,12 +166,6 @@ def test_a_read_only_folder_is_told_before_any_work(copy, run):
             fnet.zoo.publish(run, zoo_dir=copy, name="mine", verbose=False)
     finally:
         copy.chmod(0o755)
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path, run):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        fnet.zoo.publish(run, zoo_dir=tmp_path / "file" / "zoo", verbose=False)
 
 
 def test_latencies_are_measured_for_all_in_one_run(copy, publish):
@@ -243,17 +237,11 @@ def test_a_net_of_another_zoo_stands_in_the_command_with_that_zoo(zoo, trained, 
     assert trained(*given, "--zoo", zoo).command == f"{text}  # path/to/zoo: the zoo that has it"
     monkeypatch.setenv("FACTORIZENET_ZOO", str(zoo))
     assert trained(*given).command == f"{text}  # path/to/zoo: the zoo that has it"
-
-
-def test_a_source_keeps_its_channels_where_only_a_size_is_given(zoo, trained):
-    spec = trained("train", "--from", FLOAT, "--zoo", zoo, "--dataset", "digits", "--size", 48, "--out", "x").spec
-    assert spec.input_shape == (48, 48, 1)
+    assert trained(*given, "--size", 48).spec.input_shape == (48, 48, 1)  # of its channels
 
 
 @pytest.mark.parametrize("net", [fnet.ModelSpec((0, 2, 1), input_shape=(24, 24, 1)), fnet.baselines.ResNet8()])
-@pytest.mark.parametrize(
-    ("initial", "start"), [({}, None), ({"initial": FLOAT}, FLOAT), ({"initial": IN_MEMORY}, "a net")]
-)
+@pytest.mark.parametrize(("initial", "start"), [(None, None), (FLOAT, FLOAT), (IN_MEMORY, "a net")])
 def test_without_a_command_line_a_card_has_python_that_trains_the_same_run(run, net, initial, start):
     built = {}
     fnet_alike = SimpleNamespace(
@@ -261,13 +249,13 @@ def test_without_a_command_line_a_card_has_python_that_trains_the_same_run(run, 
         load_dataset=lambda name, input_shape: (name, input_shape),
         train=lambda spec, data, **options: built.update(spec=spec, data=data, **options),
     )
-    from_python = dataclasses.replace(run, spec=net, metrics=initial)
+    from_python = dataclasses.replace(run, spec=net, metrics={"initial": initial})
     exec(training_command(from_python, {"name": "digits"}), {"fnet": fnet_alike, "model": "a net"})
     assert (built["spec"], built["recipe"], built.get("initial")) == (net, run.recipe, start)
     assert built["data"] == ("digits", net.input_shape)
 
 
-def test_python_on_a_card_names_no_folder_either(run):
+def test_a_card_names_no_folder_of_this_machine(run, monkeypatch):
     metrics = {"initial": FLOAT, "initial_zoo": "/home/me/zoo"}
     command = training_command(dataclasses.replace(run, metrics=metrics), {"name": "/home/me/signs"})
     assert f"initial=fnet.zoo.load({FLOAT!r}, zoo_dir='path/to/zoo')" in command
@@ -275,9 +263,6 @@ def test_python_on_a_card_names_no_folder_either(run):
     command = training_command(run, {"name": "arrays"})
     assert "fnet.load_dataset((images, labels), input_shape=(16, 16, 1))" in command
     assert command.endswith("  # images, labels: your arrays")
-
-
-def test_a_card_names_data_below_the_home_folder_from_there(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name, written in ((f"{tmp_path}/my/signs", "~/my/signs"), ("digits", "digits"), ("/mnt/signs", "/mnt/signs")):
-        assert publishing._from_home(name) == written
+    monkeypatch.setenv("HOME", "/home/me")
+    names = {"/home/me/my/signs": "~/my/signs", "digits": "digits", "/mnt/signs": "/mnt/signs"}
+    assert {name: publishing._from_home(name) for name in names} == names
