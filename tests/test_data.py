@@ -62,16 +62,15 @@ def test_a_folder_of_class_folders_is_read_and_a_train_and_a_test_one_kept_apart
         fnet.load_dataset(apart)
 
 
-def test_an_empty_folder_or_class_and_a_broken_or_half_read_image_are_named(tmp_path):
+def test_an_empty_folder_or_class_and_a_half_read_image_are_named(tmp_path):
     with pytest.raises(ValueError, match="has 0 class folders"):
         fnet.load_dataset(tmp_path)
     write_images(tmp_path, size=(64, 64))
     broken = tmp_path / "cat" / "0.jpg"
     Image.open(tmp_path / "cat" / "0.png").save(broken)
-    for content, reason in ((b"no image", "its first bytes"), (broken.read_bytes()[:1000], "truncated")):
-        broken.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"cat/0\.jpg is broken .*{reason}"):
-            fnet.load_dataset(tmp_path)
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cat/0\.jpg is broken .*truncated"):
+        fnet.load_dataset(tmp_path)
     broken.unlink()
     (tmp_path / "emu").mkdir()
     with pytest.raises(ValueError, match=r"emu has no images"):

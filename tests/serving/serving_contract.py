@@ -1,10 +1,32 @@
-"""What whoever serves a net keeps: TensorFlow Serving over an exported version, and `factorizenet serve`."""
+"""What whoever serves a net keeps: TensorFlow Serving over an exported version, and `factorizenet serve`, begun here."""
 
+import contextlib
 import io
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+PATIENCE = 60  # seconds for a server to stop on a busy machine
+
+
+@contextlib.contextmanager
+def served(*arguments):
+    """`factorizenet serve` on a free port until the block ends: its process, address, port and first model's name."""
+    command = [sys.executable, "-m", "factorizenet_tf.cli", "serve", *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            match = re.match(r"(http://127\.0\.0\.1:(\d+))/v1/models/([^:]+): int8 LiteRT, \d+ classes", line)
+            assert match, f"the server said {line!r}"
+            yield SimpleNamespace(process=process, url=match[1], port=int(match[2]), model=match[3])
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 def encoded(pixels, kind="PNG", **options):

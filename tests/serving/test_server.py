@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import requests
-from serving_contract import check_contract, encoded
+from serving_contract import check_contract, encoded, served
 
 import factorizenet_tf as fnet
 from factorizenet_tf.serving import server as serving_server
@@ -215,19 +215,19 @@ def test_it_runs_without_tensorflow_and_on_this_machine_alone(server):
     assert f"0100007F:{server.port:04X}" in Path("/proc/net/tcp").read_text()
 
 
-def test_it_finishes_a_running_request_on_ctrl_c(run, start_server, stop_server):
-    server, body = start_server(run.folder), json.dumps({"instances": ONE}).encode()
-    head = f"POST /v1/models/{server.model}:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+def test_it_finishes_a_running_request_on_ctrl_c(run):
+    body = json.dumps({"instances": ONE}).encode()
+    with served(run.folder) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        head = f"POST /v1/models/{server.model}:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
         time.sleep(0.3)
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         connection.sendall(body[10:])
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+        assert server.process.wait(20) == 0
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"predictions" in answer
-    assert stop_server(server, 0) == 0
 
 
 def test_an_address_or_number_that_cannot_be_is_one_line(run, server, fails):

@@ -148,18 +148,13 @@ def test_stopped_by_a_full_disk_and_ctrl_c_a_run_goes_on_as_if_it_had_not_been(
     assert_same_training(again, run)
 
 
-def test_a_truncated_checkpoint_is_named_and_kept_and_without_it_a_run_starts_anew(digits, spec, run, tmp_path):
+def test_without_its_checkpoint_a_run_starts_anew(digits, spec, run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    (folder / "metrics.json").unlink()
-    checkpoint = folder / "checkpoint.npz"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged"):
-        fnet.train(spec, digits, out=folder, recipe=run.recipe, verbose=False)
-    assert checkpoint.stat().st_size == 1000
-    checkpoint.unlink()
+    for name in ("metrics.json", "checkpoint.npz"):
+        (folder / name).unlink()
     with pytest.raises(KeyboardInterrupt):
         fnet.train(spec, digits, out=folder, recipe=run.recipe, callbacks=[Interrupt(1)], verbose=False)
-    assert epochs_of(read_checkpoint(checkpoint).history) == EPOCHS[:1]  # no epoch is repeated
+    assert epochs_of(read_checkpoint(folder / "checkpoint.npz").history) == EPOCHS[:1]  # no epoch is repeated
 
 
 def test_callbacks_see_each_epoch_and_early_stopping_ends_a_phase(few, tmp_path):
@@ -193,16 +188,9 @@ def test_a_baseline_trains_by_the_same_door_and_without_qat(few, tmp_path):
     assert fnet.load_run(run.folder).spec == spec
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weight_decay": 1.0}, r"the loss is nan at step \d+ of float epoch 1; no epoch was finished: use a lower"),
-        ({}, r"the mean loss of float epoch 1 is [\d.e+]+; guessing has 2.3; no epoch was finished: use a lower"),
-    ],
-    ids=["not finite", "far above guessing"],
-)
-def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path, changes, message):
-    recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0, **changes)
+def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path):
+    recipe = fnet.recipe_for("digits", epochs=1, learning_rate=100.0, warmup_epochs=0)
+    message = r"the mean loss of float epoch 1 is [\d.e+]+; guessing has 2.3; no epoch was finished: use a lower"
     with pytest.raises(fnet.NanLossError, match=f"training diverged: {message}"):
         fnet.train(SMALL, digits, out=tmp_path, recipe=recipe, verbose=False)
     assert sorted(os.listdir(tmp_path)) == BEGUN
