@@ -71,24 +71,20 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert sorted(os.listdir(tmp_path / "new")) == ["one", "three"]
 
 
-def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
-    variables = [tf.Variable([1.5, 2.0]), tf.Variable(3, dtype=tf.int64)]
-    history = [{"phase": "float", "epoch": 1, "loss": 0.5}]
-    write_checkpoint(tmp_path / "c.npz", phase="float", epoch=1, history=history, variables=variables)
-    checkpoint = read_checkpoint(tmp_path / "c.npz")
-    assert (checkpoint.phase, checkpoint.epoch, checkpoint.history) == ("float", 1, history)
-    others = [tf.Variable([0.0, 0.0]), tf.Variable(0, dtype=tf.int64)]
-    checkpoint.restore(others)
-    assert others[0].numpy().tolist() == [1.5, 2.0]
-    assert others[1].numpy() == 3
-    with pytest.raises(ValueError, match="another model or optimizer"):
-        checkpoint.restore(others[:1])
-
-
-def test_a_truncated_checkpoint_says_what_to_do_and_a_changed_byte_is_harmless_or_reported(tmp_path):
-    path = tmp_path / "c.npz"
+def test_a_checkpoint_gives_back_what_it_was_given_and_a_cut_or_changed_one_is_harmless_or_reported(tmp_path):
+    path, history = tmp_path / "c.npz", [{"phase": "float", "epoch": 1, "loss": 0.5}]
     variables = [tf.Variable(np.arange(8, dtype=np.float32)), tf.Variable(3, dtype=tf.int64)]
-    write_checkpoint(path, phase="float", epoch=1, history=[], variables=variables)
+    write_checkpoint(path, phase="float", epoch=1, history=history, variables=variables)
+    others = [tf.Variable(np.zeros(8, np.float32)), tf.Variable(0, dtype=tf.int64)]
+
+    def check(checkpoint):
+        checkpoint.restore(others)
+        assert (checkpoint.phase, checkpoint.epoch, checkpoint.history) == ("float", 1, history)
+        assert (others[0].numpy().tolist(), others[1].numpy()) == (list(range(8)), 3)
+
+    check(read_checkpoint(path))
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        read_checkpoint(path).restore(others[:1])
     whole = path.read_bytes()
     for content in (b"", b"nonsense", whole[:100], whole[: len(whole) // 2], whole[:-10]):
         path.write_bytes(content)
@@ -98,11 +94,7 @@ def test_a_truncated_checkpoint_says_what_to_do_and_a_changed_byte_is_harmless_o
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            checkpoint = read_checkpoint(path)
-            checkpoint.restore(variables)
+            check(read_checkpoint(path))
         except ValueError:
             reported += 1
-        else:
-            assert checkpoint.epoch == 1
-            np.testing.assert_array_equal(checkpoint.arrays[0], np.arange(8))
-    assert reported > len(whole) // 2
+    assert len(whole) // 2 < reported < len(whole)
