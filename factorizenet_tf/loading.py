@@ -75,8 +75,6 @@ def resolve(
     try:
         card, store = find(given, zoo_dir)
     except ValueError as error:
-        if not str(error).startswith("no model"):
-            raise
         raise ValueError(f"there is no file or folder {given}, and {error}") from None
     return Source(given, "name", card=card, store=store)
 

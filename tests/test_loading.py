@@ -168,11 +168,13 @@ def test_a_resolution_reads_the_index_once(zoo, monkeypatch):
 
 
 def test_near_names_are_offered_in_capitals_too_and_it_is_said_where_others_are_looked_up(zoo):
-    message = r"did you mean 'fnet-l2-int8'.*--zoo, or by FACTORIZENET_ZOO, which is not set"
+    message = r"did you mean 'fnet-l2-int8'.*zoo_dir=, or by FACTORIZENET_ZOO, which is not set"
     with pytest.raises(ValueError, match=message):
         resolve("FNET-L2-INT8")
     with pytest.raises(ValueError, match=rf"did you mean '{INT8}'.*\(in {zoo}\)"):
         resolve(INT8.upper(), zoo_dir=zoo)
+    with pytest.raises(ValueError, match=f"there is no file or folder {INT8}@7, and {INT8} has no version '7'"):
+        resolve(f"{INT8}@7", zoo_dir=zoo)
 
 
 def test_a_name_before_the_source_is_split_off_and_an_equals_sign_in_a_path_is_not(tmp_path, monkeypatch):
