@@ -10,11 +10,10 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 __all__ = [
@@ -93,18 +92,28 @@ class Progress(rich.progress.Progress):
 
     def __init__(self, verbose: bool = True):
         console = Console(stderr=True, quiet=not verbose)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}{task.fields[loss]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         super().__init__(*columns, console=console, transient=True, disable=not (verbose and console.is_terminal))
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def bar(self, text: str, total: int, *, done: int = 0) -> Bar:
+    def bar(self, text: str, total: int, *, done: int = 0) -> None:
         """Show a bar in the place of the one before, `done` of its `total` steps filled."""
         for task in self.task_ids:
             self.remove_task(task)
-        return Bar(self, text, self.add_task(text, total=total, completed=done))
+        self.add_task(text, total=total, completed=done, loss="")
+
+    def step(self, *, loss: float | None = None) -> None:
+        """Fill a step of the bar, and show the loss behind its text."""
+        for task in self.task_ids:
+            self.update(task, advance=1, loss="" if loss is None else f" loss {loss:.3f}")
 
     def epoch(self, name: str, row: dict, epochs: int) -> None:
         """Print the line of a finished epoch."""
@@ -112,20 +121,6 @@ class Progress(rich.progress.Progress):
             f"{name} {row['phase']} {row['epoch']}/{epochs}: loss {row['loss']:.3f}, accuracy {100 * row['accuracy']:.1f} %, "
             f"validation {100 * row['val_accuracy']:.1f} %, {row['seconds']:.0f} s"
         )
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a `Progress`."""
-
-    progress: Progress
-    text: str
-    task: TaskID
-
-    def advance(self, *, loss: float | None = None) -> None:
-        """Fill a step, and show the loss behind the text."""
-        text = self.text if loss is None else f"{self.text} loss {loss:.3f}"
-        self.progress.update(self.task, advance=1, description=text)
 
 
 def require_extra(*modules: str, extra: str, what: str) -> None:

@@ -15,7 +15,7 @@ from .spec import Layer, ModelSpec
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Cost", "cost_rows", "cost_table", "count_macs", "count_params"]
+__all__ = ["Cost", "cost_rows", "cost_table", "count_macs", "count_params", "layer_kind"]
 
 
 class Cost(NamedTuple):
@@ -97,41 +97,11 @@ def _from_plan(layer: Layer) -> Cost:
     )
 
 
-# Layers whose multiplications, if any, are not counted (see above).
-LAYERS_WITHOUT_MACS = frozenset(
-    [
-        "InputLayer",
-        "QuantizeLayer",
-        "ReLU",
-        "Activation",
-        "LeakyReLU",
-        "PReLU",
-        "ELU",
-        "ThresholdedReLU",
-        "Softmax",
-        "Add",
-        "Subtract",
-        "Multiply",
-        "Average",
-        "Maximum",
-        "Minimum",
-        "Concatenate",
-        "Flatten",
-        "Reshape",
-        "Permute",
-        "Dropout",
-        "SpatialDropout2D",
-        "GaussianNoise",
-        "ZeroPadding2D",
-        "Cropping2D",
-        "UpSampling2D",
-        "MaxPooling2D",
-        "AveragePooling2D",
-        "GlobalAveragePooling2D",
-        "GlobalMaxPooling2D",
-        "Rescaling",
-    ]
+# Whose multiplications, if any, are not counted (see above): packages of tf_keras's layers but for Dot, and other layers.
+PACKAGES_WITHOUT_MACS = tuple(
+    f"tf_keras.src.layers.{package}." for package in ("activation", "merging", "pooling", "regularization", "reshaping")
 )
+LAYERS_WITHOUT_MACS = ("InputLayer", "QuantizeLayer", "Activation", "Rescaling")
 
 # The weights of a layer that are multiplied.
 KERNELS = {
@@ -155,7 +125,7 @@ def _from_model(model) -> list[Cost]:
             bare = unwrap(layer)
             if isinstance(bare, keras.Model):
                 new = _from_model(bare)
-            elif type(bare).__name__ in LAYERS_WITHOUT_MACS:
+            elif _has_no_macs(bare):
                 continue
             elif type(bare).__name__ == "BatchNormalization":
                 parent = row_of.get(node.parent_nodes[0]) if node.parent_nodes else None
@@ -171,6 +141,12 @@ def _from_model(model) -> list[Cost]:
             rows += [row._replace(params=0, weight_bytes=0) for row in new] if bare.name in seen else new
             seen.add(bare.name)
     return rows
+
+
+def _has_no_macs(layer) -> bool:
+    name = type(layer).__name__
+    is_in_package = type(layer).__module__.startswith(PACKAGES_WITHOUT_MACS)
+    return name in LAYERS_WITHOUT_MACS or (is_in_package and name != "Dot")
 
 
 def _shape(layer, shapes) -> tuple[int, ...]:
@@ -202,11 +178,10 @@ def _multiplying(layer, input_shape, output_shape) -> Cost:
             f"the layer {layer.name!r} is a {name}, whose MACs are not known here; replace it by stock convolutions and dense layers to count the model"
         )
     numbers = sum(math.prod(getattr(layer, kernel).shape) for kernel in kernels)
-    groups = getattr(layer, "groups", 1)
-    if name.endswith("Transpose"):
-        kind, positions = "transposed", inputs // (input_shape[-1] if channels_last else input_shape[0])
-    else:
-        kind, positions = _kind(layer, name, groups), outputs // filters
+    kind, groups = layer_kind(layer), getattr(layer, "groups", 1)
+    positions = outputs // filters
+    if kind == "transposed":
+        positions = inputs // (input_shape[-1] if channels_last else input_shape[0])
     if kind == "depthwise":
         groups = math.prod(layer.depthwise_kernel.shape) // math.prod(layer.kernel_size) // layer.depth_multiplier
     return Cost(
@@ -221,11 +196,15 @@ def _multiplying(layer, input_shape, output_shape) -> Cost:
     )
 
 
-def _kind(layer, name, groups):
+def layer_kind(layer) -> str:
+    """Name the kind of a tf_keras layer with a kernel, as `Cost` has it."""
+    name = type(layer).__name__
     if name == "Dense":
         return "dense"
+    if name.endswith("Transpose"):
+        return "transposed"
     if name.startswith(("Depthwise", "Separable")):
         return name.removesuffix("Conv1D").removesuffix("Conv2D").lower()
-    if groups > 1:
+    if layer.groups > 1:
         return "grouped"
     return "pointwise" if math.prod(layer.kernel_size) == 1 else "conv"

@@ -6,7 +6,6 @@ import numbers
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas
@@ -17,11 +16,11 @@ from ..data import Dataset, Split, check_images, load_dataset
 from ..loading import Source, resolve
 from ..models.convert import with_full_range_pixels
 from ..spec import level_text
-from .graph import FusedGraph, fuse
+from .graph import fuse
 from .measure import (
-    BATCH,
     SENSITIVITY,
     activations,
+    batch_count,
     distribution_tables,
     error_tables,
     notes,
@@ -81,8 +80,7 @@ def analyze(model_or_name, **options) -> Analysis:
     Args:
         model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one brings its -float
             sibling); a `Run` or its folder; else what `loading.resolve` takes, but no .tflite.
-        options: of `compare_levels`: calibration, evaluation, dataset, data_dir, zoo_dir, verbose, and the fields of
-            `AnalysisConfig`: scheme, weight_bits, activation_bits, sensitivity, calibration_images, evaluation_images.
+        options: of `compare_levels`.
 
     Raises:
         TypeError: images that are not uint8, a Keras 3 model, or an unknown option.
@@ -191,9 +189,10 @@ def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) 
     found = []
     with Progress(verbose) as progress:
         for source, graph in graphs.items():
-            progress.say(f"{name} ({source}): {len(graph.operations)} operations, {len(calibration):,} images")
-            bar = partial(_bar, progress, f"{name} {source}")
-            tables = _measure(graph, reference, _tensor_names(tflite, graph), calibration, split, config, bar)
+            title = f"{name} ({source})"
+            progress.say(f"{title}: {len(graph.operations)} operations, {len(calibration):,} images")
+            tensors = _tensor_names(tflite, graph)
+            tables = _measure(graph, reference, tensors, calibration, split, config, progress, title)
             for table in tables.values():
                 table.insert(0, "net", name)
                 table.insert(1, "source", source)
@@ -201,21 +200,16 @@ def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) 
     return Analysis(nets=nets, **{table: stacked([tables[table] for tables in found]) for table in found[0]})
 
 
-def _bar(progress: Progress, text: str, what: str, passes: int, images: np.ndarray):
-    """Show a bar of so many passes over images; gives the function that fills a step."""
-    return progress.bar(f"{text} {what}", passes * -(-len(images) // BATCH)).advance
-
-
-def _measure(graph, reference: FusedGraph, tensors, calibration, split, config, bar) -> dict[str, pandas.DataFrame]:
+def _measure(graph, reference, tensors, calibration, split, config, progress, title) -> dict[str, pandas.DataFrame]:
     """Measure one net's weights; outputs are compared with the reference's, whose own precision is float."""
-    advance = bar("activations and errors", 3, calibration)
-    distributions = activations(graph, calibration, advance)
+    progress.bar(f"{title} activations and errors", 3 * batch_count(calibration))
+    distributions = activations(graph, calibration, progress.step)
     asked = Scheme(config.scheme, config.weight_bits, config.activation_bits)
     schemes = [QAT] if graph.is_quantize_aware else dict.fromkeys((asked, *ALWAYS))
     quantizations = [
         quantize_graph(graph, scheme, output_ranges(distributions, scheme.percentile)) for scheme in schemes
     ]
-    errors = pandas.concat(error_tables(graph, calibration, quantizations, tensors, advance))
+    errors = pandas.concat(error_tables(graph, calibration, quantizations, tensors, progress.step))
     images = calibration if split is None else split.images
     before, is_softmax = outputs(reference, images), reference.ends_in_softmax
     rows = []
@@ -228,8 +222,8 @@ def _measure(graph, reference: FusedGraph, tensors, calibration, split, config, 
         rows.append(precision | output_row(before, after, split, is_softmax=is_softmax))
     sensitivity = pandas.DataFrame(columns=SENSITIVITY)
     if config.sensitivity:
-        advance = bar("sensitivity", 3 + 2 * len(graph.kernels), images)
-        sensitivity = sensitivity_table(graph, images, quantizations[0], before, split, advance)
+        progress.bar(f"{title} sensitivity", (3 + 2 * len(graph.kernels)) * batch_count(images))
+        sensitivity = sensitivity_table(graph, images, quantizations[0], before, split, progress.step)
     found = {"errors": errors, "output": pandas.DataFrame(rows), "sensitivity": sensitivity}
     return distribution_tables(graph, distributions) | found | {"notes": notes(graph, distributions)}
 
@@ -242,7 +236,6 @@ def _evaluation(data, evaluation, config):
         return Split(split.images[: config.evaluation_images], split.labels[: config.evaluation_images])
     if not isinstance(evaluation, Split):
         evaluation = Split(np.asarray(evaluation[0]), np.asarray(evaluation[1]))
-    check_images(evaluation.images, None, "evaluation")
     if evaluation.labels.shape != (len(evaluation.images),):
         raise ValueError(
             f"evaluation has {len(evaluation.images)} images and labels of shape {evaluation.labels.shape}; give one "

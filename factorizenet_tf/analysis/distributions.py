@@ -12,6 +12,7 @@ __all__ = ["CHANNEL_BINS", "Distribution", "describe"]
 
 BINS = 2_048  # of a whole tensor: percentiles are read from them
 CHANNEL_BINS = 32
+PERCENT = 99.0  # percentile ranges lie between the 1st and the 99th percentile
 
 
 class Distribution:
@@ -23,23 +24,25 @@ class Distribution:
     Attributes:
         finite: int64 (K,), how many numbers of each channel are finite.
         not_finite: how many are NaN or infinite.
+        channel_minimum, channel_maximum: float64 (K,).
         counts: int64 (K, CHANNEL_BINS) over [minimum, maximum] in equal bins.
         fine_counts: int64 (BINS,), the same of the whole tensor.
     """
 
     def __init__(self, channels: int):
         self.finite, self.not_finite = np.zeros(channels, np.int64), 0
-        self._low, self._high, self._total = np.full(channels, np.inf), np.full(channels, -np.inf), np.zeros(channels)
+        self.channel_minimum, self.channel_maximum = np.full((2, channels), np.nan)
         self.counts, self.fine_counts = np.zeros((channels, CHANNEL_BINS), np.int64), np.zeros(BINS, np.int64)
-        self._second = self._fourth = 0.0
+        self._total, self._second, self._fourth = np.zeros(channels), 0.0, 0.0
 
     def widen(self, rows: np.ndarray) -> None:
         """Take in the ranges and sums of values (numbers, channels): the first pass."""
         finite = np.isfinite(rows)
         self.finite += finite.sum(0)
         self.not_finite += int(finite.size - finite.sum())
-        self._low = np.minimum(self._low, np.where(finite, rows, np.inf).min(0))
-        self._high = np.maximum(self._high, np.where(finite, rows, -np.inf).max(0))
+        known = np.where(finite, rows, np.nan)
+        self.channel_minimum = np.fmin(self.channel_minimum, np.fmin.reduce(known))
+        self.channel_maximum = np.fmax(self.channel_maximum, np.fmax.reduce(known))
         self._total += np.where(finite, rows, 0).sum(0, dtype=np.float64)
 
     def add(self, rows: np.ndarray) -> None:
@@ -55,34 +58,19 @@ class Distribution:
         self.fine_counts += np.bincount(bins.reshape(-1), minlength=BINS)
         coarse = bins // (BINS // CHANNEL_BINS) + place
         self.counts += np.bincount(coarse.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape)
-        squares = np.square(rows - np.float32(self.mean), dtype=np.float32)
+        squares = np.square(rows - np.float32(self._mean), dtype=np.float32)
         self._second += float(squares.sum(dtype=np.float64))
         self._fourth += float(np.square(squares).sum(dtype=np.float64))
 
     @property
-    def count(self) -> int:
-        """How many numbers there are, the non-finite ones included."""
-        return int(self.finite.sum()) + self.not_finite
-
-    @property
-    def channel_minimum(self) -> np.ndarray:
-        """float64 (K,)."""
-        return np.where(self.finite > 0, self._low, np.nan)
-
-    @property
-    def channel_maximum(self) -> np.ndarray:
-        """float64 (K,)."""
-        return np.where(self.finite > 0, self._high, np.nan)
-
-    @property
     def minimum(self) -> float:
         """The smallest value."""
-        return float(self._low.min()) if self.finite.any() else float("nan")
+        return float(np.fmin.reduce(self.channel_minimum))
 
     @property
     def maximum(self) -> float:
         """The largest value."""
-        return float(self._high.max()) if self.finite.any() else float("nan")
+        return float(np.fmax.reduce(self.channel_maximum))
 
     @property
     def range(self) -> float:
@@ -100,34 +88,40 @@ class Distribution:
         return self.channel_ranges / (self.range or np.nan)
 
     @property
-    def average_channel_precision(self) -> float:
-        """P = (1/K) sum of r_i / R, in (0, 1]; NaN where R is 0."""
-        return float(np.mean(self.channel_precisions))
+    def _mean(self) -> float:
+        return float(self._total.sum() / self.finite.sum()) if self.finite.any() else np.nan
 
-    @property
-    def mean(self) -> float:
-        """Of all values."""
-        return float(self._total.sum() / self.finite.sum()) if self.finite.any() else float("nan")
+    def row(self) -> dict[str, float]:
+        """Sum the tensor up, as the tables have it.
 
-    @property
-    def std(self) -> float:
-        """Of all values."""
-        if not self.range:
-            return 0.0
-        return float(np.sqrt(self._second / self.finite.sum())) if self.finite.any() else float("nan")
-
-    @property
-    def kurtosis(self) -> float:
-        """Fourth central moment over the squared variance, 3 for a normal distribution; NaN where constant."""
-        if not self.range > 0 or not self._second:
-            return float("nan")
-        variance = self._second / self.finite.sum()
-        return float(self._fourth / self.finite.sum() / variance**2)
+        Kurtosis is the fourth central moment over the squared variance, 3 for a normal distribution; NaN where constant.
+        """
+        ranges, finite = self.channel_ranges, int(self.finite.sum())
+        known = ranges[~np.isnan(ranges)]
+        low, middle, high = np.quantile(known, (0, 0.5, 1)) if len(known) else (np.nan,) * 3
+        variance = self._second / finite if self.range > 0 else self.range  # 0 of a constant, NaN of nothing
+        return {
+            "channels": len(ranges),
+            "numbers": finite + self.not_finite,
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "range": self.range,
+            "percentile_range": self.percentile(PERCENT) - self.percentile(100 - PERCENT),
+            "channel_range_min": low,
+            "channel_range_median": middle,
+            "channel_range_max": high,
+            "average_channel_precision": float(np.mean(self.channel_precisions)),
+            "mean": self._mean,
+            "std": float(np.sqrt(variance)),
+            "kurtosis": self._fourth / finite / variance**2 if variance > 0 else np.nan,
+            "zero_range_channels": int((known == 0).sum()),
+            "not_finite": self.not_finite,
+        }
 
     def percentile(self, percent: float) -> float:
         """The value below which `percent` of the values lie, to within range / 2048."""
         if not self.finite.any():
-            return float("nan")
+            return np.nan
         shares = np.concatenate([[0], np.cumsum(self.fine_counts)]) / self.fine_counts.sum()
         return float(np.interp(percent / 100, shares, np.linspace(self.minimum, self.maximum, BINS + 1)))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from .._keras import functional_model, is_wrapped, keras, tf
+from .._keras import functional_model, is_wrapped, keras, tf, unwrap
+from ..cost import layer_kind
+from ..models.quantize import is_quantize_aware
 
 __all__ = ["FusedGraph", "FusedOp", "by_channel", "fuse"]
 
@@ -71,13 +74,16 @@ class FusedGraph:
         operations: all of them.
         input_shape: (height, width, channels).
         is_quantize_aware: whether ranges and limits were learnt.
-        ends_in_softmax: whether it gives probabilities.
     """
 
     operations: tuple[FusedOp, ...]
     input_shape: tuple[int, ...]
     is_quantize_aware: bool
-    ends_in_softmax: bool
+
+    @property
+    def ends_in_softmax(self) -> bool:
+        """Whether it gives probabilities."""
+        return self.operations[-1].fixed_range == FIXED["softmax"]
 
     @property
     def kernels(self) -> tuple[FusedOp, ...]:
@@ -88,10 +94,6 @@ class FusedGraph:
     def quantized(self) -> tuple[FusedOp, ...]:
         """The operations whose outputs are quantized."""
         return tuple(op for op in self.operations if op.is_quantized)
-
-    def last_readers(self) -> dict[str, int]:
-        """Give, by tensor id, the number of the operation that reads it last."""
-        return {key: number for number, op in enumerate(self.operations) for key in op.inputs}
 
 
 def by_channel(kernel: np.ndarray, kind: str) -> np.ndarray:
@@ -118,9 +120,26 @@ def fuse(model: keras.Model) -> FusedGraph:
             "the analysis takes one of each"
         )
     nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+    readers = collections.defaultdict(list)  # by tensor id
     for node in nodes:
-        _check_layer(_bare(node.layer))
-    return _Fusion(model, nodes).graph()
+        _check_layer(unwrap(node.layer))
+        for tensor in () if node.is_input else node.flat_input_ids:
+            readers[tensor].append(node)
+    readers[str(id(model.outputs[0]))].append(None)  # the caller
+    operations, uses, done = [], collections.Counter(), set()
+    scale_from = {}  # tensor id -> the operation whose output scale the tensor has
+    for node in nodes:
+        if node in done:
+            continue
+        chain = _chain(node, readers)
+        done.update(chain)
+        name = unwrap(node.layer).name.removeprefix("quant_")
+        uses[name] += 1
+        for op in _operations(chain, name if uses[name] == 1 else f"{name}@{uses[name]}"):  # a layer used again
+            source = scale_from[op.inputs[0]] if op.inputs else None
+            operations.append(dataclasses.replace(op, input_scale_from=source))
+            scale_from[op.output] = op.name if op.is_quantized else source
+    return FusedGraph(tuple(operations), tuple(model.input_shape[1:]), is_quantize_aware(model))
 
 
 def _check_layer(layer):
@@ -142,111 +161,61 @@ def _check_layer(layer):
         )
 
 
-class _Fusion:
-    """Builds the operations of a model, node by node in the order of execution."""
+def _chain(node, readers):
+    """A node and those behind it that TFLite makes one operation with it."""
 
-    def __init__(self, model, nodes):
-        self.model, self.nodes = model, nodes
-        self.readers = {}
-        for node in nodes:
-            for tensor in () if node.is_input else node.flat_input_ids:
-                self.readers.setdefault(tensor, []).append(node)
-        self.result = str(id(model.outputs[0]))
-        self.scale_from = {}  # tensor id -> the operation whose output scale the tensor has
-        self.operations, self.names = [], {}
-        self.is_quantize_aware = False
+    def only_reader(node):
+        found = readers[node.flat_output_ids[0]]
+        return found[0] if len(found) == 1 else None
 
-    def graph(self) -> FusedGraph:
-        done = set()
-        for node in self.nodes:
-            if node not in done:
-                chain = self._chain(node)
-                done.update(chain)
-                self._add(chain)
-        return FusedGraph(
-            tuple(self.operations),
-            tuple(self.model.input_shape[1:]),
-            is_quantize_aware=self.is_quantize_aware,
-            ends_in_softmax=self.operations[-1].fixed_range == FIXED["softmax"],
-        )
+    chain, layer, following = [node], unwrap(node.layer), only_reader(node)
+    kind = type(layer).__name__
+    if node.is_input:
+        return [node, following] if _is_a(following, "QuantizeLayer") else chain
+    if kind in KERNELS and _activation_name(layer) == "linear" and _is_a(following, "BatchNormalization"):
+        chain.append(following)
+        following = only_reader(following)
+    fuses = (kind in KERNELS or kind in FUSES_RELU) and _activation_name(layer) in FUSED
+    if fuses and following is not None and _is_fused_relu(unwrap(following.layer)):
+        chain.append(following)
+    return chain
 
-    def _chain(self, node):
-        """A node and those behind it that TFLite makes one operation with it."""
-        chain, bare = [node], _bare(node.layer)
-        kind = type(bare).__name__
-        following = self._only_reader(node)
-        if node.is_input:
-            return [node, following] if _is_a(following, "QuantizeLayer") else chain
-        if kind in KERNELS and _activation_name(bare) == "linear" and _is_a(following, "BatchNormalization"):
-            chain.append(following)
-            following = self._only_reader(following)
-        fuses = (kind in KERNELS or kind in FUSES_RELU) and _activation_name(bare) in FUSED
-        if fuses and following is not None and _is_fused_relu(_bare(following.layer)):
-            chain.append(following)
-        return chain
 
-    def _only_reader(self, node):
-        output = node.flat_output_ids[0]
-        readers = self.readers.get(output, [])
-        return readers[0] if len(readers) == 1 and output != self.result else None
-
-    def _add(self, chain):
-        first, last = chain[0], chain[-1]
-        bare, output = _bare(first.layer), last.flat_output_ids[0]
-        name, type_name = self._name(bare), type(bare).__name__
-        self.is_quantize_aware |= any(_learned_range(node.layer) is not None for node in chain)
-        if first.is_input:
-            fixed = _learned_range(last.layer) or (0.0, 1.0)
-            self.operations.append(FusedOp(name, "input", output, fixed_range=fixed))
-            self.scale_from |= {output: name, first.flat_output_ids[0]: name}
-            return
-        kind, has_kernel = _kind(bare), type_name in KERNELS
-        norm = next((_bare(node.layer) for node in chain[1:] if _is_a(node, "BatchNormalization")), None)
-        weights = _folded_weights(first.layer, norm) if has_kernel else {}
-        own = _activation_name(bare) if has_kernel else ""
-        fixed = _learned_range(last.layer)
-        if type_name == "Softmax":
-            fixed = FIXED["softmax"]
-        elif type_name == "Activation":
-            fixed = FIXED.get(_activation_name(bare), fixed)
-        groups = getattr(bare, "groups", 1) if kind in ("conv", "grouped", "pointwise") else 1
-        if kind == "depthwise":
-            groups = weights["kernel"].shape[-2]
-        keeps_scale = type_name in SAME_SCALE and fixed is None
-        scale_from = self.scale_from[first.flat_input_ids[0]]
-        steps = tuple(node for node in chain[1:] if not _is_a(node, "BatchNormalization"))
-        op = FusedOp(
-            name,
-            kind,
-            output,
-            tuple(first.flat_input_ids),
-            _layers(first, bare, own in FUSED, steps),
-            groups,
-            scale_from,
-            not keeps_scale,
-            fixed,
-            rounds_like_average_pool=type(_bare(last.layer)).__name__ == "AveragePooling2D",
-            **weights,
-        )
-        self.scale_from[output] = scale_from if keeps_scale else name
-        if not own or own in FUSED:
-            self.operations.append(op)
-            return
-        before, behind = f"{output}-{own}", f"{name}_{own}"  # the activation is an operation of its own in TFLite
-        function, fixed = _unwrapped_activation(bare.activation), FIXED.get(own)
-
-        def activate(values, kernel, bias):
-            return function(values[before])
-
-        options = {"input_scale_from": name, "fixed_range": fixed}
-        self.operations.append(dataclasses.replace(op, output=before))
-        self.operations.append(FusedOp(behind, "activation", output, (before,), activate, **options))
-        self.scale_from[output] = behind
-
-    def _name(self, bare):
-        name = bare.name.removeprefix("quant_")
-        self.names[name] = self.names.get(name, 0) + 1
-        return name if self.names[name] == 1 else f"{name}@{self.names[name]}"  # a layer used again
+def _operations(chain, name) -> Iterator[FusedOp]:
+    """The operation of a chain, and behind it an activation that is one of its own in TFLite."""
+    first, last = chain[0], chain[-1]
+    layer, output, fixed = unwrap(first.layer), last.flat_output_ids[0], _learned_range(last.layer)
+    if first.is_input:
+        yield FusedOp(name, "input", output, fixed_range=fixed or (0.0, 1.0))
+        return
+    kind, type_name = _kind(layer), type(layer).__name__
+    activation = "softmax" if type_name == "Softmax" else _activation_name(layer)
+    weights, groups, is_fused = {}, 1, True
+    if type_name in KERNELS:
+        norm = next((unwrap(node.layer) for node in chain if _is_a(node, "BatchNormalization")), None)
+        weights = _folded_weights(first.layer, norm)
+        groups = weights["kernel"].shape[-2] if kind == "depthwise" else getattr(layer, "groups", 1)
+        is_fused = activation in FUSED
+    else:
+        fixed = FIXED.get(activation, fixed)
+    steps = [node for node in chain[1:] if not _is_a(node, "BatchNormalization")]
+    before = output if is_fused else f"{output}-{activation}"
+    yield FusedOp(
+        name,
+        kind,
+        before,
+        tuple(first.flat_input_ids),
+        _layers(first, layer, is_fused, steps),
+        groups,
+        is_quantized=type_name not in SAME_SCALE or fixed is not None,
+        fixed_range=fixed,
+        rounds_like_average_pool=_is_a(last, "AveragePooling2D"),
+        **weights,
+    )
+    if not is_fused:
+        function = _unwrapped_activation(layer.activation)
+        compute, fixed = (lambda values, kernel, bias: function(values[before])), FIXED.get(activation)
+        yield FusedOp(f"{name}_{activation}", "activation", output, (before,), compute, fixed_range=fixed)
 
 
 def _layers(node, bare, fuses_activation, steps):
@@ -262,7 +231,7 @@ def _layers(node, bare, fuses_activation, steps):
             args, kwargs = node.map_arguments({key: [values[key]] * len(ids) for key in ids})
             x = _run(bare, args, kwargs)
         for step in steps:
-            x = _run(_bare(step.layer), (x,), {})
+            x = _run(unwrap(step.layer), (x,), {})
         return x
 
     return compute
@@ -271,24 +240,16 @@ def _layers(node, bare, fuses_activation, steps):
 # What a Keras layer, quantization-wrapped or not, is to TFLite
 
 
-def _bare(layer):
-    """The layer inside a quantization wrapper, or the layer itself."""
-    return layer.layer if is_wrapped(layer) else layer
-
-
 def _is_a(node, kind):
-    return node is not None and type(_bare(node.layer)).__name__ == kind
+    return node is not None and type(unwrap(node.layer)).__name__ == kind
 
 
 def _kind(layer):
     name = type(layer).__name__
-    if name in ("Conv1D", "Conv2D", "Conv3D"):
-        if layer.groups > 1:
-            return "grouped"
-        return "pointwise" if np.prod(layer.kernel_size) == 1 else "conv"
-    kinds = {"DepthwiseConv2D": "depthwise", "Dense": "dense"} | dict.fromkeys(POOLS, "pool")
-    kinds |= dict.fromkeys(("ReLU", "Activation", "Softmax"), "activation") | dict.fromkeys(FUSES_RELU, "add")
-    return kinds.get(name, "other")
+    if name in KERNELS:
+        return layer_kind(layer)
+    kinds = dict.fromkeys(POOLS, "pool") | dict.fromkeys(("ReLU", "Activation", "Softmax"), "activation")
+    return (kinds | dict.fromkeys(FUSES_RELU, "add")).get(name, "other")
 
 
 def _is_fused_relu(layer):
@@ -315,7 +276,7 @@ def _unwrapped_activation(activation):
 
 def _folded_weights(layer, norm) -> dict[str, np.ndarray | None]:
     """Kernel, folded kernel, bias and learnt limits of a layer, with the BatchNorm behind it (or None) folded in."""
-    bare = _bare(layer)
+    bare = unwrap(layer)
     kernel, limits = _kernel_and_limits(layer, bare)
     rows = by_channel(kernel, _kind(bare))
     bias = bare.bias.numpy() if bare.use_bias else np.zeros(rows.shape[1], np.float32)

@@ -15,20 +15,10 @@ from .graph import FusedGraph, FusedOp, by_channel
 from .simulation import Quantization, forward
 from .tables import SCHEME
 
-__all__ = [
-    "BATCH",
-    "SENSITIVITY",
-    "activations",
-    "distribution_row",
-    "distribution_tables",
-    "error_tables",
-    "kernel_error",
-    "notes",
-]
+__all__ = ["SENSITIVITY", "activations", "batch_count", "distribution_tables", "error_tables", "kernel_error", "notes"]
 __all__ += ["output_ranges", "output_row", "outputs", "sensitivity_table", "values_by_channel"]
 
 BATCH = 128
-PERCENT = 99.0  # percentile ranges lie between the 1st and the 99th percentile
 BLOCK_PARTS = ("_spatial", "_pointwise", "_add")
 SENSITIVITY = [*SCHEME, "part", "layer", "block", "depth"]  # the columns of that table
 SENSITIVITY += ["accuracy", "decrease_points", "decrease_percent", "top1_agreement", "qmse", "kl"]
@@ -40,6 +30,11 @@ def batches(images: np.ndarray, advance: Callable[[], None] | None = None) -> It
         yield to_float(images[start : start + BATCH])
         if advance is not None:
             advance()
+
+
+def batch_count(images: np.ndarray) -> int:
+    """Give the number of batches that a pass over images takes."""
+    return -(-len(images) // BATCH)
 
 
 def values_by_channel(output: tf.Tensor) -> np.ndarray:
@@ -59,10 +54,10 @@ def activations(
     """
     found = {}
     for batch in batches(images, advance):
-        for op, output in forward(graph, batch):
+        for op, _, output in forward(graph, batch):
             found.setdefault(op.name, Distribution(output.shape[-1])).widen(values_by_channel(output))
     for batch in batches(images, advance):
-        for op, output in forward(graph, batch):
+        for op, _, output in forward(graph, batch):
             found[op.name].add(values_by_channel(output))
     return found
 
@@ -83,7 +78,7 @@ def outputs(
     """Compute the net's outputs, float32 (n, classes), on uint8 images; the other arguments are as for `forward`."""
     parts = []
     for batch in batches(images, advance):
-        ((_, last),) = collections.deque(forward(graph, batch, quantization, weights, acts), maxlen=1)
+        ((_, _, last),) = collections.deque(forward(graph, batch, quantization, weights, acts), maxlen=1)
         parts.append(last.numpy())
     return np.concatenate(parts)
 
@@ -107,30 +102,6 @@ def operation_table(graph: FusedGraph, operations: Sequence[FusedOp]) -> pandas.
     return pandas.DataFrame(rows, columns=["layer", "block", "depth", "kind", "groups"])
 
 
-def distribution_row(found: Distribution) -> dict:
-    """Give the numbers of one tensor."""
-    ranges = found.channel_ranges
-    known = ranges[~np.isnan(ranges)]
-    low, middle, high = np.quantile(known, (0, 0.5, 1)) if len(known) else (np.nan,) * 3
-    return {
-        "channels": len(ranges),
-        "numbers": found.count,
-        "minimum": found.minimum,
-        "maximum": found.maximum,
-        "range": found.range,
-        "percentile_range": found.percentile(PERCENT) - found.percentile(100 - PERCENT),
-        "channel_range_min": low,
-        "channel_range_median": middle,
-        "channel_range_max": high,
-        "average_channel_precision": found.average_channel_precision,
-        "mean": found.mean,
-        "std": found.std,
-        "kurtosis": found.kurtosis,
-        "zero_range_channels": int((known == 0).sum()),
-        "not_finite": found.not_finite,
-    }
-
-
 def distribution_tables(graph: FusedGraph, outs: Mapping[str, Distribution]) -> dict[str, pandas.DataFrame]:
     """Give the tables weights, activations, channels and histograms (the bins that hold values).
 
@@ -147,7 +118,7 @@ def distribution_tables(graph: FusedGraph, outs: Mapping[str, Distribution]) -> 
             tensors |= {tensor: describe(by_channel(kernel, op.kind)) for tensor, kernel in kernels.items()}
         for tensor, found in tensors.items():
             table = "activations" if tensor == "activations" else "weights"
-            rows[table].append(at | {"tensor": tensor} | distribution_row(found))
+            rows[table].append(at | {"tensor": tensor} | found.row())
             named = {"tensor": tensor, "layer": op.name}
             columns = {"minimum": found.channel_minimum, "maximum": found.channel_maximum}
             columns |= {"range": found.channel_ranges, "precision": found.channel_precisions}
@@ -173,7 +144,9 @@ def notes(graph: FusedGraph, outs: Mapping[str, Distribution]) -> pandas.DataFra
     for name, out in outs.items():
         still, on = int((out.channel_ranges == 0).sum()), "activations"
         if out.not_finite:
-            found.append((name, on, f"{out.not_finite} of {out.count} outputs are NaN or infinite"))
+            found.append(
+                (name, on, f"{out.not_finite} of {out.not_finite + out.finite.sum()} outputs are NaN or infinite")
+            )
         if out.range == 0:
             found.append((name, on, f"the output is constant ({out.minimum:g}) on the calibration images"))
         elif still:
@@ -214,26 +187,20 @@ def error_tables(
         advance: called after each batch.
     """
     sums = {op.name: np.zeros((len(quantizations), 4)) for op in graph.quantized}
-    last_readers = graph.last_readers()
     for batch in batches(images, advance):
-        values = {}
         runs = [forward(graph, batch, quantization) for quantization in quantizations]
-        for number, (op, output) in enumerate(forward(graph, batch)):
+        for op, inputs, output in forward(graph, batch):
             signal = float(tf.reduce_sum(tf.square(output)))
             for which, (quantization, run) in enumerate(zip(quantizations, runs)):
-                _, accumulated = next(run)
+                _, _, accumulated = next(run)
                 if not op.is_quantized:
                     continue
                 alone = output
                 if op.kernel is not None:
-                    alone = op.compute(values, quantization.kernels[op.name], quantization.biases[op.name])
+                    alone = op.compute(inputs, quantization.kernels[op.name], quantization.biases[op.name])
                 alone = quantization.tensor(op.name, alone)
                 noise = [float(tf.reduce_sum(tf.square(output - other))) for other in (alone, accumulated)]
                 sums[op.name][which] += [np.prod(output.shape), signal, *noise]
-            values[op.output] = output
-            for key in op.inputs:
-                if last_readers[key] == number:
-                    values.pop(key, None)
     tables = []
     for which, quantization in enumerate(quantizations):
         numbers, signal, alone, accumulated = np.array([sums[op.name][which] for op in graph.quantized]).T

@@ -202,7 +202,7 @@ def forward(
     quantization: Quantization | None = None,
     weights: Collection[str] | None = None,
     activations: Collection[str] | None = None,
-) -> Iterator[tuple[FusedOp, tf.Tensor]]:
+) -> Iterator[tuple[FusedOp, dict[str, tf.Tensor], tf.Tensor]]:
     """Compute each operation's output in order; a tensor is let go after the last operation that reads it.
 
     Args:
@@ -213,10 +213,13 @@ def forward(
         activations: the operations whose outputs are quantized; None: all.
 
     Yields:
-        (operation, output float32 (batch, ..., channels)).
+        (operation, its inputs by tensor id, its output), float32 (batch, ..., channels) each.
     """
-    last_readers, values = graph.last_readers(), {}
+    last_readers = {key: number for number, op in enumerate(graph.operations) for key in op.inputs}
+    values = {}
     for number, op in enumerate(graph.operations):
+        inputs = {key: values[key] for key in op.inputs}
+        values = {key: value for key, value in values.items() if last_readers[key] > number}
         rounds_input = quantization is not None and (activations is None or op.input_scale_from in activations)
         rounds_output = quantization is not None and (activations is None or op.name in activations)
         kernel, bias = op.folded, op.bias
@@ -224,13 +227,10 @@ def forward(
             kernel = quantization.kernels[op.name]
             if rounds_input:  # without an input scale the bias has no grid
                 bias = quantization.biases[op.name]
-        result = tf.convert_to_tensor(images, tf.float32) if op.kind == "input" else op.compute(values, kernel, bias)
+        result = tf.convert_to_tensor(images, tf.float32) if op.kind == "input" else op.compute(inputs, kernel, bias)
         if rounds_input and op.rounds_like_average_pool:
             result = quantization.pooled(op.input_scale_from, result)
         if rounds_output and op.is_quantized:
             result = quantization.tensor(op.name, result)
         values[op.output] = result
-        yield op, result
-        for key in op.inputs:
-            if last_readers[key] == number:
-                values.pop(key, None)
+        yield op, inputs, result

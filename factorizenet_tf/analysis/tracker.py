@@ -15,23 +15,13 @@ from ..files import write_text
 from ..models.quantize import is_quantize_aware
 from .distributions import describe
 from .graph import by_channel, fuse
-from .measure import distribution_row, kernel_error, values_by_channel
+from .measure import kernel_error, values_by_channel
 from .simulation import forward, quantized_kernel
 
 __all__ = ["DistributionTracker"]
 
 FILE = "distributions.csv"
 SHARE = 0.05
-NUMBERS = (
-    "minimum",
-    "maximum",
-    "range",
-    "percentile_range",
-    "average_channel_precision",
-    "std",
-    "kurtosis",
-    "not_finite",
-)
 SCALARS = ("range", "average_channel_precision", "kurtosis", "per_channel_sqnr_db", "per_tensor_sqnr_db")
 
 
@@ -113,12 +103,11 @@ class DistributionTracker(keras.callbacks.Callback):
         kernels = {op.name: op for op in graph.kernels}
         measured = {(name, "folded"): describe(by_channel(op.folded, op.kind)) for name, op in kernels.items()}
         if self.images is not None:
-            for op, output in forward(graph, to_float(self.images)):
+            for op, _, output in forward(graph, to_float(self.images)):
                 measured[op.name, "activations"] = describe(values_by_channel(output))
         rows = []
         for (layer, tensor), distribution in measured.items():
-            found, row = distribution_row(distribution), {"phase": self.phase, "epoch": epoch}
-            row |= {"layer": layer, "tensor": tensor} | {name: found[name] for name in NUMBERS}
+            row = {"phase": self.phase, "epoch": epoch, "layer": layer, "tensor": tensor} | distribution.row()
             for name in ("per_channel", "per_tensor"):  # of the folded kernel in 8 bits
                 row[f"{name}_sqnr_db"] = np.nan
                 if tensor == "folded":

@@ -301,7 +301,7 @@ class TrainingLoop:
         estimate = batchnorm_estimator(model, split, recipe) if phase == "float" else None
         steps = len(split) // recipe.batch_size
         model.optimizer = step.optimizer  # where callbacks look for it
-        advance = keras.callbacks.LambdaCallback(on_batch_end=lambda _, logs: bar.advance(loss=logs["loss"]))
+        advance = keras.callbacks.LambdaCallback(on_batch_end=lambda _, logs: self.progress.step(loss=logs["loss"]))
         callbacks = keras.callbacks.CallbackList(
             [*self.callbacks, advance], model=model, epochs=epochs, steps=steps, verbose=0
         )
@@ -310,7 +310,7 @@ class TrainingLoop:
         for epoch in range(first, epochs):
             callbacks.on_epoch_begin(epoch)
             start, saved = time.perf_counter(), self._last_saved()
-            bar = self.progress.bar(f"{self.title} {phase} epoch {epoch + 1}/{epochs}", steps)
+            self.progress.bar(f"{self.title} {phase} epoch {epoch + 1}/{epochs}", steps)
             done = train_epoch(run, split, recipe, phase, epoch, callbacks=callbacks, last_saved=saved)
             if estimate is not None:
                 with np.errstate(all="ignore"):

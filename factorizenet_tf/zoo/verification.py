@@ -99,14 +99,14 @@ def verify_all(
         cards = [find(name, zoo_dir)[0] for name in names]
     datasets, results = {}, []
     with Progress(verbose) as progress:
-        bar = progress.bar("verifying", len(cards))
+        progress.bar("verifying", len(cards))
         for card in cards:
             key = card.dataset_name, card.spec.input_shape
             if key not in datasets:
                 datasets[key] = _local_dataset(card, data_dir)
             results.append(_verify(card, *datasets[key]))
             progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}")
-            bar.advance()
+            progress.step()
     return results
 
 

@@ -2,7 +2,6 @@ import dataclasses
 import json
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,18 @@ from factorizenet_tf.analysis import analyze as layerwise
 from factorizenet_tf.analysis.graph import fuse
 from factorizenet_tf.analysis.measure import operation_table, output_row, sqnr_db
 from factorizenet_tf.analysis.tables import TABLES, node_data
+from factorizenet_tf.models.convert import with_full_range_pixels
 
 layers = keras.layers
 
 
-@pytest.fixture
-def tiny():
+IMAGES = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype(np.uint8)
+
+
+def tiny(name="tiny"):
     """Three layers, random weights; two calls give two models of one shape."""
-
-    def make(name="tiny"):
-        body = [layers.Conv2D(4, 3, name="first"), layers.ReLU(6.0), layers.GlobalAveragePooling2D(name="mean")]
-        return keras.Sequential([keras.Input((8, 8, 1)), *body, layers.Dense(3, name="last")], name=name)
-
-    return make
+    body = [layers.Conv2D(4, 3, name="first"), layers.ReLU(6.0), layers.GlobalAveragePooling2D(name="mean")]
+    return keras.Sequential([keras.Input((8, 8, 1)), *body, layers.Dense(3, name="last")], name=name)
 
 
 def test_tables_have_both_nets_and_every_layer(analysis, spec):
@@ -47,27 +45,24 @@ def test_tables_have_both_nets_and_every_layer(analysis, spec):
     ]
 
 
-def test_rows_agree_with_numpy_on_the_weights(analysis, models):
-    kernel = models.float.get_layer("stage2_block1_spatial").get_weights()[0]
-    row = analysis.weights.query("source == 'float' and tensor == 'raw' and layer == 'stage2_block1_spatial'").iloc[0]
-    assert row["range"] == pytest.approx(np.ptp(kernel))
+def test_rows_agree_with_numpy_on_weights_and_outputs(analysis, models, digits):
+    layer = "stage2_block1_spatial"
+    kernel = models.float.get_layer(layer).get_weights()[0]
     ranges = np.ptp(kernel, axis=(0, 1, 2))
-    assert row["average_channel_precision"] == pytest.approx(np.mean(ranges / np.ptp(kernel)))
-    channels = analysis.channels.query("source == 'float' and tensor == 'raw' and layer == 'stage2_block1_spatial'")
+    weights, channels, histograms = (
+        table.query(f"source == 'float' and tensor == 'raw' and layer == '{layer}'")
+        for table in (analysis.weights, analysis.channels, analysis.histograms)
+    )
+    assert weights["range"].tolist() == pytest.approx([np.ptp(kernel)])
+    assert weights["average_channel_precision"].tolist() == pytest.approx([np.mean(ranges / np.ptp(kernel))])
     np.testing.assert_allclose(channels["range"], ranges, rtol=1e-6)
-    counts = analysis.histograms.query("source == 'float' and tensor == 'raw' and layer == 'stage2_block1_spatial'")
-    assert counts["count"].sum() == kernel.size
-
-
-def test_activations_are_the_layers_own(analysis, models, digits):
-    images = digits.calibration(64).copy()
-    images[0, 0, 0, 0], images[0, -1, -1, -1] = 0, 255
+    assert histograms["count"].sum() == kernel.size
+    images = with_full_range_pixels(digits.calibration(64))
     inner = keras.Model(models.float.input, models.float.get_layer("stage2_block2_pointwise_relu6").output)
     values = inner.predict(images / np.float32(255), verbose=0)
     row = analysis.activations.query("source == 'float' and layer == 'stage2_block2_pointwise'").iloc[0]
-    assert row["numbers"] == values.size
-    assert row["minimum"] == pytest.approx(values.min(), abs=1e-4)
-    assert row["maximum"] == pytest.approx(values.max(), abs=1e-4)
+    found = row[["numbers", "minimum", "maximum"]].tolist()
+    assert found == pytest.approx([values.size, values.min(), values.max()], abs=1e-4)
 
 
 def test_fewer_bits_and_one_scale_a_tensor_lose_more(analysis):
@@ -165,32 +160,22 @@ def test_levels_line_up_by_block_and_depth():
     assert 0 < fine["stage1_block1_pointwise"] - fine["stage1_block1_spatial"] < 1
 
 
-def test_what_cannot_be_compared_is_refused(analysis):
-    with pytest.raises(ValueError, match="is given twice; give each net once"):
-        fnet.compare_levels([analysis, analysis])
-    with pytest.raises(ValueError, match="nothing to compare"):
-        fnet.compare_levels([])
-
-
-def test_nan_constants_and_dead_channels_are_noted_and_crash_nothing(tiny, noise):
+def test_nan_constants_and_dead_channels_are_noted_and_crash_nothing():
     model = tiny()
     kernel, bias = model.get_layer("first").get_weights()
     kernel[..., 0], bias[0] = 0, -1  # a channel that ReLU6 keeps at zero
     model.get_layer("first").set_weights([kernel, bias])
-    notes = fnet.analyze(model, calibration=noise(4, (8, 8, 1))).notes
+    notes = fnet.analyze(model, calibration=IMAGES[:4]).notes
     texts = notes.set_index(["layer", "tensor"])["note"]
     assert "1 of 4 channels have no weights but zero" in texts["first", "weights"]
     assert "of 4 channels are constant" in texts["first", "activations"]
     kernel[..., 1] = np.nan
     model.get_layer("first").set_weights([kernel, bias])
-    broken = fnet.analyze(model, calibration=noise(4, (8, 8, 1)))
+    broken = fnet.analyze(model, calibration=IMAGES[:4])
     texts = {(row.layer, row.note) for row in broken.notes.itertuples()}
     assert ("first", "9 of 36 folded weights are NaN or infinite") in texts
     assert ("last", "12 of 12 outputs are NaN or infinite") in texts
     assert broken.errors.query("layer == 'last'")["mse"].isna().all()
-
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +192,17 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8
         ({"evaluation_images": 0}, ValueError, "evaluation_images is 0; it must be an int of at least 1"),
         ({"bits": 4}, TypeError, "unexpected keyword argument 'bits'"),
         ({"scheme": "int8"}, ValueError, "scheme is 'int8'; it must be one of per_channel"),
+        ({"subjects": []}, ValueError, "nothing to compare"),
     ],
 )
-def test_bad_arguments_are_refused_with_the_remedy(tiny, options, error, message):
+def test_bad_arguments_are_refused_with_the_remedy(options, error, message):
     with pytest.raises(error, match=message):
-        fnet.analyze(tiny(), **{"calibration": IMAGES} | options)
+        fnet.compare_levels(**{"subjects": [tiny()], "calibration": IMAGES} | options)
 
 
-def test_percentiles_cut_the_outputs_ranges(tiny, noise):
+def test_percentiles_cut_the_outputs_ranges():
     options = {"scheme": "per_tensor_percentile", "activation_bits": 6}
-    errors = fnet.analyze(tiny(), calibration=noise(16, (8, 8, 1)), **options).errors.set_index(["scheme", "layer"])
+    errors = fnet.analyze(tiny(), calibration=IMAGES, **options).errors.set_index(["scheme", "layer"])
     cut, whole = errors.loc["per_tensor_percentile"], errors.loc["per_tensor"]
     assert (cut["activation_bits"] == 6).all()
     assert cut.loc["first", "output_high"] < whole.loc["first", "output_high"]
@@ -245,26 +231,24 @@ def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
     message = r"the data here is digits \(JPEG\), it was trained on digits; its accuracies here do not compare"
     with pytest.warns(RuntimeWarning, match=message):
         assert layerwise._data([net], None, None, True) == {net: lossy}
-    with warnings.catch_warnings():  # chosen by the caller
-        warnings.simplefilter("error")
-        assert layerwise._data([net], lossy, None, True) == {net: lossy}
+    assert layerwise._data([net], lossy, None, True) == {net: lossy}  # chosen by the caller: no warning
 
 
 def test_two_runs_of_one_spec_are_told_apart_by_their_folders(run, digits, analysis, tmp_path, monkeypatch):
     monkeypatch.setattr(layerwise, "_analyze", lambda net, name, *_: analysis.renamed({analysis.names[0]: name}))
-    for folder in (tmp_path / "again", tmp_path / "other" / "again"):
-        shutil.copytree(run.folder, folder)
-    for folders in ([run.folder, tmp_path / "again"], [run, str(tmp_path / "again")]):
-        assert fnet.compare_levels(folders, dataset=digits).names == (run.folder.name, "again")
     folders = [str(tmp_path / "again"), str(tmp_path / "other" / "again")]
+    for folder in folders:
+        shutil.copytree(run.folder, folder)
+    assert fnet.compare_levels([run, folders[0]], dataset=digits).names == (run.folder.name, "again")
     assert fnet.compare_levels(folders, dataset=digits).names == tuple(folders)
-    with pytest.raises(ValueError, match="again is given twice; give each net once"):
-        fnet.compare_levels([folders[0], folders[0]], dataset=digits)
+    for twice in ([folders[0], folders[0]], [analysis, analysis]):
+        with pytest.raises(ValueError, match="is given twice; give each net once"):
+            fnet.compare_levels(twice, dataset=digits)
 
 
-def test_analyses_of_one_name_are_numbered_and_not_mixed(tiny, noise, tmp_path):
-    images = noise(4, (8, 8, 1))
-    found = fnet.compare_levels([fnet.analyze(tiny(), calibration=images), tiny("other"), tiny()], calibration=images)
+def test_analyses_of_one_name_are_numbered_and_not_mixed(tmp_path):
+    options = {"calibration": IMAGES[:4]}
+    found = fnet.compare_levels([fnet.analyze(tiny(), **options), tiny("other"), tiny()], **options)
     assert found.names == ("tiny", "other", "tiny (2)")
     assert set(found.errors["net"]) == set(found.weights["net"]) == set(found.names)
     found.save(tmp_path / "saved")

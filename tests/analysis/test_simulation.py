@@ -28,7 +28,7 @@ layers = keras.layers
 
 
 def last(outputs):
-    return collections.deque(outputs, maxlen=1)[0][1].numpy()
+    return collections.deque(outputs, maxlen=1)[0][2].numpy()
 
 
 def ranges_of(graph, images):
@@ -68,26 +68,27 @@ def pooling():
 
 
 @pytest.fixture(scope="module")
-def nets(run, digits):
-    """Trained nets: the session's grouped one, and one of all other kinds of layers."""
-    return {"grouped": run.float_model(), "mixed": trained(mixed(), digits, 10, from_logits=True)}
+def mixed_net(digits):
+    return trained(mixed(), digits, 10, from_logits=True)
 
 
-@pytest.fixture(scope="module")
-def simulations(nets, digits):
-    """Each net's graph, its simulation and its .tflite, by (net, scheme)."""
-    calibration, found = digits.calibration(128), {}
-    for name, scheme in (("grouped", "per_channel"), ("mixed", "per_channel"), ("mixed", "per_tensor")):
-        graph = fuse(nets[name])
-        quantization = quantize_graph(graph, Scheme(scheme), ranges_of(graph, with_full_range_pixels(calibration)))
-        content = fnet.to_tflite(nets[name], calibration=calibration, per_channel=scheme == "per_channel")
-        found[name, scheme] = SimpleNamespace(graph=graph, quantization=quantization, file=fnet.Int8Model(content))
-    return found
+SIMULATIONS = [("grouped", "per_channel"), ("grouped", "qat"), ("mixed", "per_channel"), ("mixed", "per_tensor")]
 
 
-each_simulation = pytest.mark.parametrize(
-    "key", [("grouped", "per_channel"), ("mixed", "per_channel"), ("mixed", "per_tensor")], ids="-".join
-)
+@pytest.fixture(scope="module", params=SIMULATIONS, ids="-".join)
+def simulation(request, models, mixed_net, digits):
+    """A net, its graph, its simulation and its .tflite: the session's grouped one, and one of all other kinds of layers."""
+    (net, scheme), calibration = request.param, digits.calibration(128)
+    if scheme == "qat":
+        graph = fuse(models.qat)
+        return SimpleNamespace(
+            model=models.qat, graph=graph, quantization=quantize_graph(graph, QAT, {}), file=models.int8
+        )
+    model = models.float if net == "grouped" else mixed_net
+    graph = fuse(model)
+    quantization = quantize_graph(graph, Scheme(scheme), ranges_of(graph, with_full_range_pixels(calibration)))
+    content = fnet.to_tflite(model, calibration=calibration, per_channel=scheme == "per_channel")
+    return SimpleNamespace(model=model, graph=graph, quantization=quantization, file=fnet.Int8Model(content))
 
 
 def operations(file):
@@ -114,19 +115,19 @@ def as_channels(values, kind):
     return np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
 
 
-@each_simulation
-def test_scales_and_integers_are_the_files(simulations, key):
-    graph, quantization, file = vars(simulations[key]).values()
+def test_scales_and_integers_are_the_files(simulation):
+    graph, quantization = simulation.graph, simulation.quantization
+    is_learned, kernels = quantization.scheme.is_learned, 0
     ours = [op for op in graph.quantized if op.kind != "input"]
-    kernels = 0
-    for (kind, scale, zero_point, scales, integers), op in zip(operations(file), ours, strict=True):
+    for (kind, scale, zero_point, scales, integers), op in zip(operations(simulation.file), ours, strict=True):
         expected, zero = activation_scale(*quantization.ranges[op.name])
-        assert scale == pytest.approx(expected, rel=1e-4), (kind, op.name)
-        assert abs(zero_point - zero) <= (0 if op.kind != "dense" else 1), (kind, op.name)
+        assert scale == pytest.approx(expected, rel=1e-5 if is_learned else 1e-4), (kind, op.name)
+        assert abs(zero_point - zero) <= (op.kind == "dense" and not is_learned), (kind, op.name)
         if scales is None:
             continue
         kernels += 1
-        values, own = quantized_kernel(op.folded, op.kind, per_channel=quantization.scheme.per_channel)
+        options = {"per_channel": quantization.scheme.per_channel, "limits": op.learned_limits}
+        values, own = quantized_kernel(op.folded, op.kind, **options)
         np.testing.assert_allclose(scales, own, rtol=1e-5)
         found = np.rint(as_channels(values, op.kind) / own[:, None])
         assert np.abs(integers - found).max() <= 1
@@ -134,15 +135,20 @@ def test_scales_and_integers_are_the_files(simulations, key):
     assert kernels == len(graph.kernels) > 3
 
 
-@each_simulation
-def test_outputs_and_accuracy_are_the_files(simulations, digits, key):
-    graph, quantization, file = vars(simulations[key]).values()
-    ours = last(forward(graph, to_float(digits.test.images), quantization))
-    theirs = file.predict(digits.test.images)
+def test_outputs_and_accuracy_are_the_files(simulation, digits):
+    graph, quantization, images = simulation.graph, simulation.quantization, to_float(digits.test.images)
+    ours, theirs = last(forward(graph, images, quantization)), simulation.file.predict(digits.test.images)
     accuracies = [np.mean(logits.argmax(1) == digits.test.labels) for logits in (ours, theirs)]
     assert accuracies[1] > 0.8
     assert abs(accuracies[0] - accuracies[1]) <= 0.003
-    exact = last(forward(graph, to_float(digits.test.images)))
+    of_keras = simulation.model.predict(images, verbose=0)
+    if quantization.scheme.is_learned:
+        lsb = simulation.file.output_quantization[0]
+        assert np.abs(ours - theirs).max() <= 4 * lsb
+        assert np.mean(np.abs(ours - of_keras) <= 1.01 * lsb) > 0.99
+        return
+    exact = last(forward(graph, images))
+    np.testing.assert_allclose(exact, of_keras, atol=2e-4)
     error, distance = np.mean((theirs - exact) ** 2), np.mean((ours - theirs) ** 2)
     assert distance < 0.2 * error  # ties of rounding
     assert np.mean((ours - exact) ** 2) == pytest.approx(error, rel=0.05)
@@ -231,27 +237,10 @@ def test_a_mean_on_the_grid_by_hand():
     np.testing.assert_allclose(ours, [0, 2, 255, 4, 127, 129, 4], atol=1e-3)
 
 
-def test_a_quantization_aware_nets_ranges_are_its_files(models, digits):
-    graph = fuse(models.qat)
-    simulated = quantize_graph(graph, QAT, {})
-    ours = [op for op in graph.quantized if op.kind != "input"]
-    for (kind, scale, zero_point, scales, _), op in zip(operations(models.int8), ours, strict=True):
-        expected, zero = activation_scale(*simulated.ranges[op.name])
-        assert (scale, zero_point) == (pytest.approx(expected, rel=1e-5), zero), (kind, op.name)
-        if scales is not None:
-            own = quantized_kernel(op.folded, op.kind, per_channel=True, limits=op.learned_limits)[1]
-            np.testing.assert_allclose(scales, own, rtol=1e-5)
-    logits = last(forward(graph, to_float(digits.test.images), simulated))
-    lsb = models.int8.output_quantization[0]
-    keras_logits = models.qat.predict(to_float(digits.test.images), verbose=0)
-    assert np.abs(logits - models.int8.predict(digits.test.images)).max() <= 4 * lsb
-    assert np.mean(np.abs(logits - keras_logits) <= 1.01 * lsb) > 0.99
-
-
 # Pencil
 
 
-def test_two_channels_of_known_ranges_by_hand():
+def test_scales_and_widths_by_hand():
     kernel = np.array([[1.27, 0.0127], [-0.635, 0.00635]], np.float32)  # (in, out): limits 1.27 and 0.0127
     values, scales = quantized_kernel(kernel, "dense", per_channel=True)
     np.testing.assert_allclose(scales, [0.01, 0.0001], rtol=1e-6)
@@ -259,19 +248,24 @@ def test_two_channels_of_known_ranges_by_hand():
     values, scales = quantized_kernel(kernel, "dense", per_channel=False)
     assert scales == pytest.approx([0.01], rel=1e-6)
     np.testing.assert_allclose(values[:, 1], [0.01, 0.01], rtol=1e-5)  # 0.0127 and 0.00635 are both one step of 0.01
-
-
-def test_widths_by_hand():
     kernel = np.array([[0.7, -0.35, 0.1]], np.float32).T
     values, scales = quantized_kernel(kernel, "dense", per_channel=True, bits=4)
-    assert values[:, 0] == pytest.approx([0.7, -0.4, 0.1])  # -3.5 steps to even
-    assert scales == pytest.approx([0.1])
+    assert [*values[:, 0], *scales] == pytest.approx([0.7, -0.4, 0.1, 0.1])  # -3.5 steps to even
     values, _ = quantized_kernel(kernel, "dense", per_channel=True, bits=2)
     assert set(np.unique(np.abs(values))) <= {0, np.float32(0.7)}
-    assert activation_scale(0.0, 6.0) == (pytest.approx(6 / 255), -128)
-    assert activation_scale(-1.0, 1.0) == (pytest.approx(2 / 255), 0)  # -0.5 to even
-    assert activation_scale(0.5, 3.0, 4) == (pytest.approx(0.2), -8)  # the range contains zero
-    assert activation_scale(0.0, 0.0) == (0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bits", "scale", "zero_point"),
+    [
+        (0.0, 6.0, 8, 6 / 255, -128),
+        (-1.0, 1.0, 8, 2 / 255, 0),  # -0.5 to even
+        (0.5, 3.0, 4, 0.2, -8),  # the range contains zero
+        (0.0, 0.0, 8, 0.0, 0),
+    ],
+)
+def test_scale_and_zero_point_of_a_range_by_hand(low, high, bits, scale, zero_point):
+    assert activation_scale(low, high, bits) == (pytest.approx(scale), zero_point)
 
 
 def test_a_dense_layer_by_hand():
@@ -307,17 +301,10 @@ def test_errors_alone_and_accumulated_by_hand():
     assert found.loc["b", ["weight_mse", "tensor"]].tolist() == [0, "its tensor"]
 
 
-def test_the_operand_that_only_a_sum_reads_gets_the_sums_range(nets, digits):
-    graph = fuse(nets["mixed"])
+def test_the_operand_that_only_a_sum_reads_gets_the_sums_range(mixed_net, digits):
+    graph = fuse(mixed_net)
     ranges = ranges_of(graph, digits.calibration(32))
     merged = converter_ranges(graph, ranges)
     changed = {name for name in ranges if merged[name] != ranges[name]}
     assert changed == {"right"}
     assert merged["right"] == (min(ranges["right"][0], ranges["sum"][0]), max(ranges["right"][1], ranges["sum"][1]))
-
-
-def test_without_quantization_the_simulation_is_the_model(nets, digits):
-    images = to_float(digits.test.images[:64])
-    for model in nets.values():
-        expected = model.predict(images, verbose=0)
-        np.testing.assert_allclose(last(forward(fuse(model), images)), expected, atol=2e-4)
