@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +119,13 @@ def study(
             else:
                 source = resolve(card.reference, zoo_dir=card.zoo)
                 row = _row(spec, "zoo", vars(card), card.accuracies, source.int8_model())
-            analysis = _saved(folder / "analyses" / spec.name)
-            if analysis is None:
+            saved = folder / "analyses" / spec.name
+            if not saved.exists():
                 analysis = analyze(source, dataset=dataset, sensitivity=sensitivity, verbose=verbose)
                 # the net's own name, whether it came from the zoo (`fnet-l2-int8`) or from a run
-                analysis = analysis.renamed({analysis.names[0]: spec.name})
-                analysis.save(folder / "analyses" / spec.name)
-            analyses.append(analysis)
-            rows.append(row | _layer_numbers(analysis))
+                analysis.renamed({analysis.names[0]: spec.name}).save(saved)
+            analyses.append(load_analysis(saved))
+            rows.append(row | _layer_numbers(analyses[-1]))
             write_csv(folder / "study.csv", rows)
         progress.say("writing figures and report")
         analysis = concat(analyses)
@@ -214,14 +212,6 @@ def _published(spec, dataset, recipe, zoo_dir):
     cards = zoo_module.list(precision="int8", zoo_dir=zoo_dir)
     same = (card for card in cards if (card.spec, card.dataset, card.recipe) == (spec, dataset.title, wanted))
     return next(same, None)
-
-
-def _saved(folder):
-    """The analysis in a folder, or None; what a kill left half written is removed."""
-    if (folder / "analysis.json").is_file():
-        return load_analysis(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return None
 
 
 def _row(spec, origin, numbers, accuracies, int8) -> dict:

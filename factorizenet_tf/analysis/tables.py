@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from ..files import atomic_write, write_text
+from ..files import atomic_folder, write_text
 from ..machine import versions
 
 __all__ = ["SCHEME", "TABLES", "Analysis", "concat", "load_analysis", "node_data", "stacked"]
@@ -77,26 +77,23 @@ class Analysis:
     def save(self, folder: str | os.PathLike) -> None:
         """Write each table as .parquet and .csv, analysis.json, and a Model Explorer overlay a net to a new folder.
 
-        The histograms, some 40,000 rows a net, are .parquet only. analysis.json comes last: a folder with it is whole.
+        The histograms, some 40,000 rows a net, are .parquet only. The folder is whole, or not there.
 
         Raises:
             FileExistsError: the folder is there and not empty.
             OSError: it cannot be written.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} is there already; choose another name or remove it")
-        for name in TABLES:
-            table = getattr(self, name)
-            with atomic_write(folder / f"{name}.parquet") as aside:
-                table.to_parquet(aside)
-            if name != "histograms":
-                write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-        for net in self.names:
-            overlay = json.dumps(node_data(self, net), indent=2)
-            write_text(folder / f"overlay-{re.sub(r'[^A-Za-z0-9._@-]+', '_', net)}.json", overlay + "\n")
-        facts = {"format": 1, "nets": json.loads(self.nets.to_json(orient="records")), "versions": versions()}
-        write_text(folder / "analysis.json", json.dumps(facts, indent=2) + "\n")
+        with atomic_folder(folder) as aside:
+            for name in TABLES:
+                table = getattr(self, name)
+                table.to_parquet(aside / f"{name}.parquet")
+                if name != "histograms":
+                    table.to_csv(aside / f"{name}.csv", index=False, lineterminator="\n")
+            for net in self.names:
+                file = aside / f"overlay-{re.sub(r'[^A-Za-z0-9._@-]+', '_', net)}.json"
+                write_text(file, json.dumps(node_data(self, net), indent=2) + "\n")
+            facts = {"format": 1, "nets": json.loads(self.nets.to_json(orient="records")), "versions": versions()}
+            write_text(aside / "analysis.json", json.dumps(facts, indent=2) + "\n")
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{name} {len(getattr(self, name))}" for name in TABLES)
@@ -107,12 +104,12 @@ def load_analysis(folder: str | os.PathLike) -> Analysis:
     """Load what `Analysis.save` wrote.
 
     Raises:
-        FileNotFoundError: there is none, or it was not written whole.
+        FileNotFoundError: there is none.
         ValueError: a table is damaged.
     """
     folder = Path(folder)
     if not (folder / "analysis.json").is_file():
-        raise FileNotFoundError(f"no analysis in {folder}: it has no analysis.json; Analysis.save writes it last")
+        raise FileNotFoundError(f"no analysis in {folder}: it has no analysis.json; give one that Analysis.save wrote")
     try:
         return Analysis(**{name: pandas.read_parquet(folder / f"{name}.parquet") for name in TABLES})
     except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..console import print_json, require_extra, show
-from ..files import write_text
+from ..files import check_new, write_text
 from . import options
 
 __all__ = ["analyze", "study"]
@@ -47,9 +47,7 @@ def analyze(
 
     Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side.
     """
-    for path in (out, save):
-        if path is not None and path.exists():
-            raise FileExistsError(f"{path} is there already; choose another name or remove it")
+    check_new(out, save)
     if out is not None or figures is not None:
         require_extra("altair", "vl_convert", extra="report", what="drawing figures")
     if save is not None:

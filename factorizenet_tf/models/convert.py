@@ -11,7 +11,7 @@ import numpy as np
 from .._keras import functional_model, keras, tf, to_float
 from ..console import quiet_native_stderr
 from ..data import check_images
-from ..files import atomic_folder
+from ..files import atomic_folder, check_new
 from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
 from ..tflite.slim import slim
 from .native import inference_kernels
@@ -111,8 +111,7 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
     Raises:
         FileExistsError: `folder` is there already.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; choose another name or remove it")
+    check_new(folder)
     module = tf.Module()
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")

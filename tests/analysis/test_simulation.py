@@ -11,6 +11,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import factorizenet_tf as fnet
 from factorizenet_tf._keras import to_float
+from factorizenet_tf.analysis.analyze import SAME_SCALE
 from factorizenet_tf.analysis.graph import by_channel, fuse
 from factorizenet_tf.analysis.measure import activations, error_tables, output_ranges
 from factorizenet_tf.analysis.simulation import (
@@ -68,27 +69,33 @@ def pooling():
 
 
 @pytest.fixture(scope="module")
-def mixed_net(digits):
-    return trained(mixed(), digits, 10, from_logits=True)
+def nets(models, digits):
+    """Trained float nets: the session's grouped one, one of all other kinds of layers, one of average pooling."""
+    mixed_net, pooling_net = (
+        trained(mixed(), digits, 10, from_logits=True),
+        trained(pooling(), digits, 3, from_logits=False),
+    )
+    return {"grouped": models.float, "mixed": mixed_net, "pooling": pooling_net}
 
 
-SIMULATIONS = [("grouped", "per_channel"), ("grouped", "qat"), ("mixed", "per_channel"), ("mixed", "per_tensor")]
+LOGITS = [("grouped", "per_channel"), ("grouped", "qat"), ("mixed", "per_channel"), ("mixed", "per_tensor")]
+SIMULATIONS = [*LOGITS, ("pooling", "per_channel"), ("pooling", "qat")]
 
 
 @pytest.fixture(scope="module", params=SIMULATIONS, ids="-".join)
-def simulation(request, models, mixed_net, digits):
-    """A net, its graph, its simulation and its .tflite: the session's grouped one, and one of all other kinds of layers."""
-    (net, scheme), calibration = request.param, digits.calibration(128)
+def simulation(request, nets, models, digits):
+    """A net, its graph, its simulation and its .tflite."""
+    (name, scheme), calibration = request.param, digits.calibration(128)
     if scheme == "qat":
-        graph = fuse(models.qat)
-        return SimpleNamespace(
-            model=models.qat, graph=graph, quantization=quantize_graph(graph, QAT, {}), file=models.int8
-        )
-    model = models.float if net == "grouped" else mixed_net
-    graph = fuse(model)
-    quantization = quantize_graph(graph, Scheme(scheme), ranges_of(graph, with_full_range_pixels(calibration)))
-    content = fnet.to_tflite(model, calibration=calibration, per_channel=scheme == "per_channel")
-    return SimpleNamespace(model=model, graph=graph, quantization=quantization, file=fnet.Int8Model(content))
+        model = models.qat if name == "grouped" else fnet.quantize_aware(nets[name], calibration=calibration)
+        graph, file = fuse(model), models.int8 if name == "grouped" else fnet.Int8Model(fnet.to_tflite(model))
+        quantization = quantize_graph(graph, QAT, {})
+    else:
+        model, graph = nets[name], fuse(nets[name])
+        quantization = quantize_graph(graph, Scheme(scheme), ranges_of(graph, with_full_range_pixels(calibration)))
+        content = fnet.to_tflite(model, calibration=calibration, per_channel=scheme == "per_channel")
+        file = fnet.Int8Model(content)
+    return SimpleNamespace(model=model, graph=graph, quantization=quantization, file=file)
 
 
 def operations(file):
@@ -96,7 +103,7 @@ def operations(file):
     plain = file._plain()
     tensors = {t["index"]: t for t in plain.get_tensor_details()}
     for op in plain._get_ops_details():
-        if op["op_name"] in ("PAD", "RESHAPE", "MAX_POOL_2D"):
+        if op["op_name"] in SAME_SCALE:
             continue
         parameters = tensors[op["outputs"][0]]["quantization_parameters"]
         row = [op["op_name"], float(parameters["scales"][0]), int(parameters["zero_points"][0]), None, None]
@@ -135,6 +142,7 @@ def test_scales_and_integers_are_the_files(simulation):
     assert kernels == len(graph.kernels) > 3
 
 
+@pytest.mark.parametrize("simulation", LOGITS, indirect=True, ids="-".join)
 def test_outputs_and_accuracy_are_the_files(simulation, digits):
     graph, quantization, images = simulation.graph, simulation.quantization, to_float(digits.test.images)
     ours, theirs = last(forward(graph, images, quantization)), simulation.file.predict(digits.test.images)
@@ -152,21 +160,6 @@ def test_outputs_and_accuracy_are_the_files(simulation, digits):
     error, distance = np.mean((theirs - exact) ** 2), np.mean((ours - theirs) ** 2)
     assert distance < 0.2 * error  # ties of rounding
     assert np.mean((ours - exact) ** 2) == pytest.approx(error, rel=0.05)
-
-
-@pytest.fixture(scope="module")
-def pooled(digits):
-    """(graph, its simulation, .tflite) of a net with average pooling and a softmax: PTQ and quantization-aware."""
-    model, calibration = trained(pooling(), digits, 3, from_logits=False), digits.calibration(128)
-    graph = fuse(model)
-    found = ranges_of(graph, with_full_range_pixels(calibration))
-    file = fnet.Int8Model(fnet.to_tflite(model, calibration=calibration))
-    aware = fnet.quantize_aware(model, calibration=calibration)
-    learned = fuse(aware)
-    return {
-        "ptq": (graph, quantize_graph(graph, Scheme("per_channel"), found), file),
-        "qat": (learned, quantize_graph(learned, QAT, {}), fnet.Int8Model(fnet.to_tflite(aware))),
-    }
 
 
 def computed(file, images):
@@ -206,19 +199,15 @@ def differences(graph, quantization, rows):
         values[op.output] = tf.constant(np.float32(scale) * (integers.astype(np.float32) - zero_point))
 
 
-@pytest.mark.parametrize("method", ["ptq", "qat"])
-def test_average_pooling_and_a_softmax_are_their_kernels_to_the_bit(pooled, digits, method):
-    graph, quantization, file = pooled[method]
-    rows = computed(file, digits.test.images)
-    found = {name: (kind, steps) for kind, name, steps in differences(graph, quantization, rows)}
-    pool = "AVERAGE_POOL_2D" if method == "ptq" else "QUANTIZE"
-    kinds = [found[name][0] for name in ("padded", "mean", "dense_softmax")]
-    assert kinds == [pool, pool, "SOFTMAX"]
-    for name in ("padded", "mean", "flat", "dense_softmax"):
-        assert found[name][1].max() == 0, name
-    for name in ("conv", "dense"):  # a kernel's integer may be another at a tie
-        assert found[name][1].max() <= 1, name
-        assert np.mean(found[name][1]) < 2e-3, name
+def test_each_operation_on_the_files_integers_gives_them_but_for_ties(simulation, digits):
+    graph, quantization, file = simulation.graph, simulation.quantization, simulation.file
+    found = list(differences(graph, quantization, computed(file, digits.test.images)))
+    for kind, name, steps in found:
+        is_exact = kind in ("AVERAGE_POOL_2D", "QUANTIZE", "SOFTMAX", *SAME_SCALE)
+        assert steps.max() <= (not is_exact), (kind, name)
+        assert np.mean(steps) < 2e-3, (kind, name)
+    if found[-1][0] != "SOFTMAX":
+        return
     ours = np.rint(last(forward(graph, to_float(digits.test.images), quantization)) * 256) - 128
     assert np.mean(ours != file.predict_reference(digits.test.images)) < 0.01
     # XNNPACK rounds a convolution's ties otherwise; a softmax makes some steps of one in its input
@@ -301,8 +290,8 @@ def test_errors_alone_and_accumulated_by_hand():
     assert found.loc["b", ["weight_mse", "tensor"]].tolist() == [0, "its tensor"]
 
 
-def test_the_operand_that_only_a_sum_reads_gets_the_sums_range(mixed_net, digits):
-    graph = fuse(mixed_net)
+def test_the_operand_that_only_a_sum_reads_gets_the_sums_range(nets, digits):
+    graph = fuse(nets["mixed"])
     ranges = ranges_of(graph, digits.calibration(32))
     merged = converter_ranges(graph, ranges)
     changed = {name for name in ranges if merged[name] != ranges[name]}

@@ -30,7 +30,6 @@ def test_analyze_says_what_is_wrong_before_it_measures(fails, run, own_net, tmp_
     (tmp_path / "report.html").write_text("mine")
     assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
     assert "--weight-bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
-    assert "--calibration-images is 0" in fails("analyze", run.folder, "--calibration-images", 0, "--quiet")
     assert "give --dataset" in fails("analyze", tmp_path / "mine.keras", "--quiet")
 
 
