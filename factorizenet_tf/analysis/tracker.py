@@ -115,27 +115,23 @@ class DistributionTracker(keras.callbacks.Callback):
                     quantized, _ = quantized_kernel(op.folded, op.kind, per_channel=name == "per_channel")
                     _, row[f"{name}_sqnr_db"] = kernel_error(op, quantized)
             rows.append(row)
+            if self._writer is not None:
+                self._write_events(row, distribution)
         self.rows = pandas.concat([self.rows, pandas.DataFrame(rows)]) if len(self.rows) else pandas.DataFrame(rows)
         write_text(self.folder / FILE, self.rows.to_csv(index=False, lineterminator="\n"))
-        if self._writer is not None:
-            self._write_events(epoch, rows, measured)
         self._last = time.perf_counter() - start
         self._spent += self._last
 
-    def _write_events(self, epoch, rows, measured):
-        with self._writer.as_default():
-            for row in rows:
-                for name in SCALARS:
-                    if np.isfinite(row[name]):
-                        tag = f"{row['phase']}/{row['tensor']}/{name}/{row['layer']}"
-                        tf.summary.write(tag, tf.constant(row[name], tf.float32), epoch, _metadata("scalars", 1))
-            for (layer, tensor), distribution in measured.items():
-                counts = distribution.counts.sum(0)
-                edges = np.linspace(distribution.minimum, distribution.maximum, len(counts) + 1)
-                bins = np.stack([edges[:-1], edges[1:], counts], 1)
-                if np.isfinite(bins).all():
-                    tag = f"{self.phase}/{tensor}/{layer}"
-                    tf.summary.write(tag, tf.constant(bins, tf.float64), epoch, _metadata("histograms", 2))
+    def _write_events(self, row, distribution):
+        of, layer, counts = f"{row['phase']}/{row['tensor']}", row["layer"], distribution.counts.sum(0)
+        edges = np.linspace(distribution.minimum, distribution.maximum, len(counts) + 1)
+        found = {f"{of}/{name}/{layer}": (tf.constant(row[name], tf.float32), "scalars", 1) for name in SCALARS}
+        bins = np.stack([edges[:-1], edges[1:], counts], 1)
+        found[f"{of}/{layer}"] = (tf.constant(bins, tf.float64), "histograms", 2)
+        with self._writer.as_default(row["epoch"]):
+            for tag, (values, *shown_as) in found.items():
+                if np.isfinite(values).all():
+                    tf.summary.write(tag, values, metadata=_metadata(*shown_as))
         self._writer.flush()
 
 
