@@ -137,7 +137,7 @@ def _from_model(model) -> list[Cost]:
                     new = []
             else:
                 row_of[node] = len(rows)
-                new = [_multiplying(bare, _shape(bare, node.input_shapes), _shape(bare, node.output_shapes))]
+                new = [_multiplying(bare, node)]
             rows += [row._replace(params=0, weight_bytes=0) for row in new] if bare.name in seen else new
             seen.add(bare.name)
     return rows
@@ -166,17 +166,18 @@ def _batchnorm(layer, shape) -> Cost:
     return Cost(layer.name, "batchnorm", 1, shape, 0, params, 2 * channels, math.prod(shape))
 
 
-def _multiplying(layer, input_shape, output_shape) -> Cost:
+def _multiplying(layer, node) -> Cost:
     """A layer whose kernel is multiplied: once an output position, or (transposed) once an input position."""
     name = type(layer).__name__
-    outputs, inputs = math.prod(output_shape), math.prod(input_shape)
-    channels_last = getattr(layer, "data_format", "channels_last") != "channels_first"
-    filters = output_shape[-1] if channels_last else output_shape[0]
     kernels = KERNELS.get(name)
     if kernels is None:
         raise ValueError(
             f"the layer {layer.name!r} is a {name}, whose MACs are not known here; replace it by stock convolutions and dense layers to count the model"
         )
+    input_shape, output_shape = _shape(layer, node.input_shapes), _shape(layer, node.output_shapes)
+    outputs, inputs = math.prod(output_shape), math.prod(input_shape)
+    channels_last = getattr(layer, "data_format", "channels_last") != "channels_first"
+    filters = output_shape[-1] if channels_last else output_shape[0]
     numbers = sum(math.prod(getattr(layer, kernel).shape) for kernel in kernels)
     kind, groups = layer_kind(layer), getattr(layer, "groups", 1)
     positions = outputs // filters

@@ -17,10 +17,6 @@ FAMILIES = [
 ]
 
 
-def macs(level, **options):
-    return fnet.count_macs(fnet.ModelSpec(level, stages=METHOD_STAGES, **options))
-
-
 def test_a_small_net_costs_what_a_pencil_says():
     spec = fnet.ModelSpec(1, width=8, input_shape=(8, 8, 1), stages=((1, 2),))
     stem = 9 * 1 * 8 * 64
@@ -30,18 +26,6 @@ def test_a_small_net_costs_what_a_pencil_says():
     assert fnet.count_macs(spec) == stem + spatial + pointwise + dense
     kernels = 9 * 8 + 9 * 4 * 8 + 8 * 16 + 160
     assert fnet.count_params(spec) == kernels + 4 * (8 + 8 + 16) + 10
-
-
-def test_the_published_figures_of_the_suggested_net_come_out():
-    assert [round(macs(level) / 1e6, 1) for level in (0, 1, 2)] == [17.0, 9.9, 6.1]
-    wide = fnet.ModelSpec(4, width=32, stages=METHOD_STAGES)
-    assert (round(fnet.count_macs(wide) / 1e6, 1), round(fnet.count_params(wide) / 1e3)) == (12.1, 112)
-
-
-def test_the_stems_stride_and_a_last_pointwise_convolution_cost_what_a_pencil_says():
-    spec = fnet.ModelSpec(0, width=8, input_shape=(8, 8, 1), stages=((1, 2, 24),), stem_stride=2, last_channels=32)
-    stem, block, last, dense = 9 * 1 * 8 * 16, 9 * 8 * 24 * 4, 24 * 32 * 4, 32 * 10
-    assert fnet.count_macs(spec) == stem + block + last + dense == fnet.count_macs(fnet.build(spec))
 
 
 def test_resnet8_is_the_one_of_mlperf_tiny():

@@ -191,20 +191,11 @@ def test_an_argument_out_of_range_is_named_with_its_value(arguments, message):
         fnet.ModelSpec(**({"stages": METHOD_STAGES} | arguments))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"level": 1.5},
-        {"level": True},
-        {"level": np.True_},
-        {"level": "2"},
-        {"width": 16.0},
-        {"stages": (3, 4)},
-        {"stages": ((1, True),)},
-        {"stages": ((2, 2, 32, 1),)},
-        {"stages": ((2, 2, 32.0),)},
-    ],
-)
+OTHER_TYPES = [{"level": level} for level in (1.5, True, np.True_, "2")] + [{"width": 16.0}]
+OTHER_TYPES += [{"stages": stages} for stages in ((3, 4), ((1, True),), ((2, 2, 32, 1),), ((2, 2, 32.0),))]
+
+
+@pytest.mark.parametrize("arguments", OTHER_TYPES)
 def test_an_argument_of_another_type_is_a_type_error(arguments):
     with pytest.raises(TypeError, match="must be"):
         fnet.ModelSpec(**arguments)

@@ -53,12 +53,10 @@ def activations(
         advance: called after each batch of each pass.
     """
     found = {}
-    for batch in batches(images, advance):
-        for op, _, output in forward(graph, batch):
-            found.setdefault(op.name, Distribution(output.shape[-1])).widen(values_by_channel(output))
-    for batch in batches(images, advance):
-        for op, _, output in forward(graph, batch):
-            found[op.name].add(values_by_channel(output))
+    for take_in in (Distribution.widen, Distribution.add):
+        for batch in batches(images, advance):
+            for op, _, output in forward(graph, batch):
+                take_in(found.setdefault(op.name, Distribution(output.shape[-1])), values_by_channel(output))
     return found
 
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from .._keras import keras
 from ..spec import Layer, ModelSpec
+from ..tflite.regroup import regrouped
 from .build import build
 
-__all__ = ["inherit", "regrouped"]
+__all__ = ["inherit"]
 
 
 def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, seed: int = 0) -> keras.Model:
@@ -44,33 +45,14 @@ def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, see
             continue
         kernel = parent.get_layer(layer.name).get_weights()
         if old.groups != layer.groups:
-            kernel = [_layout(regrouped(_layout(kernel[0], old), old.groups, layer.groups), layer)]
+            filters_first = np.moveaxis(kernel[0], _filters_axis(old), 0)
+            kernel = [np.moveaxis(regrouped(filters_first, old.groups, layer.groups), 0, _filters_axis(layer))]
         model.get_layer(layer.name).set_weights(kernel)
         if layer.kind != "dense":
             model.get_layer(f"{layer.name}_bn").set_weights(parent.get_layer(f"{layer.name}_bn").get_weights())
     return model
 
 
-def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
-    """Rearrange a grouped convolution's kernel for other groups: weights within both are kept, others left out or 0.
-
-    Args:
-        kernel: (height, width, channels / groups, channels).
-        groups, new_groups: divisors of the channels.
-
-    Returns:
-        (height, width, channels / new_groups, channels).
-    """
-    height, width, inputs, channels = kernel.shape
-    new_inputs = channels // new_groups
-    result = np.zeros((height, width, new_inputs, channels), kernel.dtype)
-    for channel in range(channels):
-        old_first, first = channel // inputs * inputs, channel // new_inputs * new_inputs
-        low, high = max(old_first, first), min(old_first + inputs, first + new_inputs)
-        result[:, :, low - first : high - first, channel] = kernel[:, :, low - old_first : high - old_first, channel]
-    return result
-
-
-def _layout(kernel: np.ndarray, layer: Layer) -> np.ndarray:
-    """Swap between Conv2D's (height, width, 1, channels) and DepthwiseConv2D's (height, width, channels, 1); its own inverse."""
-    return np.swapaxes(kernel, 2, 3) if layer.kind == "depthwise" else kernel
+def _filters_axis(layer: Layer) -> int:
+    """Of Conv2D's kernel (height, width, channels / groups, filters), or DepthwiseConv2D's (height, width, channels, 1)."""
+    return 2 if layer.kind == "depthwise" else 3

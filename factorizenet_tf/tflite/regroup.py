@@ -17,7 +17,7 @@ from .int8_model import Int8Model
 from .latency import LatencyTable, convolution_operators, int8_convolutions, measure_convolutions, time_in_turns
 from .micro import arena_bytes
 
-__all__ = ["Regrouping", "block_dense", "compare", "regroup_fastest", "with_groups"]
+__all__ = ["Regrouping", "compare", "regroup_fastest", "regrouped", "with_groups"]
 
 MARGIN = 0.95  # other groups must be faster by this, else timing noise would choose
 
@@ -118,16 +118,24 @@ def compare(plain: bytes, regrouped: bytes) -> dict:
     return row | {"speedup": round(float(np.median(times[:, 0] / times[:, 1])), 3)}
 
 
-def block_dense(kernel: np.ndarray, groups: int, fewer: int) -> np.ndarray:
-    """Write a kernel (filters, height, width, channels / groups) as one of `fewer` groups, zeros between its blocks."""
+def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
+    """Write a grouped convolution's kernel for other groups: weights within both are kept, others left out or 0.
+
+    Args:
+        kernel: (filters, height, width, channels / groups).
+        groups, new_groups: divisors of filters and channels.
+
+    Returns:
+        (filters, height, width, channels / new_groups); of fewer groups the function is the same.
+    """
     filters, height, width, inside = kernel.shape
-    joined = groups // fewer  # groups that become one
-    wide = np.zeros((filters, height, width, inside * joined), kernel.dtype)
-    for number in range(groups):
-        rows = slice(number * filters // groups, (number + 1) * filters // groups)
-        first = number % joined * inside
-        wide[rows, ..., first : first + inside] = kernel[rows]
-    return wide
+    new_inside = inside * groups // new_groups
+    result = np.zeros((filters, height, width, new_inside), kernel.dtype)
+    for number in range(filters):  # each reads the channels of its group
+        first, new_first = number * groups // filters * inside, number * new_groups // filters * new_inside
+        low, high = max(first, new_first), min(first + inside, new_first + new_inside)
+        result[number, ..., low - new_first : high - new_first] = kernel[number, ..., low - first : high - first]
+    return result
 
 
 def _rewrite(model, graph, operator, groups, fewer):
@@ -136,7 +144,7 @@ def _rewrite(model, graph, operator, groups, fewer):
     number = operator.inputs[1]
     tensor = graph.tensors[number]
     kernel = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(np.int8).reshape(tensor.shape)
-    wide = block_dense(kernel, groups, fewer)
+    wide = regrouped(kernel, groups, fewer)
     # A buffer may serve several tensors and a tensor several operators: those keep what they have.
     model.buffers.append(schema.BufferT(wide.view(np.uint8).ravel()))
     if sum(number in other.inputs for other in graph.operators) > 1:

@@ -53,7 +53,7 @@ def two_outputs():
     [
         (lambda: flat(flat(layers.Conv2D(2, 3)), layers.Flatten()), ValueError, "is a model inside the model"),
         (lambda: flat(layers.SeparableConv2D(2, 3, name="split")), ValueError, "'split' is a SeparableConv2D"),
-        (lambda: flat(layers.Conv2D(2, 3, data_format="channels_first")), ValueError, "is channels_first"),
+        (lambda: flat(layers.Conv2D(2, 1, data_format="channels_first")), ValueError, "is channels_first"),
         (lambda: keras.Sequential([layers.Dense(2)]), ValueError, "unbuilt"),
         (two_outputs, ValueError, "1 inputs and 2 outputs"),
         (lambda: "model.h5", TypeError, r"needs a tf_keras\.Model"),

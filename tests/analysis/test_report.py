@@ -18,7 +18,6 @@ from factorizenet_tf.analysis.summary import accumulated, net_table
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +29,12 @@ def charts_of(page):
     return json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])
 
 
-def own_text(page):
-    """The page without Vega's libraries."""
-    return page.replace(re.search(r"<script type=\"module\">(.{500000,}?)</script>", page, re.DOTALL)[1], "")
-
-
 def test_the_report_loads_nothing_and_is_small(page):
-    assert not re.findall(r"(?:src|href)=\"(?!#)", own_text(page))
-    named = set(re.findall(r"https?:[\w./-]+", own_text(page)))  # what the charts' format is called
+    own = page.replace(
+        re.search(r"<script type=\"module\">(.{500000,}?)</script>", page, re.DOTALL)[1], ""
+    )  # less Vega
+    assert not re.findall(r"(?:src|href)=\"(?!#)", own)
+    named = set(re.findall(r"https?:[\w./-]+", own))  # what the charts' format is called
     assert all(address.startswith("https://vega.github.io/schema/vega-lite/") for address in named)
     assert "default-src 'none'" in page
     assert len(page.encode()) < report.MAX_BYTES == 1_500_000
@@ -164,7 +161,7 @@ addEventListener("load", async () => {
 FRAME = '<body><pre id="outer"></pre><iframe src="page.html" style="border:0;width:390px;height:900px"></iframe>'
 
 
-@needs_browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
 def test_it_works_in_chromium_on_a_narrow_dark_screen(page, analysis, tmp_path):
     (tmp_path / "page.html").write_text(page.replace("</head>", f"{CHECKS}</head>", 1), encoding="utf-8")
     (tmp_path / "frame.html").write_text(FRAME)

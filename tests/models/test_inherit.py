@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
-from factorizenet_tf.models.inherit import inherit, regrouped
+from factorizenet_tf.models.inherit import inherit
 
 SHAPE, STAGES = (16, 16, 1), ((1, 2), (2, 2))
 
@@ -31,18 +31,16 @@ def test_a_coarser_net_computes_what_the_finer_one_did():
         np.testing.assert_allclose(outputs(child), outputs(parent), rtol=1e-4)
 
 
-def test_a_finer_kernel_is_cut_out_of_the_coarser_one_and_a_coarser_one_is_block_diagonal():
-    kernel = np.arange(1, 9 * 4 * 8 + 1, dtype=np.float32).reshape(3, 3, 4, 8)  # 8 channels in 2 groups
-    finer = regrouped(kernel, 2, 4)
-    assert finer.shape == (3, 3, 2, 8)
-    for filter_, channels in ((0, slice(0, 2)), (2, slice(2, 4)), (7, slice(2, 4))):
-        np.testing.assert_array_equal(finer[..., filter_], kernel[:, :, channels, filter_])
-    depthwise = regrouped(kernel, 2, 8)
-    assert [depthwise[0, 0, 0, c] for c in range(8)] == [kernel[0, 0, c % 4, c] for c in range(8)]
-    coarser = regrouped(finer, 4, 1)
-    assert np.count_nonzero(coarser) == finer.size
-    np.testing.assert_array_equal(coarser[:, :, 2:4, 3], finer[:, :, :, 3])
-    np.testing.assert_array_equal(regrouped(coarser, 1, 4), finer)
+def test_a_finer_net_has_what_is_within_its_groups():
+    parent = trained_like(net((1, 1)))
+    for finer in ((2, 1), (3, 1)):  # in 4 groups, and depthwise
+        layer = "stage1_block1_spatial"
+        kernel, cut = (m.get_layer(layer).get_weights()[0] for m in (parent, inherit(parent, net((1, 1)), net(finer))))
+        cut = cut if finer == (2, 1) else np.swapaxes(cut, 2, 3)
+        inside, before = cut.shape[2], kernel.shape[2]
+        for channel in range(8):
+            first = channel // inside * inside % before
+            np.testing.assert_array_equal(cut[:, :, :, channel], kernel[:, :, first : first + inside, channel])
 
 
 def test_same_stages_are_copied_level_0_starts_anew_from_the_seed_and_other_nets_are_refused():

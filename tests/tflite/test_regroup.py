@@ -20,7 +20,7 @@ from factorizenet_tf.tflite.latency import (
     time_in_turns,
 )
 from factorizenet_tf.tflite.micro import arena_bytes
-from factorizenet_tf.tflite.regroup import block_dense, regroup_fastest, with_groups
+from factorizenet_tf.tflite.regroup import regroup_fastest, regrouped, with_groups
 from factorizenet_tf.tflite.slim import slim
 
 SHAPES = [
@@ -43,11 +43,13 @@ def groups_of(content):
     return [groups for _, _, groups in int8_convolutions(content)]
 
 
-def test_two_groups_become_one_with_zeros_between_the_blocks():
+def test_two_groups_become_one_with_zeros_between_the_blocks_and_one_becomes_two():
     kernel = np.arange(1, 9, dtype=np.int8).reshape(4, 1, 1, 2)  # 4 filters of 2 channels: 2 groups of 4 channels
-    expected = [[1, 2, 0, 0], [3, 4, 0, 0], [0, 0, 5, 6], [0, 0, 7, 8]]
-    np.testing.assert_array_equal(block_dense(kernel, 2, 1)[:, 0, 0], expected)
-    np.testing.assert_array_equal(block_dense(kernel, 2, 2), kernel)
+    dense = [[1, 2, 0, 0], [3, 4, 0, 0], [0, 0, 5, 6], [0, 0, 7, 8]]
+    np.testing.assert_array_equal(regrouped(kernel, 2, 1)[:, 0, 0], dense)
+    np.testing.assert_array_equal(regrouped(regrouped(kernel, 2, 1), 1, 2), kernel)
+    np.testing.assert_array_equal(regrouped(kernel, 2, 4)[:, 0, 0], [[1], [4], [5], [8]])
+    np.testing.assert_array_equal(regrouped(kernel, 2, 2), kernel)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
