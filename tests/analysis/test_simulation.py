@@ -206,7 +206,7 @@ def test_each_operation_on_the_files_integers_gives_them_but_for_ties(simulation
     for kind, name, steps in found:
         is_exact = kind in ("AVERAGE_POOL_2D", "QUANTIZE", "SOFTMAX", *SAME_SCALE)
         assert steps.max() <= (not is_exact), (kind, name)
-        assert np.mean(steps) < 5e-3, (kind, name)
+        assert np.mean(steps) < (0.1 if kind == "MEAN" else 5e-3), (kind, name)  # its means are in fixed point
     if found[-1][0] != "SOFTMAX":
         return
     ours = np.rint(last(forward(graph, to_float(digits.test.images), quantization)) * 256) - 128
