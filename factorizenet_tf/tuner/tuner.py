@@ -350,8 +350,8 @@ class FactorizationTuner(keras_tuner.Tuner):
         """
         training = self._training(trial)
         done = self._say_begin(trial, training)
-        bar = self.progress.bar(training.spec.name, self.recipe.epochs + self.recipe.qat_epochs, done=done)
-        return train_net(self.dataset, training, bar.advance)
+        self.progress.bar(training.spec.name, self.recipe.epochs + self.recipe.qat_epochs, done=done)
+        return train_net(self.dataset, training, self.progress.step)
 
     def _training(self, trial) -> Training:
         values = trial.hyperparameters.values
