@@ -29,6 +29,17 @@ VARIANTS = {
     "l6": (fnet.ModelSpec(6), {}, "no sum: kept"),
     "l6-x1.5": (fnet.ModelSpec(6, width=24), {}, "no sum: kept"),
     "l6-x1.5-cutout": (fnet.ModelSpec(6, width=24), {"cutout": 0.25}, "no sum: kept"),
+    "mixed": (fnet.ModelSpec((0, 6, 6), macro="2x2,4x2r,2x2c96"), {}, "regular, then depthwise with sums"),
+    "mixed-plain": (fnet.ModelSpec((0, 6, 6), macro="2x2,4x2,2x2c96"), {}, "regular, then depthwise without sums"),
+    "mixed-deep": (fnet.ModelSpec((0, 6, 6), macro="2x2r,5x2r,2x2c96"), {}, "regular, then depthwise with sums"),
+    "mixed-half": (fnet.ModelSpec((0, 6, 6), macro="1x2,3x2r,2x2c96"), {}, "for half of ResNet-8's time"),
+    "mixed-three": (fnet.ModelSpec((0, 6, 6), macro="3x2,4x2r,2x2c96"), {}, "regular, then depthwise with sums"),
+    "third": (fnet.ModelSpec(5, macro="4x2r,4x2c40r"), {}, "few bytes, depthwise with sums"),
+    "wide": (
+        fnet.ModelSpec(7, width=32, macro="3x2r,5x2r,3x2r"),
+        {},
+        "most that 12.5 M MACs give, depthwise with sums",
+    ),
 }
 
 
