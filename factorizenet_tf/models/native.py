@@ -41,12 +41,15 @@ def has_native_gradient() -> bool:
     return True
 
 
-def use_native_kernels(model: keras.Model) -> keras.Model:
-    """Have the grouped convolutions of a model run TensorFlow's kernels and not XLA's; gives the model back.
+def use_native_kernels(model: keras.Model | keras.layers.Layer) -> keras.Model | keras.layers.Layer:
+    """Have the grouped convolutions of a model, or a layer that is one, run TensorFlow's kernels and not XLA's.
 
     Where there is no native gradient the kernel is made block-dense in the graph: zeros between the groups, about as
     fast as a regular convolution. Reaches layers inside quantization wrappers. A copy made from the model's config has
     the slow path again.
+
+    Returns:
+        The model or layer.
     """
     for layer in _grouped_layers(model):
         groups = layer.groups if has_native_gradient() else 1
@@ -105,5 +108,7 @@ def _convolve(layer, groups, inputs, kernel):
 
 
 def _grouped_layers(model) -> list[keras.layers.Layer]:
-    convolutions = [layer for layer in map(unwrap, model.layers) if hasattr(layer, "convolution_op")]
+    convolutions = [
+        layer for layer in map(unwrap, getattr(model, "layers", [model])) if hasattr(layer, "convolution_op")
+    ]
     return [layer for layer in convolutions if layer.groups > 1]

@@ -1,0 +1,556 @@
+"""Depth factorization of a net that is there already: its layers split, its weights inherited in closed form.
+
+A regular convolution of C channels and F filters becomes a grouped one in 2**level groups, of M channels out, and a pointwise
+one of F filters with nothing between them. Both come from the old kernel and, where calibration images are given, from what
+the layer reads and gives there: the split that meets the layer's outputs best, by least squares on the inputs that the net
+factorized so far gives. So later layers make up for what earlier ones lost.
+
+Source: decoupling by singular values is Guo et al., arXiv 1808.05517; groups between 1 and C, M other than C and the fit on
+data (reduced-rank regression of each group in turn) are our choice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._keras import functional_model, keras, tf, to_float
+from ..cost import count_macs
+from ..data import check_images
+from ..spec import groups_at, last_level
+from .low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
+from .native import use_native_kernels
+from .quantize import is_quantize_aware
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers"]
+
+BATCH = 64
+MAX_PLACES = 131_072  # of a layer's output over all images, beyond which a sample of them is fitted on
+
+
+def factorize(
+    model: keras.Model,
+    level: int | Mapping[str, int],
+    *,
+    middle: float | Mapping[str, float] = 1,
+    calibration: np.ndarray | None = None,
+    stem: bool = False,
+    advance: Callable[[], None] | None = None,
+) -> keras.Model:
+    """Factorize the convolutions of a trained net; the rest of it is copied.
+
+    A regular KxK convolution (K > 1) `NAME` becomes `NAME_spatial`, in `groups_at(level, C)` groups, and `NAME_pointwise`;
+    where it has more channels than filters `NAME_pointwise` comes first if that is cheaper. Stride, dilation and padding are
+    the spatial one's; bias and activation those of the last. A grouped or depthwise convolution gets more groups. A layer
+    that a level makes no cheaper stays as it is.
+
+    Args:
+        model: float tf_keras model, flat, functional or sequential, images in 0..1 in.
+        level: of all layers, each at most up to its own last one; or of some by name, the others stay. 0 changes nothing.
+        middle: channels between the two parts as a multiple of C (of F where the pointwise one comes first), of all
+            layers or of some by name: 1 as in the package's own nets. With 2 or 3 a deep level loses much less. The
+            singular values end at K * K, where nothing is lost.
+        calibration: images to fit on, uint8 (n, height, width, channels), hundreds of them; None: by the kernels alone, which
+            loses far more.
+        stem: factorize the convolutions that read the image, too.
+        advance: called after each layer.
+
+    Returns:
+        A float tf_keras model with the original's name, input and outputs; grouped convolutions run native kernels.
+
+    Raises:
+        TypeError: a Keras 3 model, or images that are not uint8.
+        ValueError: an unbuilt, subclassed, nested or quantization-aware model, a layer used twice, several inputs or outputs,
+            weights that are not finite (the layer is named), no convolution to factorize, a layer unknown or that the level
+            does not make cheaper, a number out of range.
+    """
+    graph = _Graph.of(model)
+    offered = levels_of_layers(model, stem=stem)
+    levels = _by_layer("level", level, offered, 0)
+    middles = _by_layer("middle", middle, offered, 1)
+    chosen = {}
+    for name, wanted in levels.items():
+        layer, own = model.get_layer(name), offered[name]
+        if isinstance(wanted, bool) or not isinstance(wanted, Integral) or wanted < 0:
+            raise ValueError(f"the level of {name} is {wanted!r}; it must be an int of 0 or more")
+        whole = math.prod(layer.kernel_size)
+        if not isinstance(middles[name], Real) or not 0 < middles[name] <= whole:
+            raise ValueError(
+                f"middle of {name} is {middles[name]!r}; it must be above 0 and at most {whole}, which loses nothing"
+            )
+        split = _split(layer, min(wanted, own[-1]), middles[name])
+        if split is not None and not split.inner and isinstance(middle, Mapping) and name in middle:
+            raise ValueError(f"the layer {name} has groups already and stays one layer; leave its middle out")
+        if split is not None and split.macs < _macs(layer):
+            chosen[name] = split
+        elif not isinstance(level, int) and wanted:
+            raise ValueError(
+                f"level {wanted} with middle {middles[name]:g} makes the layer {name} no cheaper; it may have level "
+                f"{', '.join(map(str, own))} with middle 1: give one of these, or 0"
+            )
+    values = None
+    if calibration is not None:
+        check_images(calibration, model.input_shape[1:], "calibration")
+        values = [to_float(calibration[start : start + BATCH]) for start in range(0, len(calibration), BATCH)]
+    return _rebuild(model, graph, chosen, values, advance)
+
+
+def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, list[int]]:
+    """List for each convolution that can be factorized the levels that make it cheaper, behind 0 for the layer as it is.
+
+    Args:
+        model, stem: as for `factorize`, whose errors it raises.
+    """
+    found = {}
+    for node in _Graph.of(model).nodes:
+        layer = node.layer
+        if type(layer).__name__ not in ("Conv2D", "DepthwiseConv2D") or math.prod(layer.kernel_size) == 1:
+            continue
+        if not stem and _reads_image(node):
+            continue
+        channels = layer.input_shape[-1]
+        splits = {level: _split(layer, level, 1) for level in range(1, last_level(channels) + 1)}
+        levels = [level for level, split in splits.items() if split is not None and split.macs < _macs(layer)]
+        if levels:
+            found[layer.name] = [0, *levels]
+    if not found:
+        raise ValueError(
+            f"the model {model.name!r} has no convolution to factorize: none larger than 1x1 that a level makes cheaper, "
+            "but for one that reads the image (stem=True takes it, too)"
+        )
+    return found
+
+
+def factorization_table(
+    model: keras.Model,
+    calibration: np.ndarray,
+    *,
+    middle: Sequence[float] = (1, 2, 3),
+    stem: bool = False,
+    advance: Callable[[], None] | None = None,
+) -> pandas.DataFrame:
+    """Measure what each layer bears, before any training: each alone, at each level, fitted on the images.
+
+    Args:
+        model, calibration, stem: as for `factorize`.
+        middle: those to try.
+        advance: called after each layer of the model.
+
+    Returns:
+        A row for each layer, level and middle: layer, level, middle, groups; macs, params and weight_bytes of its parts, macs_share of the
+        old layer's; energy_lost, the share of the kernel's squares that the kernel alone would lose (0..1); and relative
+        errors, the root of the mean squared difference over that of the original's deviation: output_error of this layer,
+        logits_error of the net, and both with this layer's weights and values between its parts rounded to int8
+        (output_error_int8, logits_error_int8).
+    """
+    import pandas
+
+    graph, offered = _Graph.of(model), levels_of_layers(model, stem=stem)
+    check_images(calibration, model.input_shape[1:], "calibration")
+    batches = [to_float(calibration[start : start + BATCH]) for start in range(0, len(calibration), BATCH)]
+    logits = np.concatenate([model(batch, training=False).numpy() for batch in batches])
+    rows, values = [], {graph.nodes[0].flat_output_ids[0]: batches}
+    for number, node in enumerate(graph.nodes[1:], 1):
+        layer, output = node.layer, node.flat_output_ids[0]
+        if layer.name in offered:
+            source = values[node.flat_input_ids[0]]
+            moments = _moments(layer, source, source)
+            splits = [_split(layer, level, one) for level in offered[layer.name][1:] for one in middle]
+            cheaper = {(s.groups, s.inner): s for s in splits if s is not None and s.macs < _macs(layer)}
+            before = _run(node, layer, values)
+            for split in (_Split(layer, 0, 1, _groups(layer), 0), *cheaper.values()):
+                errors = {}
+                parts = split.parts(moments)
+                for ending, is_rounded in (("", False), ("_int8", True)):
+                    after = _through(parts, source, is_rounded)
+                    errors["output_error" + ending] = _relative_error(after, before)
+                    last = graph.rest(number + 1, {**values, output: after})
+                    errors["logits_error" + ending] = _relative_error(last, [logits])
+                rows.append(split.row() | errors)
+        values[output] = _run(node, layer, values)
+        graph.forget(node, values)
+        if advance is not None:
+            advance()
+    return pandas.DataFrame(rows)
+
+
+def choose_levels(
+    model: keras.Model, table: pandas.DataFrame, max_macs: float
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Choose a level and a middle for each layer so that the net keeps to a budget and its logits change least.
+
+    The squares of the layers' errors alone are taken to add up. From the net as it is, the change that costs least for each
+    MAC saved is made again and again; what of the budget is left then is spent on the layer that gains most.
+
+    Args:
+        model: the net.
+        table: its `factorization_table`.
+        max_macs: of the whole net.
+
+    Returns:
+        level and middle by layer, as `factorize` takes them.
+
+    Raises:
+        ValueError: the finest choice of each layer has more MACs; it is named.
+    """
+    rows = [row._replace(logits_error_int8=row.logits_error_int8**2) for row in table.itertuples(index=False)]
+    options = {}
+    for row in rows:
+        options.setdefault(row.layer, []).append(row)
+    now = {layer: max(own, key=lambda row: row.macs) for layer, own in options.items()}
+    spare = max_macs - count_macs(model)
+
+    def price(row):
+        before = now[row.layer]
+        return (row.logits_error_int8 - before.logits_error_int8) / (before.macs - row.macs)
+
+    while spare < 0:
+        cheaper = [row for row in rows if row.macs < now[row.layer].macs]
+        if not cheaper:
+            least = round(max_macs - spare)
+            raise ValueError(f"max_macs is {max_macs:,.0f}; with all layers at their finest the net has {least:,}")
+        row = min(cheaper, key=price)
+        spare += now[row.layer].macs - row.macs
+        now[row.layer] = row
+    while better := [
+        row
+        for row in rows
+        if row.macs - now[row.layer].macs <= spare and row.logits_error_int8 < now[row.layer].logits_error_int8
+    ]:
+        row = max(better, key=lambda row: now[row.layer].logits_error_int8 - row.logits_error_int8)
+        spare += now[row.layer].macs - row.macs
+        now[row.layer] = row
+    chosen = {layer: row for layer, row in now.items() if row.level}
+    return {layer: row.level for layer, row in chosen.items()}, {
+        layer: row.middle for layer, row in chosen.items() if row.middle != 1
+    }
+
+
+# The graph
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """The nodes of a model in order, and by tensor id the last one that reads it."""
+
+    nodes: list
+    last_reader: dict
+    output: str
+
+    @classmethod
+    def of(cls, model) -> _Graph:
+        functional_model(model, "factorize")
+        if is_quantize_aware(model):
+            raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ValueError(
+                f"the model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it needs one of each"
+            )
+        nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+        names = [node.layer.name for node in nodes]
+        for node in nodes:
+            layer = node.layer
+            if isinstance(layer, keras.Model):
+                raise ValueError(
+                    f"the layer {layer.name!r} is a model inside the model; build it as one functional model"
+                )
+            if names.count(layer.name) > 1:
+                raise ValueError(
+                    f"the layer {layer.name!r} is used {names.count(layer.name)} times; give each use its own layer"
+                )
+            if getattr(layer, "data_format", None) == "channels_first":
+                raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+            if not all(np.isfinite(weights).all() for weights in layer.get_weights()):
+                raise ValueError(f"the layer {layer.name!r} has weights that are not finite; train the model again")
+        readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}
+        return cls(nodes, readers, str(id(model.outputs[0])))
+
+    def forget(self, node, *stores: dict) -> None:
+        """Drop from stores of values by tensor id what no node behind this one reads."""
+        for tensor in node.flat_input_ids:
+            if self.last_reader[tensor] is node:
+                for store in stores:
+                    store.pop(tensor, None)
+
+    def rest(self, first: int, values: dict) -> list:
+        """Compute the net's outputs from those of the nodes before one, batch by batch."""
+        for node in self.nodes[first:]:
+            values[node.flat_output_ids[0]] = _run(node, node.layer, values)
+            self.forget(node, values)
+        return values[self.output]
+
+
+def _call(node, function, values):
+    """Call a function as a node calls its layer, on values by tensor id."""
+    ids = node.flat_input_ids
+    arguments, options = node.map_arguments({key: [values[key]] * len(ids) for key in ids})
+    return function(*arguments, **options)
+
+
+def _run(node, function, values) -> list:
+    """Call a function on each batch of values by tensor id."""
+    ids = node.flat_input_ids
+    batches = zip(*(values[key] for key in ids))
+    return [_call(node, function, dict(zip(ids, batch))) for batch in batches]
+
+
+def _reads_image(node) -> bool:
+    """Whether no layer with a kernel stands between the image and a node's layer."""
+    return all(not hasattr(parent.layer, "kernel_size") and _reads_image(parent) for parent in node.parent_nodes)
+
+
+def _rebuild(model, graph, chosen, batches, advance):
+    first = graph.nodes[0].flat_output_ids[0]
+    symbols = {first: keras.Input(model.input_shape[1:], name=graph.nodes[0].layer.name)}
+    inputs, old, new = symbols[first], {first: batches}, {first: batches}
+    for node in graph.nodes[1:]:
+        layer, output = node.layer, node.flat_output_ids[0]
+        split = chosen.get(layer.name)
+        is_same = all(old[key] is new[key] for key in node.flat_input_ids) if batches else False
+        if split is None:
+            copy = type(layer).from_config(layer.get_config())
+            symbols[output] = _call(node, copy, symbols)
+            copy.set_weights(layer.get_weights())
+            parts = [copy]
+        else:
+            source = node.flat_input_ids[0]
+            parts = split.parts(_moments(layer, new[source], old[source]) if batches else None)
+            symbols[output] = parts[1](parts[0](symbols[source])) if len(parts) > 1 else parts[0](symbols[source])
+        if batches:
+            old[output] = _run(node, layer, old)
+            if split is not None:
+                new[output] = _through(parts, new[source], False)
+            else:
+                new[output] = old[output] if is_same else _run(node, copy, new)
+            graph.forget(node, old, new)
+        if advance is not None:
+            advance()
+    return use_native_kernels(keras.Model(inputs, symbols[graph.output], name=model.name))
+
+
+def _through(parts, batches, is_rounded: bool) -> list:
+    """Compute the layers of a split one after the other; rounded: their kernels and the values between them, to 8 bits."""
+    for number, part in enumerate(parts):
+        weights = part.get_weights()
+        if is_rounded:
+            part.set_weights([_rounded(weights[0], type(part).__name__), *weights[1:]])
+        batches = [part(batch) for batch in batches]
+        part.set_weights(weights)
+        if is_rounded and number + 1 < len(parts):
+            low, high = (float(of([of(batch.numpy()) for batch in batches])) for of in (np.min, np.max))
+            low, high = min(low, 0.0), max(high, 0.0)
+            batches = [tf.quantization.fake_quant_with_min_max_vars(batch, low, high) for batch in batches]
+    return batches
+
+
+def _rounded(kernel: np.ndarray, kind: str) -> np.ndarray:
+    """Round a kernel to int8, symmetric, a scale for each output channel."""
+    axes = (0, 1) if kind == "DepthwiseConv2D" else (0, 1, 2)
+    scale = np.maximum(np.abs(kernel).max(axes, keepdims=True) / 127, 1e-30)
+    return np.round(kernel / scale) * scale
+
+
+def _relative_error(found, wanted) -> float:
+    found, wanted = (np.concatenate([np.asarray(batch) for batch in batches]) for batches in (found, wanted))
+    return float(np.sqrt(np.mean(np.square(found - wanted)) / max(float(wanted.var()), 1e-30)))
+
+
+# A layer and what it becomes
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """What a layer becomes.
+
+    Args:
+        layer: the old one.
+        level, middle: as asked for.
+        groups: of the spatial part.
+        inner: channels between the parts; 0: one layer takes its place, in more groups, or as it is.
+        pointwise_first: whether the pointwise part reads the layer's input.
+    """
+
+    layer: keras.layers.Layer
+    level: int
+    middle: float
+    groups: int
+    inner: int
+    pointwise_first: bool = False
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Kernel numbers for each output, filters and output places of each part."""
+        layer, area = self.layer, math.prod(self.layer.kernel_size)
+        (*_, channels), places = layer.input_shape, math.prod(layer.output_shape[1:3])
+        filters = layer.output_shape[3]
+        if not self.inner:
+            return [(area * channels // self.groups, filters, places)]
+        if self.pointwise_first:
+            return [
+                (channels, self.inner, math.prod(layer.input_shape[1:3])),
+                (area * self.inner // self.groups, filters, places),
+            ]
+        return [(area * channels // self.groups, self.inner, places), (self.inner, filters, places)]
+
+    @property
+    def macs(self) -> int:
+        """MACs of the parts."""
+        return sum(numbers * filters * places for numbers, filters, places in self.shapes)
+
+    def row(self) -> dict:
+        """Give what the table has of it before anything is measured."""
+        layer, params = self.layer, sum(numbers * filters for numbers, filters, _ in self.shapes)
+        lost = 0.0
+        if self.inner:
+            kernel = _kernel(layer)
+            flat = self._fit(self._normal(None))[-1]
+            lost = float(1 - np.square(flat).sum() / max(np.square(kernel).sum(), 1e-30))
+        return {
+            "layer": layer.name,
+            "level": self.level,
+            "middle": self.middle,
+            "groups": self.groups,
+            "macs": self.macs,
+            "params": params + layer.output_shape[3],
+            "weight_bytes": params + 4 * sum(filters for _, filters, _ in self.shapes),
+            "macs_share": self.macs / _macs(layer),
+            "energy_lost": max(lost, 0.0),
+        }
+
+    def parts(self, moments: Moments | None) -> list[keras.layers.Layer]:
+        """Make the layers, built and with weights."""
+        layer, config = self.layer, self.layer.get_config()
+        if not self.inner and self.groups == _groups(layer):
+            return [_built(type(layer).from_config(config), layer.input_shape, layer.get_weights())]
+        *kernels, flat = self._fit(normal := self._normal(moments))
+        bias = [normal.bias(flat)] if layer.use_bias or moments is not None else []
+        size = {"kernel_size": layer.kernel_size}
+        size |= {key: config[key] for key in ("strides", "padding", "dilation_rate")}
+        shared = {"activation": config["activation"], "use_bias": bool(bias), "activity_regularizer": None}
+        plain = {"use_bias": False}
+        inner_shape = (None, *layer.input_shape[1:3], self.inner)
+        if not self.inner:
+            return [_spatial(layer.name, kernels[0], bias, self.groups, layer.input_shape, size | shared)]
+        if self.pointwise_first:
+            pointwise = keras.layers.Conv2D(self.inner, 1, name=f"{layer.name}_pointwise", **plain)
+            first = _built(pointwise, layer.input_shape, [kernels[0]])
+            return [first, _spatial(f"{layer.name}_spatial", kernels[1], bias, self.groups, inner_shape, size | shared)]
+        first = _spatial(f"{layer.name}_spatial", kernels[0], [], self.groups, layer.input_shape, size | plain)
+        pointwise = keras.layers.Conv2D(layer.filters, 1, name=f"{layer.name}_pointwise", **shared)
+        return [first, _built(pointwise, (None, *layer.output_shape[1:3], self.inner), [kernels[1], *bias])]
+
+    def _normal(self, moments) -> NormalEquations:
+        layer = self.layer
+        bias = layer.bias.numpy() if layer.use_bias else np.zeros(layer.output_shape[3])
+        return NormalEquations.of(_kernel(layer), bias, moments)
+
+    def _fit(self, normal: NormalEquations) -> tuple[np.ndarray, ...]:
+        """Fit the parts' kernels; the last array is what they make together, (K * K * C, filters)."""
+        if not self.inner:
+            return regroup(normal, self.groups)
+        rank = self.inner // self.groups
+        return (pointwise_first if self.pointwise_first else spatial_first)(normal, self.groups, rank)
+
+
+def _split(layer, level: int, middle: float) -> _Split | None:
+    """Give what a layer becomes at a level of at least 1, or at 0 None; None, too, where there is no such split."""
+    if level == 0:
+        return None
+    channels, filters, before = layer.input_shape[-1], layer.output_shape[-1], _groups(layer)
+    groups = groups_at(level, channels)
+    if before > 1:
+        is_finer = groups > before and groups % before == 0 and filters % groups == 0
+        return _Split(layer, level, 1, groups, 0) if is_finer else None
+
+    def ranked(groups, channels, pointwise_first):
+        rank = min(max(1, round(channels // groups * middle)), math.prod(layer.kernel_size) * channels // groups)
+        return _Split(layer, level, middle, groups, rank * groups, pointwise_first)
+
+    split = ranked(groups, channels, False)
+    if channels > filters:
+        return min(split, ranked(groups_at(level, filters), filters, True), key=lambda split: split.macs)
+    return split
+
+
+def _macs(layer) -> int:
+    return _Split(layer, 0, 1, _groups(layer), 0).macs
+
+
+def _groups(layer) -> int:
+    return layer.input_shape[-1] if type(layer).__name__ == "DepthwiseConv2D" else layer.groups
+
+
+def _kernel(layer) -> np.ndarray:
+    """Give the kernel of Conv2D or DepthwiseConv2D as one for all channels, float64 (height, width, channels, filters)."""
+    kernel, groups, channels = layer.get_weights()[0].astype(np.float64), _groups(layer), layer.input_shape[-1]
+    filters, inside = layer.output_shape[-1], channels // groups
+    kernel = kernel.reshape(*kernel.shape[:2], inside, filters)
+    dense = np.zeros((*kernel.shape[:2], channels, filters))
+    for filter_ in range(filters):
+        first = filter_ // (filters // groups) * inside
+        dense[:, :, first : first + inside, filter_] = kernel[..., filter_]
+    return dense
+
+
+def _built(layer, input_shape, weights):
+    layer.build(input_shape)
+    layer.set_weights(weights)
+    return use_native_kernels(layer)
+
+
+def _spatial(name, kernel, bias, groups, input_shape, options):
+    """Make a convolution in groups of a kernel (height, width, channels / groups, filters), depthwise where it is."""
+    if groups == input_shape[-1]:
+        multiplier = kernel.shape[-1] // groups
+        layer = keras.layers.DepthwiseConv2D(depth_multiplier=multiplier, name=name, **options)
+        kernel = kernel.reshape(*kernel.shape[:2], groups, multiplier)
+    else:
+        layer = keras.layers.Conv2D(kernel.shape[-1], groups=groups, name=name, **options)
+    return _built(layer, input_shape, [kernel, *bias])
+
+
+def _moments(layer, inputs: Sequence, originals: Sequence) -> Moments:
+    """Sum over what a layer reads in the new net, and what it gave, before its activation, in the original one."""
+    random = np.random.default_rng(0)
+    kernel = tf.constant(_kernel(layer), tf.float32)
+    options = {"strides": layer.strides, "padding": layer.padding.upper()}
+    moments = Moments(math.prod(kernel.shape[:3]), kernel.shape[3])
+    limit = -(-MAX_PLACES // len(inputs))
+    for x, original in zip(inputs, originals):
+        y = (
+            tf.nn.conv2d(original, kernel, dilations=layer.dilation_rate, **options)
+            .numpy()
+            .reshape(-1, kernel.shape[3])
+        )
+        if layer.use_bias:
+            y = y + layer.bias.numpy()
+        sizes, strides, rates = ([1, *pair, 1] for pair in (layer.kernel_size, layer.strides, layer.dilation_rate))
+        patches = tf.image.extract_patches(x, sizes, strides, rates, options["padding"]).numpy().reshape(len(y), -1)
+        if len(y) > limit:
+            places = random.choice(len(y), limit, replace=False)
+            y, patches = y[places], patches[places]
+        moments.add(patches, y)
+    return moments
+
+
+def _by_layer(what: str, given, offered: Mapping[str, list[int]], default) -> dict:
+    """Give a number for each layer that can be factorized, from one for all or one by name."""
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(offered, given)
+    for name in given:
+        if name not in offered:
+            near = difflib.get_close_matches(str(name), offered, n=1)
+            raise ValueError(
+                f"{what} names the layer {name!r}, which is none that can be factorized"
+                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(offered)}")
+            )
+    return {name: given.get(name, default) for name in offered}
