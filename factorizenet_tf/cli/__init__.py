@@ -12,6 +12,7 @@ import typer
 
 from .analyze import analyze, study
 from .export import export, latencies, predict, serve
+from .factorize import factorize
 from .models import describe, levels, list_models, publish, show_card, verify
 from .search import search
 from .tflite import inspect, slim
@@ -34,6 +35,7 @@ for _command in (
     describe,
     train,
     quantize,
+    factorize,
     evaluate,
     export,
     analyze,

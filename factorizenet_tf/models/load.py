@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from .._keras import functional_model, keras
+from .native import use_native_kernels
 
 __all__ = ["load_keras_model"]
 
@@ -50,7 +51,7 @@ def load_keras_model(path: str | os.PathLike) -> keras.Model:
             f"{path} takes {input_} and gives {output}; it must take images (batch, height, width, channels) of a fixed "
             "size with 1 or 3 channels and give (batch, classes)"
         )
-    return model
+    return use_native_kernels(model)
 
 
 def _keras_version(path) -> str:

@@ -1,0 +1,169 @@
+"""The command that factorizes a net that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import Progress, print_json, show_rows
+from ..files import atomic_write, check_new, write_text
+from . import options
+
+__all__ = ["factorize"]
+
+
+def factorize(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Your tf_keras model, .keras, .h5 or a SavedModel's folder; a -float name or a run's folder."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The factorized net, a new .keras file.", show_default="none is written")
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="Of all layers, 3, or of some, conv2=1,conv3=4: 2**level groups.", show_default="by --max-macs"
+        ),
+    ] = None,
+    middle: Annotated[
+        str | None,
+        typer.Option(
+            help="Channels between the two parts by those before, of all layers or some, as --level.", show_default="1"
+        ),
+    ] = None,
+    max_macs: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose levels and middles from the table: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write what each layer bears at each level, before any training, into this CSV.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", help="Whose training images the layers are fitted on.", show_default="what it was trained on"
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
+    stem: Annotated[bool, typer.Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
+    zoo_: options.ZooOption = None,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+):
+    """Factorize the convolutions of a trained net in closed form: grouped and pointwise ones in their place."""
+    is_table_alone = level is None and max_macs is None and table is not None
+    if not is_table_alone and (level is None) == (max_macs is None):
+        raise ValueError("give --level, or --max-macs to have levels chosen, or --table alone")
+    if level is None:
+        options.refuse_unused(context, "without --level middles are chosen, too", "middle")
+    if is_table_alone:
+        options.refuse_unused(context, "--table alone factorizes nothing", "out")
+    by_table = max_macs is not None or table is not None
+    if images < 0 or (by_table and not images):
+        raise ValueError(f"images is {images}; it must be at least {int(by_table)}")
+    levels = None if level is None else _by_layer("level", level, int)
+    middles = 1 if middle is None else _by_layer("middle", middle, float)
+    for path, ending in ((out, ".keras"), (table, ".csv")):
+        if path is not None and path.suffix != ending:
+            raise ValueError(f"{path} must end in {ending}; give {path.with_suffix(ending)}")
+        if path is not None:
+            check_new(path)
+    from ..cost import cost_rows, count_macs
+    from ..loading import resolve
+    from ..models.evaluate import accuracy
+    from ..models.factorize import choose_levels, factorization_table, levels_of_layers
+    from ..models.factorize import factorize as factorize_model
+
+    source = resolve(model, zoo_dir=zoo_).with_precision("float")
+    own = source.float_model()
+    offered = levels_of_layers(own, stem=stem)
+    limit = None if max_macs is None else _macs(max_macs, count_macs(own))
+    data, calibration = None, None
+    if images:
+        if dataset is None:
+            source.check_data_known()
+        data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:])
+        calibration = data.calibration(images)
+    with Progress(not quiet) as progress:
+        if by_table:
+            progress.bar("what each layer bears", len(own.layers) - 1)
+            found = factorization_table(own, calibration, stem=stem, advance=progress.step)
+            if table is not None:
+                write_text(table, found.to_csv(index=False))
+        if limit is not None:
+            levels, middles = choose_levels(own, found, limit)
+        result = None
+        if levels is not None:
+            progress.bar("factorizing", len(own.layers) - 1)
+            choices = {"middle": middles, "calibration": calibration, "stem": stem}
+            result = factorize_model(own, levels, **choices, advance=progress.step)
+            if out is not None:
+                with atomic_write(out) as aside:
+                    result.save(aside, save_format="keras")
+        nets = {"original": own} | ({} if result is None else {"factorized": result})
+        summary = []
+        for name, net in nets.items():
+            progress.say(f"measuring the {name} net")
+            row = {"net": name, "macs": count_macs(net), "params": sum(row.params for row in cost_rows(net))}
+            row |= {} if data is None else {"validation_accuracy": round(accuracy(net, data.validation), 4)}
+            summary.append(row)
+    if result is None:
+        columns = ["layer", "level", "middle", "groups", "macs", "energy_lost", "output_error", "logits_error_int8"]
+        rows = found[columns].to_dict("records")
+    else:
+        rows = _rows(own, result, offered)
+    if as_json:
+        print_json({"nets": summary, "layers": rows})
+        return
+    show_rows(rows, title="Layers")
+    show_rows(summary, title="" if data is None else f"{data.title}, {len(data.validation):,} validation images")
+    if out is not None:
+        print(f"{out}; make it int8 with `factorizenet quantize {out} --dataset ...`")
+
+
+def _by_layer(name, text, kind):
+    """Read one number for all layers, or conv2=1,conv3=4."""
+    try:
+        if "=" not in text:
+            return kind(text)
+        return {layer: kind(number) for layer, number in (part.rsplit("=", 1) for part in text.split(","))}
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; give one number, or layer=number joined by commas") from None
+
+
+def _macs(text, own: int) -> float:
+    """Read a share of the net's own MACs, or an amount."""
+    from ..requirement import amount
+
+    if not text.endswith("%"):
+        return amount(text)
+    try:
+        share = float(text[:-1])
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 100:
+        raise ValueError(f"max_macs is {text!r}; a share must be above 0 % and at most 100 %")
+    return share / 100 * own
+
+
+def _rows(own, result, names) -> list[dict]:
+    """Give what became of each layer that can be factorized."""
+    from ..cost import cost_rows
+
+    before, after = ({row.layer: row for row in cost_rows(net)} for net in (own, result))
+    rows = []
+    for name in names:
+        parts = [after[part] for part in (name, f"{name}_spatial", f"{name}_pointwise") if part in after]
+        macs, groups = sum(part.macs for part in parts), max(part.groups for part in parts)
+        row = {"layer": name, "groups": groups, "parts": ", ".join(part.kind for part in parts)}
+        rows.append(row | {"macs": macs, "share": f"{100 * macs / before[name].macs:.0f} %"})
+    return rows

@@ -1,0 +1,63 @@
+"""`factorizenet factorize`."""
+
+import pandas
+import pytest
+
+import factorizenet_tf as fnet
+from factorizenet_tf.loading import resolve
+
+DATA = ["--dataset", "digits", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A net of somebody's own, untrained, with two regular convolutions behind the first."""
+    from tf_keras import Input, Sequential, layers
+
+    convolutions = [layers.Conv2D(n, 3, padding="same", activation="relu", name=f"conv{n}") for n in (8, 16, 24)]
+    path = tmp_path_factory.mktemp("mine") / "mine.keras"
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(10)]
+    Sequential([Input((16, 16, 1)), *convolutions, *head], name="mine").save(path)
+    return path
+
+
+def test_a_net_is_factorized_within_a_share_of_its_macs_and_is_a_net_like_others(mine, tmp_path, prints_json):
+    out, table = tmp_path / "half.keras", tmp_path / "table.csv"
+    found = prints_json("factorize", mine, *DATA, "--max-macs", "50%", "--images", 64, "--out", out, "--table", table)
+    original, factorized = found["nets"]
+    assert factorized["macs"] <= 0.5 * original["macs"]
+    assert abs(factorized["validation_accuracy"] - original["validation_accuracy"]) < 0.3
+    assert fnet.count_macs(resolve(out).float_model()) == factorized["macs"]
+    assert set(pandas.read_csv(table).layer) == {"conv16", "conv24"} == {row["layer"] for row in found["layers"]}
+
+
+def test_levels_are_given_by_layer(mine, succeeds, tmp_path):
+    out = tmp_path / "net.keras"
+    printed = succeeds("factorize", mine, "--level", "conv16=1,conv24=9", "--images", 0, "--out", out, "--quiet")
+    model = resolve(out).float_model()
+    assert model.get_layer("conv16_spatial").groups == 2
+    assert type(model.get_layer("conv24_spatial")).__name__ == "DepthwiseConv2D"
+    assert "depthwise, pointwise" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --level, or --max-macs"),
+        (["--level", 1, "--max-macs", "50%"], "give --level, or --max-macs"),
+        (["--level", "most"], "--level is 'most'; give one number, or layer=number"),
+        (["--level", "conv61=1"], "did you mean 'conv16'"),
+        (["--max-macs", "150%"], "--max-macs is '150%'; a share must be above 0 % and at most 100 %"),
+        (["--max-macs", "0%"], "--max-macs is '0%'"),
+        (["--max-macs", "1k"], "at their finest the net has"),
+        (["--max-macs", "50%", "--middle", 2], "--middle would have no effect"),
+        (["--max-macs", "50%", "--images", 0], "--images is 0; it must be at least 1"),
+        (["--level", 1, "--out", "net.h5"], "must end in .keras"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_written(mine, fails, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(
+        "factorize", mine, *DATA, *(arguments if "--out" in arguments else [*arguments, "--out", "net.keras"])
+    )
+    assert not any(tmp_path.iterdir())
