@@ -127,7 +127,9 @@ def factorize(
     show_rows(rows, title="Layers")
     show_rows(summary, title="" if data is None else f"{data.title}, {len(data.validation):,} validation images")
     if out is not None:
-        print(f"{out}; make it int8 with `factorizenet quantize {out} --dataset ...`")
+        print(
+            f"{out}; tune it and make it int8 with `factorizenet quantize {out} --teacher {model} --dataset ... --out ...`"
+        )
 
 
 def _by_layer(name, text, kind):

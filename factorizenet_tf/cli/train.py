@@ -127,7 +127,17 @@ def quantize(
     dataset: options.DatasetOption,
     out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
     method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="A float model whose logits it learns beside the labels, as the one that it was factorized from."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Float epochs, with --teacher.", show_default="5")] = None,
     qat_epochs: options.QatEpochs = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the float epochs, with --teacher.", show_default="0.02")
+    ] = None,
     keep_names: options.KeepNames = False,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
@@ -136,18 +146,24 @@ def quantize(
 ):
     """Quantize a model of your own, by PTQ or QAT."""
     if method in ("ptq", "ptq-per-tensor"):
-        options.refuse_unused(context, f"--method {method} trains nothing", "qat_epochs")
+        options.refuse_unused(context, f"--method {method} trains nothing", "qat_epochs", "teacher")
+    if teacher is None:
+        options.refuse_unused(context, "without --teacher there is no float training", "epochs", "learning_rate")
     from ..loading import resolve
-    from ..training.quantize import quantize_own
+    from ..training.quantize import TUNING, quantize_own
 
     source = resolve(model, zoo_dir=zoo_)
     if source.kind == "run":
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
     recipe = options.recipe_from(context, dataset)
+    if teacher is not None:
+        given = ("epochs", epochs), ("qat_epochs", qat_epochs), ("learning_rate", learning_rate)
+        recipe = dataclasses.replace(recipe, **TUNING | {name: value for name, value in given if value is not None})
+    teacher_model = None if teacher is None else resolve(teacher, zoo_dir=zoo_).with_precision("float").float_model()
     data = options.load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
-    how = {"method": method, "recipe": recipe, "keep_names": keep_names}
+    how = {"method": method, "recipe": recipe, "teacher": teacher_model, "keep_names": keep_names}
     metrics = quantize_own(own, data, out=out, **how, verbose=not quiet)
     if as_json:
         print_json(metrics)

@@ -11,7 +11,7 @@ from ..machine import cpu_name
 from .flatbuffer import associated_files, data_bytes, operator_name, read_flatbuffer, tensor_name
 from .latency import inference, new_interpreter, time_in_turns
 from .micro import arena_bytes
-from .regroup import regroup_fastest
+from .regroup import on_copies, regroup_fastest
 from .slim import slim
 
 __all__ = ["inspect_tflite"]
@@ -181,7 +181,7 @@ def _measured(content, slimmed, grouped) -> dict:
         left = _left_to_litert(content)
         if left:
             refused.append(("XNNPACK", left, XNNPACK))
-        if grouped:
+        if grouped or on_copies(slimmed) is not slimmed:
             files["regrouped"] = regroup_fastest(slimmed).content
         calls = [inference(file) for file in files.values()]
         times = dict(zip(files, np.median(time_in_turns(calls), axis=0).round(5).tolist()))

@@ -1,7 +1,9 @@
 """Rewrite grouped int8 convolutions with the number of groups that a target runs fastest, without changing an output bit.
 
 XNNPACK runs a grouped int8 convolution with few channels a group slower than one of fewer groups, though that has
-more MACs. A kernel of G groups is one of G / n groups with zeros between its blocks: more bytes, the same sums.
+more MACs. A kernel of G groups is one of G / n groups with zeros between its blocks: more bytes, the same sums. And it has no
+kernel of its own for a depthwise convolution with several filters a channel, which runs ten times as fast with one filter a
+channel on copies of its input.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .flatbuffer import read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import operator_name, read_flatbuffer, with_files_of, write_flatbuffer
 from .int8_model import Int8Model
 from .latency import LatencyTable, convolution_operators, int8_convolutions, measure_convolutions, time_in_turns
 from .micro import arena_bytes
 
-__all__ = ["Regrouping", "compare", "regroup_fastest", "regrouped", "with_groups"]
+__all__ = ["Regrouping", "compare", "on_copies", "regroup_fastest", "regrouped", "with_groups"]
 
 MARGIN = 0.95  # other groups must be faster by this, else timing noise would choose
 
@@ -41,6 +43,8 @@ class Regrouping:
 def regroup_fastest(content: bytes, latencies: LatencyTable | None = None) -> Regrouping:
     """Rewrite each grouped convolution of an int8 .tflite with the number of groups that runs fastest.
 
+    Depthwise ones with several filters a channel become ones on copies, `on_copies`.
+
     Args:
         content: the .tflite.
         latencies: measured on the target by `factorizenet latencies`; None measures the file's own shapes here.
@@ -48,6 +52,7 @@ def regroup_fastest(content: bytes, latencies: LatencyTable | None = None) -> Re
     Raises:
         ValueError: the file is damaged, or the table lacks a shape or a number of groups that it has.
     """
+    content = on_copies(content)
     convolutions = int8_convolutions(content)
     if latencies is None:
         latencies = measure_convolutions(row[1:] for row in convolutions)
@@ -136,6 +141,83 @@ def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
         low, high = max(first, new_first), min(first + inside, new_first + new_inside)
         result[number, ..., low - new_first : high - new_first] = kernel[number, ..., low - first : high - first]
     return result
+
+
+def on_copies(content: bytes) -> bytes:
+    """Rewrite int8 depthwise convolutions with several filters a channel: one filter a channel on as many copies of the input.
+
+    Those whose output one pointwise convolution alone reads, whose weights are put in the new order; the sums stay. The
+    copies take RAM.
+
+    Args:
+        content: the .tflite; where nothing changes it comes back byte by byte.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = read_flatbuffer(content)
+    changed = False
+    for graph in model.subgraphs:
+        for operator in [op for op in graph.operators if operator_name(model, op) == "DEPTHWISE_CONV_2D"]:
+            image = graph.tensors[operator.inputs[0]]
+            copies = operator.builtinOptions.depthMultiplier
+            channels, output = int(image.shape[3]), operator.outputs[0]
+            readers = [op for op in graph.operators if output in op.inputs]
+            is_alone = len(readers) == 1 and output not in graph.outputs
+            if copies < 2 or not is_alone or operator_name(model, readers[0]) != "CONV_2D":
+                continue
+            pointwise = graph.tensors[readers[0].inputs[1]]
+            weights = [graph.tensors[number] for number in (*operator.inputs[1:], readers[0].inputs[1])]
+            is_known = all(
+                tensor.type in (schema.TensorType.INT8, schema.TensorType.INT32)
+                and model.buffers[tensor.buffer].data is not None
+                for tensor in weights
+            )
+            if not is_known or list(pointwise.shape[1:]) != [1, 1, channels * copies]:
+                continue
+            order = np.arange(channels * copies).reshape(channels, copies).T.ravel()
+            for reader, place in ((operator, 1), (operator, 2), (readers[0], 1)):
+                _reorder(model, graph, reader, place, order)
+            wide = copy.copy(image)
+            wide.shape, wide.shapeSignature, wide.buffer = [*map(int, image.shape[:3]), channels * copies], None, 0
+            graph.tensors.append(wide)
+            join = schema.OperatorT(
+                opcodeIndex=_opcode(model, schema.BuiltinOperator.CONCATENATION),
+                inputs=[operator.inputs[0]] * copies,
+                outputs=[len(graph.tensors) - 1],
+                builtinOptionsType=schema.BuiltinOptions.ConcatenationOptions,
+                builtinOptions=schema.ConcatenationOptionsT(axis=3),
+            )
+            graph.operators.insert(graph.operators.index(operator), join)
+            operator.inputs = [len(graph.tensors) - 1, *operator.inputs[1:]]
+            operator.builtinOptions.depthMultiplier, changed = 1, True
+    return with_files_of(write_flatbuffer(model), content) if changed else content
+
+
+def _opcode(model, code) -> int:
+    """Give the number of an operator's code, which is added where it is not there."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    for number, known in enumerate(model.operatorCodes):
+        if max(known.builtinCode, known.deprecatedBuiltinCode) == code:
+            return number
+    model.operatorCodes.append(schema.OperatorCodeT(deprecatedBuiltinCode=code, builtinCode=code, version=2))
+    return len(model.operatorCodes) - 1
+
+
+def _reorder(model, graph, operator, place, order) -> None:
+    """Put the last axis of an operator's constant input in another order, its scales with it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    tensor = copy.copy(graph.tensors[operator.inputs[place]])
+    kind = np.int8 if tensor.type == schema.TensorType.INT8 else np.int32
+    values = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(kind).reshape(tensor.shape)
+    model.buffers.append(schema.BufferT(np.ascontiguousarray(values[..., order]).view(np.uint8).ravel()))
+    tensor.buffer, scales = len(model.buffers) - 1, tensor.quantization
+    if scales.scale is not None and len(scales.scale) > 1 and scales.quantizedDimension == len(tensor.shape) - 1:
+        tensor.quantization = scales = copy.copy(scales)
+        scales.scale = np.asarray(scales.scale)[order]
+    graph.tensors.append(tensor)
+    operator.inputs = [*operator.inputs[:place], len(graph.tensors) - 1, *operator.inputs[place + 1 :]]
 
 
 def _rewrite(model, graph, operator, groups, fewer):

@@ -39,6 +39,7 @@ __all__ = [
 
 PHASES = ("float", "qat")
 DIVERGED_LOSS = 10  # an epoch's mean loss of that many times ln(classes), the loss of guessing, counts as diverged
+TEMPERATURE = 2  # of a teacher's probabilities
 BATCHNORM_IMAGES = 2_048  # about as many as the moving averages of a long training remember: 19 batches of 128
 
 
@@ -114,8 +115,11 @@ class Step:
     optimizer: keras.optimizers.Optimizer
 
 
-def make_step(model: keras.Model, recipe: Recipe) -> Step:
-    """Make the training step of a model."""
+def make_step(model: keras.Model, recipe: Recipe, teacher: keras.Model | None = None) -> Step:
+    """Make the training step of a model; with a teacher half of the loss is the distance from its softened probabilities.
+
+    Source of that half, with temperature 2: Hinton et al., arXiv 1503.02531.
+    """
     optimizer = keras.optimizers.SGD(0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0, jit_compile=False)
     trainable = model.trainable_variables
     optimizer.build(trainable)
@@ -130,6 +134,10 @@ def make_step(model: keras.Model, recipe: Recipe) -> Step:
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
             loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            if teacher is not None:
+                soft = tf.nn.softmax(teacher(inputs, training=False) / TEMPERATURE)
+                distance = tf.nn.softmax_cross_entropy_with_logits(soft, logits / TEMPERATURE)
+                loss = 0.5 * loss + 0.5 * TEMPERATURE**2 * tf.reduce_mean(distance)
         gradients = tape.gradient(loss, trainable)
         gradients = [
             g + recipe.weight_decay * v if is_decayed else g for g, v, is_decayed in zip(gradients, trainable, decayed)
@@ -265,6 +273,7 @@ class TrainingLoop:
         title: the net's name in progress lines.
         dataset, recipe, callbacks: as for `train`.
         progress: where its lines and bars go.
+        teacher: as for `make_step`.
     """
 
     folder: Path
@@ -273,6 +282,7 @@ class TrainingLoop:
     recipe: Recipe
     callbacks: tuple
     progress: Progress
+    teacher: keras.Model | None = None
     history: list[dict] = field(init=False)
     _checkpoint: Checkpoint | None = field(init=False)
 
@@ -295,7 +305,7 @@ class TrainingLoop:
         warn_without_native_gradient(model)
         recipe, split = self.recipe, self.dataset.train
         epochs = _schedule(recipe, phase)[0]
-        step = make_step(model, recipe)
+        step = make_step(model, recipe, self.teacher)
         first = self._restore(phase, step)
         run = compiled_step(step)
         estimate = batchnorm_estimator(model, split, recipe) if phase == "float" else None

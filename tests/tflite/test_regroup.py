@@ -20,7 +20,7 @@ from factorizenet_tf.tflite.latency import (
     time_in_turns,
 )
 from factorizenet_tf.tflite.micro import arena_bytes
-from factorizenet_tf.tflite.regroup import regroup_fastest, regrouped, with_groups
+from factorizenet_tf.tflite.regroup import on_copies, regroup_fastest, regrouped, with_groups
 from factorizenet_tf.tflite.slim import slim
 
 SHAPES = [
@@ -210,3 +210,23 @@ def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch,
         if layer.kind == "grouped"
     }
     assert planned <= {(shape.input_shape, shape.stride[0], groups) for shape, groups in measured}
+
+
+def test_depthwise_convolutions_of_several_filters_a_channel_run_on_copies_with_the_same_bits(own_net):
+    from tf_keras import layers
+
+    random = np.random.default_rng(0)
+    spatial = [layers.DepthwiseConv2D(3, s, "same", depth_multiplier=3, use_bias=b) for s, b in ((1, False), (2, True))]
+    middle = [spatial[0], layers.Conv2D(8, 1), layers.ReLU(), spatial[1], layers.Conv2D(12, 1)]
+    model = own_net(*middle, layers.GlobalAveragePooling2D())
+    model.set_weights([random.normal(size=weights.shape) ** 2 for weights in model.get_weights()])
+    images = random.integers(0, 256, (8, 16, 16, 1), np.uint8)
+    content = fnet.to_tflite(model, calibration=images)
+    joined, inputs = on_copies(content), random.integers(-128, 128, (8, 16, 16, 1), np.int8)
+    assert fnet.Int8Model(joined).operators.count("CONCATENATION") == 2
+    for run in (on_litert, on_micro):
+        np.testing.assert_array_equal(run(joined, inputs), run(content, inputs))
+    assert len(np.unique(on_litert(content, inputs))) > 20
+    assert on_copies(joined) is joined
+    fast = regroup_fastest(content).content
+    np.testing.assert_array_equal(on_litert(fast, inputs), on_litert(content, inputs))
