@@ -1,0 +1,507 @@
+"""The door for models of others: a Keras 3 or tf_keras classifier rebuilt, layer by layer, as a flat tf_keras one of pixels in 0..1.
+
+Only layers and fields of the tables below are taken over, so that no code of a file or a model is run here: a file's
+architecture is read as JSON, cut down to them, and only then given to Keras 3, which reads the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .._keras import functional_model, keras, tf
+from ..pixels import Pixels
+
+__all__ = ["check_weights", "from_keras3", "load_keras3", "rebuilt"]
+
+# The fields that say what a layer computes, by class; initializers, regularizers and the like are left.
+_MERGES = dict.fromkeys(("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"), "")
+_CONV = "kernel_size strides padding data_format dilation_rate activation use_bias"
+FIELDS = {
+    "InputLayer": "batch_shape batch_input_shape",
+    "Conv2D": f"filters groups {_CONV}",
+    "DepthwiseConv2D": f"depth_multiplier {_CONV}",
+    "SeparableConv2D": f"filters depth_multiplier {_CONV}",
+    "Conv2DTranspose": f"filters output_padding {_CONV}",
+    "Dense": "units activation use_bias",
+    "BatchNormalization": "axis momentum epsilon center scale",
+    "Rescaling": "scale offset",
+    "Normalization": "axis mean variance invert",
+    "Activation": "activation",
+    "ReLU": "max_value negative_slope threshold",
+    "LeakyReLU": "negative_slope alpha",
+    "PReLU": "shared_axes",
+    "ELU": "alpha",
+    "Softmax": "axis",
+    **dict.fromkeys(("MaxPooling2D", "AveragePooling2D"), "pool_size strides padding data_format"),
+    **dict.fromkeys(("GlobalAveragePooling2D", "GlobalMaxPooling2D"), "data_format keepdims"),
+    "ZeroPadding2D": "padding data_format",
+    "Cropping2D": "cropping data_format",
+    "UpSampling2D": "size data_format interpolation",
+    "Concatenate": "axis",
+    "Flatten": "data_format",
+    "Reshape": "target_shape",
+    "Permute": "dims",
+    "Dropout": "rate noise_shape",
+    **_MERGES,
+}
+FIELDS = {name: tuple(fields.split()) for name, fields in FIELDS.items()}
+# Layers left out, since they do nothing at inference and are no part of a training here; fields that say nothing here; and
+# activations of one meaning in both Kerases (`activate` builds the others of Keras 3's).
+LEFT_OUT, UNUSED, SAME = (
+    names.split()
+    for names in (
+        "ActivityRegularization AlphaDropout GaussianDropout GaussianNoise Identity RandomBrightness RandomContrast RandomFlip "
+        "RandomRotation RandomTranslation RandomZoom SpatialDropout2D",
+        "name trainable dtype seed synchronized renorm_momentum data_format",
+        "linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish",
+    )
+)
+MODELS = ("Functional", "Sequential", "Model")
+MODEL_FIELDS = ("name", "input_layers", "output_layers", "build_input_shape")
+OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")  # of keras.ops, behind x + y and the like
+LARGEST = 1e18  # float32 overflows where two such weights are multiplied
+CHECKED = 2e-3  # of the outputs' deviation, by which a rebuilt model may differ from its original
+
+
+def from_keras3(
+    model: object,
+    *,
+    pixel_range: str | None = None,
+    mean: Sequence[float] = (),
+    deviation: Sequence[float] = (),
+    size: int | None = None,
+) -> keras.Model:
+    """Rebuild a Keras 3 classifier in tf_keras, with its weights: what TFMOT, and so all of this package, can take.
+
+    Models inside the model are inlined. Rescaling and Normalization behind the input, and what `pixel_range` says, are folded
+    into the first convolution where that changes nothing, else they are a depthwise 1x1 convolution, named "pixels", in front
+    of it. Layers of augmentation and noise are left out. The result is compared with the original on random images.
+
+    Args:
+        model: functional or sequential Keras 3 model (a tf_keras one, too) of stock layers that takes images and gives
+            (batch, classes), or the path of the .keras or .h5 file that Keras 3 wrote of one.
+        pixel_range, mean, deviation: what it takes in the place of pixels in 0..1, as for `Pixels`.
+        size: height and width in pixels of the images, where the model leaves them open.
+
+    Returns:
+        A flat functional tf_keras model, images in 0..1 in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: it is no model.
+        ValueError: a subclassed model, a layer, field, activation or operation that is not in the tables (Lambda and code of
+            one's own never are), a layer used twice, several inputs or outputs, an open size, weights that are not finite or
+            huge, a damaged file; the layer is named.
+    """
+    pixels = Pixels(pixel_range, mean, deviation)
+    if isinstance(model, (str, os.PathLike)):
+        model = load_keras3(model)
+    return rebuilt(model, pixels, size)
+
+
+def rebuilt(model, pixels: Pixels, size: int | None = None) -> keras.Model:
+    """Rebuild a model as `from_keras3` does, from an object of either Keras."""
+    graph = _graph(model)
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(
+            f"the model {model.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; it needs one of each: "
+            "make a model of the one that classifies"
+        )
+    shape = _image_shape(model, graph.inputs[0].shape, size)
+    wanted = pixels.affine(shape[2])
+    builder, image, output = _built(model, shape, wanted)
+    if pixels.range is None and builder.image_scale < 0.1:
+        wanted = pixels.affine(shape[2], "0..255")
+        builder, image, output = _built(model, shape, wanted)
+    if len(output.shape) != 2 or output.shape[1] is None:
+        raise ValueError(f"the model {model.name!r} gives {tuple(output.shape)}; a classifier gives (batch, classes)")
+    result = keras.Model(image, output, name=model.name)
+    for layer, weights in builder.weights.items():
+        needed = [tuple(weight.shape) for weight in layer.weights]
+        if [weight.shape for weight in weights] != needed:
+            raise ValueError(
+                f"the layer {layer.name!r} has weights {[weight.shape for weight in weights]}; {needed} are needed: "
+                "merge adapters and remove quantization of its own"
+            )
+        layer.set_weights(weights)
+    check_weights(result)
+    _check_same(model, result, *wanted)
+    return result
+
+
+def load_keras3(path: str | os.PathLike):
+    """Load a Keras 3 model's file, its architecture cut down to what the tables know before Keras 3 sees it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `from_keras3`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {path}; give a .keras or .h5 file")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                config = json.loads(file.read("config.json"))
+        else:
+            import h5py
+
+            with h5py.File(path, "r") as file:
+                config = json.loads(file.attrs["model_config"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or no whole model of Keras 3's ({error}); save the model again") from None
+    clean = _clean_model(config, str(path))
+    import keras as keras3
+
+    try:
+        model = keras3.saving.deserialize_keras_object(clean, safe_mode=True)
+        model.load_weights(path)
+    except Exception as error:  # each of Keras, h5py and zipfile raises its own
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{path} cannot be read by Keras {keras3.__version__} ({reason}); save the model again with it"
+        ) from None
+    return model
+
+
+def check_weights(model: keras.Model) -> None:
+    """Raise ValueError, with the layer's name, where weights are not finite or beyond LARGEST."""
+    for layer in model.layers:
+        for weights in layer.get_weights():
+            size = float(np.abs(weights).max(initial=0)) if weights.dtype.kind == "f" else 0.0
+            if not size <= LARGEST:
+                what = f"as large as {size:.0e}" if np.isfinite(size) else "that are not finite"
+                raise ValueError(f"the layer {layer.name!r} has weights {what}; train the model again, or restore it")
+
+
+# A file's architecture, as JSON
+
+
+def _clean_model(config, where) -> dict:
+    """A model's JSON with nothing in it but layers and fields of the tables."""
+    try:
+        inner, kind, module = config["config"], config["class_name"], "keras"
+        if kind not in MODELS:
+            raise ValueError(
+                f"{where} is a {kind}, a class of one's own; it must be a functional or sequential model of stock layers"
+            )
+        layers = [_clean_layer(layer, where) for layer in inner["layers"]]
+        kept = {key: inner[key] for key in MODEL_FIELDS if key in inner}
+        if not _is_plain(kept):
+            raise KeyError("name")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} is damaged: its architecture lacks {error}; save the model again") from None
+    if kind != "Sequential":
+        kind, module = "Functional", "keras.src.models.functional"
+    return {"module": module, "class_name": kind, "config": kept | {"layers": layers}}
+
+
+def _clean_layer(entry, where) -> dict:
+    kind, module, config = entry["class_name"], entry.get("module") or "keras", entry["config"]
+    name = config.get("name", entry.get("name"))
+    if kind in MODELS:
+        cleaned = _clean_model(entry, f"the model {name!r} in {where}")
+    elif kind in OPERATIONS and module.startswith("keras.src.ops."):
+        cleaned = {"module": module, "class_name": kind, "config": {"name": name}, "registered_name": kind}
+    elif (kind in FIELDS or kind in LEFT_OUT) and module.partition(".")[0] == "keras":
+        fields = _fields(kind, config, name) if kind in FIELDS else {}
+        if kind in LEFT_OUT:  # whatever it did in training
+            kind = "Identity"
+        cleaned = {"module": "keras.layers", "class_name": kind, "config": fields | {"name": name}}
+    else:
+        raise _unknown(name, kind, module)
+    nodes = entry.get("inbound_nodes", [])
+    if not _is_plain(nodes, tensors=True):
+        raise ValueError(f"the layer {name!r} of {where} is called with more than tensors and numbers; save it without")
+    return cleaned | {"name": name, "inbound_nodes": nodes}
+
+
+def _is_plain(value, tensors=False) -> bool:
+    """Whether there is nothing in a JSON value that Keras would make an object of, but for references to tensors."""
+    if isinstance(value, dict):
+        is_tensor = tensors and value.get("class_name") == "__keras_tensor__"
+        return ("class_name" not in value or is_tensor) and all(_is_plain(v, tensors) for v in value.values())
+    return all(_is_plain(v, tensors) for v in value) if isinstance(value, (list, tuple)) else True
+
+
+def _fields(kind, config, name) -> dict:
+    """The fields of a layer that count; any other that says something is refused."""
+    fields = {}
+    for key, value in config.items():
+        if key in FIELDS[kind]:
+            if not _is_plain(value) or callable(value):
+                raise ValueError(f"the layer {name!r} has {key} {_named(value)}, which is not rebuilt; use a stock one")
+            fields[key] = value
+        elif value and key not in UNUSED and not key.endswith(("_initializer", "_regularizer", "_constraint")):
+            raise ValueError(f"the layer {name!r}, a {kind}, has {key} {value!r}, which is not rebuilt; use it without")
+    return fields
+
+
+def _named(value):
+    if isinstance(value, dict):
+        value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
+    return f"{str(value)[:80]!r}"
+
+
+def _unknown(name, kind, module) -> ValueError:
+    if kind == "Lambda":
+        return ValueError(f"the layer {name!r} is a Lambda, whose code is not run here; replace it by stock layers")
+    of = f" of {module}" if module.partition(".")[0] not in ("keras", "tf_keras", "") else ""
+    return ValueError(
+        f"the layer {name!r} is a {kind}{of}, which is not rebuilt; replace it by stock convolutions, dense layers, "
+        "BatchNormalization, activations, pooling, Add, Concatenate and Multiply"
+    )
+
+
+# The graph of an object
+
+
+def _graph(model):
+    """What has a model's nodes: itself, or a Keras 3 Sequential's inner one."""
+    if isinstance(model, keras.Model):
+        return functional_model(model, "from_keras3")
+    bases = {f"{base.__module__}.{base.__name__}" for base in type(model).__mro__}
+    if not any(base.startswith("keras.") and base.endswith(".Model") for base in bases):
+        raise TypeError(f"from_keras3 got {type(model).__name__}; it needs a Keras model, or the path of its file")
+    graph = getattr(model, "_functional", None) or model
+    if not hasattr(graph, "_nodes_by_depth"):
+        if type(model).__name__ == "Sequential":
+            raise ValueError(f"from_keras3 got the unbuilt model {model.name!r}; give its first layer an input shape")
+        raise ValueError(
+            f"from_keras3 got the subclassed model {model.name!r}; it needs a functional or sequential one"
+        )
+    return graph
+
+
+def _nodes(graph):
+    """(layer or operation, tensors in, tensors out, arguments) of each node of either Keras, inputs left out, in order."""
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for node in graph._nodes_by_depth[depth]:
+            if hasattr(node, "operation"):
+                if not node.is_input:
+                    yield node.operation, node.input_tensors, node.outputs, node.arguments.args
+            elif not node.is_input:
+                yield node.layer, node.keras_inputs, tf.nest.flatten(node.outputs), node.call_args
+
+
+def _image_shape(model, shape, size):
+    _, height, width, channels = (None, *shape)[-4:] if len(shape) == 4 else (None, 0, 0, 0)
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the model {model.name!r} takes {tuple(shape)}; it must take images (batch, height, width, channels) with 1 or 3 channels"
+        )
+    if None in (height, width):
+        if size is None:
+            raise ValueError(f"the model {model.name!r} leaves the size of its images open; give size=, in pixels")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size is {size!r}; it must be an int of at least 1")
+        return height or size, width or size, channels
+    if size is not None and (height, width) != (size, size):
+        raise ValueError(f"size is {size}; the model {model.name!r} takes images of {height}x{width}: leave size out")
+    return height, width, channels
+
+
+def _affine(layer, channels):
+    """Scale and offset (channels,) of a Rescaling or a Normalization over the last axis."""
+    kind, config = type(layer).__name__, layer.get_config()
+    if kind == "Rescaling":
+        scale, offset = np.array(config["scale"], float), np.array(config["offset"], float)
+    else:
+        fields = _fields(kind, config, layer.name)
+        if fields.get("invert") or fields.get("axis") not in (-1, 3, (-1,), [-1], (3,), [3], None):
+            raise ValueError(
+                f"the layer {layer.name!r} normalizes another axis than the channels, or inversely; use axis=-1"
+            )
+        mean, variance = (
+            np.asarray(keras.backend.get_value(v) if isinstance(v, tf.Variable) else v, float).reshape(-1)
+            for v in (layer.mean, layer.variance)
+        )
+        scale = 1 / np.maximum(np.sqrt(variance), 1e-7)
+        offset = -mean * scale
+    if {scale.size, offset.size} - {1, channels}:
+        raise ValueError(
+            f"the layer {layer.name!r} has {scale.size} scales for {channels} channels; give one a channel"
+        )
+    return np.broadcast_to(scale.reshape(-1), channels), np.broadcast_to(offset.reshape(-1), channels)
+
+
+class _Image:
+    """The image, and what has still to be done to its pixels: times scale (channels,), plus offset."""
+
+    def __init__(self, tensor, scale, offset):
+        self.tensor, self.scale, self.offset, self.applied = tensor, scale, offset, None
+
+
+def _built(model, shape, affine):
+    builder, image = _Builder(shape[2]), keras.Input(shape, name="image")
+    (output,) = builder.inline(model, [_Image(image, *affine)])
+    return builder, image, builder.tensor(output)
+
+
+class _Builder:
+    """Builds tf_keras layers; `weights` has what is to be set once the model is there, `image_scale` what pixels are scaled by."""
+
+    def __init__(self, channels):
+        self.channels, self.weights, self.names, self.used, self.image_scale = channels, {}, set(), set(), 1.0
+
+    def inline(self, model, inputs) -> list:
+        graph = _graph(model)
+        values = dict(zip(map(id, graph.inputs), inputs))
+        for layer, sources, outputs, arguments in _nodes(graph):
+            if id(layer) in self.used:
+                raise ValueError(f"the layer {layer.name!r} is used more than once; give each use its own layer")
+            self.used.add(id(layer))
+            given = [values[id(source)] for source in sources]
+            kind, module = type(layer).__name__, type(layer).__module__
+            if kind in MODELS:
+                if len(given) != 1 or len(outputs) != 1:
+                    raise ValueError(f"the model {layer.name!r} in the model has several inputs or outputs; inline it")
+                results = self.inline(layer, given)
+            elif module.startswith("keras.src.ops.") and kind in OPERATIONS:
+                results = [self.operation(layer, given, [_number(a, layer) for a in arguments])]
+            elif kind in FIELDS and module.startswith(("keras.src.layers.", "tf_keras.src.layers.", "keras.layers.")):
+                results = [self.layer(layer, given)]
+            elif kind in LEFT_OUT and module.startswith(("keras.", "tf_keras.")):
+                results = given
+            else:
+                raise _unknown(layer.name, kind, module)
+            values.update(zip(map(id, outputs), results))
+        return [values[id(output)] for output in graph.outputs]
+
+    def tensor(self, value):
+        """A tf_keras tensor, what the image's pixels want applied first."""
+        if not isinstance(value, _Image):
+            return value
+        if np.all(value.scale == 1) and np.all(value.offset == 0):
+            return value.tensor
+        if value.applied is None:
+            layer = keras.layers.DepthwiseConv2D(1, name=self.name("pixels"))
+            value.applied = layer(value.tensor)
+            self.weights[layer] = [value.scale.reshape(1, 1, -1, 1), value.offset]
+        return value.applied
+
+    def name(self, wanted):
+        name, number = wanted, 1
+        while name in self.names:
+            name, number = f"{wanted}_{number}", number + 1
+        self.names.add(name)
+        return name
+
+    def operation(self, layer, given, arguments):
+        """Do x + y and the like of Keras 3: of two tensors a merging layer, with a number a Rescaling."""
+        kind = type(layer).__name__
+        if len(given) == 2 and kind in _MERGES:
+            merge = getattr(keras.layers, kind)(name=self.name(layer.name))
+            return merge([self.tensor(value) for value in given])
+        numbers = [argument for argument in arguments if argument is not None]
+        if len(given) != 1 or len(numbers) != 1 or (arguments[0] is not None and "Divide" in kind):
+            raise _unknown(layer.name, kind, "keras.ops")
+        number, is_first = numbers[0], arguments[0] is not None
+        if kind == "Add":
+            scale, offset = 1.0, number
+        elif kind == "Subtract":
+            scale, offset = (-1.0, number) if is_first else (1.0, -number)
+        else:
+            scale, offset = number if kind == "Multiply" else 1 / number, 0.0
+        return self.rescaled(layer.name, given[0], scale, offset)
+
+    def rescaled(self, name, value, scale, offset):
+        if isinstance(value, _Image):
+            self.image_scale = np.abs(value.scale * scale).max()
+            return _Image(value.tensor, value.scale * scale, value.offset * scale + offset)
+        scale, offset = (v.tolist() if isinstance(v, np.ndarray) else v for v in (scale, offset))
+        return keras.layers.Rescaling(scale, offset, name=self.name(name))(value)
+
+    def layer(self, layer, given):
+        kind, is_keras3 = type(layer).__name__, not isinstance(layer, keras.layers.Layer)
+        fields = _fields(kind, layer.get_config(), layer.name)
+        if fields.pop("data_format", None) == "channels_first":
+            raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+        if kind in ("Rescaling", "Normalization"):
+            channels = self.channels if isinstance(given[0], _Image) else given[0].shape[-1]
+            return self.rescaled(layer.name, given[0], *_affine(layer, channels))
+        weights = [np.asarray(array, np.float32) for array in layer.get_weights()]
+        if isinstance(given[0], _Image) and not given[0].offset.any() and kind == "ZeroPadding2D":
+            padded = keras.layers.ZeroPadding2D(name=self.name(layer.name), **fields)(given[0].tensor)
+            return _Image(padded, given[0].scale, given[0].offset)
+        if isinstance(given[0], _Image) and kind == "Conv2D" and fields.get("groups", 1) == 1:
+            pads = fields["padding"] == "same" and max(fields["kernel_size"]) > 1
+            if not (pads and given[0].offset.any()):
+                fields, weights = _folded(given[0], fields, weights)
+                given = [given[0].tensor]
+        if kind == "LeakyReLU" and "negative_slope" in fields:
+            fields["alpha"] = fields.pop("negative_slope")
+        activation, after = fields.get("activation"), None
+        if activation is not None:
+            after = "swish" if activation == "silu" else activation
+            if after in SAME or not is_keras3:
+                fields["activation"], after = after, None
+            elif kind == "Activation":
+                return self.activate(layer.name, self.tensor(given[0]), after)
+            else:
+                fields["activation"] = "linear"
+        new = getattr(keras.layers, kind)(name=self.name(layer.name), **fields)
+        tensors = [self.tensor(value) for value in given]
+        result = new(tensors if kind in _MERGES or kind == "Concatenate" else tensors[0])
+        if weights or new.weights:
+            self.weights[new] = weights
+        return result if after is None else self.activate(layer.name, result, after)
+
+    def activate(self, name, x, activation):
+        """An activation of Keras 3's that tf_keras lacks or means otherwise, of stock layers."""
+        if activation == "relu6":
+            return keras.layers.ReLU(6, name=self.name(f"{name}_relu6"))(x)
+        if activation == "leaky_relu":
+            return keras.layers.LeakyReLU(0.2, name=self.name(f"{name}_leaky_relu"))(x)
+        if activation not in ("hard_sigmoid", "hard_silu", "hard_swish"):
+            raise ValueError(
+                f"the layer {name!r} has the activation {activation!r}, which is not rebuilt; use a stock one"
+            )
+        gate = self.rescaled(f"{name}_plus_3", x, 1.0, 3.0)
+        gate = keras.layers.ReLU(6, name=self.name(f"{name}_relu6"))(gate)
+        gate = self.rescaled(f"{name}_sixth", gate, 1 / 6, 0.0)
+        return (
+            gate if activation == "hard_sigmoid" else keras.layers.Multiply(name=self.name(f"{name}_gated"))([x, gate])
+        )
+
+
+def _folded(image, fields, weights):
+    """A convolution's fields and weights that do to the image itself what they do to its rescaled pixels."""
+    kernel, bias = weights[0], weights[1] if fields["use_bias"] else 0.0
+    shift = np.einsum("hwcf,c->f", kernel.astype(float), image.offset)
+    if shift.any():
+        fields, bias = fields | {"use_bias": True}, (bias + shift).astype(np.float32)
+    kernel = (kernel * image.scale[:, None]).astype(np.float32)
+    return fields, [kernel, bias] if fields["use_bias"] else [kernel]
+
+
+def _number(argument, layer):
+    """A number that an operation of Keras 3 was given; None for a tensor."""
+    if hasattr(argument, "shape") and hasattr(argument, "_keras_history"):
+        return None
+    if np.size(argument) != 1:
+        raise ValueError(f"the layer {layer.name!r} computes with an array; use Rescaling or stock layers")
+    return float(np.asarray(argument).reshape(()))
+
+
+def _check_same(model, result, scale, offset):
+    """Raise ValueError where the rebuilt model gives other outputs on random images than the original."""
+    images = np.random.default_rng(0).random((4, *result.input_shape[1:])).astype(np.float32)
+    before = np.asarray(_numpy(model((images * scale + offset).astype(np.float32), training=False)), float)
+    after = result(images, training=False).numpy()
+    difference = float(np.abs(after - before).max())
+    if not difference <= CHECKED * max(before.std(), 1e-3 * np.abs(before).max(), 1e-6):
+        raise ValueError(
+            f"the model {model.name!r}, rebuilt, gives outputs up to {difference:.3g} off the original's, whose deviation is "
+            f"{before.std():.3g}; is a layer's behaviour changed by its own code?"
+        )
+
+
+def _numpy(tensor):
+    """An array of a tensor of whatever backend Keras 3 runs on."""
+    return tensor.detach().cpu() if hasattr(tensor, "detach") else tensor

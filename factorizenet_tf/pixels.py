@@ -1,0 +1,53 @@
+"""What pixels a net was trained on, as data: every net behind the door takes 0..1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["RANGES", "Pixels"]
+
+RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}  # scale and offset from 0..1
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a model wants in the place of pixels in 0..1: another range, then less `mean`, then over `deviation`.
+
+    Args:
+        range: "0..1", "0..255" or "-1..1"; None: 0..255 where the model's own Rescaling or Normalization makes its input
+            over ten times smaller, else 0..1.
+        mean, deviation: of each channel, or one of all, in the range's unit.
+
+    Raises:
+        ValueError: another range, or numbers that are not finite or a deviation not above 0.
+    """
+
+    range: str | None = None
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.range is not None and self.range not in RANGES:
+            raise ValueError(f"pixel_range is {self.range!r}; it must be {', '.join(RANGES)}")
+        if self.range is None and (self.mean or self.deviation):
+            raise ValueError("mean and deviation need pixel_range, whose unit they have; give it, e.g. 0..1")
+        for name in ("mean", "deviation"):
+            values = tuple(float(value) for value in np.atleast_1d(getattr(self, name)))
+            if not np.isfinite(values).all() or (name == "deviation" and min(values, default=1) <= 0):
+                raise ValueError(f"pixel_{name} is {values}; it must be finite numbers, a deviation above 0")
+            object.__setattr__(self, name, values)
+
+    def affine(self, channels: int, range: str = "0..1") -> tuple[np.ndarray, np.ndarray]:
+        """Give scale and offset (channels,) from pixels in 0..1; `range` is taken where none is given.
+
+        Raises:
+            ValueError: mean or deviation has another number of channels.
+        """
+        scale, offset = RANGES[self.range or range]
+        for name in ("mean", "deviation"):
+            if len(getattr(self, name)) not in (0, 1, channels):
+                raise ValueError(f"pixel_{name} is {getattr(self, name)}; the model's images have {channels} channels")
+        mean, deviation = np.array(self.mean or (0.0,)), np.array(self.deviation or (1.0,))
+        return np.broadcast_to(scale / deviation, channels), np.broadcast_to((offset - mean) / deviation, channels)
