@@ -44,8 +44,8 @@ def functional_model(model: object, what: str) -> keras.Model:
     if not isinstance(model, keras.Model):
         if type(model).__module__.startswith("keras."):
             raise TypeError(
-                f"{what} got a Keras 3 model ({type(model).__name__}); TFMOT needs a tf_keras one: build it with "
-                "`import tf_keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"
+                f"{what} got a Keras 3 model ({type(model).__name__}); TFMOT needs a tf_keras one: "
+                "factorizenet_tf.from_keras3(model) makes it"
             )
         raise TypeError(f"{what} got {type(model).__name__}; it needs a tf_keras.Model")
     if not (isinstance(model, keras.Sequential) or getattr(model, "_is_graph_network", False)):

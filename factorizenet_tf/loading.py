@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data import Dataset
+from .pixels import Pixels
 from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model
@@ -34,40 +35,54 @@ RUN_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE)
 
 
 def resolve(
-    source: str | os.PathLike | Run | Source | keras.Model, *, zoo_dir: str | os.PathLike | None = None
+    source: str | os.PathLike | Run | Source | keras.Model,
+    *,
+    zoo_dir: str | os.PathLike | None = None,
+    pixels: Pixels | None = None,
+    size: int | None = None,
 ) -> Source:
     """Find the net that a source names. Where a path exists it is taken, else the text is looked up as a name.
 
     Args:
         source: a name of the zoo, "fnet-l2-int8", or one version of it, "fnet-l2-int8@1"; a folder that `train` or
-            `quantize` wrote, or a `Run`; a .tflite; float.h5 or qat.h5 of a run; a tf_keras model, its .keras or .h5 file
-            or its SavedModel's folder; a `Source`, which is given back.
+            `quantize` wrote, or a `Run`; a .tflite; float.h5 or qat.h5 of a run; a tf_keras or Keras 3 model, its .keras or
+            .h5 file or (tf_keras) its SavedModel's folder; a `Source`, which is given back.
         zoo_dir: the zoo, a folder or an http(s) address, where names are looked up; None: that of the package and that of
             the environment variable FACTORIZENET_ZOO.
+        pixels: what pixels a Keras model of the user's takes; None: in 0..1, but for one that rescales them itself.
+        size: height and width of its images, where it leaves them open.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: the file is damaged, there is no such name (near ones are offered) or version, or two zoos have
-            different nets of that name.
-        TypeError: it is an object of another kind, a Keras 3 model among them.
+            different nets of that name; pixels or size for what is no Keras model of the user's; or as `from_keras3`.
+        TypeError: it is an object of another kind.
         ConnectionError: `zoo_dir` cannot be fetched.
     """
-    if isinstance(source, Source):
-        return source
+    if not isinstance(source, Source):
+        source = _resolved(source, zoo_dir, pixels, size)
+    if source.kind != "keras" and (pixels is not None or size is not None):
+        raise ValueError(
+            f"{source.given} has its size and takes pixels in 0..1; what says others is for a Keras model of your own: leave it out"
+        )
+    return source
+
+
+def _resolved(source, zoo_dir, pixels, size) -> Source:
     if isinstance(source, Run):
         return Source(str(source.folder), "run", path=source.folder)
     if not isinstance(source, (str, os.PathLike)):
-        from ._keras import functional_model
+        from .models.load import taken_in
 
-        model = functional_model(source, "factorizenet_tf")
+        model = taken_in(source, pixels, size)
         return Source(model.name, "keras", memory=model)
     given, path = os.fspath(source), Path(source)
     if not given:
         raise ValueError("the net is '', an empty text; give a name of `factorizenet list`, a file or a folder")
     if path.is_dir():
-        return Source(given, _kind_of_folder(path), path=path)
+        return Source(given, _kind_of_folder(path), path=path, pixels=pixels, size=size)
     if path.exists():
-        return Source(given, _kind_of_file(path), path=path)
+        return Source(given, _kind_of_file(path), path=path, pixels=pixels, size=size)
     if path.suffix.lower() in MODEL_FILES or len(path.parts) > 1:
         raise FileNotFoundError(
             f"no model at {given}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
@@ -110,12 +125,13 @@ class Source:
 
     Args:
         given: what the user wrote, for messages; a model's name where it is one in memory.
-        kind: "name" (of a zoo), "run" (a folder), "tflite", "weights" (float.h5, qat.h5) or "keras" (a tf_keras model).
+        kind: "name" (of a zoo), "run" (a folder), "tflite", "weights" (float.h5, qat.h5) or "keras" (a Keras model of the user's).
         path: of the file or folder; None for a name and a model in memory.
         card: of a name.
         store: the zoo that the name is of.
         memory: the tf_keras model itself, where it was given.
         run_precision: which of a run's nets is meant, "int8" or "float"; see `with_precision`.
+        pixels, size: as for `resolve`.
     """
 
     given: str
@@ -125,6 +141,8 @@ class Source:
     store: FolderStore | UrlStore | None = None
     memory: object = None
     run_precision: str = "int8"
+    pixels: Pixels | None = None
+    size: int | None = None
 
     @cached_property
     def name(self) -> str:
@@ -347,7 +365,8 @@ class Source:
             return self.memory
         from .models.load import load_keras_model
 
-        return load_keras_model(self.path)
+        options = {key: getattr(self, key) for key in ("pixels", "size") if getattr(self, key) is not None}
+        return load_keras_model(self.path, **options)
 
     def _keras(self, precision):
         if self.kind == "tflite":

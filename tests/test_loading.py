@@ -12,6 +12,7 @@ from factorizenet_tf.cli import main
 from factorizenet_tf.loading import named_source, resolve
 from factorizenet_tf.models import load, weights
 from factorizenet_tf.models.quantize import is_quantize_aware
+from factorizenet_tf.pixels import Pixels
 
 INT8, FLOAT = "fnet-1x2.2x2-l1-x0.5-int8", "fnet-1x2.2x2-l1-x0.5-float"  # of the session's zoo, in none else
 REFUSED = {
@@ -31,6 +32,7 @@ net.tflite  tflite!  spec!   int8      tflite!    tflite!   int8    int8     int
 float.h5    float    float   float     float      float     float!  float!   float!  float!     float!  float        float
 qat.h5      qat      int8!   qat       qat        int8!     int8    int8     int8    int8       int8    qat          qat
 own.keras   float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
+own3.keras  float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
 """
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 CELLS = [(row[0], use, cell) for row in ROWS for use, cell in zip(HEAD[1:], row[1:])]
@@ -56,9 +58,18 @@ def sources(run, own_net, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     shutil.copyfile(run.folder / "model.tflite", folder / "net.tflite")
     own_net().save(folder / "own.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras 3's own, of no concern here
+        import keras as keras3
+
+        body = keras3.Sequential([keras3.Input((16, 16, 1)), keras3.layers.Conv2D(4, 3), keras3.layers.Flatten()])
+        net = keras3.Sequential(
+            [keras3.Input((16, 16, 1)), keras3.layers.Rescaling(1 / 255), body, keras3.layers.Dense(10)]
+        )
+        net.save(folder / "own3.keras")
     names = {"int8-name": INT8, "float-name@1": f"{FLOAT}@1"}
     weights = {name: str(run.folder / name) for name in ("float.h5", "qat.h5")}
-    files = {name: str(folder / name) for name in ("net.tflite", "own.keras")}
+    files = {name: str(folder / name) for name in ("net.tflite", "own.keras", "own3.keras")}
     return names | weights | files | {"run": str(run.folder)}
 
 
@@ -153,7 +164,7 @@ def test_a_source_knows_its_net_whatever_it_was_named_by(run, zoo, sources, digi
 def test_a_model_in_memory_is_a_source_and_another_object_is_not(models, zoo):
     assert resolve(models.float).model() is models.float
     assert (resolve(models.qat).precision, resolve(models.qat).name) == ("int8", models.qat.name)
-    with pytest.raises(TypeError, match="got Int8Model; it needs a tf_keras"):
+    with pytest.raises(TypeError, match="got Int8Model; it needs a Keras model"):
         resolve(models.int8)
 
 
@@ -237,15 +248,31 @@ def test_a_lambda_layer_inside_a_nested_model_is_refused_and_its_code_not_run(tm
     assert in_safe_mode() is before
 
 
-@pytest.mark.parametrize("name", ["three.keras", "three.h5"])
-def test_a_file_of_keras_3_is_refused_with_the_remedy(tmp_path, name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras 3's own, of no concern here
-        import keras as keras3
-
-        keras3.Sequential([keras3.Input((8, 8, 1)), keras3.layers.Flatten()]).save(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"was saved by Keras {keras3.__version__}; .* `import tf_keras`"):
-        resolve(tmp_path / name).model()
+def test_what_pixels_a_model_of_ones_own_takes_is_kept_and_said_of_no_other(
+    sources, own_net, succeeds, fails, tmp_path
+):
+    net = resolve(sources["own.keras"], pixels=Pixels("-1..1", 0.5)).model()
+    image = np.random.default_rng(0).random((2, 16, 16, 1)).astype(np.float32)
+    expected = resolve(sources["own.keras"]).model()(2 * image - 1 - 0.5)
+    np.testing.assert_allclose(net(image), expected, atol=1e-5)
+    net.save(tmp_path / "taken.keras")
+    again = resolve(tmp_path / "taken.keras", pixels=Pixels("-1..1", 0.5)).model()
+    np.testing.assert_allclose(again(image), expected, atol=1e-5)
+    for arguments, message in (
+        (["quantize", sources["net.tflite"], "--pixel-range", "0..255"], "for a Keras model of your own: leave it out"),
+        (["quantize", sources["own.keras"], "--pixel-range", "0..1000"], "--pixel-range is '0..1000'; it must be 0..1"),
+        (["quantize", sources["own.keras"], "--pixel-mean", "red"], "'red' is no number; give one"),
+        (["quantize", sources["own3.keras"], "--size", "20"], "--size is 20; the model 'sequential"),
+    ):
+        assert message in fails(*arguments, "--dataset", "digits", "--out", tmp_path / "out")
+    options = ["--method", "ptq", "--pixel-range", "0..255", "--quiet"]
+    succeeds("quantize", sources["own3.keras"], "--dataset", "digits", "--out", tmp_path / "out", *options)
+    tflite = fnet.Int8Model(tmp_path / "out" / "model.tflite")
+    assert tflite.input_quantization == (pytest.approx(1 / 255), -128)
+    digits = fnet.load_dataset("digits", input_shape=(16, 16, 1)).test
+    images = digits.images[:100]
+    expected = fnet.from_keras3(sources["own3.keras"], pixel_range="0..255").predict(images / 255, verbose=0)
+    assert np.mean(tflite.predict(images).argmax(1) == expected.argmax(1)) >= 0.95
 
 
 @pytest.fixture(scope="module")

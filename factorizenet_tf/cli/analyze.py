@@ -17,6 +17,7 @@ __all__ = ["analyze", "study"]
 
 
 def analyze(
+    context: typer.Context,
     names: Annotated[
         list[str], typer.Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")
     ],
@@ -38,6 +39,10 @@ def analyze(
     evaluation_images: Annotated[
         int | None, typer.Option(help="Validation images that accuracies are measured on.", show_default="all")
     ] = None,
+    pixel_range: options.PixelRange = None,
+    pixel_mean: options.PixelMean = None,
+    pixel_deviation: options.PixelDeviation = None,
+    size: options.OpenSize = None,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
@@ -53,9 +58,11 @@ def analyze(
     if save is not None:
         require_extra("pyarrow", extra="report", what="writing .parquet")
     from ..analysis.analyze import compare_levels
+    from ..loading import resolve
 
+    own = options.own_model(context)
     analysis = compare_levels(
-        names,
+        [resolve(name, zoo_dir=zoo_, **own) for name in names],
         dataset=dataset,
         data_dir=data_dir,
         zoo_dir=zoo_,

@@ -9,7 +9,17 @@ import typer
 
 from ..console import print_json, require_extra, show
 from ..files import check_new
-from .options import Json, KeepNames, ZooOption, refuse_unused
+from .options import (
+    Json,
+    KeepNames,
+    OpenSize,
+    PixelDeviation,
+    PixelMean,
+    PixelRange,
+    ZooOption,
+    own_model,
+    refuse_unused,
+)
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
@@ -17,7 +27,7 @@ __all__ = ["export", "latencies", "predict", "serve"]
 def export(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a tf_keras model.")
+        str, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a Keras model.")
     ],
     tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
     io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
@@ -52,6 +62,10 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="With --serving, of a run: int8 or float.", show_default="int8")
     ] = None,
+    pixel_range: PixelRange = None,
+    pixel_mean: PixelMean = None,
+    pixel_deviation: PixelDeviation = None,
+    size: OpenSize = None,
     zoo_: ZooOption = None,
     as_json: Json = False,
 ):
@@ -86,7 +100,7 @@ def export(
     check_kernels(kernels)
     check_new(tflite, saved_model, micro)
     table = None if latencies is None else read_table(latencies)
-    net = resolve(source, zoo_dir=zoo_)
+    net = resolve(source, zoo_dir=zoo_, **own_model(context))
     if serving is not None:
         from ..serving.models_config import next_version
 

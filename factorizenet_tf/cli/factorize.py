@@ -54,6 +54,10 @@ def factorize(
     ] = None,
     images: Annotated[int, typer.Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
     stem: Annotated[bool, typer.Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
+    pixel_range: options.PixelRange = None,
+    pixel_mean: options.PixelMean = None,
+    pixel_deviation: options.PixelDeviation = None,
+    size: options.OpenSize = None,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
@@ -83,7 +87,7 @@ def factorize(
     from ..models.factorize import choose_levels, factorization_table, levels_of_layers
     from ..models.factorize import factorize as factorize_model
 
-    source = resolve(model, zoo_dir=zoo_).with_precision("float")
+    source = resolve(model, zoo_dir=zoo_, **options.own_model(context)).with_precision("float")
     own = source.float_model()
     offered = levels_of_layers(own, stem=stem)
     limit = None if max_macs is None else _macs(max_macs, count_macs(own))

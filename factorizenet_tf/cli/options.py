@@ -33,6 +33,18 @@ DataSize = Annotated[
     int | None, typer.Option("--size", help="Resize the images to this.", show_default="the data's own")
 ]
 DataChannels = Annotated[int | None, typer.Option("--channels", help="1 or 3.", show_default="the data's own")]
+PixelRange = Annotated[
+    str | None,
+    typer.Option(
+        help="What a Keras model of yours takes in the place of pixels in 0..1: 0..255 or -1..1.",
+        show_default="0..1, or what its Rescaling wants",
+    ),
+]
+PixelMean = Annotated[str | None, typer.Option(help="Taken off the pixels, in that range: a number, or one a channel.")]
+PixelDeviation = Annotated[str | None, typer.Option(help="What the rest is divided by, likewise.")]
+OpenSize = Annotated[
+    int | None, typer.Option("--size", help="Of the images of a Keras model of yours that leaves it open.")
+]
 ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]
@@ -83,11 +95,28 @@ def limits_from(context: typer.Context) -> dict[str, float]:
     return _given(context, Requirement)
 
 
-def recipe_from(context: typer.Context, dataset: str):
-    """Make the `Recipe` of a data set, with those of its fields that the user gave."""
+def recipe_from(context: typer.Context, dataset: str, **changes):
+    """Make the `Recipe` of a data set, with `changes` and, before them, those of its fields that the user gave."""
     from ..recipe import Recipe, recipe_for
 
-    return recipe_for(dataset, **_given(context, Recipe))
+    return recipe_for(dataset, **changes | _given(context, Recipe))
+
+
+def own_model(context: typer.Context) -> dict:
+    """Give `pixels` and `size` of `loading.resolve`, where the user gave some of their options."""
+    from ..pixels import Pixels
+
+    given = [context.params[name] for name in ("pixel_range", "pixel_mean", "pixel_deviation")]
+    mean, deviation = (tuple(map(_number, (text or "").split(","))) if text else () for text in given[1:])
+    pixels = None if given == [None] * 3 else Pixels(given[0], mean, deviation)
+    return {"pixels": pixels, "size": context.params["size"]}
+
+
+def _number(text) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number; give one, or one a channel joined by commas: 0.5,0.5,0.5") from None
 
 
 def _given(context, dataclass):

@@ -121,7 +121,7 @@ def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            help="Your tf_keras model, .keras, .h5 or a SavedModel's folder, images in 0..1 in; or a -float name or a run's float.h5."
+            help="Your Keras model, .keras, .h5 or (tf_keras) a SavedModel's folder; or a -float name or a run's float.h5."
         ),
     ],
     dataset: options.DatasetOption,
@@ -138,6 +138,20 @@ def quantize(
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak of the float epochs, with --teacher.", show_default="0.02")
     ] = None,
+    qat_learning_rate: Annotated[
+        float | None, typer.Option(help="Of QAT at its start.", show_default="0.001; 0.01 with --teacher")
+    ] = None,
+    crop_padding: Annotated[
+        float | None,
+        typer.Option(help="Random crops of images padded by this share.", show_default="0; 0.125 with --teacher"),
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option(help="Mirror half of the images.", show_default="no; the data's with --teacher")
+    ] = None,
+    pixel_range: options.PixelRange = None,
+    pixel_mean: options.PixelMean = None,
+    pixel_deviation: options.PixelDeviation = None,
+    size: options.OpenSize = None,
     keep_names: options.KeepNames = False,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
@@ -146,21 +160,29 @@ def quantize(
 ):
     """Quantize a model of your own, by PTQ or QAT."""
     if method in ("ptq", "ptq-per-tensor"):
-        options.refuse_unused(context, f"--method {method} trains nothing", "qat_epochs", "teacher")
+        options.refuse_unused(
+            context,
+            f"--method {method} trains nothing",
+            "qat_epochs",
+            "teacher",
+            "qat_learning_rate",
+            "crop_padding",
+            "flip",
+        )
     if teacher is None:
         options.refuse_unused(context, "without --teacher there is no float training", "epochs", "learning_rate")
     from ..loading import resolve
-    from ..training.quantize import TUNING, quantize_own
+    from ..training.quantize import CAREFUL, TUNING, quantize_own
 
-    source = resolve(model, zoo_dir=zoo_)
+    own_options = options.own_model(context)
+    source = resolve(model, zoo_dir=zoo_, **own_options)
     if source.kind == "run":
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
-    recipe = options.recipe_from(context, dataset)
-    if teacher is not None:
-        given = ("epochs", epochs), ("qat_epochs", qat_epochs), ("learning_rate", learning_rate)
-        recipe = dataclasses.replace(recipe, **TUNING | {name: value for name, value in given if value is not None})
-    teacher_model = None if teacher is None else resolve(teacher, zoo_dir=zoo_).with_precision("float").float_model()
+    recipe = options.recipe_from(context, dataset, **(CAREFUL if teacher is None else TUNING))
+    teacher_model = (
+        None if teacher is None else resolve(teacher, zoo_dir=zoo_, **own_options).with_precision("float").float_model()
+    )
     data = options.load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
     how = {"method": method, "recipe": recipe, "teacher": teacher_model, "keep_names": keep_names}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from .._keras import functional_model, keras, tf, to_float
 from ..console import quiet_native_stderr
 from ..data import check_images
 from ..files import atomic_folder, check_new
-from ..tflite.flatbuffer import LABELS_FILE, with_associated_files
+from ..tflite.flatbuffer import LABELS_FILE, operator_name, read_flatbuffer, tensor_name, with_associated_files
 from ..tflite.slim import slim
+from .keras3 import check_weights
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
@@ -43,10 +46,15 @@ def to_tflite(
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
-        ValueError: a float model without calibration, a quantization-aware one with it or per tensor, labels that
+        ValueError: weights that are not finite or huge (the layer is named), several outputs, a float model without calibration, a quantization-aware one with it or per tensor, labels that
             disagree with the number of classes.
     """
     functional_model(model, "to_tflite")
+    if len(model.outputs) != 1:
+        raise ValueError(
+            f"the model {model.name!r} has {len(model.outputs)} outputs; make one of the classifier's alone"
+        )
+    check_weights(model)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
@@ -75,10 +83,34 @@ def to_tflite(
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
     with _quiet_logger(), quiet_native_stderr():
-        content = slim(converter.convert(), keep_names=keep_names)
+        named = converter.convert()
+        content = slim(named, keep_names=keep_names)
+    _warn_of_float(named, model)
     if labels is not None:
         content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
     return content
+
+
+def _warn_of_float(content, model) -> None:
+    """Warn of operators that the converter left in float, by the layers that their outputs are named after."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    file, names, found = read_flatbuffer(content), {layer.name for layer in model.layers}, {}
+    for operator in file.subgraphs[0].operators:
+        output = file.subgraphs[0].tensors[operator.outputs[0]]
+        kind = operator_name(file, operator)
+        if output.type == TensorType.FLOAT32 and kind != "DEQUANTIZE":
+            text = tensor_name(output)
+            layer = next((part for part in re.split("[/;]", text) if part in names), text).removeprefix("quant_")
+            found.setdefault(layer, []).append(kind)
+    if found:
+        where = ", ".join(f"{layer} ({', '.join(dict.fromkeys(kinds))})" for layer, kinds in found.items())
+        warnings.warn(
+            f"float operators stay in the .tflite, in the layers {where}: slower, with more RAM, and few microcontrollers have "
+            "kernels for them; use ReLU, ReLU6 and undilated convolutions there, or the other of PTQ and QAT",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ LEFT_OUT, UNUSED, SAME = (
         "linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish",
     )
 )
+INPUT = "image_0_to_1"  # what a rebuilt net's input is called: whoever loads it later knows what pixels it takes
 MODELS = ("Functional", "Sequential", "Model")
 MODEL_FIELDS = ("name", "input_layers", "output_layers", "build_input_shape")
 OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")  # of keras.ops, behind x + y and the like
@@ -338,7 +339,7 @@ class _Image:
 
 
 def _built(model, shape, affine):
-    builder, image = _Builder(shape[2]), keras.Input(shape, name="image")
+    builder, image = _Builder(shape[2]), keras.Input(shape, name=INPUT)
     (output,) = builder.inline(model, [_Image(image, *affine)])
     return builder, image, builder.tensor(output)
 

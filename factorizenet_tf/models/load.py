@@ -1,4 +1,4 @@
-"""Load a whole tf_keras model of the user's from a file."""
+"""Take in a whole Keras model of the user's, an object or a file."""
 
 from __future__ import annotations
 
@@ -8,27 +8,53 @@ import zipfile
 from pathlib import Path
 
 from .._keras import functional_model, keras
+from ..pixels import Pixels
+from .keras3 import INPUT, check_weights, load_keras3, rebuilt
 from .native import use_native_kernels
 
-__all__ = ["load_keras_model"]
+__all__ = ["load_keras_model", "taken_in"]
+
+# What stands in front of a net, and TFMOT cannot quantize.
+IN_FRONT = (
+    keras.layers.Rescaling,
+    keras.layers.Normalization,
+    keras.layers.RandomContrast,
+    keras.layers.RandomFlip,
+    keras.layers.RandomRotation,
+    keras.layers.RandomTranslation,
+    keras.layers.RandomZoom,
+)
 
 
-def load_keras_model(path: str | os.PathLike) -> keras.Model:
-    """Load a whole tf_keras model that classifies images. No Python code in a file is run: a Lambda layer is refused.
+def taken_in(model: object, pixels: Pixels | None = None, size: int | None = None) -> keras.Model:
+    """Give a model of the user's as all of the package takes it: flat, tf_keras, images in 0..1 in.
+
+    A plain tf_keras model is given back; one of Keras 3, one with models, Rescaling or Normalization inside, and one that
+    wants other pixels or leaves its size open is rebuilt, with `from_keras3`'s arguments and errors. One that was rebuilt
+    before, or made from such a one, takes 0..1 whatever is given.
+    """
+    if isinstance(model, keras.Model) and getattr(model, "input_names", None) == [INPUT]:
+        pixels, size = None, None
+    if pixels is None and size is None and isinstance(model, keras.Model):
+        functional_model(model, "factorizenet_tf")
+        if not any(isinstance(layer, (keras.Model, *IN_FRONT)) for layer in model.layers):
+            return model
+    return use_native_kernels(rebuilt(model, pixels or Pixels(), size))
+
+
+def load_keras_model(path: str | os.PathLike, pixels: Pixels | None = None, size: int | None = None) -> keras.Model:
+    """Load a whole Keras model that classifies images. No Python code in a file is run: a Lambda layer is refused.
 
     Args:
-        path: a .keras or .h5 file, or a SavedModel's folder, that tf_keras wrote.
+        path: a .keras or .h5 file that tf_keras or Keras 3 wrote, or a SavedModel's folder of tf_keras's.
+        pixels, size: as for `taken_in`.
 
     Raises:
-        ValueError: it is damaged, Keras 3's, a file of weights alone, has a Lambda layer, or is no image classifier.
+        ValueError: it is damaged, a file of weights alone, has a Lambda layer, or is no image classifier; or as `taken_in`.
     """
     path = Path(path)
-    saved_by = _keras_version(path)
-    if saved_by.startswith("3."):
-        raise ValueError(
-            f"{path} was saved by Keras {saved_by}; TFMOT needs a tf_keras model: build it with `import tf_keras`, "
-            "set its weights and save that"
-        )
+    if _keras_version(path).startswith("3."):
+        return taken_in(load_keras3(path), pixels, size)
     from tf_keras.src.saving.serialization_lib import SafeModeScope
 
     try:
@@ -44,12 +70,14 @@ def load_keras_model(path: str | os.PathLike) -> keras.Model:
     functional_model(model, "loading")
     if any(type(layer).__name__ == "Lambda" for layer in model.submodules):
         raise _lambda_error(path)
+    model = taken_in(model, pixels, size)
+    check_weights(model)
     input_, output = model.input_shape, model.output_shape
     is_classifier = isinstance(input_, tuple) and len(input_) == 4 and isinstance(output, tuple) and len(output) == 2
     if not is_classifier or None in input_[1:] or input_[3] not in (1, 3):
         raise ValueError(
             f"{path} takes {input_} and gives {output}; it must take images (batch, height, width, channels) of a fixed "
-            "size with 1 or 3 channels and give (batch, classes)"
+            "size (size= gives an open one) with 1 or 3 channels and give (batch, classes)"
         )
     return use_native_kernels(model)
 

@@ -8,7 +8,7 @@ from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf
 from ..data import check_images
 from .native import use_native_kernels
 
-__all__ = ["is_quantize_aware", "quantize_aware", "wrap_for_qat"]
+__all__ = ["is_quantize_aware", "quantize_aware", "with_softmax", "without_softmax", "wrap_for_qat"]
 
 CALIBRATION_BATCH = 128
 
@@ -79,6 +79,26 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
 def is_quantize_aware(model: keras.Model) -> bool:
     """Whether a model came out of TFMOT's `quantize_model`."""
     return any(is_input_quantizer(layer) or is_wrapped(layer) for layer in model.layers)
+
+
+def without_softmax(model: keras.Model) -> keras.Model:
+    """Give a float model's logits where it ends in a softmax, with the same layers before it; else the model itself."""
+    last = model.outputs[0]._keras_history.layer
+    if type(last).__name__ == "Softmax":
+        return keras.Model(model.inputs, last.input, name=model.name)
+    if getattr(getattr(last, "activation", None), "__name__", "") != "softmax":
+        return model
+    if type(last).__name__ == "Activation":
+        return keras.Model(model.inputs, last.input, name=model.name)
+    head = type(last).from_config(last.get_config() | {"activation": "linear"})
+    logits = keras.Model(model.inputs, head(last.input), name=model.name)
+    head.set_weights(last.get_weights())
+    return logits
+
+
+def with_softmax(model: keras.Model) -> keras.Model:
+    """Put a softmax behind a model's logits."""
+    return keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]), name=model.name)
 
 
 def _initialise_ranges(quantized, calibration):

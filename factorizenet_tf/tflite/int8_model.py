@@ -58,7 +58,10 @@ class Int8Model:
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(f"threads is {threads!r}; it must be an int of at least 1")
         self.threads = threads
-        self._interpreter = self._new_interpreter()
+        try:
+            self._interpreter = self._new_interpreter()
+        except ValueError:  # XNNPACK refuses scales that a dead branch leaves; LiteRT's own kernels do not
+            self._interpreter = self._plain()
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4 or len(outputs[0]["shape"]) != 2:
             raise ValueError(

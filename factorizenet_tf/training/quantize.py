@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+import shutil
+import warnings
 from pathlib import Path
 
-from .._keras import functional_model, keras
+import numpy as np
+
+from .._keras import keras
 from ..console import Progress
 from ..cost import cost_rows
 from ..data import Dataset
 from ..files import atomic_write, write_bytes
 from ..models.convert import to_tflite
-from ..models.load import load_keras_model
+from ..models.evaluate import agreement
+from ..models.keras3 import check_weights
+from ..models.load import load_keras_model, taken_in
 from ..models.native import use_native_kernels
-from ..models.quantize import is_quantize_aware, quantize_aware
+from ..models.quantize import is_quantize_aware, quantize_aware, with_softmax, without_softmax
 from ..models.weights import fingerprint
 from ..recipe import Recipe
-from ..runs import TFLITE_FILE, open_run_folder, write_metrics
+from ..runs import CHECKPOINT_FILE, TFLITE_FILE, open_run_folder, write_metrics
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
-from .train import check_batch, check_data, conversion_of, measure
+from .train import AGREEMENT_IMAGES, check_batch, check_data, conversion_of, measure
 
-__all__ = ["TUNING", "quantize_own"]
+__all__ = ["CAREFUL", "TUNING", "quantize_own"]
 
 METHODS = ("qat", "ptq", "ptq-per-tensor")
 TUNED_FILE = "tuned.keras"
+# Of a net that is trained, by its user's own recipe: no augmentation or smoothing that this may not have had.
+CAREFUL = {
+    "qat_learning_rate": 0.001,
+    "label_smoothing": 0,
+    "weight_decay": 0,
+    "crop_padding": 0,
+    "flip": False,
+}
+LEAST_AGREEMENT, LARGEST_STEPS = 0.98, 16  # of a .tflite with its QAT model, beyond which it is said
+FALL = 0.02  # of the validation accuracy from float to int8, from which on it is said
 # Of a net that nearly does what it shall: a fraction of a training's epochs, at a low rate.
 TUNING = {"epochs": 5, "qat_epochs": 1, "learning_rate": 0.02, "warmup_epochs": 0, "label_smoothing": 0}
 
@@ -45,14 +63,14 @@ def quantize_own(
     """Quantize a trained float model to an int8 .tflite and measure both.
 
     Args:
-        model: functional or sequential tf_keras model, images in 0..1 in, logits or probabilities out.
+        model: functional or sequential tf_keras model, images in 0..1 in, logits or probabilities out; or what
+            `from_keras3` makes such a one of. QAT trains the logits before a softmax, which is put back behind them.
         dataset: its data; the images' shape and the number of classes must be the model's.
         out: folder for model.tflite, metrics.json and, under QAT, checkpoint.npz and history.csv: the same call
             continues after a kill.
-        method: "qat" (fine-tunes with `recipe.qat_epochs`; a model that ends in a softmax is refused, since the loss
-            takes logits), "ptq" or "ptq-per-tensor".
-        recipe: of QAT and of the number of calibration images; with a teacher of the float phase, too. None: the defaults,
-            `TUNING` with a teacher.
+        method: "qat" (fine-tunes with `recipe.qat_epochs`), "ptq" or "ptq-per-tensor".
+        recipe: of QAT and of the number of calibration images; with a teacher of the float phase, too. None: the defaults
+            with `CAREFUL`, or `TUNING` with a teacher.
         teacher: another float model of the same images and classes, such as the one that this was factorized from; needs
             "qat". First `recipe.epochs` of float training, then QAT, by its logits beside the labels. The tuned float model
             is `tuned.keras`.
@@ -60,12 +78,15 @@ def quantize_own(
         callbacks, verbose: as for `train`.
 
     Returns:
-        metrics.json as a dict: accuracy (0..1) of the float model and the .tflite on validation and test, and costs.
+        metrics.json as a dict: accuracy (0..1) of the float model, under QAT of the quantization-aware one, and of the
+        .tflite on validation and test, costs, and how far these two agree. A warning says where they do not, and where the
+        accuracy fell by FALL or more.
 
     Raises:
         ValueError, TypeError, OSError, DivergedError: as `train` and `quantize_aware`.
     """
-    recipe = recipe or Recipe(**(TUNING if teacher is not None else {}))
+    recipe = recipe or Recipe(**(CAREFUL if teacher is None else TUNING))
+    model, teacher = taken_in(model), None if teacher is None else taken_in(teacher)
     _check_model(model, dataset, method)
     if teacher is not None:
         if method != "qat":
@@ -77,33 +98,88 @@ def quantize_own(
         check_batch(dataset, recipe)
         if not recipe.qat_epochs:
             raise ValueError("qat_epochs is 0, so that nothing would be trained; give 1 or more, or use method ptq")
+    check_weights(model)
     cost_rows(model)  # raises on a layer that nobody can count
     calibration = dataset.calibration(recipe.calibration_images)
+    float_model, has_softmax = model, without_softmax(model) is not model
+    if method == "qat":
+        model, teacher = without_softmax(model), None if teacher is None else without_softmax(teacher)
     # What the model cannot do shows before anything is written.
     quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
     folder = Path(out)
-    identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(model)}
+    is_new = not folder.exists()
+    identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(float_model)}
     if teacher is not None:
         identity["teacher"] = fingerprint(teacher)
     open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     options = {"labels": dataset.class_names, "keep_names": keep_names}
-    with Progress(verbose) as progress:
+    with Progress(verbose) as progress, _released(folder, is_new):
         if quantized is not None:
             loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress, teacher)
             if teacher is not None:
-                model, quantized = _tuned(loop, model, calibration)
+                float_model, quantized = _tuned(loop, model, calibration)
             loop.fit("qat", quantized)
+            quantized = with_softmax(quantized) if has_softmax else quantized
             with conversion_of(loop):
                 content = to_tflite(quantized, **options)
                 int8_model = Int8Model(content)
         else:
             content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", **options)
             int8_model = Int8Model(content)
-        models = {"float": model, "tflite": int8_model} | ({} if teacher is None else {"teacher": teacher})
+        models = {"float": float_model} | ({} if quantized is None else {"qat": quantized}) | {"tflite": int8_model}
+        models |= {} if teacher is None else {"teacher": teacher}
         write_bytes(folder / TFLITE_FILE, content)
         metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
+        if quantized is not None:
+            found = agreement(quantized, int8_model, dataset.test.images[:AGREEMENT_IMAGES])
+            metrics["agreement"] = dataclasses.asdict(found)
         write_metrics(folder, metrics)
+    _warn(metrics, model)
     return metrics
+
+
+@contextlib.contextmanager
+def _released(folder, is_new):
+    """Remove a folder that was made for what fails in the block before its first epoch is done, so that it is free again."""
+    try:
+        yield
+    except BaseException:
+        if is_new and not (folder / CHECKPOINT_FILE).exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def _warn(metrics, model):
+    """Warn of a .tflite that is another net than its QAT model, and of an accuracy that fell."""
+    found, accuracy = metrics.get("agreement"), metrics["accuracy"]["validation"]
+    if found is not None and (found["top1"] < LEAST_AGREEMENT or found["largest_lsb"] > LARGEST_STEPS):
+        dead = [layer.name for layer in model.layers if _has_dead_filters(layer)]
+        where = f"; filters of zeros in {', '.join(dead)} leave no scale for their biases" if dead else ""
+        warnings.warn(
+            f"the .tflite gives the class of its QAT model on {100 * found['top1']:.1f} % of the images, logits up to "
+            f"{found['largest_lsb']} steps apart{where}; use method ptq, or prune such filters",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    if accuracy["float"] - accuracy["tflite"] >= FALL:
+        remedy = (
+            "method qat" if metrics["method"] != "qat" else "a lower qat_learning_rate, more qat_epochs, or method ptq"
+        )
+        warnings.warn(
+            f"the validation accuracy fell from {100 * accuracy['float']:.1f} % in float to {100 * accuracy['tflite']:.1f} % "
+            f"in int8; try {remedy}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _has_dead_filters(layer) -> bool:
+    """Whether a convolution or dense layer has filters of zeros beside others."""
+    kernel = next(iter(layer.get_weights()), None) if hasattr(layer, "use_bias") else None
+    if kernel is None or kernel.ndim not in (2, 4):
+        return False
+    largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(0)
+    return bool((largest < 1e-6 * largest.max()).any())
 
 
 def _tuned(loop, model, calibration):
@@ -121,18 +197,8 @@ def _tuned(loop, model, calibration):
 
 
 def _check_model(model, dataset, method):
-    functional_model(model, "quantize")
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if is_quantize_aware(model):
         raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
     check_data(dataset, model.input_shape[1:], model.output_shape[-1])
-    if method == "qat" and _ends_in_softmax(model):
-        raise ValueError(
-            f"the model {model.name!r} ends in a softmax; QAT trains on logits: give it without the softmax, or use ptq"
-        )
-
-
-def _ends_in_softmax(model) -> bool:
-    last = model.layers[-1]
-    return type(last).__name__ == "Softmax" or getattr(getattr(last, "activation", None), "__name__", "") == "softmax"

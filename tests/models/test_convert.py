@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tf_keras as keras
 
 import factorizenet_tf as fnet
 
@@ -28,6 +29,20 @@ def test_the_cost_table_has_the_bytes_of_the_file(models, spec):
     table = fnet.cost_table(spec)
     assert [sizes[op["inputs"][1]] + sizes[op["inputs"][2]] for op in operators] == table.weight_bytes.tolist()
     assert [sizes[op["outputs"][0]] for op in operators] == table.activation_bytes.tolist()
+
+
+def test_operators_that_stay_in_float_are_said_with_their_layer(own_net, digits):
+    elu = own_net(keras.layers.Conv2D(4, 3, activation="elu", name="conv"), keras.layers.Flatten())
+    with pytest.warns(RuntimeWarning, match=r"in the layers conv \(ELU\): slower"):
+        fnet.to_tflite(elu, calibration=digits.calibration(8))
+
+
+def test_two_outputs_are_refused(own_net, digits):
+    net = own_net()
+    with pytest.raises(ValueError, match="'two' has 2 outputs; make one of the classifier's alone"):
+        fnet.to_tflite(
+            keras.Model(net.inputs, [*net.outputs, *net.outputs], name="two"), calibration=digits.calibration(8)
+        )
 
 
 def test_arguments_that_do_not_go_together_are_refused(models, digits):

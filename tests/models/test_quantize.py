@@ -69,7 +69,7 @@ def test_models_and_calibration_that_cannot_be_quantized_are_refused_with_the_re
     inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)])
     own = type("Own", (keras.Model,), {"call": lambda self, x: x})
     for model, options, message in (
-        (of_keras_3, {}, r"Keras 3 model .*import tf_keras"),
+        (of_keras_3, {}, r"Keras 3 model .*from_keras3\(model\) makes it"),
         (flat(inner), {}, "is a model inside the model"),
         (own(), {}, "subclassed model"),
         (keras.Sequential([keras.layers.Dense(2)]), {}, "unbuilt model"),

@@ -1,8 +1,12 @@
+import warnings
+
 import numpy as np
 import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
+from factorizenet_tf.models.quantize import without_softmax
+from factorizenet_tf.training import quantize as quantize_module
 from factorizenet_tf.training.quantize import quantize_own
 
 
@@ -76,17 +80,33 @@ def test_ptq_keeps_the_models_accuracy_and_per_tensor_has_one_scale_a_tensor(mod
     assert sizes[1] < sizes[0]  # fewer scales
 
 
-def test_a_softmax_is_quantized_after_training_but_not_trained_and_a_folder_of_other_work_is_left(
-    own_net, digits, once, tmp_path
+def test_a_softmax_is_cut_for_qat_and_put_back(own_net, digits, once, tmp_path):
+    float_model = own_net()
+    for number, end in enumerate((keras.layers.Softmax(), keras.layers.Activation("softmax"))):
+        model = keras.Model(float_model.inputs, end(float_model.outputs[0]))
+        assert without_softmax(model).outputs[0] is float_model.outputs[0], number
+    assert without_softmax(float_model) is float_model
+    model = own_net(activation="softmax")
+    metrics = quantize_own(model, digits, out=tmp_path / "out", recipe=once, verbose=False)
+    assert metrics["operators"][-1] == "SOFTMAX"
+    assert set(metrics["tensor_types"]) == {"int8", "int32"}
+    assert set(metrics["accuracy"]["test"]) == {"float", "qat", "tflite"}
+    assert metrics["agreement"]["top1"] > 0.97
+    sums = fnet.Int8Model(tmp_path / "out" / "model.tflite").predict(digits.test.images[:20]).sum(1)
+    np.testing.assert_allclose(sums, 1, atol=0.03)
+
+
+def test_a_folder_of_other_work_is_left_and_a_new_one_is_free_again_where_nothing_came_of_it(
+    own_net, digits, once, tmp_path, monkeypatch
 ):
     def quantize(model, method="ptq"):
         quantize_own(model, digits, out=tmp_path / "out", method=method, recipe=once, verbose=False)
 
     ends_in_softmax, float_model = own_net(activation="softmax"), own_net()
-    apart = keras.Model(float_model.inputs, keras.layers.Softmax()(float_model.outputs[0]))
-    for model in (ends_in_softmax, apart):
-        with pytest.raises(ValueError, match="ends in a softmax; QAT trains on logits"):
-            quantize(model, "qat")
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize_module, "to_tflite", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize(float_model)
     assert not (tmp_path / "out").exists()
     quantize(ends_in_softmax)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -95,6 +115,29 @@ def test_a_softmax_is_quantized_after_training_but_not_trained_and_a_folder_of_o
     with pytest.raises(ValueError, match=r"spec\.method: the folder has ptq, you gave ptq-per-tensor"):
         quantize(ends_in_softmax, "ptq-per-tensor")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_tflite_that_differs_and_an_accuracy_that_falls_are_said_with_the_remedy(own_net):
+    model = own_net()
+    kernel, bias = model.layers[0].get_weights()
+    kernel[..., 2:] = 0
+    model.layers[0].set_weights([kernel, bias])
+
+    def said(*changes):
+        metrics = {"method": "qat", "accuracy": {"validation": {"float": 0.9, "tflite": 0.89}}}
+        metrics["agreement"] = {"top1": 0.99, "largest_lsb": 3}
+        for place, values in changes:
+            metrics[place] |= values
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            quantize_module._warn(metrics, model)
+        return " ".join(str(warning.message) for warning in caught)
+
+    assert said() == ""
+    differs = said(("agreement", {"largest_lsb": 148}))
+    assert f"148 steps apart; filters of zeros in {model.layers[0].name} leave no scale for their biases" in differs
+    falls = said(("accuracy", {"validation": {"float": 0.9, "tflite": 0.88}}))
+    assert "fell from 90.0 % in float to 88.0 % in int8; try a lower qat_learning_rate" in falls
 
 
 def test_arguments_that_do_not_fit_are_refused_with_what_would(models, digits, once, noise, tmp_path):
