@@ -4,6 +4,7 @@ from .analysis.tables import Analysis, load_analysis
 from .analysis.tracker import DistributionTracker
 from .cost import cost_table, count_macs, count_params
 from .data import Dataset, Split, load_dataset
+from .models.architecture import architecture_of
 from .models.build import build
 from .models.convert import to_tflite
 from .models.evaluate import Agreement, accuracy, agreement
@@ -11,9 +12,9 @@ from .models.factorize import choose_levels, factorization_table, factorize
 from .models.keras3 import from_keras3
 from .models.quantize import quantize_aware
 from .models.weights import FactorizeNet
-from .recipe import Recipe, recipe_for
+from .recipe import Recipe, recipe_for, tuning_recipe_for
 from .runs import Run, load_run
-from .spec import ModelSpec, Stage, max_level
+from .spec import Architecture, ModelSpec, Stage, max_level
 from .tflite.int8_model import Int8Model, Latency
 from .training.loop import DivergedError, NanLossError
 from .training.train import train

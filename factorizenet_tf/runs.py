@@ -34,6 +34,7 @@ SPEC_FILE = "spec.json"
 RECIPE_FILE = "recipe.json"
 DATASET_FILE = "dataset.json"
 INITIAL_FILE = "initial.json"
+START_FILE = "start.h5"  # what a factorized net's tuning starts from; it is there before the rest
 CHECKPOINT_FILE = "checkpoint.npz"
 HISTORY_FILE = "history.csv"
 FLOAT_FILE = "float.h5"
@@ -113,13 +114,21 @@ def not_finished(folder: Path, missing: str) -> FileNotFoundError:
     return FileNotFoundError(f"no finished run in {folder}: it has no {missing}; {remedy}")
 
 
-def open_run_folder(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: str, initial: str | None = None) -> None:
+def open_run_folder(
+    folder: Path,
+    dataset: Dataset,
+    recipe: Recipe,
+    spec_json: str,
+    initial: str | None = None,
+    teacher: str | None = None,
+) -> None:
     """Write into a new folder what run it is for, or check that it is for this one.
 
     Args:
         folder: of the run; made where there is none.
         dataset, recipe, spec_json: what is trained, how, on what.
         initial: fingerprint of the weights that the training starts from; None: random ones.
+        teacher: fingerprint of the net that it learns from; None: from the labels alone.
 
     Raises:
         ValueError: the folder holds another run (every difference is named) or other files.
@@ -129,7 +138,7 @@ def open_run_folder(folder: Path, dataset: Dataset, recipe: Recipe, spec_json: s
         SPEC_FILE: spec_json,
         RECIPE_FILE: recipe.to_json(),
         DATASET_FILE: dataset_fingerprint(dataset),
-        INITIAL_FILE: json.dumps({"weights": initial}, indent=2) + "\n",
+        INITIAL_FILE: json.dumps({"weights": initial} | ({"teacher": teacher} if teacher else {}), indent=2) + "\n",
     }
     if initial is not None and (folder / SPEC_FILE).exists() and not (folder / INITIAL_FILE).exists():
         raise ValueError(
@@ -153,7 +162,7 @@ def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
     """
     remove_partial_files(folder)
     present = sorted(name for name in texts if (folder / name).exists())
-    if not present and folder.exists() and any(folder.iterdir()):
+    if not present and folder.exists() and any(folder.iterdir()) and not (folder / START_FILE).exists():
         raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
     differences = []
     for name in present:

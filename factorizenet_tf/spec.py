@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -285,6 +286,51 @@ class ResNet8:
         return json.dumps(fields, indent=2) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The spec of a net that is no `ModelSpec`: its layers as plain data, as `models.architecture` reads and builds them.
+
+    Args:
+        name: of the net.
+        input_shape: (height, width, channels) of an image.
+        num_classes: number of logits.
+        layers: JSON of a list, in order, of [name, stock class, fields, names of the layers that it reads].
+
+    Raises:
+        ValueError: the name has other characters than letters, digits, dots, hyphens and underscores, or `layers` is no such
+            list.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    layers: str = dataclasses.field(repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f"the net's name is {self.name!r}; use letters, digits, dots, hyphens and underscores")
+        kinds = (str, str, dict, list)
+        try:
+            is_list = all(tuple(map(type, layer)) == kinds for layer in json.loads(self.layers))
+        except (ValueError, TypeError):
+            is_list = False
+        if not is_list:
+            raise ValueError(
+                f"layers of {self.name} is {self.layers[:80]!r}; it must be JSON of [name, class, fields, inputs]"
+            )
+
+    def to_json(self) -> str:
+        """Write the spec as JSON that `spec_from_json` reads back."""
+        fields = {
+            "family": "layers",
+            "name": self.name,
+            "input_shape": self.input_shape,
+            "num_classes": self.num_classes,
+        }
+        return json.dumps(fields | {"layers": json.loads(self.layers)}, indent=None) + "\n"
+
+
 def level_text(level: int | tuple[int, ...]) -> str:
     """Write a level as names, tables and options have it: "2", or one a stage joined by dots, "1.2.4"."""
     return ".".join(map(str, level)) if isinstance(level, tuple) else str(level)
@@ -444,7 +490,7 @@ def _plan(spec: ModelSpec):
 
 
 def spec_from_json(text: str):
-    """Read the spec, a `ModelSpec` or a baseline's, that its `to_json` wrote.
+    """Read the spec, a `ModelSpec`, an `Architecture` or a baseline's, that its `to_json` wrote.
 
     Raises:
         ValueError: the text is no spec; the message says what is wrong with it.
@@ -454,11 +500,15 @@ def spec_from_json(text: str):
     except ValueError as error:
         raise ValueError(f"not a spec: no JSON ({error})") from None
     family = fields.get("family") if isinstance(fields, dict) else None
-    if family not in ("factorizenet", "resnet8"):
+    if family not in ("factorizenet", "resnet8", "layers"):
         raise ValueError(f"not a spec of this package: {text[:80]!r}")
     try:
         if family == "resnet8":
             return ResNet8(input_shape=tuple(fields["input_shape"]), num_classes=fields["num_classes"])
+        if family == "layers":
+            layers = json.dumps(fields["layers"], separators=(",", ":"))
+            shape = {"input_shape": tuple(fields["input_shape"]), "num_classes": fields["num_classes"]}
+            return Architecture(name=fields["name"], layers=layers, **shape)
         return ModelSpec(
             tuple(fields["level"]) if isinstance(fields["level"], list) else fields["level"],
             width=fields["width"],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..console import Progress, print_json, show_rows
+from ..console import Progress, print_accuracies, print_json, show_rows
 from ..files import atomic_write, check_new, write_text
+from ..runs import START_FILE
 from . import options
 
 __all__ = ["factorize"]
@@ -43,6 +45,15 @@ def factorize(
             help="Choose levels and middles from the table: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"
         ),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Tune it, with the original as teacher, in this run's folder; the same command continues."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Float epochs of --run.", show_default="5")] = None,
+    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs of --run.", show_default="1")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the float epochs of --run.", show_default="0.02")
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Write what each layer bears at each level, before any training, into this CSV.")
     ] = None,
@@ -70,7 +81,12 @@ def factorize(
     if level is None:
         options.refuse_unused(context, "without --level middles are chosen, too", "middle")
     if is_table_alone:
-        options.refuse_unused(context, "--table alone factorizes nothing", "out")
+        options.refuse_unused(context, "--table alone factorizes nothing", "out", "run")
+    if run is None:
+        options.refuse_unused(context, "without --run nothing is trained", "epochs", "qat_epochs", "learning_rate")
+    elif not images:
+        raise ValueError("--images is 0 and --run is given; leave one of them out")
+    is_begun = run is not None and (run / START_FILE).exists()
     by_table = max_macs is not None or table is not None
     if images < 0 or (by_table and not images):
         raise ValueError(f"images is {images}; it must be at least {int(by_table)}")
@@ -79,13 +95,14 @@ def factorize(
     for path, ending in ((out, ".keras"), (table, ".csv")):
         if path is not None and path.suffix != ending:
             raise ValueError(f"{path} must end in {ending}; give {path.with_suffix(ending)}")
-        if path is not None:
+        if path is not None and not is_begun:
             check_new(path)
     from ..cost import cost_rows, count_macs
     from ..loading import resolve
     from ..models.evaluate import accuracy
     from ..models.factorize import choose_levels, factorization_table, levels_of_layers
     from ..models.factorize import factorize as factorize_model
+    from ..training.factorized import begin, load_begun
 
     source = resolve(model, zoo_dir=zoo_, **options.own_model(context)).with_precision("float")
     own = source.float_model()
@@ -97,16 +114,17 @@ def factorize(
             source.check_data_known()
         data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:])
         calibration = data.calibration(images)
+    command = None if run is None else _shown_command(context, source, data, run)
+    found, result = None, load_begun(run, command) if is_begun else None
     with Progress(not quiet) as progress:
-        if by_table:
+        if by_table and not is_begun:
             progress.bar("what each layer bears", len(own.layers) - 1)
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
             if table is not None:
                 write_text(table, found.to_csv(index=False))
-        if limit is not None:
+        if limit is not None and not is_begun:
             levels, middles = choose_levels(own, found, limit)
-        result = None
-        if levels is not None:
+        if levels is not None and not is_begun:
             progress.bar("factorizing", len(own.layers) - 1)
             choices = {"middle": middles, "calibration": calibration, "stem": stem}
             result = factorize_model(own, levels, **choices, advance=progress.step)
@@ -125,15 +143,49 @@ def factorize(
         rows = found[columns].to_dict("records")
     else:
         rows = _rows(own, result, offered)
+    tuned = None
+    if run is not None:
+        from ..models.architecture import architecture_of
+        from ..recipe import tuning_recipe_for
+        from ..training.train import train
+
+        given = {"epochs": epochs, "qat_epochs": qat_epochs, "learning_rate": learning_rate}
+        recipe = tuning_recipe_for(data.name, **{name: value for name, value in given.items() if value is not None})
+        spec = architecture_of(result, run.resolve().name)
+        if not is_begun:
+            begin(run, result, spec, command)
+        how = {"recipe": recipe, "initial": result, "teacher": source, "verbose": not quiet, "command": command}
+        tuned = train(spec, data, out=run, **how)
     if as_json:
-        print_json({"nets": summary, "layers": rows})
+        print_json({"nets": summary, "layers": rows} | ({} if tuned is None else {"run": tuned.metrics}))
         return
     show_rows(rows, title="Layers")
     show_rows(summary, title="" if data is None else f"{data.title}, {len(data.validation):,} validation images")
+    if tuned is not None:
+        print_accuracies(tuned.metrics)
+        print(f"{tuned.metrics['macs']:,} MACs, {tuned.metrics['size_bytes']:,} bytes; in {run}")
     if out is not None:
-        print(
-            f"{out}; tune it and make it int8 with `factorizenet quantize {out} --teacher {model} --dataset ... --out ...`"
-        )
+        print(f"{out}; make it int8 with `factorizenet quantize {out} --dataset ... --out ...`")
+
+
+def _shown_command(context, source, data, run) -> str:
+    """Write the command for a card: without folders of this machine."""
+    from ..zoo.publishing import shown_sources
+    from ..zoo.store import other_zoo
+
+    name, initial, zoo, comment = shown_sources(data.name, source.reference, other_zoo(source.zoo))
+    values = context.params | {"dataset": name, "zoo_": zoo}
+    left_out = ("model", "out", "table", "run", "data_dir", "quiet", "as_json")
+    parts = [
+        f" {parameter.opts[0]}" + ("" if parameter.is_flag else f" {shlex.quote(str(values[parameter.name]))}")
+        for parameter in context.command.params
+        if parameter.name not in left_out
+        and values[parameter.name] is not None
+        and (options.given_options(context, parameter.name) or parameter.name in ("dataset", "zoo_"))
+    ]
+    return (
+        f"factorizenet factorize {shlex.quote(str(initial))}{''.join(parts)} --run runs/{run.resolve().name}{comment}"
+    )
 
 
 def _by_layer(name, text, kind):

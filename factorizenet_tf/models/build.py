@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from .._keras import keras
-from ..spec import Layer, ModelSpec, ResNet8
+from ..spec import Architecture, Layer, ModelSpec, ResNet8
+from .architecture import build_architecture
 from .native import use_native_kernels
 
 __all__ = ["build"]
@@ -14,14 +15,16 @@ INITIALIZER = "he_normal"
 BN_MOMENTUM = 0.9  # settles within an epoch of a small data set, too
 
 
-def build(spec: ModelSpec | ResNet8) -> keras.Model:
-    """Build the net of a spec (or of a baseline's) with random weights.
+def build(spec: ModelSpec | ResNet8 | Architecture) -> keras.Model:
+    """Build the net of a spec (a baseline's or an architecture, too) with random weights.
 
     Float images (batch, height, width, channels) in 0..1 in, logits (batch, num_classes) out; stock layers with the
     plan's names; grouped convolutions run TensorFlow's native kernels.
     """
     if isinstance(spec, ResNet8):
         return _resnet8(spec)
+    if isinstance(spec, Architecture):
+        return use_native_kernels(build_architecture(spec))
     inputs = keras.Input(spec.input_shape, name="image")
     x = inputs
     *convolutions, dense = spec.plan()

@@ -36,7 +36,7 @@ from ..runs import (
     open_run_folder,
     write_metrics,
 )
-from ..spec import ModelSpec
+from ..spec import Architecture, ModelSpec
 from ..tflite.int8_model import Int8Model
 from ..zoo.store import other_zoo
 from .loop import TrainingLoop, diverged
@@ -47,12 +47,13 @@ AGREEMENT_IMAGES = 1_000
 
 
 def train(
-    spec: ModelSpec,
+    spec: ModelSpec | Architecture,
     dataset: Dataset,
     *,
     out: str | os.PathLike,
     recipe: Recipe | None = None,
     initial: str | os.PathLike | Source | keras.Model | None = None,
+    teacher: str | os.PathLike | Source | keras.Model | None = None,
     callbacks: Sequence = (),
     verbose: bool = True,
     command: str | None = None,
@@ -69,6 +70,7 @@ def train(
         initial: fine-tuning: what `loading.resolve` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
             whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
             itself, the same at each call. None: random weights.
+        teacher: a float net of the same images and classes, named alike, whose probabilities the net learns beside the labels.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
             val_accuracy and learning_rate. `model.stop_training = True` ends the phase.
         verbose: print a line an epoch, and a bar on a terminal.
@@ -88,12 +90,17 @@ def train(
     zoo = None if source is None else other_zoo(source.zoo)
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
+    taught_by = None if teacher is None else resolve(teacher)
+    teacher_model = None if taught_by is None else taught_by.float_model()
+    if teacher_model is not None:
+        check_data(dataset, teacher_model.input_shape[1:], teacher_model.output_shape[-1])
     folder = Path(out)
-    open_run_folder(folder, dataset, recipe, spec.to_json(), None if start is None else fingerprint(start))
+    weights = [None if model is None else fingerprint(model) for model in (start, teacher_model)]
+    open_run_folder(folder, dataset, recipe, spec.to_json(), *weights)
     if (folder / METRICS_FILE).exists():
         return load_run(folder)
     with Progress(verbose) as progress:
-        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), progress)
+        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), progress, teacher_model)
         float_model = _train_float(loop, spec, start)
         qat_model = _train_qat(loop, spec, float_model) if recipe.qat_epochs else None
         models = _convert(loop, float_model, qat_model)
@@ -102,6 +109,7 @@ def train(
             **measure(models, dataset, progress),
             "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.reference,
             **({"initial_zoo": zoo} if zoo else {}),
+            **({"teacher": taught_by.reference} if taught_by else {}),
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
 
 from ..recipe import recipe_from_json
-from ..spec import ModelSpec, ResNet8, level_text, spec_from_json
+from ..spec import Architecture, ModelSpec, ResNet8, level_text, spec_from_json
 
 __all__ = ["Card", "Cards", "PublishedFile", "check_name", "index_from_json", "index_to_json", "near"]
 
@@ -50,7 +50,7 @@ Accuracies = TypedDict("Accuracies", dict.fromkeys(("validation", "test"), Score
 Agreed = TypedDict(
     "Agreed", dict.fromkeys(("top1", "within_1_lsb"), Share) | dict.fromkeys(("largest_lsb", "images"), Count)
 )
-Spec = Annotated[ModelSpec | ResNet8, PlainValidator(lambda fields: spec_from_json(json.dumps(fields)))]
+Spec = Annotated[ModelSpec | ResNet8 | Architecture, PlainValidator(lambda fields: spec_from_json(json.dumps(fields)))]
 RecipeFields = Annotated[dict, AfterValidator(lambda fields: dataclasses.asdict(recipe_from_json(json.dumps(fields))))]
 
 

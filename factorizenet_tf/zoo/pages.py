@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..files import write_text
+from ..spec import Architecture
 from .cards import Card, Cards
 
 __all__ = ["card_page", "table_page", "write_pages"]
@@ -102,7 +104,10 @@ def _details(stage):
 
 def _summary(card):
     is_int8 = card.precision == "int8"
-    if card.level is None:
+    if isinstance(card.spec, Architecture):
+        convolutions = sum("Conv2D" in kind for _, kind, *_ in json.loads(card.spec.layers))
+        what = f"A net of {convolutions} convolutions whose architecture is plain data in the index; how it came about is below."
+    elif card.level is None:
         what = "MLPerf Tiny's ResNet-8, the baseline that everything here is measured against."
     else:
         spec = card.spec

@@ -22,7 +22,7 @@ from ..console import Progress
 from ..files import atomic_folder, write_text
 from ..machine import cpu_name
 from ..runs import DATASET_FILE, FLOAT_FILE, HISTORY_FILE, IN_MEMORY, QAT_FILE, TFLITE_FILE, Run, load_run
-from ..spec import ResNet8
+from ..spec import Architecture, ResNet8
 from ..tflite.int8_model import Int8Model
 from ..tflite.latency import time_in_turns
 from ..tflite.micro import arena_bytes
@@ -106,8 +106,10 @@ def training_command(run: Run, dataset: dict) -> str:
     start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
     if zoo:
         start = f", initial=fnet.zoo.load({initial!r}, zoo_dir={zoo!r})"
+    spec = "fnet.architecture_of(model)" if isinstance(run.spec, Architecture) else _as_python(run.spec)
+    start += f", teacher={run.metrics['teacher']!r}" if "teacher" in run.metrics else ""
     return (
-        f"fnet.train({_as_python(run.spec)}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}), "
+        f"fnet.train({spec}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}), "
         f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}){notes}"
     )
 

@@ -6,6 +6,7 @@ import pytest
 import factorizenet_tf as fnet
 from factorizenet_tf.loading import resolve
 
+LATENCY = {"latency_ms": 1.5, "latency_ratio": 1.5, "latency_machine": "a machine"}
 DATA = ["--dataset", "digits", "--quiet"]
 
 
@@ -29,6 +30,33 @@ def test_a_net_is_factorized_within_a_share_of_its_macs_and_is_a_net_like_others
     assert abs(factorized["validation_accuracy"] - original["validation_accuracy"]) < 0.3
     assert fnet.count_macs(resolve(out).float_model()) == factorized["macs"]
     assert set(pandas.read_csv(table).layer) == {"conv16", "conv24"} == {row["layer"] for row in found["layers"]}
+
+
+@pytest.mark.slow
+def test_a_factorized_net_is_tuned_by_its_original_published_and_loaded(
+    run, tmp_path, prints_json, succeeds, fails, monkeypatch
+):
+    monkeypatch.setattr(fnet.zoo.publishing, "_latencies", lambda contents, spec: [LATENCY for _ in contents])
+    folder, zoo = tmp_path / "half", tmp_path / "zoo"
+    # 2 groups become 4, or as many as there are channels.
+    command = ["factorize", run.folder, "--level", 3, "--images", 64, "--run", folder, "--epochs", 3, "--quiet"]
+    metrics = prints_json(*command)["run"]
+    assert metrics["accuracy"]["validation"]["tflite"] > 0.5
+    assert metrics["command"].startswith("factorizenet factorize path/to/run --level 3 --epochs 3 ")
+    lines = (folder / "history.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["float", "1"], ["float", "2"], ["float", "3"], ["qat", "1"]]
+    assert prints_json(*command)["run"] == metrics
+    assert "was begun by `factorizenet factorize path/to/run --level 3" in fails(*command, "--learning-rate", 0.5)
+    succeeds("publish", folder, "--zoo", zoo, "--name", "half")
+    model = fnet.zoo.load("half-float", zoo_dir=zoo)
+    assert type(model.get_layer("stage1_block1_spatial")).__name__ == "DepthwiseConv2D"
+    card = fnet.zoo.card("half-int8", zoo_dir=zoo)
+    assert isinstance(card.spec, fnet.Architecture)
+    assert fnet.count_macs(model) == card.macs == metrics["macs"]
+    page = (zoo / "cards" / "half-int8.md").read_text()
+    assert "architecture is plain data" in page
+    assert metrics["command"].partition("  #")[0] in page
+    fnet.zoo.verify("half-int8", zoo_dir=zoo)
 
 
 def test_levels_are_given_by_layer(mine, succeeds, tmp_path):

@@ -1,0 +1,143 @@
+"""A flat CNN as plain data, and built from it: stock layers and the fields that count, by two tables; no code is run."""
+
+from __future__ import annotations
+
+import json
+
+from .._keras import functional_model, keras
+from ..spec import Architecture
+
+__all__ = ["architecture_of", "build_architecture"]
+
+_CONV = "kernel_size strides padding dilation_rate activation use_bias"
+_POOL = "pool_size strides padding"
+# The fields that say what a layer computes, by class; initializers, regularizers and the like say nothing of it.
+FIELDS = {
+    "InputLayer": "",
+    "Conv2D": f"filters groups {_CONV}",
+    "DepthwiseConv2D": f"depth_multiplier {_CONV}",
+    "SeparableConv2D": f"filters depth_multiplier {_CONV}",
+    "Dense": "units activation use_bias",
+    "BatchNormalization": "axis momentum epsilon center scale",
+    "Rescaling": "scale offset",
+    "Activation": "activation",
+    "ReLU": "max_value negative_slope threshold",
+    "LeakyReLU": "alpha",
+    **dict.fromkeys(("MaxPooling2D", "AveragePooling2D"), _POOL),
+    **dict.fromkeys(("GlobalAveragePooling2D", "GlobalMaxPooling2D"), "keepdims"),
+    "ZeroPadding2D": "padding",
+    "Cropping2D": "cropping",
+    "UpSampling2D": "size interpolation",
+    "Concatenate": "axis",
+    "Flatten": "",
+    "Reshape": "target_shape",
+    "Dropout": "rate",
+    **dict.fromkeys(("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"), ""),
+}
+FIELDS = {kind: tuple(fields.split()) for kind, fields in FIELDS.items()}
+MERGES = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
+ACTIVATIONS = (
+    "linear",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "tanh",
+    "softmax",
+    "elu",
+    "selu",
+    "gelu",
+    "softplus",
+    "softsign",
+    "exponential",
+    "swish",
+)
+
+
+def architecture_of(model: keras.Model, name: str | None = None) -> Architecture:
+    """Write a model's architecture as data, from which `build_architecture` builds it, without its weights.
+
+    Args:
+        model: functional or sequential float tf_keras model, flat, one input and one output.
+        name: of the net; None: the model's.
+
+    Raises:
+        TypeError: a Keras 3 model.
+        ValueError: a layer or one of its fields is not in the tables; it is named.
+    """
+    functional_model(model, "architecture_of")
+    rows, producers = [], {}
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            layer, kind = node.layer, type(node.layer).__name__
+            if kind not in FIELDS or not type(layer).__module__.startswith("tf_keras.src."):
+                raise _not_known(layer.name, kind)
+            if layer.name in (row[0] for row in rows):
+                raise ValueError(f"the layer {layer.name!r} is used more than once; give each use its own layer")
+            config = layer.get_config()
+            if config.get("data_format") == "channels_first":
+                raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+            fields = json.loads(
+                json.dumps({field: config[field] for field in FIELDS[kind] if field in config}, default=_plain)
+            )
+            _check_fields(layer.name, kind, fields)
+            inputs = [] if node.is_input else [producers[tensor] for tensor in node.flat_input_ids]
+            producers[node.flat_output_ids[0]] = layer.name
+            rows.append([layer.name, kind, fields, inputs])
+    name = model.name if name is None else name
+    shape, classes = tuple(model.input_shape[1:]), model.output_shape[-1]
+    return Architecture(
+        name=name, input_shape=shape, num_classes=classes, layers=json.dumps(rows, separators=(",", ":"))
+    )
+
+
+def build_architecture(spec: Architecture) -> keras.Model:
+    """Build the model of an architecture with random weights.
+
+    Raises:
+        ValueError: a layer or a field is not in the tables, or the layers do not fit each other, the images or the classes;
+            the layer is named.
+    """
+    outputs, image, last = {}, None, None
+    for name, kind, fields, inputs in json.loads(spec.layers):
+        _check_fields(name, kind, fields)
+        try:
+            if kind == "InputLayer":
+                outputs[name] = last = image = keras.Input(spec.input_shape, name=name)
+                continue
+            given = [outputs[source] for source in inputs]
+            layer = getattr(keras.layers, kind)(name=name, **fields)
+            outputs[name] = last = layer(given if kind in MERGES else given[0])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise ValueError(f"the layer {name!r} of {spec.name} cannot be built: {reason}") from None
+    if image is None or tuple(last.shape) != (None, spec.num_classes):
+        found = None if last is None else tuple(last.shape)
+        raise ValueError(f"{spec.name} gives {found}; it must give (None, {spec.num_classes}), logits of its classes")
+    return keras.Model(image, last, name=spec.name.replace(".", "_").replace("-", "_"))
+
+
+def _check_fields(name, kind, fields) -> None:
+    if kind not in FIELDS:
+        raise _not_known(name, kind)
+    for field, value in fields.items():
+        is_plain = all(isinstance(v, (bool, int, float, str, type(None))) for v in _leaves(value))
+        if field not in FIELDS[kind] or not is_plain or (field == "activation" and value not in ACTIVATIONS):
+            raise ValueError(
+                f"the layer {name!r}, a {kind}, has {field} {str(value)[:80]!r}, which is not taken; use a stock one"
+            )
+
+
+def _plain(value):
+    """Give a number of NumPy's as Python's; what else JSON does not know becomes text, which no field takes."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _leaves(value):
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
+
+
+def _not_known(name, kind) -> ValueError:
+    return ValueError(
+        f"the layer {name!r} is a {kind}, which is not taken; replace it by stock convolutions, dense layers, "
+        "BatchNormalization, activations, pooling, Add, Concatenate and Multiply"
+    )
