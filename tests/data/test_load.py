@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import factorizenet_tf as fnet
-from factorizenet_tf import data
 from factorizenet_tf.data import check_images
+from factorizenet_tf.data import tfds as tfds_sets
 
 
 def test_digits_are_split_for_good(digits):
@@ -138,7 +138,7 @@ def test_images_of_another_type_rank_or_size_are_refused_with_what_makes_them_fi
 def test_a_set_that_is_not_on_disk_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="run `tfds build mnist`"):
         fnet.load_dataset("mnist", data_dir=tmp_path, download=False)
-    monkeypatch.setattr(data, "_is_offline", lambda: True)
+    monkeypatch.setattr(tfds_sets, "_is_offline", lambda: True)
     with pytest.raises(FileNotFoundError, match="there is no network; run `tfds build mnist`"):
         fnet.load_dataset("mnist", data_dir=tmp_path)
 
@@ -147,7 +147,7 @@ def test_a_tfds_set_on_disk_is_read_without_a_network_but_none_too_large_for_the
     import tensorflow_datasets as tfds
 
     tfds.testing.DummyMnist(data_dir=tmp_path).download_and_prepare()  # TFDS's own, of MNIST's form
-    monkeypatch.setattr(data, "_is_offline", lambda: True)
+    monkeypatch.setattr(tfds_sets, "_is_offline", lambda: True)
     own = fnet.load_dataset("dummy_mnist", data_dir=tmp_path)
     assert own.image_shape == (28, 28, 1)
     assert (len(own.train), len(own.validation), len(own.test)) == (18, 2, 20)
@@ -155,7 +155,7 @@ def test_a_tfds_set_on_disk_is_read_without_a_network_but_none_too_large_for_the
     resized = fnet.load_dataset("dummy_mnist", input_shape=(32, 32, 3), data_dir=tmp_path)
     assert resized.image_shape == (32, 32, 3)
     np.testing.assert_array_equal(resized.test.labels, own.test.labels)
-    monkeypatch.setattr(data, "MAX_BYTES", 40 * 28 * 28 - 1)
+    monkeypatch.setattr(tfds_sets, "MAX_BYTES", 40 * 28 * 28 - 1)
     with pytest.raises(ValueError, match=r"'dummy_mnist' at \(28, 28, 1\) would take .* use a smaller input_shape"):
         fnet.load_dataset("dummy_mnist", data_dir=tmp_path)
 

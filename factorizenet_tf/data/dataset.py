@@ -1,0 +1,104 @@
+"""What a data set is: splits of uint8 images, and the check that every function gives images that it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Dataset", "Split", "check_images"]
+
+TO_UINT8 = {  # what makes images of a dtype such ones
+    "float": "multiply images in 0..1 by 255 and round",
+    "int8": "an int8 model's input is the image minus 128: images.view(np.uint8) ^ 128",
+    "uint16": "of 16-bit images keep the upper byte: (images >> 8).astype(np.uint8)",
+    "bool": "images.astype(np.uint8) * 255",
+    "other": "cast values that lie in 0..255: images.astype(np.uint8)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 (n, height, width, channels) and labels int32 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, split.
+
+    Args:
+        name: what `load_dataset` was asked for.
+        title: the data named as it is, e.g. "cifar10 (JPEG)" where lossy files stand for the lossless originals.
+        class_names: the labels' names, by number.
+        train, validation, test: the splits. Validation is cut from the training images and for choosing; the test
+            split is for the number that is reported.
+    """
+
+    name: str
+    title: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        return self.train.images.shape[1:]
+
+    def calibration(self, count: int) -> np.ndarray:
+        """Give the first `count` training images (uint8); their order was shuffled once with the split's seed."""
+        return self.train.images[:count]
+
+
+def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: str = "images") -> np.ndarray:
+    """Give images back where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
+
+    Raises:
+        TypeError: another type or dtype; the message says how to convert it.
+        ValueError: another rank, size or order of axes, or none at all.
+    """
+    if not isinstance(images, np.ndarray):
+        raise TypeError(
+            f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)"
+        )
+    if images.dtype != np.uint8:
+        kind = "float" if images.dtype.kind == "f" else str(images.dtype)
+        remedy = TO_UINT8.get(kind, TO_UINT8["other"])
+        raise TypeError(f"{what} has dtype {images.dtype}; it must be uint8 in 0..255 ({remedy})")
+    if images.ndim == 3 and shape is not None and images.shape[1:] == tuple(shape[:2]) and shape[2] == 1:
+        raise ValueError(f"{what} has shape {images.shape}, without channels; add the axis: images[..., None]")
+    if images.ndim != 4:
+        raise ValueError(
+            f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]"
+        )
+    if not len(images):
+        raise ValueError(f"{what} is empty; at least one image is needed")
+    if shape is not None and images.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: "
+            f"{_to_shape(images.shape[1:], tuple(shape))}"
+        )
+    return images
+
+
+def _to_shape(given, needed) -> str:
+    """What makes images of one (height, width, channels) ones of another."""
+    if given == (needed[2], *needed[:2]):
+        return "the channels come first; transpose them: images.transpose(0, 2, 3, 1)"
+    if given[:2] == needed[:2] and given[2] in (1, 3):
+        how = "np.repeat(images, 3, -1)" if given[2] == 1 else "PIL's convert('L') of each, and images[..., None]"
+        return f"convert them: {how}"
+    return f"resize them, as load_dataset(..., input_shape={needed}) does"
