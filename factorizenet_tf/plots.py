@@ -20,14 +20,14 @@ import numpy as np
 from .console import require_extra
 from .files import atomic_write, write_bytes
 from .requirement import frontier as frontier_of
-from .spec import level_text
+from .spec import Architecture, level_text
 
 require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 
 import altair as alt  # noqa: E402
 import pandas  # noqa: E402
 
-__all__ = ["BIN_CHARS", "beside", "channel_map", "layer_figures", "lines", "save"]
+__all__ = ["BIN_CHARS", "beside", "channel_map", "factorization_map", "layer_figures", "lines", "save"]
 __all__ += ["search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
@@ -126,6 +126,30 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
     named_by = "the stages' levels" if is_one_macro else "macro-architecture and levels"
     subtitle = f"line: not beaten with fewer MACs; at the points: {named_by}"
     save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
+
+
+def factorization_map(table: pandas.DataFrame, path: str | os.PathLike) -> None:
+    """Write a PNG or SVG of what each layer bears: a row a layer, a column a level and middle, coloured by the error at the logits.
+
+    Args:
+        table: of `factorization_table`; the number in a cell is the share of the layer's MACs that is left, in percent.
+        path: of the figure; its suffix says which.
+    """
+    cells = table[table["level"] > 0].sort_values(["level", "middle"], kind="stable")
+    columns = [f"{level}, {middle:g}" for level, middle in zip(cells["level"], cells["middle"])]
+    cells = cells.assign(column=columns, percent=100 * cells["macs_share"], error=cells["logits_error_int8"].round(4))
+    x = alt.X("column:N", sort=list(dict.fromkeys(columns)), title="level, middle", axis=alt.Axis(labelAngle=0))
+    base = alt.Chart(cells[["layer", "column", "percent", "error"]])
+    base = base.encode(x, alt.Y("layer:N", sort=list(dict.fromkeys(table["layer"])), title=None))
+    scale = alt.Scale(scheme="yelloworangered", type="sqrt")
+    legend = alt.Legend(title=["error of the logits, int8,", "of their deviation"])
+    filled = base.mark_rect().encode(alt.Color("error:Q", scale=scale, legend=legend))
+    numbers = base.mark_text(fontSize=10).encode(text=alt.Text("percent:Q", format=".0f"))
+    title = {
+        "text": "What each layer bears, alone",
+        "subtitle": "in the cells: percent of the layer's MACs that are left",
+    }
+    save(alt.layer(filled, numbers, title=title).properties(height=alt.Step(22)), path)
 
 
 def layer_figures(analysis) -> dict[str, list[alt.Chart]]:
@@ -331,6 +355,8 @@ def save(chart, path: str | os.PathLike) -> None:
 
 
 def _series(card):
+    if isinstance(card.spec, Architecture):
+        return "other nets, factorized"
     if isinstance(card.level, int):
         return f"width {card.width}"
     return "per-stage levels" if card.level else "ResNet-8"

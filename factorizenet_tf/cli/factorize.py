@@ -57,6 +57,7 @@ def factorize(
     table: Annotated[
         Path | None, typer.Option(help="Write what each layer bears at each level, before any training, into this CSV.")
     ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw that table into this .png or .svg (extra report).")] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -75,28 +76,30 @@ def factorize(
     as_json: options.Json = False,
 ):
     """Factorize the convolutions of a trained net in closed form: grouped and pointwise ones in their place."""
-    is_table_alone = level is None and max_macs is None and table is not None
+    is_table_alone = level is None and max_macs is None and (table or figure) is not None
     if not is_table_alone and (level is None) == (max_macs is None):
-        raise ValueError("give --level, or --max-macs to have levels chosen, or --table alone")
+        raise ValueError("give --level, or --max-macs to have levels chosen, or --table or --figure alone")
     if level is None:
         options.refuse_unused(context, "without --level middles are chosen, too", "middle")
     if is_table_alone:
-        options.refuse_unused(context, "--table alone factorizes nothing", "out", "run")
+        options.refuse_unused(context, "the table alone factorizes nothing", "out", "run")
     if run is None:
         options.refuse_unused(context, "without --run nothing is trained", "epochs", "qat_epochs", "learning_rate")
     elif not images:
         raise ValueError("--images is 0 and --run is given; leave one of them out")
     is_begun = run is not None and (run / START_FILE).exists()
-    by_table = max_macs is not None or table is not None
+    by_table = max_macs is not None or (table or figure) is not None
     if images < 0 or (by_table and not images):
         raise ValueError(f"images is {images}; it must be at least {int(by_table)}")
     levels = None if level is None else _by_layer("level", level, int)
     middles = 1 if middle is None else _by_layer("middle", middle, float)
-    for path, ending in ((out, ".keras"), (table, ".csv")):
-        if path is not None and path.suffix != ending:
-            raise ValueError(f"{path} must end in {ending}; give {path.with_suffix(ending)}")
+    for path, *endings in ((out, ".keras"), (table, ".csv"), (figure, ".png", ".svg")):
+        if path is not None and path.suffix not in endings:
+            raise ValueError(f"{path} must end in {' or '.join(endings)}; give {path.with_suffix(endings[0])}")
         if path is not None and not is_begun:
             check_new(path)
+    if figure is not None:
+        from ..plots import factorization_map
     from ..cost import cost_rows, count_macs
     from ..loading import resolve
     from ..models.evaluate import accuracy
@@ -122,6 +125,8 @@ def factorize(
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
             if table is not None:
                 write_text(table, found.to_csv(index=False))
+            if figure is not None:
+                factorization_map(found, figure)
         if limit is not None and not is_begun:
             levels, middles = choose_levels(own, found, limit)
         if levels is not None and not is_begun:
@@ -175,7 +180,7 @@ def _shown_command(context, source, data, run) -> str:
 
     name, initial, zoo, comment = shown_sources(data.name, source.reference, other_zoo(source.zoo))
     values = context.params | {"dataset": name, "zoo_": zoo}
-    left_out = ("model", "out", "table", "run", "data_dir", "quiet", "as_json")
+    left_out = ("model", "out", "table", "figure", "run", "data_dir", "quiet", "as_json")
     parts = [
         f" {parameter.opts[0]}" + ("" if parameter.is_flag else f" {shlex.quote(str(values[parameter.name]))}")
         for parameter in context.command.params

@@ -23,8 +23,10 @@ def mine(tmp_path_factory):
 
 
 def test_a_net_is_factorized_within_a_share_of_its_macs_and_is_a_net_like_others(mine, tmp_path, prints_json):
-    out, table = tmp_path / "half.keras", tmp_path / "table.csv"
-    found = prints_json("factorize", mine, *DATA, "--max-macs", "50%", "--images", 64, "--out", out, "--table", table)
+    out, table, figure = (tmp_path / name for name in ("half.keras", "table.csv", "map.svg"))
+    paths = ["--out", out, "--table", table, "--figure", figure]
+    found = prints_json("factorize", mine, *DATA, "--max-macs", "50%", "--images", 64, *paths)
+    assert all(text in figure.read_text() for text in ("conv24", "4, 3", "error of the logits"))
     original, factorized = found["nets"]
     assert factorized["macs"] <= 0.5 * original["macs"]
     assert abs(factorized["validation_accuracy"] - original["validation_accuracy"]) < 0.3
