@@ -62,6 +62,7 @@ setup(
         "filelock>=3.12",
         "h5py>=3.10",
         "importlib_resources>=5",  # tensorflow-datasets imports it and does not ask for it
+        "joblib>=1.3",
         "keras-tuner>=1.4.7",
         "lazy_loader>=0.4",
         "numpy>=1.26",

@@ -110,10 +110,10 @@ class Progress(rich.progress.Progress):
             self.remove_task(task)
         self.add_task(text, total=total, completed=done, loss="")
 
-    def step(self, *, loss: float | None = None) -> None:
-        """Fill a step of the bar, and show the loss behind its text."""
+    def step(self, steps: int = 1, *, loss: float | None = None) -> None:
+        """Fill a step of the bar, or several, and show the loss behind its text."""
         for task in self.task_ids:
-            self.update(task, advance=1, loss="" if loss is None else f" loss {loss:.3f}")
+            self.update(task, advance=steps, loss="" if loss is None else f" loss {loss:.3f}")
 
     def epoch(self, name: str, row: dict, epochs: int) -> None:
         """Print the line of a finished epoch."""
@@ -154,9 +154,9 @@ def print_accuracies(metrics: dict) -> None:
     ]
     show_rows(rows, title=f"{metrics['name']} on {metrics['dataset']}: accuracy")
     if "agreement" in metrics:
-        a = metrics["agreement"]
+        a, split = metrics["agreement"], "test" if "test" in metrics["images"] else "validation"
         print(
-            f".tflite against QAT Keras on {a['images']:,} test images: top-1 agreement {100 * a['top1']:.2f} %, "
+            f".tflite against QAT Keras on {a['images']:,} {split} images: top-1 agreement {100 * a['top1']:.2f} %, "
             f"{100 * a['within_1_lsb']:.3f} % of logits within 1 LSB, largest {a['largest_lsb']}"
         )
 

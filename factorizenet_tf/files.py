@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = [
+    "CACHE_VARIABLE",
     "atomic_folder",
     "atomic_write",
+    "cache_folder",
     "check_new",
     "remove_partial_files",
     "write_bytes",
@@ -21,7 +23,15 @@ __all__ = [
     "write_text",
 ]
 
+CACHE_VARIABLE = "FACTORIZENET_CACHE"
 _PARTIAL = ".aside-"
+
+
+def cache_folder() -> Path:
+    """Give the folder of fetched, unpacked and decoded files: FACTORIZENET_CACHE, or the system's own for caches."""
+    import pooch
+
+    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("factorizenet_tf")).expanduser()
 
 
 def check_new(*paths: str | os.PathLike | None) -> None:

@@ -59,13 +59,13 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     """Write an SVG or PNG: int8 test accuracy of published models over MACs; the same cards give the same bytes.
 
     A line joins a width's uniform levels; a ring marks a model that no other beats with fewer MACs, by validation
-    accuracy. Nothing is written where there is no int8 model.
+    accuracy. Nothing is written where there is no int8 model with a test accuracy.
 
     Args:
         cards: of one zoo; those of the data set with the most models are drawn.
         path: of the figure; its suffix says which.
     """
-    cards = [card for card in cards if card.precision == "int8"]
+    cards = [card for card in cards if card.precision == "int8" and card.accuracy is not None]
     if not cards:
         return
     datasets = [card.dataset for card in cards]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,16 +185,13 @@ def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
 
 def dataset_fingerprint(dataset: Dataset) -> str:
     """Describe a data set as JSON: name, title, classes, counts, and a SHA-256 over all images and labels."""
-    digest = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        digest.update(np.ascontiguousarray(split.images))
-        digest.update(split.labels)
     fields = {
         "name": dataset.name,
         "title": dataset.title,
         "class_names": list(dataset.class_names),
-        "images": {s: len(getattr(dataset, s)) for s in ("train", "validation", "test")},
-        "sha256": digest.hexdigest(),
+        "images": {name: len(split) for name, split in dataset.splits.items()},
+        "sha256": dataset.sha256,
+        **({"reading": dataset.reading} if dataset.reading else {}),
     }
     return json.dumps(fields, indent=2) + "\n"
 

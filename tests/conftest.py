@@ -15,6 +15,14 @@ SHAPE = (16, 16, 1)
 STAGES = ((1, 2), (2, 2))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is read from or left in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACTORIZENET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits():
     return fnet.load_dataset("digits", input_shape=SHAPE)

@@ -197,7 +197,7 @@ def _open_folder(folder, dataset, specs, recipe, sensitivity):
     """Make the folder this study's own, or find that it is; more levels may come later, anything else is another study."""
     about = {
         "dataset": dataset.title,
-        "images": [len(dataset.train), len(dataset.validation), len(dataset.test)],
+        "images": [len(split) for split in dataset.splits.values()],
         "recipe": json.loads(recipe.to_json()),
         "sensitivity": sensitivity,
         "macro": _family(specs[0]),
@@ -220,7 +220,7 @@ def _row(spec, origin, numbers, accuracies, int8) -> dict:
     row = {"name": spec.name, "level": level, "origin": origin}
     row |= {key: numbers[key] for key in ("macs", "params", "size_bytes", "ram_bytes")}
     row["latency_ms"] = round(int8.latency_ms().median_ms, 4)
-    return row | {f"{split}_{p}": accuracies[split][p] for split in ("validation", "test") for p in PRECISIONS}
+    return row | {f"{split}_{p}": scores[p] for split, scores in accuracies.items() for p in PRECISIONS}
 
 
 def _ram(run):

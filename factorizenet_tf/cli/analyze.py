@@ -147,14 +147,15 @@ def study(
         print_json({"levels": found.rows, "answers": [dataclasses.asdict(answer) for answer in found.answers]})
         return
     columns = ("name", "macs", "size_bytes", "latency_ms")
-    precisions = [key for key in found.rows[0] if key.startswith("test_")]
+    split = data.held_out[0]
+    precisions = [key for key in found.rows[0] if key.startswith(f"{split}_")]
     show(
         [
-            {k: row[k] for k in columns} | {p.removeprefix("test_"): f"{100 * row[p]:.2f} %" for p in precisions}
+            {k: row[k] for k in columns} | {p.removeprefix(f"{split}_"): f"{100 * row[p]:.2f} %" for p in precisions}
             for row in found.rows
         ],
         False,
-        f"{data.title}: test accuracy",
+        f"{data.title}: {split} accuracy",
     )
     for answer in found.answers:
         print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")

@@ -207,7 +207,10 @@ def evaluate(
             show_default="what the net was trained on",
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="test, validation or train.", show_default="test, or validation where there is none"),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
@@ -217,7 +220,7 @@ def evaluate(
 
     Of an int8 net on LiteRT (an -int8 name, a run, a .tflite) its bytes and latency, too.
     """
-    if split not in ("train", "validation", "test"):
+    if split not in (None, "train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
     from ..loading import resolve
     from ..models.evaluate import accuracy
@@ -231,7 +234,10 @@ def evaluate(
     data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
     if dataset is None:
         source.warn_if_other_data(data)
-    images = getattr(data, split)
+    split = split or data.held_out[0]
+    if split not in data.splits:
+        raise ValueError(f"{data.title} has no {split} split; give --split validation")
+    images = data.splits[split]
     row = {
         "file": str(source.tflite_file or source.path or source.reference),
         "dataset": data.title,

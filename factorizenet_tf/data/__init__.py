@@ -1,7 +1,17 @@
-"""Data sets as uint8 arrays with a fixed train / validation / test split."""
+"""Data sets as uint8 arrays, in memory or mapped into it, with a fixed train / validation / test split."""
 
 from .dataset import Dataset, Split, check_images
-from .images import MAX_PIXELS, read_image
-from .load import load_dataset
+from .images import MAX_PIXELS, RESIZES, check_resize, read_image
+from .load import is_folder, load_dataset
 
-__all__ = ["MAX_PIXELS", "Dataset", "Split", "check_images", "load_dataset", "read_image"]
+__all__ = [
+    "MAX_PIXELS",
+    "RESIZES",
+    "Dataset",
+    "Split",
+    "check_images",
+    "check_resize",
+    "is_folder",
+    "load_dataset",
+    "read_image",
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Dataset", "Split", "check_images"]
+__all__ = ["Dataset", "Split", "check_images", "content_hash"]
 
 TO_UINT8 = {  # what makes images of a dtype such ones
     "float": "multiply images in 0..1 by 255 and round",
@@ -38,7 +39,10 @@ class Dataset:
         title: the data named as it is, e.g. "cifar10 (JPEG)" where lossy files stand for the lossless originals.
         class_names: the labels' names, by number.
         train, validation, test: the splits. Validation is cut from the training images and for choosing; the test
-            split is for the number that is reported.
+            split is for the number that is reported, None where the data have none.
+        reading: what else `load_dataset` was told of the images, and would have to be told again: `resize`, `group_by`,
+            `skip_broken`, those that are not the defaults.
+        known_hash: splits and their hash, where that is known already.
     """
 
     name: str
@@ -46,7 +50,33 @@ class Dataset:
     class_names: tuple[str, ...]
     train: Split
     validation: Split
-    test: Split
+    test: Split | None
+    reading: dict = field(default_factory=dict)
+    known_hash: tuple[tuple[Split, ...], str] | None = field(default=None, repr=False)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are by name: train, validation and, where the data have one, test."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
+
+    @property
+    def held_out(self) -> tuple[str, Split]:
+        """The split that is reported on, and its name: test, or validation where the data have no test split."""
+        return ("validation", self.validation) if self.test is None else ("test", self.test)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over all images and labels, in hexadecimal."""
+        splits = tuple(self.splits.values())
+        if self.known_hash is not None and list(map(id, self.known_hash[0])) == list(map(id, splits)):
+            return self.known_hash[1]
+        return content_hash(splits)
+
+    @property
+    def resize(self) -> str:
+        """How images of another size are brought to this one's: "stretch", "crop" or "pad"."""
+        return self.reading.get("resize", "stretch")
 
     @property
     def num_classes(self) -> int:
@@ -61,6 +91,15 @@ class Dataset:
     def calibration(self, count: int) -> np.ndarray:
         """Give the first `count` training images (uint8); their order was shuffled once with the split's seed."""
         return self.train.images[:count]
+
+
+def content_hash(splits: Iterable[Split]) -> str:
+    """Compute the SHA-256 over images and labels of splits, in their order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(np.ascontiguousarray(split.images))
+        digest.update(split.labels)
+    return digest.hexdigest()
 
 
 def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: str = "images") -> np.ndarray:

@@ -3,74 +3,112 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .dataset import Dataset, Split, check_images
 from .folder import read_folder
-from .images import fit
+from .images import check_resize, fit
+from .split import SPLITS, cut_at_random
 from .tfds import read_tfds
 
-__all__ = ["load_dataset"]
+__all__ = ["is_folder", "load_dataset"]
 
-VALIDATION_SHARE = 0.1
-MAX_VALIDATION_IMAGES = 5_000
-TEST_SHARE = 0.2  # cut from data that comes without a test split
-SPLIT_SEED = 0
+TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name/config:version
+
+
+def is_folder(name: str) -> bool:
+    """Tell whether `load_dataset` takes a name for a folder: it is one, or has slashes as no TFDS name has them."""
+    if name in ("digits", "arrays"):
+        return False
+    return Path(name).expanduser().is_dir() or (os.sep in name and not TFDS_NAME.fullmatch(name))
 
 
 def load_dataset(
-    name: str | os.PathLike | tuple,
+    name: str | os.PathLike | tuple | dict,
     *,
     input_shape: tuple[int, int, int] | None = None,
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
+    class_names: Sequence[str] | None = None,
+    resize: str = "stretch",
+    group_by: str | None = None,
+    skip_broken: bool = False,
 ) -> Dataset:
-    """Load a data set into memory, its images resized to `input_shape` where they have another size.
+    r"""Load a data set, its images brought to `input_shape` where they have another size.
 
-    The validation split is 10 % of the training images, at most 5,000, drawn with a fixed seed; data without a test
-    split gives 20 % of its images to one, drawn likewise. Grey images become RGB, and RGB ones grey, as asked.
+    Where the data have no validation split, 10 % of the training images are it, at most 5,000, drawn with a fixed seed;
+    data with neither that nor a test split give 20 % of their images to one, drawn likewise; data with a validation split
+    and no test split have none. Of a folder each class gives the same share. Grey images become RGB, and RGB ones grey, as
+    asked.
+
+    The images of a folder and of a TFDS set are decoded once, on all cores, into a file below FACTORIZENET_CACHE that is
+    mapped into memory: they may be more than fit there. Another size, other files or newer ones are decoded anew.
 
     Args:
         name: "digits" (scikit-learn's 1,797 handwritten digits, which come with it); the TFDS name of an image
-            classification set, e.g. "cifar10"; a folder with one subfolder of images a class, or with `train/` and
-            `test/` of such; or arrays, `((images, labels), (test_images, test_labels))` or `(images, labels)`, uint8
-            (n, height, width, channels) and integers (n,).
+            classification set, e.g. "cifar10", with config and version where you want a certain one, "name/config:1.0.0";
+            a folder with one subfolder of images a class, or with such folders called train, val and test (or training,
+            valid, validation, testing, in any case); or arrays: `(images, labels)`, `((images, labels), (test_images,
+            test_labels))`, or a dict of such pairs or of `tf.data.Dataset`s, batched or not, by "train", "validation" and
+            "test", images uint8 (n, height, width, channels) and labels integers (n,).
         input_shape: (height, width, channels); None keeps the data's own (digits: 32x32x3).
         data_dir: where TFDS keeps its data; None: TFDS_DATA_DIR or TFDS's default.
         download: fetch a TFDS set that is not on disk.
+        class_names: of arrays, by label; None: a `tf.data.Dataset`'s own, else the labels, whose values in order are then
+            the classes.
+        resize: to another aspect: "stretch", "crop" or "pad", as `read_image`.
+        group_by: of a folder, a regular expression on the files' paths in it, e.g. r"cam\d+": images that agree in what it
+            matches, or in its groups, stay in one split.
+        skip_broken: leave out what cannot be read of a folder, and say how many.
 
     Raises:
         FileNotFoundError: the folder or the prepared data is not there; the message says how to get it.
-        ValueError: the name is unknown, a folder is empty, an image is broken (the file is named), arrays do not fit.
+        ValueError: the name is unknown, a folder is empty, an image is broken (the file is named), images differ in size
+            and no `input_shape` is given, arrays do not fit.
+        OSError: the cache cannot be written, and the images take more than 1 GiB.
     """
     if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1 or input_shape[2] not in (1, 3)):
         raise ValueError(f"input_shape is {input_shape}; it must be (height, width, channels) with 1 or 3 channels")
-    if isinstance(name, tuple):
-        title, classes, train, test = _arrays(name)
+    check_resize(resize)
+    shape = input_shape and tuple(input_shape)
+    reading = {"resize": resize} if resize != "stretch" else {}
+    if isinstance(name, tuple | dict) or hasattr(name, "element_spec"):
+        name, (title, classes, splits) = "arrays", _arrays(name, class_names)
+        class_names, known = None, None
     elif name == "digits":
-        input_shape = input_shape or (32, 32, 3)
-        title, classes, train, test = _digits()
-    elif os.sep in os.fspath(name) or Path(name).is_dir():
-        title, classes, train, test = read_folder(Path(name).expanduser(), input_shape)
+        shape = shape or (32, 32, 3)
+        title, classes, splits = _digits()
+        known = None
+    elif is_folder(name := os.fspath(name)):
+        options = {"group_by": group_by, "skip_broken": skip_broken}
+        reading |= {option: value for option, value in options.items() if value}
+        title, classes, images = read_folder(Path(name).expanduser(), shape, resize, **options)
+        splits, known, group_by, skip_broken = images.splits, images.sha256, None, False
     else:
-        title, classes, train, test = read_tfds(os.fspath(name), input_shape, data_dir, download)
-    if input_shape is not None:
-        train, test = (split and Split(fit(split.images, input_shape), split.labels) for split in (train, test))
-    random = np.random.default_rng(SPLIT_SEED)
-    order = random.permutation(len(train))
-    if test is None:
-        count = max(1, round(TEST_SHARE * len(order)))
-        order, test = order[count:], Split(train.images[order[:count]], train.labels[order[:count]])
-    count = min(max(1, round(VALIDATION_SHARE * len(order))), MAX_VALIDATION_IMAGES)
-    if len(order) - count < 1:
-        raise ValueError(f"{title} has {len(train)} images; three splits need at least 4")
-    validation = Split(train.images[order[:count]], train.labels[order[:count]])
-    train = Split(train.images[order[count:]], train.labels[order[count:]])
-    return Dataset(
-        "arrays" if isinstance(name, tuple) else os.fspath(name), title, tuple(classes), train, validation, test
-    )
+        title, classes, images = read_tfds(name, shape, data_dir, download, resize)
+        splits, known = images.splits, images.sha256
+    if group_by is not None or skip_broken or class_names is not None:
+        raise ValueError(
+            f"{name} is {'no arrays' if class_names is not None else 'no folder'}, so {'class_names' if class_names is not None else 'group_by or skip_broken'} would have no effect; leave it out"
+        )
+    if known is None:
+        splits = _cut(splits, title, shape, resize)
+    hashed = None if known is None else (tuple(splits.values()), known)
+    return Dataset(name, title, tuple(classes), *map(splits.get, SPLITS), reading, hashed)
+
+
+def _cut(splits, title, shape, resize) -> dict[str, Split]:
+    """Resize arrays, and cut off the splits that there are not."""
+    if shape is not None:
+        splits = {name: Split(fit(split.images, shape, resize), split.labels) for name, split in splits.items()}
+    train = splits["train"]
+    cuts = cut_at_random(len(train), title, has_validation="validation" in splits, has_test="test" in splits)
+    found = splits | {name: Split(train.images[order], train.labels[order]) for name, order in cuts.items()}
+    return {name: found[name] for name in SPLITS if name in found}
 
 
 def _digits():
@@ -78,28 +116,69 @@ def _digits():
 
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    return "digits", [str(i) for i in range(10)], Split(images, digits.target.astype(np.int32)), None
+    return "digits", [str(i) for i in range(10)], {"train": Split(images, digits.target.astype(np.int32))}
 
 
-def _arrays(arrays):
-    pairs = arrays if arrays and isinstance(arrays[0], tuple) else (arrays,)
-    if not 1 <= len(pairs) <= 2 or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f"arrays is a tuple of {len(arrays)}; it must be (images, labels) or ((images, labels), (test_images, test_labels))"
-        )
-    splits = []
-    for images, labels in pairs:
-        images, labels = check_images(images), np.asarray(labels)
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+def _arrays(given, class_names):
+    if not isinstance(given, tuple | dict):
+        given = {"train": given}
+    elif isinstance(given, tuple):
+        pairs = given if given and isinstance(given[0], tuple) else (given,)
+        if not 1 <= len(pairs) <= 2:
             raise ValueError(
-                f"labels are {labels.dtype} {labels.shape}; {len(images)} images need integers ({len(images)},)"
+                f"arrays is a tuple of {len(given)}; it must be (images, labels) or ((images, labels), (test_images, test_labels))"
             )
-        if labels.min() < 0:
-            raise ValueError(f"a label is {labels.min()}; labels count from 0")
-        splits.append(Split(images, labels.astype(np.int32)))
-    if len({split.images.shape[1:] for split in splits}) > 1:
+        given = dict(zip(("train", "test"), pairs))
+    given = {name: value for name, value in given.items() if value is not None}
+    if "train" not in given or not set(given) <= set(SPLITS):
         raise ValueError(
-            f"training images are {splits[0].images.shape[1:]}, test images {splits[1].images.shape[1:]}; make them alike"
+            f"arrays has the splits {', '.join(map(str, given))}; give train, and validation and test where there are"
         )
-    classes = 1 + max(int(split.labels.max()) for split in splits)
-    return "arrays", [str(i) for i in range(classes)], splits[0], splits[1] if len(splits) == 2 else None
+    if class_names is None:
+        class_names = getattr(given["train"], "class_names", None)  # as image_dataset_from_directory leaves them
+    pairs = {name: _pair(name, value) for name, value in given.items()}
+    shapes = {name: images.shape[1:] for name, (images, _) in pairs.items()}
+    if len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} images are {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{found}; make them alike")
+    values = np.unique(np.concatenate([labels for _, labels in pairs.values()]))
+    if class_names is None:
+        class_names = [str(value) for value in values]
+        missing = sorted({*values.tolist()} - {*pairs["train"][1].tolist()})
+        if missing:
+            raise ValueError(
+                f"no training image has the label {missing[0]}, others have; give some, or class_names of all labels"
+            )
+        pairs = {name: (images, np.searchsorted(values, labels)) for name, (images, labels) in pairs.items()}
+    elif values.max() >= len(class_names):
+        raise ValueError(f"a label is {values.max()}, class_names has {len(class_names)} names; labels count from 0")
+    splits = {name: Split(images, labels.astype(np.int32)) for name, (images, labels) in pairs.items()}
+    return "arrays", [*map(str, class_names)], splits
+
+
+def _pair(name, value):
+    """Check the images and labels of a split, from arrays or a `tf.data.Dataset`."""
+    if hasattr(value, "element_spec"):
+        value = _collected(value)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"the {name} arrays are no pair; give (images, labels) or a tf.data.Dataset of such")
+    images, labels = check_images(value[0]), np.asarray(value[1])
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels are {labels.dtype} {labels.shape}; {len(images)} images need integers ({len(images)},)"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"a label is {labels.min()}; labels count from 0")
+    return images, labels
+
+
+def _collected(data):
+    """The arrays of a `tf.data.Dataset` of (image, label), batched or not."""
+    spec = data.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2 or spec[0].shape.rank not in (3, 4):
+        raise ValueError(f"the tf.data.Dataset has elements {spec}; they must be (image, label), or batches of such")
+    data = data if spec[0].shape.rank == 4 else data.batch(100)
+    batches = list(data.as_numpy_iterator())
+    if not batches:
+        raise ValueError("the tf.data.Dataset is empty; at least one image is needed")
+    return tuple(np.concatenate(parts) for parts in zip(*batches))

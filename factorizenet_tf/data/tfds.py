@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from .dataset import Split
+from ..console import Progress
+from .cache import Images, stored
 from .images import fit
+from .split import SPLITS, cut_at_random
 
 __all__ = ["read_tfds"]
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
-MAX_BYTES = 8 * 2**30
 
 
-def read_tfds(name, shape, data_dir, download):
-    """Read title, class names, training and test split of a TFDS set, all at `shape`, or at its own."""
+def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[str, list[str], Images]:
+    """Read title, class names and images of a TFDS set, all at `shape`, or at its own.
+
+    Args:
+        name: with a config and a version where it has several, name/config:1.0.0.
+        shape: (height, width, channels) or None.
+        data_dir, download, resize: as for `load_dataset`.
+    """
     from .. import _keras  # noqa: F401 (decides, before TFDS imports TensorFlow, on what that says)
 
     # isort: split
@@ -24,7 +33,10 @@ def read_tfds(name, shape, data_dir, download):
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = "digits, a folder of class folders, or a TFDS name such as cifar10, fashion_mnist, oxford_iiit_pet"
-        raise ValueError(f"no data set {name!r}; there are {known}") from None
+        what = f"no folder {name} and no data set of this name" if "/" in name else f"no data set {name!r}"
+        raise ValueError(f"{what}; there are {known}") from None
+    except (ValueError, AssertionError) as error:  # no such config, or no such version
+        raise ValueError(f"{name!r} is no data set of TFDS ({str(error).strip().partition(chr(10))[0]})") from None
     _prepare(builder, name, download)
     features = builder.info.features
     if not {"image", "label"} <= set(features or ()) or not hasattr(features["label"], "names"):
@@ -33,19 +45,41 @@ def read_tfds(name, shape, data_dir, download):
     if "train" not in splits:
         raise ValueError(f"the TFDS set {name!r} has the splits {', '.join(splits)}; a train split is needed")
     own = features["image"].shape
-    shape = shape or own
+    shape = tuple(shape or own)
     if None in shape:
         raise ValueError(f"the images of {name!r} differ in size; give input_shape, e.g. (96, 96, 3)")
-    needed = sum(s.num_examples for s in splits.values()) * int(np.prod(shape))
-    if needed > MAX_BYTES:
-        raise ValueError(
-            f"{name!r} at {shape} would take {needed / 2**30:.0f} GiB of memory, over {MAX_BYTES / 2**30:.0f}; use a smaller input_shape"
-        )
-    train = _read_tfds(builder, "train", own, shape)
     last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
-    test = last and _read_tfds(builder, last, own, shape)
+
+    def build(allocate):
+        train, test = splits["train"].num_examples, splits[last].num_examples if last else 0
+        cuts = cut_at_random(train, name, has_test=last is not None)
+        cuts = {"test": train + np.arange(test)} | cuts
+        order = np.concatenate([cuts[split] for split in SPLITS])
+        write, labels, places = allocate(len(order), shape), np.empty(len(order), np.int32), np.argsort(order)
+        with Progress() as progress:
+            progress.bar(f"reading {name}", train + test)
+            at = 0
+            for images, numbers in _batches(builder, own, ["train", last] if last else ["train"]):
+                here = places[at : at + len(images)]
+                write(here, fit(images, shape, resize))
+                labels[here] = numbers
+                at += len(images)
+                progress.step(len(images))
+        if labels.min() < 0:
+            raise ValueError(f"a split of {builder.info.name} has no labels")
+        return labels, {split: len(cuts[split]) for split in SPLITS}, []
+
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(builder.data_dir).iterdir())
+    key = {
+        "tfds": builder.info.full_name,
+        "folder": str(builder.data_dir),
+        "files": files,
+        "shape": shape,
+        "resize": resize,
+    }
+    images = stored(key, build)
     title = TITLES.get(builder.info.name, builder.info.name) + (" (JPEG)" if _is_lossy_copy(builder, own) else "")
-    return title, features["label"].names, train, test
+    return title, features["label"].names, images
 
 
 def _prepare(builder, name, download):
@@ -78,19 +112,12 @@ def _is_offline() -> bool:
     return False
 
 
-def _read_tfds(builder, split, own, shape):
-    data = builder.as_dataset(split=split, shuffle_files=False, as_supervised=False)
-    count = builder.info.splits[split].num_examples
-    images = np.empty((count, *shape), np.uint8)
-    labels = np.empty(count, np.int32)
-    data = data.map(lambda example: (example["image"], example["label"]), num_parallel_calls=2)
-    at = 0
-    for batch, numbers in data.batch(1 if None in own else 100).prefetch(1).as_numpy_iterator():
-        images[at : at + len(batch)], labels[at : at + len(batch)] = fit(batch, shape), numbers
-        at += len(batch)
-    if labels.min() < 0:
-        raise ValueError(f"the split {split!r} of {builder.info.name} has no labels")
-    return Split(images, labels)
+def _batches(builder, own, splits):
+    """Yield images uint8 (n, height, width, channels), in batches where their sizes are equal, and labels (n,)."""
+    for split in splits:
+        data = builder.as_dataset(split=split, shuffle_files=False, as_supervised=False)
+        data = data.map(lambda example: (example["image"], example["label"]), num_parallel_calls=2)
+        yield from data.batch(1 if None in own else 100).prefetch(1).as_numpy_iterator()
 
 
 def _is_lossy_copy(builder, own):

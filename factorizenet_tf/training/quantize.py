@@ -131,7 +131,7 @@ def quantize_own(
         write_bytes(folder / TFLITE_FILE, content)
         metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
         if quantized is not None:
-            found = agreement(quantized, int8_model, dataset.test.images[:AGREEMENT_IMAGES])
+            found = agreement(quantized, int8_model, dataset.held_out[1].images[:AGREEMENT_IMAGES])
             metrics["agreement"] = dataclasses.asdict(found)
         write_metrics(folder, metrics)
     _warn(metrics, model)

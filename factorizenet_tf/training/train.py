@@ -116,7 +116,7 @@ def train(
             **({"command": command} if command else {}),
         }
         if qat_model is not None:
-            images = dataset.test.images[:AGREEMENT_IMAGES]
+            images = dataset.held_out[1].images[:AGREEMENT_IMAGES]
             metrics["agreement"] = dataclasses.asdict(agreement(qat_model, models["tflite"], images))
         write_metrics(folder, metrics)
     return Run(folder, spec, recipe, metrics)
@@ -208,14 +208,14 @@ def conversion_of(loop: TrainingLoop) -> Iterator[None]:
 
 
 def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
-    """Measure a net's accuracies on validation and test, and its costs, as metrics.json has them.
+    """Measure a net's accuracies on validation and test, where there is one, and its costs, as metrics.json has them.
 
     Args:
         models: by precision: "float", a tf_keras model, "tflite", an Int8Model, and others of either kind.
         dataset: its data.
         progress: where a line a split goes.
     """
-    splits = {"validation": dataset.validation, "test": dataset.test}
+    splits = {name: split for name, split in dataset.splits.items() if name != "train"}
     accuracies = {}
     for name, split in splits.items():
         progress.say(f"evaluating on {name}")

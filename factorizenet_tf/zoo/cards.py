@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
@@ -44,9 +44,9 @@ def _below_the_folder(path: str) -> str:
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Images = TypedDict("Images", dict.fromkeys(("train", "validation", "test"), Count))
+Images = TypedDict("Images", dict.fromkeys(("train", "validation"), Count) | {"test": NotRequired[Count]})
 Scores = TypedDict("Scores", dict.fromkeys(ACCURACIES, Share))
-Accuracies = TypedDict("Accuracies", dict.fromkeys(("validation", "test"), Scores))
+Accuracies = TypedDict("Accuracies", {"validation": Scores} | {"test": NotRequired[Scores]})
 Agreed = TypedDict(
     "Agreed", dict.fromkeys(("top1", "within_1_lsb"), Share) | dict.fromkeys(("largest_lsb", "images"), Count)
 )
@@ -90,7 +90,7 @@ class Card:
         latency_ratio: that over ResNet-8's int8 latency, measured in turns in the same run.
         older: fields that an earlier version wrote (latency with two threads); kept as they were.
         validation_accuracy: what models are ranked by.
-        accuracy: on the test split, for report only.
+        accuracy: on the test split, for report only; None where the data have none.
         accuracies: by split, then by precision.
         agreement: of the .tflite with its QAT Keras model, the fields of `Agreement`.
         command: what trains it again.
@@ -119,7 +119,7 @@ class Card:
     older: dict[str, Number | None]
     latency_machine: str | None
     validation_accuracy: Share
-    accuracy: Share
+    accuracy: Share | None
     accuracies: Accuracies
     agreement: Agreed | None
     operators: tuple[str, ...]
@@ -166,9 +166,10 @@ class Card:
         return start | {field: getattr(self, field) for field in ROW_FIELDS.split()} | {"zoo": self.zoo}
 
     def __repr__(self) -> str:
-        return (
-            f"<Card {self.name}: {self.accuracy:.2%} on {self.dataset}, {self.macs:,} MACs, {self.size_bytes:,} bytes>"
-        )
+        is_tested = self.accuracy is not None
+        score = f"{self.accuracy if is_tested else self.validation_accuracy:.2%} on {self.dataset}"
+        where = "" if is_tested else " (validation)"
+        return f"<Card {self.name}: {score}{where}, {self.macs:,} MACs, {self.size_bytes:,} bytes>"
 
 
 def near(name: str, names: list[str]) -> str:

@@ -68,8 +68,11 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
     for dataset in sorted({card.dataset for card in cards}):
         for precision in ("int8", "float"):
             alike = [card for card in cards if (card.dataset, card.precision) == (dataset, precision)]
-            counts = sorted({(card.images["validation"], card.images["test"]) for card in alike})
-            images = " or ".join(f"{validation:,} validation and {test:,} test images" for validation, test in counts)
+            counts = sorted({(card.images["validation"], card.images.get("test", 0)) for card in alike})
+            images = " or ".join(
+                f"{validation:,} validation and {f'{test:,}' if test else 'no'} test images"
+                for validation, test in counts
+            )
             lines += [f"## {dataset}, {precision}", "", *([f"Accuracy on {images}.", ""] if images else [])]
             lines += [*_models(alike, precision), ""]
     return "\n".join(lines)
@@ -83,7 +86,7 @@ def _models(cards, precision) -> list[str]:
         row = [f"[{card.name}](cards/{card.name}.md)", f"{card.macs:,}"]
         if precision == "int8":
             row += [f"{card.size_bytes:,}", f"{card.ram_bytes:,}", _number(card.latency_ratio, ".2f")]
-            accuracies = (card.accuracies["test"][key] for key in PRECISIONS)
+            accuracies = (card.accuracies.get("test", {}).get(key) for key in PRECISIONS)
         else:
             row.append(f"{card.params:,}")
             accuracies = (card.accuracy,)
@@ -145,7 +148,7 @@ def _numbers(card):
                 f"{_number(card.latency_ms, '.3f')} ms, {_number(card.latency_ratio, '.2f')} of ResNet-8's",
             ),
             (
-                f"agreement with QAT Keras on {agreement['images']:,} test images",
+                f"agreement with QAT Keras on {agreement['images']:,} {'validation' if card.accuracy is None else 'test'} images",
                 f"top-1 {_percent(agreement['top1'])}, {_percent(agreement['within_1_lsb'])} of logits within 1 LSB, "
                 f"largest {agreement['largest_lsb']} LSB",
             ),
@@ -211,4 +214,4 @@ def _number(value, form):
 
 
 def _percent(share):
-    return f"{100 * share:.2f} %"
+    return "" if share is None else f"{100 * share:.2f} %"

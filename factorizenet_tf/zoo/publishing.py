@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..console import Progress
+from ..data import is_folder
 from ..files import atomic_folder, write_text
 from ..machine import cpu_name
 from ..runs import DATASET_FILE, FLOAT_FILE, HISTORY_FILE, IN_MEMORY, QAT_FILE, TFLITE_FILE, Run, load_run
@@ -59,7 +60,7 @@ class PublishError(ValueError):
 def publish_errors(run: Run) -> list[str]:
     """List why a run must not be published, with what helps; empty where it may be."""
     metrics = run.metrics
-    if "qat" not in metrics["accuracy"]["test"]:
+    if "qat" not in metrics["accuracy"]["validation"]:
         return [f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1"]
     if not {"machine", "versions"} <= metrics.keys():
         return [f"the run in {run.folder} does not say its machine and versions; train it with this version"]
@@ -139,7 +140,7 @@ def shown_sources(data: str, initial: str | None, zoo: str | None) -> tuple[str,
 
     if data == "arrays":
         notes.append("images, labels: your arrays")
-    elif _is_folder(data):
+    elif is_folder(data):
         data = placeholder(data, "the folder of its images")
     if initial == IN_MEMORY:
         notes.append("model: the float net it starts from")
@@ -148,11 +149,6 @@ def shown_sources(data: str, initial: str | None, zoo: str | None) -> tuple[str,
     if zoo and "://" not in zoo:
         zoo = placeholder(zoo, "the zoo that has it")
     return data, initial, zoo, f"  # {'; '.join(notes)}" if notes else ""
-
-
-def _is_folder(name):
-    """Tell whether `load_dataset` takes a name for a folder."""
-    return os.sep in name or (name not in ("digits", "arrays") and Path(name).is_dir())
 
 
 def publish(
@@ -197,7 +193,7 @@ def publish(
         raise PublishError(f"{run.spec.name} is not published: {'; '.join(errors)}")
     _make_writable(zoo)
     dataset = json.loads((run.folder / DATASET_FILE).read_text())
-    if _is_folder(dataset["name"]):  # found again from any folder
+    if is_folder(dataset["name"]):  # found again from any folder
         dataset["name"] = str(Path(dataset["name"]).expanduser().resolve())
     content = (run.folder / TFLITE_FILE).read_bytes()
     try:
@@ -339,7 +335,7 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             size_bytes=files[main].size_bytes,
             older={},
             validation_accuracy=metrics["accuracy"]["validation"][scored],
-            accuracy=metrics["accuracy"]["test"][scored],
+            accuracy=metrics["accuracy"].get("test", {}).get(scored),
             accuracies=metrics["accuracy"],
             recipe=dataclasses.asdict(run.recipe),
             command=training_command(run, dataset),

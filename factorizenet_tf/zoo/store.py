@@ -12,13 +12,12 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from ..files import atomic_folder, write_text
+from ..files import CACHE_VARIABLE, atomic_folder, cache_folder, write_text
 from .cards import Cards, PublishedFile, index_from_json
 
-__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "cache_folder", "open_store", "other_zoo", "unzip"]
+__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "open_store", "other_zoo", "unzip"]
 
 INDEX_FILE = "index.json"
-CACHE_VARIABLE = "FACTORIZENET_CACHE"
 ATTEMPTS, TIMEOUT_SECONDS = 3, 30  # for what the caller named
 QUICK_SECONDS = 4  # for the index of a zoo that is only looked into, too
 
@@ -179,13 +178,6 @@ def unzip(archive: Path, sha256: str) -> Path:
         except zipfile.BadZipFile as error:
             raise ValueError(f"{archive} is damaged ({error}); publish the model again") from None
     return target
-
-
-def cache_folder() -> Path:
-    """Give the folder of fetched and unpacked files: FACTORIZENET_CACHE, or the system's own for caches."""
-    import pooch
-
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("factorizenet_tf"))
 
 
 @functools.lru_cache(maxsize=8)

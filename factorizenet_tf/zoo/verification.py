@@ -135,7 +135,9 @@ def _verify(card, dataset, reason) -> Verification:
         if dataset is not None and dataset.title != card.dataset:
             dataset, reason = None, f"the data here is {dataset.title}, the number is of {card.dataset}"
         if dataset is None:
-            checks.append(Check("accuracy", None, card.accuracy, reason))
+            checks.append(
+                Check("accuracy", None, card.validation_accuracy if card.accuracy is None else card.accuracy, reason)
+            )
         else:
             checks += _accuracy_checks(card, model, measured, dataset)
     return Verification(card.name, tuple(checks))
@@ -169,10 +171,10 @@ def _accuracy_checks(card, keras_model, measured, dataset) -> list[Check]:
     checks, precision = [], "float"
     if card.precision == "int8":
         precision, stated = "tflite", card.agreement["top1"]
-        found = agreement(keras_model, measured, dataset.test.images[: card.agreement["images"]]).top1
+        found = agreement(keras_model, measured, dataset.held_out[1].images[: card.agreement["images"]]).top1
         checks.append(Check("agreement with Keras", found >= stated - AGREEMENT_BAND, stated, found))
-    for split in ("test", "validation"):
-        images = getattr(dataset, split)
+    for split in sorted({*card.accuracies} & {*dataset.splits}):
+        images = dataset.splits[split]
         stated, found = card.accuracies[split][precision], accuracy(measured, images)
         what = f"{split} accuracy, {len(images):,} images"
         checks.append(Check(what, abs(found - stated) <= ACCURACY_BAND, stated, found))

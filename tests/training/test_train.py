@@ -51,6 +51,13 @@ def epochs_of(history):
     return [(row["phase"], row["epoch"]) for row in history]
 
 
+def test_without_a_test_split_no_test_number_is_measured(models, digits):
+    untested = dataclasses.replace(digits, test=None)
+    found = training.measure({"float": models.float, "tflite": models.int8}, untested, Progress(False))
+    assert list(found["accuracy"]) == ["validation"]
+    assert list(found["images"]) == list(untested.splits) == ["train", "validation"]
+
+
 def test_a_run_learns_and_leaves_all_its_files(run, models, digits):
     assert sorted(os.listdir(run.folder)) == FILES
     accuracies = run.metrics["accuracy"]["test"]

@@ -50,6 +50,17 @@ def other(run, tmp_path):
     return folder
 
 
+def test_a_run_on_data_without_a_test_split_is_published_with_none_of_its_numbers(publish, other, copy):
+    metrics = json.loads((other / "metrics.json").read_text())
+    del metrics["accuracy"]["test"], metrics["images"]["test"]
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    publish(other, name="untested")
+    card = fnet.zoo.card("untested-int8", zoo_dir=copy)
+    assert (card.accuracy, list(card.accuracies)) == (None, ["validation"])
+    assert f"{card.validation_accuracy:.2%} on digits (validation)" in repr(card)
+    assert "validation and no test images" in (copy / "README.md").read_text()
+
+
 def test_a_published_run_has_the_runs_numbers(cards, zoo, run):
     for card, key in zip(cards, ("float", "tflite")):
         assert card.spec == run.spec
@@ -122,7 +133,7 @@ def test_a_run_that_does_not_pass_a_gate_is_refused_with_the_reason(run, tmp_pat
             lambda of: (of["agreement"].update(top1=0.97), of["operators"].append("FlexConv")),
             "agree on 97.0 % .*has the operators FlexConv",
         ),
-        (lambda of: of["accuracy"]["test"].pop("qat"), "has no QAT phase"),
+        (lambda of: of["accuracy"]["validation"].pop("qat"), "has no QAT phase"),
     ):
         metrics = json.loads(json.dumps(run.metrics))
         change(metrics)
@@ -219,7 +230,7 @@ def test_the_command_of_a_card_is_the_one_that_was_given_and_trains_the_same_run
 def test_a_folder_in_a_command_is_a_placeholder_with_a_note(run, trained, tmp_path):
     for number, name in enumerate(["a", "a", "a", "b", "b", "b"]):
         (tmp_path / "my signs" / name).mkdir(parents=True, exist_ok=True)
-        Image.new("L", (100, 100)).save(tmp_path / "my signs" / name / f"{number}.png")
+        Image.new("L", (100, 100), number).save(tmp_path / "my signs" / name / f"{number}.png")
     command = trained(
         "train", "--from", run.folder, "--dataset", tmp_path / "my signs", "--out", tmp_path / "x"
     ).command

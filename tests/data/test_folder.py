@@ -1,0 +1,171 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import factorizenet_tf as fnet
+from factorizenet_tf.data.split import cut_by_class
+
+BLACK = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.fixture
+def draw():
+    """Write images of their own content each: folders of classes, by number of images."""
+    random = np.random.default_rng(0)
+
+    def draw_images(root, size=(4, 4), ending="png", **counts):
+        for name, count in counts.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                Image.fromarray(random.integers(0, 256, (*size, 3)).astype(np.uint8)).save(
+                    root / name / f"{i}.{ending}"
+                )
+        return root
+
+    return draw_images
+
+
+def sizes(data):
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("train", "val", "test"), {"train": 6, "validation": 4, "test": 2}),
+        (("Training", "VALID", "Testing"), {"train": 6, "validation": 4, "test": 2}),
+        (("train", "validation"), {"train": 6, "validation": 4}),
+        (("train",), {"train": 2, "validation": 2, "test": 2}),
+    ],
+)
+def test_splits_have_the_usual_names_in_any_case_and_a_test_split_that_is_not_there_is_not_invented(
+    draw, tmp_path, names, found
+):
+    for name, count in zip(names, (3, 2, 1)):
+        draw(tmp_path / name, a=count, b=count)
+    data = fnet.load_dataset(tmp_path)
+    assert sizes(data) == found
+    assert (data.test is None) == ("test" not in found)
+
+
+def test_a_folder_of_nothing_but_splits_and_two_of_one_split_are_refused(draw, tmp_path):
+    draw(tmp_path / "val", a=1, b=1)
+    draw(tmp_path / "test", a=1, b=1)
+    with pytest.raises(ValueError, match="has the folders test, val, names of splits and none of them of training"):
+        fnet.load_dataset(tmp_path)
+    draw(tmp_path / "train", a=1, b=1)
+    draw(tmp_path / "training", a=1, b=1)
+    with pytest.raises(ValueError, match="has two folders for train"):
+        fnet.load_dataset(tmp_path)
+
+
+def test_hidden_files_are_no_images_what_is_left_out_is_counted_and_links_are_followed_but_no_loops(draw, tmp_path):
+    root = draw(tmp_path / "pets", **{"süße katze": 5, "dog": 5})
+    for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt", "clip.gif", "README"):
+        (root / "dog" / name).write_bytes(b"")
+    draw(root, **{".hidden": 2, "__MACOSX": 2})
+    draw(tmp_path, elsewhere=4)
+    (root / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "dog" / "loop").symlink_to(root)
+    (root / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
+    said = r"pets: 4 files are left out: 1 \.gif, 1 \.txt, 1 dead links, 1 without ending"
+    with pytest.warns(RuntimeWarning, match=said):
+        data = fnet.load_dataset(root)
+    assert data.class_names == ("dog", "süße katze")
+    assert sum(sizes(data).values()) == 14
+
+
+def test_of_each_class_the_same_share_is_cut(draw, tmp_path):
+    data = fnet.load_dataset(draw(tmp_path, a=50, b=10, c=3))
+    assert np.bincount(data.test.labels).tolist() == [10, 2, 1]
+    assert np.bincount(data.validation.labels).tolist() == [4, 1, 1]
+    again = fnet.load_dataset(tmp_path)
+    assert again.sha256 == data.sha256
+    assert data.train.labels.tolist() != sorted(data.train.labels.tolist())
+
+
+def test_groups_stay_uncut():
+    labels, groups = np.repeat([0, 1, 2], 300), np.repeat(np.arange(90), 10)
+    cuts = cut_by_class(labels, groups, "tracks", has_test=False)
+    for name, share in (("test", 60), ("validation", 20)):
+        assert np.bincount(labels[cuts[name]]).tolist() == pytest.approx([share] * 3, abs=10)
+    parts = [set(groups[cut].tolist()) for cut in cuts.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 90
+
+
+def test_a_pattern_on_file_names_makes_the_groups_and_one_that_matches_nothing_is_refused(draw, tmp_path):
+    for camera in range(6):
+        for name in "ab":
+            draw(tmp_path / name, **{f"cam{camera}": 3})
+    data = fnet.load_dataset(tmp_path, group_by=r"cam(\d)")
+    assert all(count % 6 == 0 for count in sizes(data).values())
+    assert data.reading == {"group_by": r"cam(\d)"}
+    with pytest.raises(ValueError, match=r"group_by is 'lens' and matches none of 36 file names, e\.g\. a/cam0/0\.png"):
+        fnet.load_dataset(tmp_path, group_by="lens")
+    with pytest.raises(ValueError, match=r"group_by is '\(', no regular expression"):
+        fnet.load_dataset(tmp_path, group_by="(")
+    with pytest.raises(ValueError, match="has 36 images in 1 groups; the splits need more"):
+        fnet.load_dataset(tmp_path, group_by="png")
+    with pytest.warns(RuntimeWarning, match="does not match 30 files"):
+        fnet.load_dataset(tmp_path, group_by="cam0")
+
+
+def test_images_of_several_sizes_need_one_and_those_of_one_size_after_exif_none(draw, tmp_path):
+    draw(tmp_path, a=4, b=4)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "a" / "turned.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"have 2 sizes: 4x4 \(8\), 5x4 \(1\); give the one .*--size"):
+        fnet.load_dataset(tmp_path)
+    assert fnet.load_dataset(tmp_path, input_shape=(4, 4, 3)).image_shape == (4, 4, 3)
+
+
+def test_another_aspect_is_stretched_cropped_or_padded(tmp_path):
+    wide = np.zeros((2, 6, 3), np.uint8)
+    wide[:, 2:4] = 255  # white in the middle
+    for i in range(8):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        Image.fromarray(wide).save(tmp_path / str(i % 2) / f"{i}.png", dpi=(i + 1, 1))
+    crop = fnet.load_dataset(tmp_path, input_shape=(2, 2, 3), resize="crop")
+    assert (crop.train.images == 255).all()
+    assert crop.reading == {"resize": "crop"}
+    pad = fnet.load_dataset(tmp_path, input_shape=(6, 6, 1), resize="pad").train.images[0, ..., 0]
+    np.testing.assert_array_equal(pad[2:4, 2:4], 255)
+    assert pad.sum() == 4 * 255
+    arrays = fnet.load_dataset((np.stack([wide] * 8), np.arange(8) % 2), input_shape=(2, 2, 3), resize="crop")
+    assert (arrays.train.images == 255).all()
+    with pytest.raises(ValueError, match="resize is 'fit'; it must be stretch, crop or pad"):
+        fnet.load_dataset(tmp_path, resize="fit")
+
+
+def test_a_broken_image_is_named_and_left_out_where_asked(draw, tmp_path):
+    draw(tmp_path, a=9, b=9)
+    (tmp_path / "a" / "3.png").write_bytes(b"\x89PNG")
+    Image.fromarray(BLACK[:1, :1]).convert("CMYK").save(tmp_path / "b" / "one.jpg")
+    with pytest.raises(ValueError, match=r"a/3\.png is broken .* leave out all that are broken \(1\): --skip-broken"):
+        fnet.load_dataset(tmp_path, input_shape=(4, 4, 3))
+    with pytest.warns(RuntimeWarning, match="1 files are left out: 1 broken"):
+        data = fnet.load_dataset(tmp_path, input_shape=(4, 4, 3), skip_broken=True)
+    assert sum(sizes(data).values()) == 18
+    for file in (tmp_path / "a").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="of a class of which all images are broken"):
+        fnet.load_dataset(tmp_path, input_shape=(4, 4, 3), skip_broken=True)
+
+
+def test_an_image_too_large_is_named_with_the_remedy(draw, tmp_path):
+    draw(tmp_path, a=4, b=4)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "a" / "huge.png")
+    with pytest.raises(ValueError, match=r"a/huge\.png is broken or .*more than 89,478,485.*scale it down"):
+        fnet.load_dataset(tmp_path, input_shape=(4, 4, 3))
+
+
+def test_the_same_image_in_two_splits_is_said(draw, tmp_path):
+    for name in ("train", "test"):
+        draw(tmp_path / name, a=4, b=4)
+    os.link(tmp_path / "train" / "a" / "1.png", tmp_path / "test" / "b" / "copy.png")
+    for _ in range(2):  # of a set in the cache, too
+        with pytest.warns(RuntimeWarning, match=r"1 images are in two splits: .*b/copy\.png of test is "):
+            fnet.load_dataset(tmp_path)
