@@ -55,7 +55,7 @@ setup(
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
         "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "*.txt", "*/*.html", "tflite/micro_templates/*.in"],
-        "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "findings/*", "models/*/*"],
+        "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "cards/*.svg", "findings/*", "models/*/*"],
     },
     install_requires=[
         "ai-edge-litert>=1.2",

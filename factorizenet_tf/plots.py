@@ -27,8 +27,8 @@ require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 import altair as alt  # noqa: E402
 import pandas  # noqa: E402
 
-__all__ = ["BIN_CHARS", "beside", "channel_map", "factorization_map", "layer_figures", "lines", "save"]
-__all__ += ["search_frontier", "write_figures", "zoo_frontier"]
+__all__ = ["BIN_CHARS", "beside", "channel_map", "confusion_figure", "factorization_map", "layer_figures", "lines"]
+__all__ += ["save", "search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
 MARKS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
@@ -150,6 +150,34 @@ def factorization_map(table: pandas.DataFrame, path: str | os.PathLike) -> None:
         "subtitle": "in the cells: percent of the layer's MACs that are left",
     }
     save(alt.layer(filled, numbers, title=title).properties(height=alt.Step(22)), path)
+
+
+def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str], path: str | os.PathLike) -> None:
+    """Write an SVG or PNG of confusion matrices side by side: a row a class, coloured by the share of its images.
+
+    Args:
+        matrices: by title; as `classes.confusion` counts them.
+        class_names: by number.
+        path: of the figure; its suffix says which.
+    """
+    names, panels = [str(name) for name in class_names], []
+    x, y = (
+        alt.X("taken_for:N", title="taken for", sort=names, axis=alt.Axis(labelOverlap=True, labelAngle=-60)),
+        alt.Y("class:N", sort=names, axis=alt.Axis(labelOverlap=True)),
+    )
+    x.scale = y.scale = alt.Scale(domain=names, padding=0)
+    color = alt.Color("share:Q", legend=None, scale=alt.Scale(scheme="blues", domain=[0, 1]))
+    for title, matrix in matrices.items():
+        places = np.argwhere(matrix)
+        cells = {"class": places[:, 0], "taken_for": places[:, 1], "images": matrix[tuple(places.T)]}
+        rows = pandas.DataFrame({"share": matrix[tuple(places.T)] / matrix.sum(1)[places[:, 0]]} | cells)
+        rows[["class", "taken_for"]] = rows[["class", "taken_for"]].map(names.__getitem__)
+        panel = alt.Chart(rows, title=title).mark_rect().encode(x, y, color)
+        if len(names) <= MAX_NAMES:
+            ink = alt.when("datum.share > 0.5").then(alt.value("white")).otherwise(alt.value("black"))
+            panel = alt.layer(panel, panel.mark_text(fontSize=9).encode(x, y, color=ink, text="images:Q"))
+        panels.append(panel)
+    save(beside(panels), path)
 
 
 def layer_figures(analysis) -> dict[str, list[alt.Chart]]:

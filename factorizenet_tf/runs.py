@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .classes import class_rows, matrix_from_text
 from .data import Dataset
-from .files import atomic_write, remove_partial_files, write_text
+from .files import atomic_write, remove_partial_files, write_csv, write_text
 from .recipe import Recipe, recipe_from_json
 from .spec import ModelSpec, spec_from_json
 from .tflite.int8_model import Int8Model
@@ -40,6 +42,8 @@ FLOAT_FILE = "float.h5"
 QAT_FILE = "qat.h5"
 TFLITE_FILE = "model.tflite"
 METRICS_FILE = "metrics.json"
+CLASSES_FILE = "classes.csv"
+CONFUSION_FILE = "confusion.svg"
 IN_MEMORY = "a model in memory"  # metrics.json's `initial` where a training started from no file
 
 
@@ -100,7 +104,24 @@ def load_run(folder) -> Run:
 
 
 def write_metrics(folder: Path, metrics: dict) -> None:
-    """Write metrics.json, the last file of a run. Raises OSError as `write_text`."""
+    """Write metrics.json, the last file of a run; before it classes.csv, a line a split and class, and confusion.svg.
+
+    The figure needs the extra `report`; without it there is none. Raises OSError as `write_text`.
+    """
+    if "confusion" in metrics:
+        names = json.loads((folder / DATASET_FILE).read_text())["class_names"]
+        splits = {
+            split: {net: matrix_from_text(rows) for net, rows in matrices.items()}
+            for split, matrices in metrics["confusion"].items()
+        }
+        rows = [{"split": split} | row for split, nets in splits.items() for row in class_rows(nets, names)]
+        write_csv(folder / CLASSES_FILE, rows)
+        with contextlib.suppress(ModuleNotFoundError):
+            from .plots import confusion_figure
+
+            split, nets = list(splits.items())[-1]
+            titles = {f"{net}, {split}": matrix for net, matrix in nets.items()}
+            confusion_figure(titles, names, folder / CONFUSION_FILE)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
 
 

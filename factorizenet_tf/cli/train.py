@@ -10,9 +10,12 @@ from typing import Annotated
 import typer
 
 from ..console import print_accuracies, print_json, show
+from ..files import check_new, write_text
 from . import options
 
 __all__ = ["evaluate", "quantize", "train"]
+
+MAX_CLASSES = 20  # that are printed; --json has all
 
 
 def train(
@@ -211,19 +214,25 @@ def evaluate(
         str | None,
         typer.Option(help="test, validation or train.", show_default="test, or validation where there is none"),
     ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(help="Write the images that went wrong here, one HTML file; float and int8 where there are both."),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ):
-    """Measure a model's accuracy on a whole split.
+    """Measure a model's accuracy on a whole split, and which classes fail.
 
     Of an int8 net on LiteRT (an -int8 name, a run, a .tflite) its bytes and latency, too.
     """
     if split not in (None, "train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
+    check_new(errors)
+    from ..classes import balanced_accuracy, class_rows, confusion, matrix_to_text
     from ..loading import resolve
-    from ..models.evaluate import accuracy
+    from ..models.evaluate import predicted_classes
 
     source = resolve(net, zoo_dir=zoo_)
     if dataset is None:
@@ -238,14 +247,43 @@ def evaluate(
     if split not in data.splits:
         raise ValueError(f"{data.title} has no {split} split; give --split validation")
     images = data.splits[split]
+    classes = predicted_classes(model, images)
+    names = (*data.class_names, *map(str, range(data.num_classes, classes.max() + 1)))  # a net may have more outputs
+    matrix = confusion(classes, images.labels, len(names))
     row = {
         "file": str(source.tflite_file or source.path or source.reference),
         "dataset": data.title,
         "split": split,
         "images": len(images),
-        "accuracy": accuracy(model, images),
+        "accuracy": float((classes == images.labels).mean()),
+        "balanced_accuracy": balanced_accuracy(matrix),
     }
     if source.tflite_file is not None:
         latency = model.latency_ms()
         row |= {"size_bytes": model.size_bytes, "latency_ms": round(latency.median_ms, 4), "threads": threads}
-    show([row], as_json, "Accuracy")
+    rows = class_rows({source.precision: matrix}, names)
+    if errors is not None:
+        write_text(errors, _errors_page(source, model, images, data, names))
+    if as_json:
+        print_json([row | {"classes": rows, "confusion": matrix_to_text(matrix)}])
+        return
+    show([row], False, "Accuracy")
+    recall = f"recall_{source.precision}"
+    worst = sorted(rows, key=lambda row: 1 if row[recall] is None else row[recall])[:MAX_CLASSES]
+    worst = [{key: "" if value is None else value for key, value in row.items()} for row in worst]
+    show(worst, False, "Classes, the lowest recall first")
+
+
+def _errors_page(source, model, images, data, names) -> str:
+    """Make the page of what this net got wrong, beside the net of the same training in the other precision, if there is one."""
+    from ..analysis.errors import errors_html
+    from ..models.evaluate import logits
+
+    models = {source.precision: model}
+    if source.kind == "run" and source.spec is not None:
+        models["float"] = source.float_model()
+    elif source.sibling is not None:
+        other = source.sibling
+        models[other.precision] = other.int8_model() if other.precision == "int8" else other.model()
+    found = {kind: logits(models[kind], images.images) for kind in ("float", "int8") if kind in models}
+    return errors_html(found, images, names, title=f"What {source.name} gets wrong on {data.title}")

@@ -9,7 +9,7 @@ import numpy as np
 from ..data import Split, check_images
 from ..tflite.int8_model import Int8Model
 
-__all__ = ["Agreement", "accuracy", "agreement", "logits"]
+__all__ = ["Agreement", "accuracy", "agreement", "logits", "predicted_classes"]
 
 CHUNK = 2_500  # images that are floats in memory at a time
 
@@ -31,12 +31,17 @@ def accuracy(model, split: Split) -> float:
     Raises:
         ValueError: the model has fewer classes than the labels.
     """
+    return float(np.mean(predicted_classes(model, split) == split.labels))
+
+
+def predicted_classes(model, split: Split) -> np.ndarray:
+    """Give the class of the largest logit of each image, int (n,). Raises as `accuracy`."""
     scores = logits(model, split.images)
     if split.labels.max() >= scores.shape[1]:
         raise ValueError(
             f"the data has labels up to {split.labels.max()}; the model has {scores.shape[1]} classes (num_classes)"
         )
-    return float(np.mean(scores.argmax(1) == split.labels))
+    return scores.argmax(1)
 
 
 @dataclass(frozen=True)

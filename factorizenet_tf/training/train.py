@@ -12,7 +12,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .._keras import keras
+from ..classes import confusion, matrix_to_text
 from ..console import Progress
 from ..cost import count_macs, count_params
 from ..data import Dataset
@@ -21,7 +24,7 @@ from ..loading import Source, resolve
 from ..machine import cpu_name, versions
 from ..models.build import build
 from ..models.convert import to_tflite
-from ..models.evaluate import accuracy, agreement
+from ..models.evaluate import agreement, predicted_classes
 from ..models.quantize import quantize_aware, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, recipe_for
@@ -216,15 +219,21 @@ def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
         progress: where a line a split goes.
     """
     splits = {name: split for name, split in dataset.splits.items() if name != "train"}
-    accuracies = {}
+    accuracies, matrices = {}, {}
     for name, split in splits.items():
         progress.say(f"evaluating on {name}")
-        accuracies[name] = {precision: accuracy(model, split) for precision, model in models.items()}
+        found = {precision: predicted_classes(model, split) for precision, model in models.items()}
+        accuracies[name] = {kind: float(np.mean(classes == split.labels)) for kind, classes in found.items()}
+        matrices[name] = {
+            title: matrix_to_text(confusion(found[kind], split.labels, dataset.num_classes))
+            for kind, title in (("float", "float"), ("tflite", "int8"))
+        }
     int8_model = models["tflite"]
     return {
         "dataset": dataset.title,
         "images": {"train": len(dataset.train)} | {name: len(split) for name, split in splits.items()},
         "accuracy": accuracies,
+        "confusion": matrices,
         "macs": count_macs(models["float"]),
         "params": count_params(models["float"]),
         "size_bytes": int8_model.size_bytes,

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
 
+from ..classes import matrix_from_text
 from ..recipe import recipe_from_json
 from ..spec import Architecture, ModelSpec, ResNet8, level_text, spec_from_json
 
@@ -50,6 +51,7 @@ Accuracies = TypedDict("Accuracies", {"validation": Scores} | {"test": NotRequir
 Agreed = TypedDict(
     "Agreed", dict.fromkeys(("top1", "within_1_lsb"), Share) | dict.fromkeys(("largest_lsb", "images"), Count)
 )
+Confusion = Annotated[tuple[str, ...], AfterValidator(lambda rows: (matrix_from_text(rows), rows)[1])]
 Spec = Annotated[ModelSpec | ResNet8 | Architecture, PlainValidator(lambda fields: spec_from_json(json.dumps(fields)))]
 RecipeFields = Annotated[dict, AfterValidator(lambda fields: dataclasses.asdict(recipe_from_json(json.dumps(fields))))]
 
@@ -92,6 +94,8 @@ class Card:
         validation_accuracy: what models are ranked by.
         accuracy: on the test split, for report only; None where the data have none.
         accuracies: by split, then by precision.
+        confusion: of the test images, without any of the validation ones, as `classes.matrix_to_text` writes it; None on
+            older cards.
         agreement: of the .tflite with its QAT Keras model, the fields of `Agreement`.
         command: what trains it again.
         training_seconds: of all epochs.
@@ -133,6 +137,7 @@ class Card:
     published: str
     licence: str | None
     files: tuple[PublishedFile, ...]
+    confusion: Confusion | None = None
     zoo: str = dataclasses.field(default="", compare=False)
 
     @property
@@ -233,6 +238,8 @@ def index_to_json(cards: Cards) -> str:
         fields["spec"] = json.loads(card.spec.to_json())
         fields["files"] = [dataclasses.asdict(file) for file in card.files]
         del fields["zoo"]
+        if card.confusion is None:  # the index stays as it was
+            del fields["confusion"]
         models.append(fields)
     return json.dumps({"format": FORMAT, "models": models}, indent=1) + "\n"
 
@@ -281,6 +288,8 @@ def _card(entry, zoo) -> Card:
     card = _READER.validate_json(json.dumps(entry | {"older": older, "zoo": zoo}), strict=True)
     if len(card.class_names) != card.spec.num_classes:
         raise ValueError(f"it has {len(card.class_names)} class names, its spec {card.spec.num_classes} classes")
+    if card.confusion is not None and len(card.confusion) != len(card.class_names):
+        raise ValueError(f"its confusion matrix has {len(card.confusion)} rows, not one a class")
     required = {"weights", "history"}
     if card.precision == "int8":
         required.add("tflite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..classes import balanced_accuracy, class_rows, matrix_from_text, mistakes
 from ..files import write_text
 from ..spec import Architecture
 from .cards import Card, Cards
@@ -18,6 +19,7 @@ PRECISIONS = {
     "qat": "QAT",
     "tflite": ".tflite",
 }
+MAX_CLASSES = 20  # whose confusion matrix is written out; of more classes the most frequent mistakes alone
 USE = """\
 For small devices, for comparing levels of factorization, and as a start for fine-tuning. It knows its classes and
 images like its training data, nothing else: an image of anything else gets one of these classes, too. Its logits are
@@ -38,13 +40,22 @@ def write_pages(zoo: Path, cards: Cards) -> None:
     except ModuleNotFoundError:
         figure.unlink(missing_ok=True)
     write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()))
-    pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
+    stems = {card.name if card in newest else card.reference: card for card in cards}
     (zoo / "cards").mkdir(exist_ok=True)
-    for stale in (zoo / "cards").glob("*.md"):
-        if stale.name not in pages:
+    for stale in (path for path in (zoo / "cards").iterdir() if path.suffix in (".md", ".svg")):
+        if stale.stem not in stems:
             stale.unlink()
-    for name, text in pages.items():
-        write_text(zoo / "cards" / name, text)
+    for stem, card in stems.items():
+        figure = zoo / "cards" / f"{stem}.svg"
+        try:
+            from ..plots import confusion_figure
+
+            if card.confusion is not None:
+                confusion_figure({[*card.accuracies][-1]: matrix_from_text(card.confusion)}, card.class_names, figure)
+        except ModuleNotFoundError:
+            figure.unlink(missing_ok=True)
+        picture = f"\n![confusion matrix]({figure.name})\n" if figure.is_file() else ""
+        write_text(figure.with_suffix(".md"), card_page(card) + picture)
 
 
 def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> str:
@@ -96,8 +107,8 @@ def _models(cards, precision) -> list[str]:
 
 def card_page(card: Card) -> str:
     """Write a model's page."""
-    sections = [_summary(card), _numbers(card), _input_and_output(card), _training(card), _use(card)]
-    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+    sections = [_summary(card), _numbers(card), _classes(card), _input_and_output(card), _training(card), _use(card)]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
 def _details(stage):
@@ -164,6 +175,29 @@ def _numbers(card):
         "",
         *_table(("", ""), rows),
     ]
+
+
+def _classes(card):
+    """Recall and precision of each class, and the confusion matrix; nothing on a card that has none."""
+    if card.confusion is None:
+        return []
+    matrix, names = matrix_from_text(card.confusion), card.class_names
+    rows = [map(_cell, row.values()) for row in class_rows({"": matrix}, names)]
+    lines = [
+        "## Classes",
+        "",
+        f"On the {matrix.sum():,} {[*card.accuracies][-1]} images. Balanced accuracy, the mean recall of the classes:",
+    ]
+    lines += [f"{_percent(balanced_accuracy(matrix))}.", "", *_table(("class", "images", "recall", "precision"), rows)]
+    if len(names) <= MAX_CLASSES:
+        rows = [(name, *map(str, row)) for name, row in zip(names, matrix.tolist())]
+        return [*lines, "", "Rows are classes, columns what they were taken for:", "", *_table(("", *names), rows)]
+    rows = [map(_cell, row.values()) for row in mistakes(matrix, names)]
+    return [*lines, "", "The most frequent mistakes:", "", *_table(("class", "taken for", "images", "share"), rows)]
+
+
+def _cell(value):
+    return "" if value is None else _percent(value) if isinstance(value, float) else str(value)
 
 
 def _input_and_output(card):

@@ -344,6 +344,7 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             versions=metrics["versions"],
             published=datetime.date.today().isoformat(),
             files=tuple(files.values()),
+            confusion=tuple([*metrics["confusion"].values()][-1][precision]) if "confusion" in metrics else None,
             **own[precision],
             **place,
         )

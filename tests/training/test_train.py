@@ -18,7 +18,8 @@ from factorizenet_tf.training.loop import TrainingLoop, batchnorm_estimator, mak
 
 EPOCHS = [("float", i) for i in range(1, 7)] + [("qat", 1), ("qat", 2)]
 BEGUN = ["dataset.json", "initial.json", "recipe.json", "spec.json"]
-FILES = sorted([*BEGUN, "history.csv", "float.h5", "qat.h5", "model.tflite", "metrics.json", "checkpoint.npz"])
+FILES = [*BEGUN, "history.csv", "float.h5", "qat.h5", "model.tflite", "metrics.json", "checkpoint.npz"]
+FILES = sorted([*FILES, "classes.csv", "confusion.svg"])
 SMALL = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
 
 

@@ -14,7 +14,8 @@ def test_the_packages_own_pages_are_what_its_index_gives():
     table = table_page(newest, findings=(folder / "FINDINGS.md").is_file())
     assert (folder / "README.md").read_text() == table, "the table is of an older index; run write_pages"
     pages = {f"{card.name if card in newest else card.reference}.md": card_page(card) for card in cards}
-    assert {path.name: path.read_text() for path in (folder / "cards").iterdir()} == pages
+    written = {path.name: path.read_text().partition("\n![confusion")[0] for path in (folder / "cards").glob("*.md")}
+    assert written == pages
 
 
 def test_the_table_says_how_many_images_its_accuracies_are_of(cards):
@@ -39,17 +40,34 @@ def test_a_page_says_what_its_card_says_and_nothing_of_what_it_does_not(cards):
         assert unsaid not in page
 
 
+def test_a_page_has_recall_precision_and_confusions_of_each_class_where_the_card_has_them(cards):
+    page = card_page(dataclasses.replace(cards[1], confusion=("3 1 0", "1 1 0", "0 0 0"), class_names=("a", "b", "c")))
+    assert "On the 6 test images. Balanced accuracy, the mean recall of the classes:\n62.50 %." in page
+    assert "| a | 4 | 75.00 % | 75.00 % |" in page
+    assert "| c | 0 |  |  |" in page
+    assert "| b | 1 | 1 | 0 |" in page
+    many = [" ".join("8" if n == row else "2" if (row, n) == (0, 1) else "0" for n in range(21)) for row in range(21)]
+    names = tuple(f"n{number}" for number in range(21))
+    page = card_page(dataclasses.replace(cards[1], confusion=tuple(many), class_names=names))
+    assert (
+        "The most frequent mistakes:\n\n| class | taken for | images | share |\n| --- | --- | --- | --- |\n| n0 | n1 | 2 | 20.00 % |\n"
+        in page
+    )
+    assert "## Classes" not in card_page(dataclasses.replace(cards[1], confusion=None))
+
+
 def test_pages_and_figure_of_models_that_left_are_removed(cards, copy, monkeypatch):
     first = (copy / "frontier.svg").read_bytes()
     assert first.startswith(b"<svg")
     (copy / "FINDINGS.md").touch()
     write_pages(copy, Cards(cards[1:]))
-    assert [path.stem for path in (copy / "cards").iterdir()] == ["fnet-1x2.2x2-l1-x0.5-int8"]
+    stem = "fnet-1x2.2x2-l1-x0.5-int8"
+    assert sorted(path.name for path in (copy / "cards").iterdir()) == [f"{stem}.md", f"{stem}.svg"]
     assert (copy / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
     assert all(f"({name})" in (copy / "README.md").read_text() for name in ("FINDINGS.md", "frontier.svg"))
     # Without Altair no older figure is left to contradict the table.
     monkeypatch.delitem(sys.modules, "factorizenet_tf.plots", raising=False)
     monkeypatch.setitem(sys.modules, "altair", None)
     write_pages(copy, cards)
-    assert not (copy / "frontier.svg").exists()
+    assert not [*copy.rglob("*.svg")]
     assert (copy / "README.md").read_text() == table_page(cards, figure=False, findings=True)

@@ -1,0 +1,74 @@
+"""Which classes a net takes for which: confusion matrix, recall and precision of each class, balanced accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["balanced_accuracy", "class_rows", "confusion", "matrix_from_text", "matrix_to_text", "mistakes"]
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count how often each class was taken for each: int (classes, classes), rows by label, columns by prediction."""
+    places = num_classes * labels.astype(np.int64) + predicted
+    return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def matrix_to_text(matrix: np.ndarray) -> list[str]:
+    """Write a confusion matrix as a string a row, "98 0 2", as metrics.json and cards have it."""
+    return [" ".join(map(str, row)) for row in matrix.tolist()]
+
+
+def matrix_from_text(rows: Iterable[str]) -> np.ndarray:
+    """Read what `matrix_to_text` wrote. Raises ValueError where it is no square of whole numbers."""
+    matrix = np.array([[int(number) for number in row.split(" ")] for row in rows])
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.min() < 0:
+        raise ValueError(f"a confusion matrix is {matrix.shape}; it must be (classes, classes), of counts")
+    return matrix
+
+
+def recalls(matrix: np.ndarray) -> np.ndarray:
+    """Give the share of each class's images that were found, float (classes,); NaN where it has none."""
+    return _shares(matrix, matrix.sum(1))
+
+
+def precisions(matrix: np.ndarray) -> np.ndarray:
+    """Give the share of what was taken for each class that is of it, float (classes,); NaN where nothing was."""
+    return _shares(matrix, matrix.sum(0))
+
+
+def balanced_accuracy(matrix: np.ndarray) -> float:
+    """Give the mean recall of the classes that have images, 0..1: each class counts alike, whatever its share."""
+    return float(np.nanmean(recalls(matrix)))
+
+
+def class_rows(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[dict]:
+    """Give a dict a class: its images, and of each net recall and precision, None where it is not defined.
+
+    Args:
+        matrices: confusion matrices of the same images, by net ("float", "int8"); the name ends the keys, "recall_int8".
+        class_names: by number.
+    """
+    columns = {"images": next(iter(matrices.values())).sum(1).tolist()}
+    for net, matrix in matrices.items():
+        for key, shares in (("recall", recalls(matrix)), ("precision", precisions(matrix))):
+            columns[f"{key}_{net}"] = [None if np.isnan(share) else round(float(share), 6) for share in shares]
+    rows = zip(*columns.values())
+    return [{"class": name} | dict(zip(columns, row)) for name, row in zip(class_names, rows)]
+
+
+def mistakes(matrix: np.ndarray, class_names: Sequence[str], most: int = 10) -> list[dict]:
+    """List what is taken for another class most often: "class", "taken_for", "images", and their share of the class."""
+    wrong, totals = matrix - np.diag(np.diag(matrix)), matrix.sum(1)
+    rows = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+        label, other = np.unravel_index(place, matrix.shape)
+        if count := int(wrong[label, other]):
+            names = {"class": class_names[label], "taken_for": class_names[other]}
+            rows.append(names | {"images": count, "share": float(count / totals[label])})
+    return rows
+
+
+def _shares(matrix, totals):
+    return np.where(totals > 0, np.diag(matrix) / np.maximum(totals, 1), np.nan)

@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from factorizenet_tf.classes import (
+    balanced_accuracy,
+    class_rows,
+    confusion,
+    matrix_from_text,
+    matrix_to_text,
+    mistakes,
+)
+
+LABELS = np.array([0, 0, 0, 0, 1, 1], np.int32)
+PREDICTED = np.array([0, 0, 0, 1, 1, 0])
+MATRIX = np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]])  # rows by label; the third class has no images
+
+
+def test_a_confusion_matrix_counts_labels_by_rows_and_comes_back_from_its_text():
+    np.testing.assert_array_equal(confusion(PREDICTED, LABELS, 3), MATRIX)
+    assert matrix_to_text(MATRIX) == ["3 1 0", "1 1 0", "0 0 0"]
+    np.testing.assert_array_equal(matrix_from_text(matrix_to_text(MATRIX)), MATRIX)
+    with pytest.raises(ValueError, match=r"is \(1, 2\); it must be \(classes, classes\)"):
+        matrix_from_text(["1 2"])
+
+
+def test_recall_and_precision_are_shares_of_a_row_and_a_column_and_absent_without_images():
+    rows = class_rows({"int8": MATRIX}, ("a", "b", "c"))
+    assert [tuple(row.values()) for row in rows] == [("a", 4, 0.75, 0.75), ("b", 2, 0.5, 0.5), ("c", 0, None, None)]
+    assert balanced_accuracy(MATRIX) == (0.75 + 0.5) / 2  # accuracy itself is 4 of 6
+
+
+def test_the_most_frequent_mistakes_come_first():
+    rows = mistakes(np.array([[3, 1, 0], [2, 1, 0], [0, 0, 5]]), ("a", "b", "c"))
+    assert [tuple(row.values()) for row in rows] == [("b", "a", 2, pytest.approx(2 / 3)), ("a", "b", 1, 0.25)]
