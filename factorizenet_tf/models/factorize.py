@@ -304,8 +304,13 @@ def _run(node, function, values) -> list:
 
 
 def _reads_image(node) -> bool:
-    """Whether no layer with a kernel stands between the image and a node's layer."""
-    return all(not hasattr(parent.layer, "kernel_size") and _reads_image(parent) for parent in node.parent_nodes)
+    """Whether no convolution stands between the image and a node's layer, but for one that scales each channel alone."""
+    return all(_is_pixelwise(parent.layer) and _reads_image(parent) for parent in node.parent_nodes)
+
+
+def _is_pixelwise(layer) -> bool:
+    kernel = getattr(layer, "kernel_size", None)
+    return kernel is None or (type(layer).__name__ == "DepthwiseConv2D" and math.prod(kernel) == 1)
 
 
 def _rebuild(model, graph, chosen, batches, advance):

@@ -58,6 +58,15 @@ def test_each_layer_has_the_levels_that_make_it_cheaper(net):
     assert "stem" in levels_of_layers(net, stem=True)
 
 
+def test_what_scales_the_pixels_in_front_of_the_stem_makes_it_no_other_layer():
+    inputs = keras.Input((12, 12, 3))
+    x = layers.DepthwiseConv2D(1, name="pixels")(inputs)
+    for name in ("stem", "next"):
+        x = layers.Conv2D(8, 3, padding="same", name=name)(x)
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    assert levels_of_layers(model).keys() == {"next"}
+
+
 def test_level_0_changes_nothing(net, images):
     same = fnet.factorize(net, 0, calibration=images)
     np.testing.assert_array_equal(logits(same, images), logits(net, images))
