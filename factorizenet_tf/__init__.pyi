@@ -15,6 +15,6 @@ from .models.weights import FactorizeNet
 from .recipe import Recipe, recipe_for, tuning_recipe_for
 from .runs import Run, load_run
 from .spec import Architecture, ModelSpec, Stage, max_level
-from .tflite.int8_model import Int8Model, Latency
+from .tflite.int8_model import Int8Model, Latency, TFLiteModel
 from .training.loop import DivergedError, NanLossError
 from .training.train import train

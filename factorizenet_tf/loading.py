@@ -372,7 +372,7 @@ class Source:
         if self.kind == "tflite":
             raise ValueError(
                 f"{self.given} is a .tflite: quantized already, and no Keras model is in it; give its run's folder, or the "
-                ".h5 or .keras file that it was made from"
+                ".h5 or .keras file that it was made from; `factorizenet inspect` shows its layers and scales"
             )
         if self.kind != "run" and self.precision != precision:
             raise self._other_precision(precision)

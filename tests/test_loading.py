@@ -97,7 +97,7 @@ def kind_of(value):
     if isinstance(value, keras.Model):
         assert value.input_shape == (None, 16, 16, 1)
         return "qat" if is_quantize_aware(value) else "float"
-    int8 = value if isinstance(value, fnet.Int8Model) else fnet.Int8Model(value)
+    int8 = value if isinstance(value, fnet.TFLiteModel) else fnet.Int8Model(value)
     assert int8.input_shape == (16, 16, 1)
     return "int8"
 

@@ -174,9 +174,9 @@ def latencies(
     check_new(out)
     if sources:
         refuse_unused(context, "the sources' own layers are measured", "width", "size")
-        convolutions = [
-            row[1:] for source in sources for row in int8_convolutions(resolve(source, zoo_dir=zoo_).tflite())
-        ]
+        nets = [resolve(source, zoo_dir=zoo_) for source in sources]  # a file as it is, whatever its input
+        contents = [net.path.read_bytes() if net.kind == "tflite" else net.tflite() for net in nets]
+        convolutions = [row[1:] for content in contents for row in int8_convolutions(content)]
         if not any(groups > 1 for _, groups in convolutions):
             raise ValueError(f"no grouped convolution in {', '.join(sources)}: there is nothing to measure")
     else:

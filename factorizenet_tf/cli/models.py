@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,13 @@ from . import options
 
 __all__ = ["describe", "levels", "list_models", "publish", "show_card", "verify"]
 
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="Also bytes, arena and milliseconds of the .tflite, measured here: seconds a net, once."
+    ),
+]
+
 
 def levels(
     width: options.Width = 16,
@@ -21,6 +30,7 @@ def levels(
     channels: options.Channels = 3,
     classes: options.Classes = 10,
     macro: options.MacroOption = None,
+    measure: Measure = False,
     as_json: options.Json = False,
 ):
     """Show the family: each uniform level's cost."""
@@ -47,6 +57,9 @@ def levels(
                 "largest_activation_bytes": max(c.activation_bytes for c in costs),
             }
         )
+    if measure:
+        specs = [options.spec_from(str(row["level"]), width, size, channels, classes, macro) for row in rows]
+        rows = [row | costs for row, costs in zip(rows, _measured(specs))]
     show(rows, as_json, f"FactorizeNet, width {width}, {size}x{size}x{channels}, {classes} classes")
 
 
@@ -57,6 +70,7 @@ def describe(
     channels: options.Channels = 3,
     classes: options.Classes = 10,
     macro: options.MacroOption = None,
+    measure: Measure = False,
     as_json: options.Json = False,
 ):
     """Show one net, layer by layer."""
@@ -64,12 +78,37 @@ def describe(
 
     spec = options.spec_from(level, width, size, channels, classes, macro)
     rows = [row._asdict() for row in cost_rows(spec)]
+    costs = _measured([spec])[0] if measure else {}
     if as_json:
-        print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows})
+        print_json({"name": spec.name, "spec": json.loads(spec.to_json()), "layers": rows} | costs)
         return
     summed = ("macs", "params", "weight_bytes")
     total = {key: sum(row[key] for row in rows) if key in summed else "" for key in rows[0]} | {"layer": "total"}
     show([*rows, total], False, spec.name)
+    if measure:
+        show([costs], False, "Measured on an untrained int8 conversion, one thread; RAM: TensorFlow Lite Micro's arena")
+
+
+def _measured(specs) -> list[dict]:
+    """Measure each net's .tflite, once on this machine: bytes, arena ("" without the extra `micro`) and milliseconds."""
+    from ..console import Progress
+    from ..files import cache_folder
+    from ..machine import cpu_name, versions
+    from ..requirement import MEASURED
+    from ..tuner.space import MeasuredCosts
+
+    has_micro = importlib.util.find_spec("tflite_micro") is not None
+    measured = MeasuredCosts([cost for cost in MEASURED if has_micro or cost != "ram_bytes"])
+    here = json.dumps([specs[0].input_shape, specs[0].num_classes, cpu_name(), versions()])  # what no name says
+    folder = cache_folder() / "costs" / hashlib.sha256(here.encode()).hexdigest()[:16]
+    measured.load(folder)
+    rows = []
+    with Progress() as progress:
+        for number, spec in enumerate(specs):
+            if not measured.cached(spec):
+                progress.bar(f"measuring {spec.name}", len(specs), done=number)
+            rows.append(dict.fromkeys(MEASURED, "") | measured.measure(spec))
+    return rows
 
 
 def list_models(

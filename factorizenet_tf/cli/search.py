@@ -105,6 +105,10 @@ def search(
         print(found.summary)
         files = [name for name in ("results.csv", "summary.txt", "frontier.png") if (found.folder / name).exists()]
         print(f"{found.folder}: {', '.join(files)}")
+    if found.best is None and not any(row["status"] == "trained" for row in found.rows):
+        from ..tuner.budget import measured_costs, what_would_fit
+
+        raise RuntimeError(f"no net fits: {what_would_fit(oracle.space, requirement, measured_costs(requirement))}")
     if not found.meets_requirement:
         raise RuntimeError("no net was found that meets the requirement; the best one is in the results")
 

@@ -219,13 +219,18 @@ def evaluate(
         typer.Option(help="Write the images that went wrong here, one HTML file; float and int8 where there are both."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
+    pixel_range: options.PixelRange = None,
+    pixel_mean: options.PixelMean = None,
+    pixel_deviation: options.PixelDeviation = None,
+    size: options.OpenSize = None,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ):
     """Measure a model's accuracy on a whole split, and which classes fail.
 
-    Of an int8 net on LiteRT (an -int8 name, a run, a .tflite) its bytes and latency, too.
+    Of a net on LiteRT (an -int8 name, a run, anybody's .tflite) its bytes and latency, too. A .tflite gets its pixels by its own
+    input's type, scale and zero point.
     """
     if split not in (None, "train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
@@ -234,12 +239,21 @@ def evaluate(
     from ..loading import resolve
     from ..models.evaluate import predicted_classes
 
-    source = resolve(net, zoo_dir=zoo_)
+    own = options.own_model(context)
+    is_file = Path(net).is_file() and Path(net).suffix.lower() == ".tflite"
+    if is_file:
+        options.refuse_unused(context, f"{net} has its size", "size")
+    source = resolve(net, zoo_dir=zoo_, **({} if is_file else own))
     if dataset is None:
         source.check_data_known()
     if source.tflite_file is None:
         options.refuse_unused(context, f"{net} is no .tflite and no latency is measured", "threads")
-    model = source.model() if source.tflite_file is None else source.int8_model(threads=threads)
+        model = source.model()
+    else:
+        from ..tflite.int8_model import TFLiteModel
+
+        pixels = own["pixels"]
+        model = TFLiteModel(net, threads=threads, pixels=pixels) if is_file else source.int8_model(threads=threads)
     data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
     if dataset is None:
         source.warn_if_other_data(data)
@@ -261,29 +275,34 @@ def evaluate(
     if source.tflite_file is not None:
         latency = model.latency_ms()
         row |= {"size_bytes": model.size_bytes, "latency_ms": round(latency.median_ms, 4), "threads": threads}
-    rows = class_rows({source.precision: matrix}, names)
+    precision = source.precision
+    if is_file:
+        precision = "int8" if {"int8", "uint8"} & model.tensor_types else "float"
+        mean = ", less a mean, over a deviation" if model.pixels.mean or model.pixels.deviation else ""
+        row |= {"input": f"{model.input_type}, pixels {model.pixels.range}{mean}", "batch_size": model.batch_size}
+        row["kernels"] = model.kernels
+    rows = class_rows({precision: matrix}, names)
     if errors is not None:
-        write_text(errors, _errors_page(source, model, images, data, names))
+        write_text(errors, _errors_page(source, {precision: model}, images, data, names))
     if as_json:
         print_json([row | {"classes": rows, "confusion": matrix_to_text(matrix)}])
         return
     show([row], False, "Accuracy")
-    recall = f"recall_{source.precision}"
+    recall = f"recall_{precision}"
     worst = sorted(rows, key=lambda row: 1 if row[recall] is None else row[recall])[:MAX_CLASSES]
     worst = [{key: "" if value is None else value for key, value in row.items()} for row in worst]
     show(worst, False, "Classes, the lowest recall first")
 
 
-def _errors_page(source, model, images, data, names) -> str:
+def _errors_page(source, models, images, data, names) -> str:
     """Make the page of what this net got wrong, beside the net of the same training in the other precision, if there is one."""
     from ..analysis.errors import errors_html
     from ..models.evaluate import logits
 
-    models = {source.precision: model}
     if source.kind == "run" and source.spec is not None:
-        models["float"] = source.float_model()
+        models |= {"float": source.float_model()}
     elif source.sibling is not None:
         other = source.sibling
-        models[other.precision] = other.int8_model() if other.precision == "int8" else other.model()
+        models |= {other.precision: other.int8_model() if other.precision == "int8" else other.model()}
     found = {kind: logits(models[kind], images.images) for kind in ("float", "int8") if kind in models}
     return errors_html(found, images, names, title=f"What {source.name} gets wrong on {data.title}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import Split, check_images
-from ..tflite.int8_model import Int8Model
+from ..tflite.int8_model import Int8Model, TFLiteModel
 
 __all__ = ["Agreement", "accuracy", "agreement", "logits", "predicted_classes"]
 
@@ -15,8 +15,8 @@ CHUNK = 2_500  # images that are floats in memory at a time
 
 
 def logits(model, images: np.ndarray) -> np.ndarray:
-    """Predict logits float32 (n, classes) of uint8 images (n, height, width, channels) by a tf_keras model or an Int8Model."""
-    if isinstance(model, Int8Model):
+    """Predict logits float32 (n, classes) of uint8 images (n, height, width, channels) by a tf_keras model or a TFLiteModel."""
+    if isinstance(model, TFLiteModel):
         return model.predict(images)
     from .._keras import to_float
 

@@ -1,7 +1,11 @@
-"""Run an int8 .tflite on LiteRT: predictions, latency, operators, labels. Needs no TensorFlow."""
+"""Run a .tflite on LiteRT: predictions, latency, operators, labels. Needs no TensorFlow.
+
+`Int8Model` is for int8 nets as this package writes them, `TFLiteModel` for anybody's.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -12,9 +16,12 @@ import numpy as np
 
 from ..console import quiet_native_stderr
 from ..data import check_images
+from ..pixels import RANGES, Pixels
 from .flatbuffer import LABELS_FILE, associated_files
 
-__all__ = ["Int8Model", "Latency", "quantize_pixels"]
+__all__ = ["Int8Model", "Latency", "TFLiteModel", "quantize_pixels"]
+
+KERNELS = {"AUTO": "XNNPACK", "BUILTIN_WITHOUT_DEFAULT_DELEGATES": "LiteRT's own"}
 
 
 @dataclass(frozen=True)
@@ -28,26 +35,37 @@ class Latency:
     threads: int
 
 
-class Int8Model:
-    """An int8 image classifier run by ai-edge-litert with its XNNPACK kernels.
+class TFLiteModel:
+    """Anybody's image classifier, run as its file says: its own input and output types, at its own batch size.
+
+    Quantized pixels are given as the file's scale and zero point have them: a range of 0..255 or -1..1 is seen by them, any
+    other stands for pixels in 0..1.
 
     Args:
-        path_or_bytes: a .tflite file or its content, int8 in and out, input (batch, height, width, channels).
+        path_or_bytes: a .tflite file or its content, input (batch, height, width, channels) and output (batch, classes),
+            each int8, uint8 or float32.
         threads: of one inference.
+        pixels: what the input stands for; None: as the scale says, 0..1 for a float input.
 
     Attributes:
         input_shape: (height, width, channels).
-        num_classes: how many logits.
+        num_classes: how many logits, or probabilities where the file ends in a softmax.
         size_bytes: of the file.
-        input_quantization: (scale, zero point): an int8 input q stands for scale * (q - zero point).
-        output_quantization: the same of the logits.
+        batch_size: of one inference; None: any.
+        input_type, output_type: "int8", "uint8" or "float32".
+        input_quantization: (scale, zero point): an input q stands for scale * (q - zero point); (0.0, 0) for float.
+        output_quantization: the same of the outputs.
+        kernels: "XNNPACK", or "LiteRT's own" where that refuses the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, no .tflite, or not int8 in and out.
+        ValueError: the file is damaged, no .tflite, no image classifier, or of other types.
     """
 
-    def __init__(self, path_or_bytes: str | os.PathLike | bytes, *, threads: int = 1):
+    TYPES = ("int8", "uint8", "float32")
+    _any_batch = False
+
+    def __init__(self, path_or_bytes: str | os.PathLike | bytes, *, threads: int = 1, pixels: Pixels | None = None):
         if isinstance(path_or_bytes, bytes):
             self._content, self._source = path_or_bytes, "the given bytes"
         else:
@@ -58,25 +76,32 @@ class Int8Model:
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(f"threads is {threads!r}; it must be an int of at least 1")
         self.threads = threads
+        self.kernels = KERNELS["AUTO"]
         try:
             self._interpreter = self._new_interpreter()
         except ValueError:  # XNNPACK refuses scales that a dead branch leaves; LiteRT's own kernels do not
             self._interpreter = self._plain()
+            self.kernels = KERNELS["BUILTIN_WITHOUT_DEFAULT_DELEGATES"]
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4 or len(outputs[0]["shape"]) != 2:
+        shapes = [tuple(int(n) for n in found["shape"]) for found in (*inputs, *outputs)]
+        if len(shapes) != 2 or len(shapes[0]) != 4 or math.prod(shapes[1][:-1]) != shapes[0][0]:
             raise ValueError(
                 f"{self._source} is no image classifier: it needs one input (batch, height, width, channels) and one output (batch, classes)"
             )
-        types = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
-        if types != ("int8", "int8"):
+        self.input_type, self.output_type = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
+        if not {self.input_type, self.output_type} <= {*self.TYPES}:
+            remedy = "int8 in and out, as to_tflite and `factorizenet export --io int8` write it"
+            if len(self.TYPES) > 1:
+                remedy = f"{', '.join(self.TYPES)} in and out"
             raise ValueError(
-                f"{self._source} takes {types[0]} and gives {types[1]}; it must be int8 in and out, as to_tflite "
-                "and `factorizenet export --io int8` write it"
+                f"{self._source} takes {self.input_type} and gives {self.output_type}; it must be {remedy}"
             )
-        self.input_shape = tuple(int(n) for n in inputs[0]["shape"][1:])
-        self.num_classes, self.size_bytes = int(outputs[0]["shape"][1]), len(self._content)
+        self.input_shape, self.batch_size = shapes[0][1:], None if self._any_batch else shapes[0][0]
+        self.num_classes, self.size_bytes = shapes[1][-1], len(self._content)
         self.input_quantization, self.output_quantization = inputs[0]["quantization"], outputs[0]["quantization"]
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self.pixels = pixels or Pixels(_range_of(self.input_type, *self.input_quantization))
+        self._affine = self.pixels.affine(self.input_shape[2])
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -118,10 +143,12 @@ class Int8Model:
         """
         scale, zero_point = self.output_quantization
         quantized = self.predict_quantized(images, batch_size=batch_size)
+        if self.output_type == "float32":
+            return quantized
         return np.float32(scale) * (quantized.astype(np.float32) - zero_point)
 
     def predict_quantized(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
-        """The same as int8 (n, classes), before dequantization."""
+        """The same in the output's type, before dequantization."""
         return self._run(self._interpreter, images, batch_size)
 
     def predict_reference(self, images: np.ndarray) -> np.ndarray:
@@ -132,19 +159,23 @@ class Int8Model:
         check_images(images, self.input_shape)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        batch_size = min(batch_size, len(images))
-        inputs = self._quantized(images)
-        outputs = np.empty((len(images), self.num_classes), np.int8)
+        batch_size = self.batch_size or min(batch_size, len(images))
+        outputs = np.empty((len(images), self.num_classes), self.output_type)
         for start in range(0, len(images), batch_size):
-            batch = inputs[start : start + batch_size]
-            self._resize(interpreter, len(batch))
+            batch = self._inputs(images[start : start + batch_size])
+            count = len(batch)
+            if self.batch_size is None:
+                self._resize(interpreter, count)
+            elif count < batch_size:
+                batch = np.concatenate([batch, np.repeat(batch[:1], batch_size - count, 0)])
             interpreter.set_tensor(self._input, batch)
             interpreter.invoke()
-            outputs[start : start + len(batch)] = interpreter.get_tensor(self._output)
+            found = interpreter.get_tensor(self._output).reshape(-1, self.num_classes)
+            outputs[start : start + count] = found[:count]
         return outputs
 
     def latency_ms(self, *, runs: int = 200, warm_up: int = 20) -> Latency:
-        """Time one inference at batch 1 on a synthetic image, input copy and output copy included."""
+        """Time one inference at batch 1, or the file's own, on synthetic images, input copy and output copy included."""
         if runs < 1:
             raise ValueError(f"runs is {runs}; it must be at least 1")
         infer, times = self.inference(), []
@@ -156,9 +187,11 @@ class Int8Model:
         return Latency(median, p10, p90, runs, self.threads)
 
     def inference(self) -> Callable[[], np.ndarray]:
-        """A function to time: one inference at batch 1 on a synthetic image, input copy and output copy included."""
-        self._resize(self._interpreter, 1)
-        image = np.random.default_rng(0).integers(-128, 128, (1, *self.input_shape), np.int8)
+        """A function to time: one inference as for `latency_ms`."""
+        if self.batch_size is None:
+            self._resize(self._interpreter, 1)
+        shape = (self.batch_size or 1, *self.input_shape)
+        image = self._inputs(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 
         def infer():
             self._interpreter.set_tensor(self._input, image)
@@ -167,8 +200,16 @@ class Int8Model:
 
         return infer
 
-    def _quantized(self, images):
-        return quantize_pixels(images, self.input_quantization)
+    def _inputs(self, images):
+        """Images as the input has them: each pixel in the range that it stands for, quantized where that is."""
+        scale, offset = (part.astype(np.float32) for part in self._affine)
+        if self.input_type == "float32":
+            return images * (scale / np.float32(255)) + offset
+        step, zero_point = self.input_quantization
+        limits = np.iinfo(self.input_type)
+        levels = np.arange(256)[:, None] / 255 * self._affine[0] + self._affine[1]
+        table = np.clip(np.round(levels / step) + zero_point, limits.min, limits.max).astype(self.input_type)
+        return np.stack([table[images[..., channel], channel] for channel in range(images.shape[3])], axis=-1)
 
     def _resize(self, interpreter, batch):
         if interpreter.get_input_details()[0]["shape"][0] != batch:
@@ -194,6 +235,39 @@ class Int8Model:
     def _plain(self):
         """An interpreter without XNNPACK, which would show as one delegate operator."""
         return self._new_interpreter("BUILTIN_WITHOUT_DEFAULT_DELEGATES")
+
+
+class Int8Model(TFLiteModel):
+    """An int8 image classifier with pixels in 0..1, as this package writes them, run at any batch size.
+
+    Args:
+        path_or_bytes: a .tflite file or its content, int8 in and out, input (batch, height, width, channels).
+        threads: of one inference.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, no .tflite, or not int8 in and out.
+    """
+
+    TYPES = ("int8",)
+    _any_batch = True
+
+    def __init__(self, path_or_bytes: str | os.PathLike | bytes, *, threads: int = 1):
+        super().__init__(path_or_bytes, threads=threads, pixels=Pixels("0..1"))
+
+    def _inputs(self, images):
+        return quantize_pixels(images, self.input_quantization)
+
+
+def _range_of(kind, scale, zero_point) -> str:
+    """Name the one of `RANGES` that an input's numbers reach over to within 2 %; 0..1 where that is none of them."""
+    if kind != "float32":
+        limits = np.iinfo(kind)
+        low, high = (scale * (limit - zero_point) for limit in (limits.min, limits.max))
+        for name, (span, start) in RANGES.items():
+            if max(abs(low - start), abs(high - start - span)) <= 0.02 * span:
+                return name
+    return "0..1"
 
 
 def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:

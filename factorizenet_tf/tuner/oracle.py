@@ -19,8 +19,9 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, Requirement
 from ..spec import ModelSpec, max_level
+from .budget import check_budget
 from .progressive import Proposal, Result, Search, SearchState, effects, propose
-from .space import MeasuredCosts, Space, at_level, check_budget, macs, uniform
+from .space import MeasuredCosts, Space, at_level, macs, uniform
 
 __all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity", "spec_of"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cost import cost_rows, count_macs
 from ..files import write_text
-from ..requirement import MEASURED, Requirement
+from ..requirement import MEASURED
 from ..spec import ModelSpec, Stage, groups_at, last_level, max_level, stage_channels
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "MeasuredCosts",
     "Space",
     "at_level",
-    "check_budget",
     "choices_of",
     "distinct",
     "macs",
@@ -358,22 +357,6 @@ def uniform(net: ModelSpec) -> list[ModelSpec]:
 
 
 macs = functools.lru_cache(maxsize=100_000)(count_macs)
-
-
-def check_budget(space: Space, requirement: Requirement) -> None:
-    """Raise ValueError where the specs alone say that no net can fit; it names the smallest net."""
-    smallest = space.smallest()
-    weight_bytes = sum(row.weight_bytes for row in cost_rows(smallest))  # the file holds them all, and more
-    stems = [family.base.plan()[0] for family in space.families]
-    stem_bytes = min(math.prod(stem.input_shape) + math.prod(stem.output_shape) for stem in stems)  # held at once
-    name = f"the smallest net, {smallest.name},"
-    for cost, least, why in (
-        ("macs", macs(smallest), f"{name} has {macs(smallest):,} MACs"),
-        ("size_bytes", weight_bytes, f"the weights of {name} alone have {weight_bytes:,}"),
-        ("ram_bytes", stem_bytes, f"the stem of {name} alone needs {stem_bytes:,}"),
-    ):
-        if least > requirement.limits.get(cost, math.inf):
-            raise ValueError(f"max_{cost} is {requirement.limits[cost]:,}; {why}")
 
 
 COSTS_FILE = "measured_costs.json"

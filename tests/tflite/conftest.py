@@ -12,17 +12,32 @@ def content(run):
     return (run.folder / "model.tflite").read_bytes()
 
 
-@pytest.fixture(scope="session")
-def foreign():
-    """A dense layer converted by TensorFlow alone, its input's range -1..3."""
-    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-    function = tf.function(lambda x: model(x)).get_concrete_function(tf.TensorSpec((1, 4, 4, 1)))
+def dense_file(low, high, kind=tf.int8, batch=1, classes=3, largest=1):
+    """A dense layer converted by TensorFlow alone, its input's range low..high and its type `kind`."""
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(classes)])
+    function = tf.function(lambda x: model(x)).get_concrete_function(tf.TensorSpec((batch, 4, 4, 1)))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
     random = np.random.default_rng(0)
-    model.set_weights([random.normal(size=(16, 3)) / 4, np.zeros(3)])
-    samples = [np.linspace(-1, 3, 16).reshape(1, 4, 4, 1), *random.random((50, 1, 4, 4, 1))]
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: [[sample.astype(np.float32)] for sample in samples]
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
+    model.set_weights([random.normal(size=(16, classes)) / 4, np.zeros(classes)])
+    samples = [np.linspace(low, high, 16).reshape(1, 4, 4, 1), *(largest * random.random((50, 1, 4, 4, 1)))]
+    if kind != tf.float32:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: [[np.repeat(s, batch, 0).astype(np.float32)] for s in samples]
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = kind
     return model, converter.convert()
+
+
+@pytest.fixture(scope="session")
+def foreign():
+    return dense_file(-1, 3)
+
+
+@pytest.fixture(scope="session")
+def theirs():
+    """Files of others by what their pixels are: (model, content), each of another type and batch size."""
+    return {
+        "0..255": dense_file(0, 255, tf.int8, batch=2, classes=10, largest=255),
+        "-1..1": dense_file(-1, 1, tf.uint8, batch=3, classes=10),
+        "0..1": dense_file(0, 1, tf.float32, batch=1, classes=10),
+    }

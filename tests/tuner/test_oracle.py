@@ -132,7 +132,10 @@ def test_damaged_files_are_named_and_deleted_nothing_is_lost_with_them(tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_macs": 700_000}, r"max_macs is 700,000; the smallest net, fnet-l5-x0\.5, has 771,392 MACs"),
+        (
+            {"max_macs": 700_000},
+            r"max_macs is 700,000; the smallest net, fnet-l5-x0\.5, has 771,392 MACs; what would help: --size 16",
+        ),
         ({"max_ram_bytes": 9_000}, r"max_ram_bytes is 9,000; the stem of .*fnet-l5-x0\.5, alone needs 11,264"),
         ({"max_size_bytes": 5_000}, r"is 5,000; the weights of .*fnet-l5-x0\.5, alone have \d,\d{3}"),
         ({}, "nothing is required"),

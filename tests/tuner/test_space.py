@@ -3,6 +3,7 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.tflite.micro import arena_bytes
+from factorizenet_tf.tuner import space
 from factorizenet_tf.tuner.space import Space, at_level, macs, measure, uniform
 
 SPEC = fnet.ModelSpec(0, width=8)
@@ -73,3 +74,19 @@ def test_an_untrained_net_takes_the_bytes_and_the_ram_of_the_trained_one(run, di
     content = (run.folder / "model.tflite").read_bytes()
     assert costs["size_bytes"] == pytest.approx(len(content), abs=64)  # a kB and more where biases are stored once
     assert costs["ram_bytes"] == arena_bytes(content)
+
+
+def test_levels_and_describe_measure_a_net_once_and_show_bytes_arena_and_milliseconds(
+    prints_json, monkeypatch, tmp_path
+):
+    measured = []
+    costs = {"size_bytes": 5, "ram_bytes": 7, "latency_ms": 0.5}
+    monkeypatch.setattr(space, "measure", lambda spec, wanted, labels=None: [measured.append(spec), costs][1])
+    monkeypatch.setenv("FACTORIZENET_CACHE", str(tmp_path))
+    rows = prints_json("levels", "--measure")
+    assert [row["ram_bytes"] for row in rows] == [7] * 7
+    assert prints_json("describe", "--level", 2, "--measure").items() >= costs.items()
+    assert len(measured) == 7
+    assert "ram_bytes" not in prints_json("levels")[0]
+    prints_json("describe", "--level", 2, "--classes", 4, "--measure")  # another net of that name
+    assert len(measured) == 8

@@ -1,0 +1,106 @@
+"""Refuse a budget that no net of a space can keep to, and say by numbers what would help."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+from ..cost import cost_rows
+from ..requirement import Requirement
+from ..spec import MACROS, ModelSpec
+from .space import Space, macs, measure
+
+__all__ = ["check_budget", "least_costs", "measured_costs", "what_would_fit"]
+
+UNITS = {"macs": "MACs", "size_bytes": "bytes of file", "ram_bytes": "bytes of RAM", "latency_ms": "ms"}
+
+ALL = "a width of 8, half the size and grey together"
+
+
+def check_budget(space: Space, requirement: Requirement) -> None:
+    """Raise ValueError where the specs alone say that no net can fit; it names the smallest net, and what would fit."""
+    smallest = space.smallest()
+    weight_bytes = least_costs(smallest)["size_bytes"]
+    stem_bytes = min(least_costs(family.base)["ram_bytes"] for family in space.families)
+    name = f"the smallest net, {smallest.name},"
+    for cost, least, why in (
+        ("macs", macs(smallest), f"{name} has {macs(smallest):,} MACs"),
+        ("size_bytes", weight_bytes, f"the weights of {name} alone have {weight_bytes:,}"),
+        ("ram_bytes", stem_bytes, f"the stem of {name} alone needs {stem_bytes:,}"),
+    ):
+        if least > requirement.limits.get(cost, math.inf):
+            help_text = what_would_fit(space, requirement, least_costs, "at least ")
+            raise ValueError(f"max_{cost} is {requirement.limits[cost]:,}; {why}; {help_text}")
+
+
+def least_costs(spec: ModelSpec) -> dict[str, int]:
+    """Give what a net costs at least by its spec alone: its MACs, its weights' bytes, and those that its stem holds at once."""
+    stem = spec.plan()[0]
+    stem_bytes = math.prod(stem.input_shape) + math.prod(stem.output_shape)
+    weight_bytes = sum(row.weight_bytes for row in cost_rows(spec))  # the file holds them all, and more
+    return {"macs": macs(spec), "size_bytes": weight_bytes, "ram_bytes": stem_bytes}
+
+
+def measured_costs(requirement: Requirement) -> Callable[[ModelSpec], dict[str, float]]:
+    """Make a function that gives what a requirement limits of a net, measured; some seconds a net."""
+    return lambda spec: {"macs": macs(spec)} | measure(spec, requirement.limits)
+
+
+def what_would_fit(
+    space: Space,
+    requirement: Requirement,
+    costs: Callable[[ModelSpec], Mapping[str, float]],
+    about: str = "",
+) -> str:
+    """Say which changes give a smallest net within the limits, with its numbers; all at once where none does alone.
+
+    Args:
+        space: of which no net fits.
+        requirement: its limits.
+        costs: gives the costs of a net.
+        about: stands before the numbers of bytes, where they are bounds.
+    """
+    found, last = [], None
+    for change, net in _smaller(space):
+        numbers = {cost: value for cost, value in costs(net).items() if cost in requirement.limits}
+        shown = ", ".join(
+            f"{about if cost.endswith('bytes') else ''}{value:,} {UNITS[cost]}" for cost, value in numbers.items()
+        )
+        last = f"{change}: {shown}"
+        if requirement.violation(numbers) is None and not (found and change == ALL):
+            found.append(last)
+    if found:
+        return f"what would help: {'; '.join(found)}"
+    return "no smaller width, image or other macro-architecture fits, either" + (f" ({last})" if last else "")
+
+
+def _smaller(space) -> Iterator[tuple[str, ModelSpec]]:
+    """Yield (what changes, the smallest net then) of each change that makes nets cheaper, and last of all at once."""
+    height, width, channels = space.spec.input_shape
+    half = (height // 2, width // 2)
+    grey = 1 if channels > 1 else channels
+    options = {
+        "--width 8": ({}, (8,), ()) if min(space.widths) > 8 else None,
+        f"--size {half[0]}": ({"input_shape": (*half, channels)}, space.widths, space.macros),
+        "--channels 1 (grey)": ({"input_shape": (height, width, 1)}, space.widths, space.macros)
+        if grey < channels
+        else None,
+    }
+    options |= {
+        f"--macro {name}": ({}, space.widths, (name,))
+        for name in MACROS
+        if name not in (space.macros or (space.spec.macro,))
+    }
+    options[ALL] = ({"input_shape": (*half, grey)}, (8,), space.macros)
+    present = macs(space.smallest())
+    for change, option in options.items():
+        if option is None:
+            continue
+        fields, widths, macros = option
+        with contextlib.suppress(ValueError):  # the images are too small for it
+            spec = dataclasses.replace(space.spec, **fields)
+            net = dataclasses.replace(space, spec=spec, widths=widths, macros=macros).smallest()
+            if macs(net) < present:
+                yield change, net
