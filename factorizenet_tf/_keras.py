@@ -11,7 +11,8 @@ Private names of libraries that the package touches, with the version they were 
 * Keras 3.15: a functional model's `_nodes_by_depth` and a Sequential's `_functional` (models.keras3).
 * TFMOT 0.8.1: the wrappers' `_weight_vars`, `_quantize_activations`, `_output_quantizers`, `_output_quantizer_vars` and
   `quantizer_vars`, an activation's `_pre_activation_vars` and `_post_activation_vars` (models.quantize, analysis.graph),
-  `python.core.quantization.keras.quantizers` (models.quantize).
+  `python.core.quantization.keras.quantizers`, `default_8bit`'s scheme, and its registry's `_layer_quantize_map` and
+  `_QuantizeInfo` (models.quantize).
 * TensorFlow 2.21: `TFLiteConverter._experimental_disable_per_channel` (models.convert).
 * ai-edge-litert 2.3: `Interpreter._get_ops_details` (tflite.int8_model, analysis.tables).
 """

@@ -1,71 +1,22 @@
 """The door for models of others: a Keras 3 or tf_keras classifier rebuilt, layer by layer, as a flat tf_keras one of pixels in 0..1.
 
-Only layers and fields of the tables below are taken over, so that no code of a file or a model is run here: a file's
-architecture is read as JSON, cut down to them, and only then given to Keras 3, which reads the weights.
+Only the layers and fields that `keras3_file` knows are taken over, and what is built is compared with the original.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from .._keras import functional_model, keras, tf
 from ..pixels import Pixels
+from .keras3_file import FIELDS, LEFT_OUT, MERGES, MODELS, OPERATIONS, SAME, fields_of, load_keras3, unknown_layer
 
-__all__ = ["check_weights", "from_keras3", "load_keras3", "rebuilt"]
+__all__ = ["INPUT", "check_weights", "from_keras3", "quantizable", "rebuilt"]
 
-# The fields that say what a layer computes, by class; initializers, regularizers and the like are left.
-_MERGES = dict.fromkeys(("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"), "")
-_CONV = "kernel_size strides padding data_format dilation_rate activation use_bias"
-FIELDS = {
-    "InputLayer": "batch_shape batch_input_shape",
-    "Conv2D": f"filters groups {_CONV}",
-    "DepthwiseConv2D": f"depth_multiplier {_CONV}",
-    "SeparableConv2D": f"filters depth_multiplier {_CONV}",
-    "Conv2DTranspose": f"filters output_padding {_CONV}",
-    "Dense": "units activation use_bias",
-    "BatchNormalization": "axis momentum epsilon center scale",
-    "Rescaling": "scale offset",
-    "Normalization": "axis mean variance invert",
-    "Activation": "activation",
-    "ReLU": "max_value negative_slope threshold",
-    "LeakyReLU": "negative_slope alpha",
-    "PReLU": "shared_axes",
-    "ELU": "alpha",
-    "Softmax": "axis",
-    **dict.fromkeys(("MaxPooling2D", "AveragePooling2D"), "pool_size strides padding data_format"),
-    **dict.fromkeys(("GlobalAveragePooling2D", "GlobalMaxPooling2D"), "data_format keepdims"),
-    "ZeroPadding2D": "padding data_format",
-    "Cropping2D": "cropping data_format",
-    "UpSampling2D": "size data_format interpolation",
-    "Concatenate": "axis",
-    "Flatten": "data_format",
-    "Reshape": "target_shape",
-    "Permute": "dims",
-    "Dropout": "rate noise_shape",
-    **_MERGES,
-}
-FIELDS = {name: tuple(fields.split()) for name, fields in FIELDS.items()}
-# Layers left out, since they do nothing at inference and are no part of a training here; fields that say nothing here; and
-# activations of one meaning in both Kerases (`activate` builds the others of Keras 3's).
-LEFT_OUT, UNUSED, SAME = (
-    names.split()
-    for names in (
-        "ActivityRegularization AlphaDropout GaussianDropout GaussianNoise Identity RandomBrightness RandomContrast RandomFlip "
-        "RandomRotation RandomTranslation RandomZoom SpatialDropout2D",
-        "name trainable dtype seed synchronized renorm_momentum data_format",
-        "linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish",
-    )
-)
 INPUT = "image_0_to_1"  # what a rebuilt net's input is called: whoever loads it later knows what pixels it takes
-MODELS = ("Functional", "Sequential", "Model")
-MODEL_FIELDS = ("name", "input_layers", "output_layers", "build_input_shape")
-OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")  # of keras.ops, behind x + y and the like
 LARGEST = 1e18  # float32 overflows where two such weights are multiplied
 CHECKED = 2e-3  # of the outputs' deviation, by which a rebuilt model may differ from its original
 
@@ -106,8 +57,34 @@ def from_keras3(
     return rebuilt(model, pixels, size)
 
 
-def rebuilt(model, pixels: Pixels, size: int | None = None) -> keras.Model:
-    """Rebuild a model as `from_keras3` does, from an object of either Keras."""
+def quantizable(model: keras.Model) -> keras.Model:
+    """Give a float model that computes the same, of layers that TFMOT can quantize where it cannot these.
+
+    A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, and a swish inside a
+    layer one behind it.
+    """
+    if not any(
+        (type(layer).__name__ == "BatchNormalization" and not _follows_kernel(layer.input)) or _has_swish(layer)
+        for layer in model.layers
+    ):
+        return model
+    return rebuilt(model, Pixels("0..1"), for_qat=True)
+
+
+def _follows_kernel(tensor) -> bool:
+    """Whether BatchNormalization behind a tensor is folded by TFMOT into what gives it."""
+    layer = tensor._keras_history.layer
+    is_kernel = type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
+    return is_kernel and layer.activation.__name__ == "linear"
+
+
+def _has_swish(layer) -> bool:
+    name = getattr(getattr(layer, "activation", None), "__name__", "")
+    return name == "swish" and type(layer).__name__ != "Activation"
+
+
+def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = False) -> keras.Model:
+    """Rebuild a model as `from_keras3` does, from an object of either Keras; `for_qat` as `quantizable` says."""
     graph = _graph(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(
@@ -116,10 +93,10 @@ def rebuilt(model, pixels: Pixels, size: int | None = None) -> keras.Model:
         )
     shape = _image_shape(model, graph.inputs[0].shape, size)
     wanted = pixels.affine(shape[2])
-    builder, image, output = _built(model, shape, wanted)
+    builder, image, output = _built(model, shape, wanted, for_qat)
     if pixels.range is None and builder.image_scale < 0.1:
         wanted = pixels.affine(shape[2], "0..255")
-        builder, image, output = _built(model, shape, wanted)
+        builder, image, output = _built(model, shape, wanted, for_qat)
     if len(output.shape) != 2 or output.shape[1] is None:
         raise ValueError(f"the model {model.name!r} gives {tuple(output.shape)}; a classifier gives (batch, classes)")
     result = keras.Model(image, output, name=model.name)
@@ -136,40 +113,6 @@ def rebuilt(model, pixels: Pixels, size: int | None = None) -> keras.Model:
     return result
 
 
-def load_keras3(path: str | os.PathLike):
-    """Load a Keras 3 model's file, its architecture cut down to what the tables know before Keras 3 sees it.
-
-    Raises:
-        FileNotFoundError, ValueError: as `from_keras3`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model at {path}; give a .keras or .h5 file")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                config = json.loads(file.read("config.json"))
-        else:
-            import h5py
-
-            with h5py.File(path, "r") as file:
-                config = json.loads(file.attrs["model_config"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or no whole model of Keras 3's ({error}); save the model again") from None
-    clean = _clean_model(config, str(path))
-    import keras as keras3
-
-    try:
-        model = keras3.saving.deserialize_keras_object(clean, safe_mode=True)
-        model.load_weights(path)
-    except Exception as error:  # each of Keras, h5py and zipfile raises its own
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(
-            f"{path} cannot be read by Keras {keras3.__version__} ({reason}); save the model again with it"
-        ) from None
-    return model
-
-
 def check_weights(model: keras.Model) -> None:
     """Raise ValueError, with the layer's name, where weights are not finite or beyond LARGEST."""
     for layer in model.layers:
@@ -178,85 +121,6 @@ def check_weights(model: keras.Model) -> None:
             if not size <= LARGEST:
                 what = f"as large as {size:.0e}" if np.isfinite(size) else "that are not finite"
                 raise ValueError(f"the layer {layer.name!r} has weights {what}; train the model again, or restore it")
-
-
-# A file's architecture, as JSON
-
-
-def _clean_model(config, where) -> dict:
-    """A model's JSON with nothing in it but layers and fields of the tables."""
-    try:
-        inner, kind, module = config["config"], config["class_name"], "keras"
-        if kind not in MODELS:
-            raise ValueError(
-                f"{where} is a {kind}, a class of one's own; it must be a functional or sequential model of stock layers"
-            )
-        layers = [_clean_layer(layer, where) for layer in inner["layers"]]
-        kept = {key: inner[key] for key in MODEL_FIELDS if key in inner}
-        if not _is_plain(kept):
-            raise KeyError("name")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where} is damaged: its architecture lacks {error}; save the model again") from None
-    if kind != "Sequential":
-        kind, module = "Functional", "keras.src.models.functional"
-    return {"module": module, "class_name": kind, "config": kept | {"layers": layers}}
-
-
-def _clean_layer(entry, where) -> dict:
-    kind, module, config = entry["class_name"], entry.get("module") or "keras", entry["config"]
-    name = config.get("name", entry.get("name"))
-    if kind in MODELS:
-        cleaned = _clean_model(entry, f"the model {name!r} in {where}")
-    elif kind in OPERATIONS and module.startswith("keras.src.ops."):
-        cleaned = {"module": module, "class_name": kind, "config": {"name": name}, "registered_name": kind}
-    elif (kind in FIELDS or kind in LEFT_OUT) and module.partition(".")[0] == "keras":
-        fields = _fields(kind, config, name) if kind in FIELDS else {}
-        if kind in LEFT_OUT:  # whatever it did in training
-            kind = "Identity"
-        cleaned = {"module": "keras.layers", "class_name": kind, "config": fields | {"name": name}}
-    else:
-        raise _unknown(name, kind, module)
-    nodes = entry.get("inbound_nodes", [])
-    if not _is_plain(nodes, tensors=True):
-        raise ValueError(f"the layer {name!r} of {where} is called with more than tensors and numbers; save it without")
-    return cleaned | {"name": name, "inbound_nodes": nodes}
-
-
-def _is_plain(value, tensors=False) -> bool:
-    """Whether there is nothing in a JSON value that Keras would make an object of, but for references to tensors."""
-    if isinstance(value, dict):
-        is_tensor = tensors and value.get("class_name") == "__keras_tensor__"
-        return ("class_name" not in value or is_tensor) and all(_is_plain(v, tensors) for v in value.values())
-    return all(_is_plain(v, tensors) for v in value) if isinstance(value, (list, tuple)) else True
-
-
-def _fields(kind, config, name) -> dict:
-    """The fields of a layer that count; any other that says something is refused."""
-    fields = {}
-    for key, value in config.items():
-        if key in FIELDS[kind]:
-            if not _is_plain(value) or callable(value):
-                raise ValueError(f"the layer {name!r} has {key} {_named(value)}, which is not rebuilt; use a stock one")
-            fields[key] = value
-        elif value and key not in UNUSED and not key.endswith(("_initializer", "_regularizer", "_constraint")):
-            raise ValueError(f"the layer {name!r}, a {kind}, has {key} {value!r}, which is not rebuilt; use it without")
-    return fields
-
-
-def _named(value):
-    if isinstance(value, dict):
-        value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
-    return f"{str(value)[:80]!r}"
-
-
-def _unknown(name, kind, module) -> ValueError:
-    if kind == "Lambda":
-        return ValueError(f"the layer {name!r} is a Lambda, whose code is not run here; replace it by stock layers")
-    of = f" of {module}" if module.partition(".")[0] not in ("keras", "tf_keras", "") else ""
-    return ValueError(
-        f"the layer {name!r} is a {kind}{of}, which is not rebuilt; replace it by stock convolutions, dense layers, "
-        "BatchNormalization, activations, pooling, Add, Concatenate and Multiply"
-    )
 
 
 # The graph of an object
@@ -313,7 +177,7 @@ def _affine(layer, channels):
     if kind == "Rescaling":
         scale, offset = np.array(config["scale"], float), np.array(config["offset"], float)
     else:
-        fields = _fields(kind, config, layer.name)
+        fields = fields_of(kind, config, layer.name)
         if fields.get("invert") or fields.get("axis") not in (-1, 3, (-1,), [-1], (3,), [3], None):
             raise ValueError(
                 f"the layer {layer.name!r} normalizes another axis than the channels, or inversely; use axis=-1"
@@ -338,8 +202,8 @@ class _Image:
         self.tensor, self.scale, self.offset, self.applied = tensor, scale, offset, None
 
 
-def _built(model, shape, affine):
-    builder, image = _Builder(shape[2]), keras.Input(shape, name=INPUT)
+def _built(model, shape, affine, for_qat):
+    builder, image = _Builder(shape[2], for_qat), keras.Input(shape, name=INPUT)
     (output,) = builder.inline(model, [_Image(image, *affine)])
     return builder, image, builder.tensor(output)
 
@@ -347,8 +211,15 @@ def _built(model, shape, affine):
 class _Builder:
     """Builds tf_keras layers; `weights` has what is to be set once the model is there, `image_scale` what pixels are scaled by."""
 
-    def __init__(self, channels):
-        self.channels, self.weights, self.names, self.used, self.image_scale = channels, {}, set(), set(), 1.0
+    def __init__(self, channels, for_qat):
+        self.for_qat, self.channels, self.weights, self.names, self.used, self.image_scale = (
+            for_qat,
+            channels,
+            {},
+            set(),
+            set(),
+            1.0,
+        )
 
     def inline(self, model, inputs) -> list:
         graph = _graph(model)
@@ -370,7 +241,7 @@ class _Builder:
             elif kind in LEFT_OUT and module.startswith(("keras.", "tf_keras.")):
                 results = given
             else:
-                raise _unknown(layer.name, kind, module)
+                raise unknown_layer(layer.name, kind, module)
             values.update(zip(map(id, outputs), results))
         return [values[id(output)] for output in graph.outputs]
 
@@ -381,10 +252,14 @@ class _Builder:
         if np.all(value.scale == 1) and np.all(value.offset == 0):
             return value.tensor
         if value.applied is None:
-            layer = keras.layers.DepthwiseConv2D(1, name=self.name("pixels"))
-            value.applied = layer(value.tensor)
-            self.weights[layer] = [value.scale.reshape(1, 1, -1, 1), value.offset]
+            value.applied = self.convolved("pixels", value.tensor, value.scale, value.offset)
         return value.applied
+
+    def convolved(self, name, x, scale, offset):
+        """Scale and shift each channel by a depthwise 1x1 convolution."""
+        layer = keras.layers.DepthwiseConv2D(1, name=self.name(name))
+        self.weights[layer] = [scale.reshape(1, 1, -1, 1), offset]
+        return layer(x)
 
     def name(self, wanted):
         name, number = wanted, 1
@@ -396,12 +271,12 @@ class _Builder:
     def operation(self, layer, given, arguments):
         """Do x + y and the like of Keras 3: of two tensors a merging layer, with a number a Rescaling."""
         kind = type(layer).__name__
-        if len(given) == 2 and kind in _MERGES:
+        if len(given) == 2 and kind in MERGES:
             merge = getattr(keras.layers, kind)(name=self.name(layer.name))
             return merge([self.tensor(value) for value in given])
         numbers = [argument for argument in arguments if argument is not None]
         if len(given) != 1 or len(numbers) != 1 or (arguments[0] is not None and "Divide" in kind):
-            raise _unknown(layer.name, kind, "keras.ops")
+            raise unknown_layer(layer.name, kind, "keras.ops")
         number, is_first = numbers[0], arguments[0] is not None
         if kind == "Add":
             scale, offset = 1.0, number
@@ -420,9 +295,7 @@ class _Builder:
 
     def layer(self, layer, given):
         kind, is_keras3 = type(layer).__name__, not isinstance(layer, keras.layers.Layer)
-        fields = _fields(kind, layer.get_config(), layer.name)
-        if fields.pop("data_format", None) == "channels_first":
-            raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+        fields = fields_of(kind, layer.get_config(), layer.name)
         if kind in ("Rescaling", "Normalization"):
             channels = self.channels if isinstance(given[0], _Image) else given[0].shape[-1]
             return self.rescaled(layer.name, given[0], *_affine(layer, channels))
@@ -437,24 +310,32 @@ class _Builder:
                 given = [given[0].tensor]
         if kind == "LeakyReLU" and "negative_slope" in fields:
             fields["alpha"] = fields.pop("negative_slope")
-        activation, after = fields.get("activation"), None
-        if activation is not None:
-            after = "swish" if activation == "silu" else activation
-            if after in SAME or not is_keras3:
-                fields["activation"], after = after, None
-            elif kind == "Activation":
+        after = None
+        if "activation" in fields:
+            after = "swish" if fields["activation"] == "silu" else fields["activation"]
+            is_known = after in SAME or not is_keras3
+            if kind == "Activation" and not is_known:
                 return self.activate(layer.name, self.tensor(given[0]), after)
-            else:
-                fields["activation"] = "linear"
-        new = getattr(keras.layers, kind)(name=self.name(layer.name), **fields)
+            stays = is_known and not (self.for_qat and after == "swish" and kind != "Activation")
+            fields["activation"], after = (after, None) if stays else ("linear", after)
         tensors = [self.tensor(value) for value in given]
-        result = new(tensors if kind in _MERGES or kind == "Concatenate" else tensors[0])
+        if (
+            self.for_qat
+            and kind == "BatchNormalization"
+            and len(tensors[0].shape) == 4
+            and not _follows_kernel(tensors[0])
+        ):
+            return self.convolved(layer.name, tensors[0], *_batchnorm(fields, weights))
+        new = getattr(keras.layers, kind)(name=self.name(layer.name), **fields)
+        result = new(tensors if kind in MERGES else tensors[0])
         if weights or new.weights:
             self.weights[new] = weights
         return result if after is None else self.activate(layer.name, result, after)
 
     def activate(self, name, x, activation):
         """An activation of Keras 3's that tf_keras lacks or means otherwise, of stock layers."""
+        if activation in SAME:
+            return keras.layers.Activation(activation, name=self.name(f"{name}_{activation}"))(x)
         if activation == "relu6":
             return keras.layers.ReLU(6, name=self.name(f"{name}_relu6"))(x)
         if activation == "leaky_relu":
@@ -479,6 +360,14 @@ def _folded(image, fields, weights):
         fields, bias = fields | {"use_bias": True}, (bias + shift).astype(np.float32)
     kernel = (kernel * image.scale[:, None]).astype(np.float32)
     return fields, [kernel, bias] if fields["use_bias"] else [kernel]
+
+
+def _batchnorm(fields, weights):
+    """Scale and offset (channels,) of a BatchNormalization at inference."""
+    *rest, mean, variance = (array.astype(float) for array in weights)
+    gamma = rest.pop(0) if fields["scale"] else 1.0
+    scale = gamma / np.sqrt(variance + fields["epsilon"])
+    return scale, (rest[0] if fields["center"] else 0.0) - mean * scale
 
 
 def _number(argument, layer):

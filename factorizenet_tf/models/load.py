@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .._keras import functional_model, keras
 from ..pixels import Pixels
-from .keras3 import INPUT, check_weights, load_keras3, rebuilt
+from .keras3 import INPUT, check_weights, rebuilt
+from .keras3_file import load_keras3
 from .native import use_native_kernels
 
 __all__ = ["load_keras_model", "taken_in"]

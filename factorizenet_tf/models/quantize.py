@@ -11,6 +11,8 @@ from .native import use_native_kernels
 __all__ = ["is_quantize_aware", "quantize_aware", "with_softmax", "without_softmax", "wrap_for_qat"]
 
 CALIBRATION_BATCH = 128
+# Layers without weights that TFMOT's own registry lacks: their outputs are quantized.
+OUTPUT_ALONE = ("Average", "ELU", "Maximum", "Minimum", "Multiply", "Rescaling", "Subtract")
 
 
 def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None) -> keras.Model:
@@ -61,7 +63,8 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
     from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
 
     try:
-        quantized = use_native_kernels(tfmot.quantization.keras.quantize_model(model))
+        annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+        quantized = use_native_kernels(tfmot.quantization.keras.quantize_apply(annotated, scheme=_scheme()))
     except (ValueError, RuntimeError) as error:
         text = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -74,6 +77,29 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
             layer.quantizer_vars["min_var"].assign(0.0)
             layer.quantizer_vars["max_var"].assign(1.0)
     return quantized
+
+
+def _scheme():
+    """TFMOT's 8-bit scheme with the layers of OUTPUT_ALONE in its registry."""
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantize_registry as registry,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantize_scheme as scheme,
+    )
+
+    class Registry(registry.Default8BitQuantizeRegistry):
+        def __init__(self):
+            super().__init__()
+            for name in OUTPUT_ALONE:
+                layer = getattr(keras.layers, name)
+                self._layer_quantize_map[layer] = registry._QuantizeInfo(layer, [], [], True)
+
+    class Scheme(scheme.Default8BitQuantizeScheme):
+        def get_quantize_registry(self):
+            return Registry()
+
+    return Scheme()
 
 
 def is_quantize_aware(model: keras.Model) -> bool:

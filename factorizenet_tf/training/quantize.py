@@ -19,7 +19,7 @@ from ..data import Dataset
 from ..files import atomic_write, write_bytes
 from ..models.convert import to_tflite
 from ..models.evaluate import agreement
-from ..models.keras3 import check_weights
+from ..models.keras3 import check_weights, quantizable
 from ..models.load import load_keras_model, taken_in
 from ..models.native import use_native_kernels
 from ..models.quantize import is_quantize_aware, quantize_aware, with_softmax, without_softmax
@@ -105,7 +105,7 @@ def quantize_own(
     if method == "qat":
         model, teacher = without_softmax(model), None if teacher is None else without_softmax(teacher)
     # What the model cannot do shows before anything is written.
-    quantized = quantize_aware(model, calibration=calibration) if method == "qat" else None
+    quantized = quantize_aware(quantizable(model), calibration=calibration) if method == "qat" else None
     folder = Path(out)
     is_new = not folder.exists()
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(float_model)}
@@ -193,7 +193,7 @@ def _tuned(loop, model, calibration):
         loop.fit("float", tuned)
         with atomic_write(path) as aside:
             tuned.save(aside, save_format="keras")
-    return tuned, quantize_aware(tuned, calibration=calibration)
+    return tuned, quantize_aware(quantizable(tuned), calibration=calibration)
 
 
 def _check_model(model, dataset, method):

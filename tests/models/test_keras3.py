@@ -1,55 +1,43 @@
+import importlib.util
 import json
 import zipfile
+from pathlib import Path
 
 import keras as keras3
 import numpy as np
 import pytest
+import tf_keras as keras
 from keras import layers
 
 import factorizenet_tf as fnet
+from factorizenet_tf.models.keras3 import quantizable
 
 # Keras's own saving copies arrays in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-APPLICATIONS = {  # the smallest images that each takes, of those tried
-    "MobileNet": 32,
-    "MobileNetV3Small": 32,
-    **dict.fromkeys(("MobileNetV2", "MobileNetV3Large", "EfficientNetB0", "EfficientNetV2B0", "ResNet50"), 32),
-    **dict.fromkeys(("ResNet50V2", "DenseNet121", "NASNetMobile", "VGG16"), 32),
-    "Xception": 71,
-}
+SCRIPT = Path(__file__).parents[2] / "tuner" / "keras_applications.py"
+DESCRIBED = importlib.util.spec_from_file_location("keras_applications", SCRIPT)
+script = importlib.util.module_from_spec(DESCRIBED)
+DESCRIBED.loader.exec_module(script)
 FAST = ("MobileNet", "MobileNetV3Small")
 
 
-def application(name):
-    """A net of keras.applications whose weights are drawn so that its logits spread by 1 or more."""
-    size = APPLICATIONS[name]
-    keras3.utils.set_random_seed(0)
-    options = {"input_shape": (size, size, 3), "weights": None, "classes": 10, "classifier_activation": None}
-    model, random = getattr(keras3.applications, name)(**options), np.random.default_rng(0)
-    for layer in model.layers:
-        if type(layer).__name__ == "BatchNormalization":
-            around = {"gamma": (1, 0.2), "beta": (0, 0.3), "moving_mean": (0, 0.3), "moving_variance": (1, 0.2)}
-            layer.set_weights([random.normal(*around[w.name], w.shape).clip(-9, 9) for w in layer.weights])
-        elif type(layer).__name__ == "Normalization":
-            layer.set_weights([random.uniform(0.1, 0.9, w.shape) if w.shape else w for w in layer.weights])
-    images = random.integers(0, 256, (8, size, size, 3)).astype(np.float32)
-    spread = model(images, training=False).numpy().std(0).mean()
-    *_, head = (layer for layer in model.layers if layer.weights)
-    kernel, *bias = head.get_weights()
-    head.set_weights([kernel * (2 / spread), *bias])
-    return model, images
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in APPLICATIONS]
+    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in script.SIZES]
 )
 def test_the_nets_of_keras_applications_are_the_same_rebuilt(name):
-    model, images = application(name)
-    rebuilt = fnet.from_keras3(model, pixel_range="0..255")
-    before, after = model(images, training=False).numpy(), rebuilt(images / 255, training=False).numpy()
+    model, images, pixels = script.application(name)
+    before = script.outputs(model, images[:16], pixels)
+    after = fnet.from_keras3(model, pixel_range=pixels)(images[:16] / 255, training=False).numpy()
     assert before.std(0).mean() >= 1
-    assert np.abs(after - before).max() <= 1e-4 * before.std()
-    assert fnet.count_macs(rebuilt) > 1e6
+    assert np.abs(after - before).max() <= 1e-4 * before.std(0).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small", "ResNet50V2"])
+def test_int8_by_ptq_and_by_qat_computes_the_same(name):
+    row = script.row(name)
+    assert (row["ptq_types"], row["qat_types"], row["note"]) == ("int32 int8", "int32 int8", "")
+    assert max(row["ptq_error"], row["qat_error"]) < 0.1
 
 
 # A net of one's own
@@ -98,6 +86,32 @@ def test_what_rescales_pixels_is_folded_where_that_is_exact_and_else_kept_in_fro
 def test_activations_that_tf_keras_lacks_or_means_otherwise_are_built_of_stock_layers():
     for activation in ("hard_sigmoid", "hard_silu", "relu6", "leaky_relu", "silu", "gelu", "elu"):
         assert_same(small(layers.Conv2D(6, 1, activation=activation), layers.Activation(activation)), lambda x: x)
+
+
+def test_a_model_of_tf_keras_is_rebuilt_alike_and_what_tfmot_cannot_quantize_replaced():
+    k2 = keras.layers
+    rescaled = [
+        keras.Input((8, 8, 3)),
+        k2.Rescaling(1 / 127.5, -1),
+        k2.DepthwiseConv2D(3, activation="swish", name="dw"),
+    ]
+    body = keras.Sequential([*rescaled, k2.ReLU(), k2.BatchNormalization(name="bn"), k2.SeparableConv2D(4, 2)])
+    body.get_layer("bn").set_weights([np.array(v) for v in ([1.0, 2, 3], [0.1, 0, 0], [0.3, 0, 1], [1.0, 2, 3])])
+    model = keras.Sequential([keras.Input((8, 8, 3)), body, k2.GlobalAveragePooling2D(), k2.Dense(3)])
+    net = assert_same(model, lambda x: x * 255)
+    front = ["DepthwiseConv2D", "DepthwiseConv2D"]  # the pixels' and the net's own
+    assert kinds(net) == [*front, "ReLU", "BatchNormalization", "SeparableConv2D", "GlobalAveragePooling2D", "Dense"]
+    ready = quantizable(net)
+    assert kinds(ready) == [*front, "Activation", "ReLU", "DepthwiseConv2D", *kinds(net)[-3:]]
+    assert ready.get_layer("bn").get_weights()[0].shape == (1, 1, 3, 1)
+    assert quantizable(ready) is ready
+    fnet.quantize_aware(ready)
+    with pytest.raises(ValueError, match="the layer 'first' is channels_first"):
+        fnet.from_keras3(
+            keras.Sequential(
+                [keras.Input((8, 8, 3)), k2.Conv2D(2, 3, data_format="channels_first", name="first"), k2.Flatten()]
+            )
+        )
 
 
 def test_operators_and_open_sizes_are_rebuilt_and_a_softmax_stays():
