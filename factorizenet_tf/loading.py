@@ -20,7 +20,7 @@ from .data import Dataset
 from .pixels import Pixels
 from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
-from .tflite.int8_model import Int8Model
+from .tflite.int8_model import Int8Model, TFLiteModel
 from .zoo.cards import Card
 from .zoo.catalog import find
 from .zoo.store import FolderStore, UrlStore
@@ -215,6 +215,16 @@ class Source:
         return None if name == "arrays" else name
 
     @property
+    def reading(self) -> dict:
+        """What else `load_dataset` was told of the data it was trained on: `Dataset.reading`."""
+        return self._dataset.get("reading", {}) if self.card is None else self.card.reading
+
+    @property
+    def resize(self) -> str:
+        """How images of another aspect are resized for it: "stretch", "crop" or "pad"."""
+        return TFLiteModel(self.path).resize if self.kind == "tflite" else self.reading.get("resize", "stretch")
+
+    @property
     def dataset_title(self) -> str | None:
         """The data it was trained on, named as it is, e.g. "CIFAR-10 (JPEG)"; None where that is not known."""
         return self._dataset.get("title") if self.card is None else self.card.dataset
@@ -310,7 +320,7 @@ class Source:
                 raise self._other_precision("int8")
             from .models.convert import to_tflite
 
-            return to_tflite(self.qat_model(), labels=self.labels, keep_names=keep_names)
+            return to_tflite(self.qat_model(), labels=self.labels, resize=self.resize, keep_names=keep_names)
         Int8Model(file)
         return file.read_bytes()
 

@@ -163,9 +163,11 @@ def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
     loaded, data = {}, {}
     for net in nets:
         name, shape = dataset or net.dataset_name, net.input_shape
-        if (name, shape) not in loaded:
-            loaded[name, shape] = load_dataset(name, input_shape=shape, data_dir=data_dir)
-        data[net] = loaded[name, shape]
+        reading = net.reading if name == net.dataset_name else {"resize": net.resize}
+        key = name, shape, str(reading)
+        if key not in loaded:
+            loaded[key] = load_dataset(name, input_shape=shape, data_dir=data_dir, **reading)
+        data[net] = loaded[key]
         if dataset is None:
             net.warn_if_other_data(data[net])
     return data

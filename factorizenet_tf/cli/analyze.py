@@ -113,6 +113,9 @@ def study(
         str | None, typer.Option("--zoo", help="Take nets that it has from this zoo.", show_default="the package's own")
     ] = None,
     train_all: Annotated[bool, typer.Option("--train-all", help="Take none from a zoo.")] = False,
+    resize: options.Resize = None,
+    group_by: options.GroupBy = None,
+    skip_broken: options.SkipBroken = False,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -128,7 +131,7 @@ def study(
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 
-    data = options.load_data(dataset, size, channels, data_dir)
+    data = options.load_data(context, dataset, size, channels, data_dir)
     first = options.spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     numbers = range(max_level(first) + 1) if chosen is None else chosen
     specs = [dataclasses.replace(first, level=number) for number in numbers]

@@ -227,7 +227,7 @@ def predict(
     classifier = load_classifier(model, zoo_dir=zoo)
     rows = []
     for path in images:
-        image = read_image(path, classifier.model.input_shape)
+        image = read_image(path, classifier.model.input_shape, classifier.model.resize)
         (probabilities,) = classifier.classify(image[None])["probabilities"]
         rows += [
             {

@@ -115,7 +115,9 @@ def factorize(
     if images:
         if dataset is None:
             source.check_data_known()
-        data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:])
+        data = options.load_data(
+            context, dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:], source=source
+        )
         calibration = data.calibration(images)
     command = None if run is None else _shown_command(context, source, data, run)
     found, result = None, load_begun(run, command) if is_begun else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +44,17 @@ PixelDeviation = Annotated[str | None, typer.Option(help="What the rest is divid
 OpenSize = Annotated[
     int | None, typer.Option("--size", help="Of the images of a Keras model of yours that leaves it open.")
 ]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        "--resize", help="Images of another aspect: stretch, crop or pad.", show_default="stretch, or as the net's were"
+    ),
+]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(help="A regular expression on a folder's file names: images that agree in it stay in one split."),
+]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images of a folder that cannot be read.")]
 ZooOption = Annotated[
     str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
 ]
@@ -163,21 +173,26 @@ def spec_from(level, width, size, channels, classes, macro, input_shape=None):
     )
 
 
-def load_data(dataset, size, channels, data_dir, shape=None):
-    """Load the `Dataset` of the options, at `shape` where that is known.
+def load_data(context, dataset, size, channels, data_dir, shape=None, source=None):
+    """Load the `Dataset` of the options, at `shape` where that is known, read as a source's own where they do not say.
 
     Raises:
         ValueError, FileNotFoundError: as `load_dataset`, or a --data-dir that would have no effect.
     """
-    from ..data import load_dataset
+    from ..data import is_folder, load_dataset
 
-    if data_dir is not None and (dataset == "digits" or os.sep in dataset or Path(dataset).is_dir()):
+    if data_dir is not None and (dataset == "digits" or is_folder(dataset)):
         raise ValueError(f"--data-dir is where TFDS keeps its data, and {dataset} is none of its sets; leave it out")
     if shape is None or None in shape:
         shape = None
         if size is not None or channels is not None:
             shape = image_shape(size, channels)
-    return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir)
+    given = {name: context.params.get(name) for name in ("resize", "group_by", "skip_broken")}
+    reading = {name: value for name, value in given.items() if value}
+    if source is not None:
+        own = source.reading if dataset == source.dataset_name else {"resize": source.resize}
+        reading = own | reading
+    return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir, **reading)
 
 
 def image_shape(size, channels, default=(32, 32, 3)):

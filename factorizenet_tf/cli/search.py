@@ -50,6 +50,9 @@ def search(
         str | None,
         typer.Option(metavar="ADDRESS|local", help="Train on a Ray cluster: its HOST:PORT, or one started here."),
     ] = None,
+    resize: options.Resize = None,
+    group_by: options.GroupBy = None,
+    skip_broken: options.SkipBroken = False,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -79,7 +82,7 @@ def search(
             from ..tuner.ray_executor import RayExecutor
 
             executor = stack.enter_context(RayExecutor(ray))
-        data = options.load_data(dataset, size, channels, data_dir)
+        data = options.load_data(context, dataset, size, channels, data_dir)
         spec = options.spec_from("0", widths[0], None, None, data.num_classes, macro, input_shape=data.image_shape)
         from ..tuner import search as searching
         from ..tuner.oracle import FactorizationOracle

@@ -43,6 +43,9 @@ def train(
         float | None, typer.Option(help="Peak of the float phase.", show_default="the recipe's")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    resize: options.Resize = None,
+    group_by: options.GroupBy = None,
+    skip_broken: options.SkipBroken = False,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -70,7 +73,7 @@ def train(
     else:  # an error here costs no waiting; which levels there are, the size of the images may decide
         is_known = size is not None or macro is not None
         options.spec_from(level if is_known else "0", width, size, channels, 10, macro)
-    data = options.load_data(dataset, size, channels, data_dir, shape=shape)
+    data = options.load_data(context, dataset, size, channels, data_dir, shape=shape)
     if spec is None:
         spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     else:
@@ -97,7 +100,7 @@ def _shown_command(context, source, spec) -> str:
     initial, zoo = (None, None) if source is None else (source.reference, other_zoo(source.zoo))
     values["dataset"], values["start"], values["zoo_"], comment = shown_sources(values["dataset"], initial, zoo)
     parts = [
-        f"{parameter.opts[0]} {shlex.quote(str(values[parameter.name]))}"
+        parameter.opts[0] + ("" if values[parameter.name] is True else f" {shlex.quote(str(values[parameter.name]))}")
         for parameter in context.command.params
         if parameter.name not in ("out", "data_dir", "quiet", "as_json")
         and (options.given_options(context, parameter.name) or parameter.name == "zoo_")
@@ -157,6 +160,9 @@ def quantize(
     size: options.OpenSize = None,
     keep_names: options.KeepNames = False,
     zoo_: options.ZooOption = None,
+    resize: options.Resize = None,
+    group_by: options.GroupBy = None,
+    skip_broken: options.SkipBroken = False,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -186,7 +192,7 @@ def quantize(
     teacher_model = (
         None if teacher is None else resolve(teacher, zoo_dir=zoo_, **own_options).with_precision("float").float_model()
     )
-    data = options.load_data(dataset, None, None, data_dir, shape=own.input_shape[1:])
+    data = options.load_data(context, dataset, None, None, data_dir, shape=own.input_shape[1:], source=source)
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
     how = {"method": method, "recipe": recipe, "teacher": teacher_model, "keep_names": keep_names}
     metrics = quantize_own(own, data, out=out, **how, verbose=not quiet)
@@ -224,6 +230,9 @@ def evaluate(
     pixel_deviation: options.PixelDeviation = None,
     size: options.OpenSize = None,
     zoo_: options.ZooOption = None,
+    resize: options.Resize = None,
+    group_by: options.GroupBy = None,
+    skip_broken: options.SkipBroken = False,
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ):
@@ -254,7 +263,8 @@ def evaluate(
 
         pixels = own["pixels"]
         model = TFLiteModel(net, threads=threads, pixels=pixels) if is_file else source.int8_model(threads=threads)
-    data = options.load_data(dataset or source.dataset_name, None, None, data_dir, shape=tuple(model.input_shape)[-3:])
+    shape = tuple(model.input_shape)[-3:]
+    data = options.load_data(context, dataset or source.dataset_name, None, None, data_dir, shape=shape, source=source)
     if dataset is None:
         source.warn_if_other_data(data)
     split = split or data.held_out[0]

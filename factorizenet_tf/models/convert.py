@@ -12,9 +12,16 @@ import numpy as np
 
 from .._keras import functional_model, keras, tf, to_float
 from ..console import quiet_native_stderr
-from ..data import check_images
+from ..data import check_images, check_resize
 from ..files import atomic_folder, check_new
-from ..tflite.flatbuffer import LABELS_FILE, operator_name, read_flatbuffer, tensor_name, with_associated_files
+from ..tflite.flatbuffer import (
+    LABELS_FILE,
+    RESIZE_FILE,
+    operator_name,
+    read_flatbuffer,
+    tensor_name,
+    with_associated_files,
+)
 from ..tflite.slim import slim
 from .keras3 import check_weights
 from .native import inference_kernels
@@ -29,6 +36,7 @@ def to_tflite(
     calibration: np.ndarray | None = None,
     per_channel: bool = True,
     labels: Sequence[str] | None = None,
+    resize: str = "stretch",
     keep_names: bool = False,
 ) -> bytes:
     """Convert a model to an int8 .tflite: int8 in and out, the input's scale 1/255 and zero point -128.
@@ -42,6 +50,7 @@ def to_tflite(
         calibration: training images for PTQ, uint8 (n, height, width, channels).
         per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
         labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
+        resize: how its images were resized, as for `load_dataset`; kept in the file, for `predict` and `serve`.
         keep_names: keep the names of inner tensors, for tools that show the graph; without them the file is slimmer.
 
     Raises:
@@ -50,6 +59,7 @@ def to_tflite(
             disagree with the number of classes.
     """
     functional_model(model, "to_tflite")
+    check_resize(resize)
     if len(model.outputs) != 1:
         raise ValueError(
             f"the model {model.name!r} has {len(model.outputs)} outputs; make one of the classifier's alone"
@@ -86,9 +96,8 @@ def to_tflite(
         named = converter.convert()
         content = slim(named, keep_names=keep_names)
     _warn_of_float(named, model)
-    if labels is not None:
-        content = with_associated_files(content, {LABELS_FILE: ("\n".join(labels) + "\n").encode()})
-    return content
+    files = {} if labels is None else {LABELS_FILE: ("\n".join(labels) + "\n").encode()}
+    return with_associated_files(content, files | ({} if resize == "stretch" else {RESIZE_FILE: resize.encode()}))
 
 
 def _warn_of_float(content, model) -> None:

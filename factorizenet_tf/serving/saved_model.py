@@ -28,7 +28,7 @@ LUMA = (19595, 38470, 7471)  # 0.299, 0.587, 0.114 of 2 ** 16: Pillow's own inte
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 
 
-def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module, dict]:
+def serving_module(model: keras.Model, labels: Sequence[str], resize: str = "stretch") -> tuple[tf.Module, dict]:
     """Make the module and its signatures for `tf.saved_model.save`.
 
     `serving_default`: `image` uint8 (batch, height, width, channels). `serving_bytes`: `image_bytes`, strings (batch,)
@@ -36,12 +36,13 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
     (batch,) and `class_name`, strings (batch,).
 
     Files are read as `data.read_image` reads them, as closely as TensorFlow's decoder allows: it takes GIF and JPEG XL,
-    too, but no PPM; a resized pixel may be one of 255 steps away; nothing but the server's memory bounds a file's pixels.
+    too, but no PPM; EXIF's orientation is not applied; a resized pixel may be one of 255 steps away; nothing but the server's memory bounds a file's pixels.
 
     Args:
         model: tf_keras model, images in 0..1 in, logits out. Its weights become constants, so that TensorFlow fuses
             convolution, BatchNorm and activation; grouped convolutions run TensorFlow's kernels, not XLA's.
         labels: class names by number.
+        resize: of image files of another aspect: "stretch", "crop" or "pad".
     """
     height, width, channels = model.input_shape[1:]
     image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
@@ -70,7 +71,19 @@ def serving_module(model: keras.Model, labels: Sequence[str]) -> tuple[tf.Module
         if channels == 1:
             luma = tf.reduce_sum(tf.cast(image, tf.int32) * LUMA, axis=-1, keepdims=True)
             image = tf.cast((luma + 2**15) // 2**16, tf.uint8)
-        resized = tf.image.resize(image, (height, width), antialias=True)
+        size, part = tf.cast(tf.shape(image)[:2], tf.float64), tf.constant((height, width), tf.float64)
+        if resize == "crop":
+            part = tf.cast(tf.maximum(1.0, tf.round(part * tf.reduce_min(size / part))), tf.int32)
+            image = tf.image.crop_to_bounding_box(
+                image, *tf.unstack((tf.shape(image)[:2] - part) // 2), *tf.unstack(part)
+            )
+        part = (height, width)
+        if resize == "pad":
+            part = tf.cast(tf.maximum(1.0, tf.round(size * tf.reduce_min(part / size))), tf.int32)
+        resized = tf.image.resize(image, part, antialias=True)
+        if resize == "pad":
+            resized = tf.image.pad_to_bounding_box(resized, *tf.unstack(((height, width) - part) // 2), height, width)
+            resized = tf.ensure_shape(resized, (height, width, channels))
         return tf.cast(tf.round(tf.clip_by_value(resized, 0.0, 255.0)), tf.uint8)
 
     def classify_bytes(image_bytes):
@@ -174,7 +187,7 @@ def export(
     }
     try:
         with atomic_folder(target, within=Path(folder)) as written:
-            _write_version(written, model, described, tflite)
+            _write_version(written, model, described, tflite, net.resize)
     except FileExistsError:
         raise FileExistsError(f"{target} was written by another export meanwhile; export again") from None
     add_model(folder, target.parent.name)
@@ -183,8 +196,8 @@ def export(
     return ServingExport(target, target.parent.name, int(target.name), net.precision, size, tflite_bytes)
 
 
-def _write_version(folder: Path, model: keras.Model, described: dict, tflite: bytes | None) -> None:
-    module, signatures = serving_module(model, described["labels"])
+def _write_version(folder: Path, model: keras.Model, described: dict, tflite: bytes | None, resize: str) -> None:
+    module, signatures = serving_module(model, described["labels"], resize)
     with tempfile.TemporaryDirectory() as temporary:
         texts = {
             "labels.txt": "\n".join(described["labels"]) + "\n",

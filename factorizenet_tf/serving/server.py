@@ -125,7 +125,7 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
 
     def answer(classifier, body):
         try:
-            images, in_rows = images_of(body, classifier.model.input_shape)
+            images, in_rows = images_of(body, classifier.model.input_shape, classifier.model.resize)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         columns = {key: np.asarray(value).tolist() for key, value in classifier.classify(images).items()}
@@ -169,11 +169,11 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
     return app
 
 
-def images_of(body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, bool]:
+def images_of(body: bytes, shape: Sequence[int], resize: str = "stretch") -> tuple[np.ndarray, bool]:
     """Read the images uint8 (n, height, width, channels) of a request, and whether they are rows ("instances").
 
     The signature `serving_default` takes nested lists of integers 0..255, `serving_bytes` {"b64": ...} of files that
-    `read_image` reads; either may be wrapped in its input's name. A request of columns has "inputs" for "instances".
+    `read_image` reads, and resizes as `resize` says; either may be wrapped in its input's name. A request of columns has "inputs" for "instances".
 
     Raises:
         ValueError: it is anything else; the message says what.
@@ -194,7 +194,7 @@ def images_of(body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, bool]:
         raise ValueError(f"the request has {count or 'no'} images; give a list of 1 to {MAX_IMAGES}")
     values = [_without_name(value, key) for value in values] if in_rows else values
     if signature == "serving_bytes":
-        return np.stack([read_image(_decoded(value), shape) for value in values]), in_rows
+        return np.stack([read_image(_decoded(value), shape, resize) for value in values]), in_rows
     return _pixels(values, tuple(shape)), in_rows
 
 

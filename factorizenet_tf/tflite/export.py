@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..files import check_new, write_bytes
-from .flatbuffer import LABELS_FILE, associated_files, read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files, read_flatbuffer, with_files_of, write_flatbuffer
 from .io_types import check_io, with_uint8_io
 
 __all__ = ["METADATA_NAME", "export_tflite", "with_metadata"]
@@ -64,10 +64,13 @@ def with_metadata(content: bytes, *, name: str) -> bytes:
     # Tables of the schema, their fields by number.
     image = {0: COLOR_SPACES[channels], 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
     pixels = "an image, pixels 0..255 divided by 255; its scale and zero point then make integers of them"
+    files = associated_files(content)
+    if RESIZE_FILE in files:
+        pixels += f"; of another aspect: {files[RESIZE_FILE].decode()}"
     unit = {0: NORMALIZATION, 1: {0: [0.0], 1: [255.0]}}
     input_ = {0: "image", 1: pixels, 3: {0: IMAGE_PROPERTIES, 1: image}, 4: [unit]}
     output = {0: "logits", 1: "one number a class; the largest is the class"}
-    if LABELS_FILE in associated_files(content):
+    if LABELS_FILE in files:
         output[6] = [{0: LABELS_FILE, 1: "class names by number, one a line", 2: TENSOR_AXIS_LABELS}]
     root = {0: name, 1: DESCRIPTION, 2: "1", 3: [{2: [input_], 3: [output]}], 7: PARSER_VERSION}
     others = [entry for entry in model.metadata or () if entry.name not in (METADATA_NAME, METADATA_NAME.encode())]

@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = [
     "LABELS_FILE",
+    "RESIZE_FILE",
     "associated_files",
     "data_bytes",
     "operator_name",
@@ -22,6 +23,7 @@ __all__ = [
     "write_flatbuffer",
 ]
 
+RESIZE_FILE = "resize.txt"  # the associated file that says how images of another aspect were resized, if not stretched
 LABELS_FILE = "labels.txt"  # the associated file with the class names, one a line
 IDENTIFIER = b"TFL3"
 ZIP_ENTRY = re.compile(rb"PK\x03\x04[\n-?]\x00")  # how a file in an archive begins, with the version that reads it

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ..console import quiet_native_stderr
-from ..data import check_images
+from ..data import RESIZES, check_images
 from ..pixels import RANGES, Pixels
-from .flatbuffer import LABELS_FILE, associated_files
+from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files
 
 __all__ = ["Int8Model", "Latency", "TFLiteModel", "quantize_pixels"]
 
@@ -133,6 +133,18 @@ class TFLiteModel:
             return None if text is None else tuple(text.split("\n"))
         except ValueError as error:
             raise ValueError(f"the labels in {self._source} are damaged ({error}); convert the model again") from None
+
+    @property
+    def resize(self) -> str:
+        """How images of another aspect are resized for it, as the file says: "stretch", "crop" or "pad".
+
+        Raises:
+            ValueError: the file's archive is damaged, or says something else.
+        """
+        found = associated_files(self._content).get(RESIZE_FILE, b"stretch").decode(errors="replace")
+        if found not in RESIZES:
+            raise ValueError(f"{self._source} says resize {found!r}, not {', '.join(RESIZES)}; convert the model again")
+        return found
 
     def predict(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
         """Logits float32 (n, classes) of images uint8 (n, height, width, channels).

@@ -112,7 +112,7 @@ def quantize_own(
     if teacher is not None:
         identity["teacher"] = fingerprint(teacher)
     open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
-    options = {"labels": dataset.class_names, "keep_names": keep_names}
+    options = {"labels": dataset.class_names, "resize": dataset.resize, "keep_names": keep_names}
     with Progress(verbose) as progress, _released(folder, is_new):
         if quantized is not None:
             loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress, teacher)

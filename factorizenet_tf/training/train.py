@@ -178,17 +178,15 @@ def _convert(loop, float_model, qat_model) -> dict:
     """Quantize after training both ways, convert, write model.tflite; give the models by precision."""
     dataset = loop.dataset
     calibration = dataset.calibration(loop.recipe.calibration_images)
-    models = {"float": float_model}
+    models, kept = {"float": float_model}, {"labels": dataset.class_names, "resize": dataset.resize}
     with conversion_of(loop):
         for kind in ("tensor", "channel"):
             loop.progress.say(f"quantizing after training, per {kind}")
-            content = to_tflite(
-                float_model, calibration=calibration, per_channel=kind == "channel", labels=dataset.class_names
-            )
+            content = to_tflite(float_model, calibration=calibration, per_channel=kind == "channel", **kept)
             models[f"ptq_per_{kind}"] = Int8Model(content)
         if qat_model is not None:
             models["qat"] = qat_model
-            content = to_tflite(qat_model, labels=dataset.class_names)
+            content = to_tflite(qat_model, **kept)
         models["tflite"] = Int8Model(content)
     write_bytes(loop.folder / TFLITE_FILE, content)
     return models

@@ -103,6 +103,7 @@ class Card:
         published: date, YYYY-MM-DD.
         licence: of the weights, an SPDX identifier; None where the publisher gave none.
         files: what there is to load.
+        reading: what else `load_dataset` takes for it, `Dataset.reading`; left out of the index where it is nothing.
         zoo: the folder or address of the zoo that the card was read from; no part of the index.
     """
 
@@ -138,6 +139,7 @@ class Card:
     licence: str | None
     files: tuple[PublishedFile, ...]
     confusion: Confusion | None = None
+    reading: dict[str, str | bool] = dataclasses.field(default_factory=dict)
     zoo: str = dataclasses.field(default="", compare=False)
 
     @property
@@ -238,8 +240,9 @@ def index_to_json(cards: Cards) -> str:
         fields["spec"] = json.loads(card.spec.to_json())
         fields["files"] = [dataclasses.asdict(file) for file in card.files]
         del fields["zoo"]
-        if card.confusion is None:  # the index stays as it was
-            del fields["confusion"]
+        for name in ("confusion", "reading"):  # without them the index stays as it was
+            if not fields[name]:
+                del fields[name]
         models.append(fields)
     return json.dumps({"format": FORMAT, "models": models}, indent=1) + "\n"
 

@@ -103,6 +103,7 @@ def training_command(run: Run, dataset: dict) -> str:
     data, initial, zoo, notes = shown_sources(
         dataset["name"], run.metrics.get("initial"), run.metrics.get("initial_zoo")
     )
+    reading = "".join(f", {name}={value!r}" for name, value in dataset.get("reading", {}).items())
     images = "(images, labels)" if data == "arrays" else repr(data)
     start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
     if zoo:
@@ -110,7 +111,7 @@ def training_command(run: Run, dataset: dict) -> str:
     spec = "fnet.architecture_of(model)" if isinstance(run.spec, Architecture) else _as_python(run.spec)
     start += f", teacher={run.metrics['teacher']!r}" if "teacher" in run.metrics else ""
     return (
-        f"fnet.train({spec}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}), "
+        f"fnet.train({spec}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}{reading}), "
         f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}){notes}"
     )
 
@@ -329,6 +330,7 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             dataset=dataset["title"],
             dataset_name=_from_home(dataset["name"]),
             class_names=tuple(dataset["class_names"]),
+            reading=dataset.get("reading", {}),
             images=metrics["images"],
             macs=metrics["macs"],
             params=metrics["params"],

@@ -101,7 +101,7 @@ def verify_all(
     with Progress(verbose) as progress:
         progress.bar("verifying", len(cards))
         for card in cards:
-            key = card.dataset_name, card.spec.input_shape
+            key = card.dataset_name, card.spec.input_shape, str(card.reading)
             if key not in datasets:
                 datasets[key] = _local_dataset(card, data_dir)
             results.append(_verify(card, *datasets[key]))
@@ -114,7 +114,7 @@ def _local_dataset(card, data_dir):
     """Load a card's data where it is on this machine; else give None and the reason."""
     try:
         shape = card.spec.input_shape
-        return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=False), ""
+        return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=False, **card.reading), ""
     except (OSError, ValueError) as error:
         return None, str(error)
 

@@ -1,11 +1,20 @@
+import io
+import json
 import os
+import shutil
+from base64 import b64encode
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import factorizenet_tf as fnet
+from factorizenet_tf.data import read_image
 from factorizenet_tf.data.split import cut_by_class
+from factorizenet_tf.serving import saved_model
+from factorizenet_tf.serving.server import images_of
+from factorizenet_tf.tflite.export import with_metadata
 
 BLACK = np.zeros((4, 4, 3), np.uint8)
 
@@ -169,3 +178,65 @@ def test_the_same_image_in_two_splits_is_said(draw, tmp_path):
     for _ in range(2):  # of a set in the cache, too
         with pytest.warns(RuntimeWarning, match=r"1 images are in two splits: .*b/copy\.png of test is "):
             fnet.load_dataset(tmp_path)
+
+
+def test_a_nets_way_to_resize_is_in_its_file_and_read_from_there(digits, models, tmp_path, prints_json):
+    content = fnet.to_tflite(models.qat, labels=digits.class_names, resize="crop")
+    (tmp_path / "crop.tflite").write_bytes(export := with_metadata(content, name="crop"))
+    assert fnet.Int8Model(export).resize == "crop"
+    assert b"of another aspect: crop" in export
+    assert fnet.to_tflite(models.qat, resize="stretch") == fnet.to_tflite(models.qat)
+    image = np.zeros((16, 48), np.uint8)
+    image[:, 16:32] = digits.test.images[0, ..., 0]
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    found = prints_json("predict", tmp_path / "wide.png", "--model", tmp_path / "crop.tflite")
+    expected = models.int8.predict(digits.test.images[:1])[0]
+    assert found[0]["class_id"] == expected.argmax()
+    body = {
+        "signature_name": "serving_bytes",
+        "instances": [{"b64": b64encode((tmp_path / "wide.png").read_bytes()).decode()}],
+    }
+    (pixels,), _ = images_of(json.dumps(body).encode(), (16, 16, 1), "crop")
+    np.testing.assert_array_equal(pixels, digits.test.images[0])
+    with pytest.raises(ValueError, match="resize is 'fit'"):
+        fnet.to_tflite(models.qat, resize="fit")
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+@pytest.mark.parametrize("size", [(40, 61), (61, 40), (7, 16), (16, 16)])
+def test_a_graph_for_tensorflow_serving_resizes_as_the_reader_does(models, resize, size, monkeypatch):
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    file = io.BytesIO()
+    Image.fromarray((2 * y + x).astype(np.uint8)).save(file, "PNG")
+    content = file.getvalue()
+    seen = []
+    monkeypatch.setattr(
+        saved_model, "_with_constants", lambda model, image: lambda image: [seen.append(image) or tf.zeros((1, 10))]
+    )
+    module, _ = saved_model.serving_module(models.float, map(str, range(10)), resize)
+    tf.config.run_functions_eagerly(True)
+    try:
+        module.classify_bytes(tf.constant([content]))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    np.testing.assert_allclose(seen[-1][0], read_image(content, (16, 16, 1), resize), atol=1)
+
+
+def test_evaluate_reads_a_folder_as_the_training_did_and_takes_validation_where_there_is_no_test(
+    run, models, digits, tmp_path, prints_json
+):
+    images, labels = digits.validation.images[:60], digits.validation.labels[:60]
+    for split in ("train", "val"):
+        for i, (image, label) in enumerate(zip(images, labels)):
+            wide = np.full((16, 48), 255 * (split == "val"), np.uint8)
+            wide[:, 16:32] = image[..., 0]
+            folder = tmp_path / "wide" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(wide).save(folder / f"{i}.png")
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    about = json.loads((copy / "dataset.json").read_text())
+    about |= {"name": str(tmp_path / "wide"), "title": "wide", "reading": {"resize": "crop"}}
+    (copy / "dataset.json").write_text(json.dumps(about))
+    (row,) = prints_json("evaluate", copy)
+    assert (row["split"], row["images"]) == ("validation", 60)
+    assert row["accuracy"] == fnet.accuracy(models.int8, fnet.Split(images, labels))

@@ -231,14 +231,15 @@ def test_a_folder_in_a_command_is_a_placeholder_with_a_note(run, trained, tmp_pa
     for number, name in enumerate(["a", "a", "a", "b", "b", "b"]):
         (tmp_path / "my signs" / name).mkdir(parents=True, exist_ok=True)
         Image.new("L", (100, 100), number).save(tmp_path / "my signs" / name / f"{number}.png")
-    command = trained(
-        "train", "--from", run.folder, "--dataset", tmp_path / "my signs", "--out", tmp_path / "x"
-    ).command
+    given = ("train", "--from", run.folder, "--dataset", tmp_path / "my signs", "--resize", "crop", "--skip-broken")
+    found = trained(*given, "--out", tmp_path / "x")
+    command = found.command
+    assert found.data.reading == {"resize": "crop", "skip_broken": True}
     assert str(tmp_path) not in command
     assert command.endswith("  # path/to/my signs: the folder of its images; path/to/run: the float net it starts from")
     assert shlex.split(command, comments=True) == [
         *("factorizenet", "train", "--dataset", "path/to/my signs", "--from", "path/to/run"),
-        *("--out", "runs/fnet-1x2.2x2-l1-x0.5"),
+        *("--resize", "crop", "--skip-broken", "--out", "runs/fnet-1x2.2x2-l1-x0.5"),
     ]
 
 
