@@ -3,7 +3,7 @@
     python tuner/benchmark.py --part training --dataset cifar10 --seconds 4
 
 Parts: training (every level against level 0 and against unchanged tf_keras, with oneDNN on, off, and held to AVX2;
-waiting for data, memory, the analysis), search (its start and proposals), zoo (listing, loading, verification), micro
+waiting for data, memory, the analysis), data (decoding, loading what is decoded, training from it), search (its start and proposals), zoo (listing, loading, verification), micro
 (TensorFlow Lite Micro against LiteRT), serving (an int8 net bare and behind `factorizenet serve` on loopback). All parts
 take about half an hour on 2 cores. Exits 1 where a goal is missed.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import http.client
 import json
 import math
@@ -22,10 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import Progress, show
@@ -43,6 +47,7 @@ PROCESSORS = {
     "oneDNN off": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 STOCK_LEVELS = (2, 3, 4)  # groups 4, 8 and 16: where XLA's kernel is slowest
+DATA_SIDE, DATA_FILES = 96, (20_000, 110_000)  # JPEG of a side; decoded, and loaded
 CALIBRATION_IMAGES, SENSITIVITY_IMAGES = 1_024, 2_000  # of the analysis
 SEARCH_STAGES, SEARCH_WIDTHS = ((1, 1), *DEFAULT_STAGES), (8, 16, 24, 32, 40, 48)  # more than 10,000 nets
 ZOO_GOALS = {"names()": 0.05, "list()": 0.05, "load() as .tflite": 0.3, "TensorFlow imported": 0, "load() as Keras": 6}
@@ -60,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=16, help="training: channels of the stem")
     parser.add_argument("--levels", type=lambda text: [int(level) for level in text.split(",")], help="default: all")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, over all rounds")
+    parser.add_argument("--files", type=int, nargs=2, default=DATA_FILES, help="data: files decoded, and loaded")
     parser.add_argument("--net", default="fnet-l2-int8", help="serving: an int8 net of the zoo")
     parser.add_argument("--zoo", help="zoo, micro: another zoo's folder or address")
     parser.add_argument("--json", action="store_true", help="print JSON in the place of a table")
@@ -207,6 +213,57 @@ def _seconds(call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+# Data
+
+
+def measure_data(options, progress) -> list[dict]:
+    """A folder of JPEG of 96x96: decoded, loaded again, trained from the mapped file and from memory."""
+    progress.say("decoding, loading and training from a cache")
+    with tempfile.TemporaryDirectory() as folder:
+        return in_own_process("data", options, {"FACTORIZENET_CACHE": f"{folder}/cache", "BENCHMARK_FOLDER": folder})
+
+
+def work_data(options) -> list[dict]:
+    """Decode a folder of as many files as asked for, load it and one of as many links, and train from it both ways."""
+    folder = Path(os.environ["BENCHMARK_FOLDER"])
+    decoded, linked = options.files
+    random = np.random.default_rng(0)
+    smooth = random.integers(0, 256, (decoded, 6, 6, 3)).astype(np.uint8)
+    for i, image in enumerate(smooth):
+        for name, copies in (("few", range(i, i + 1)), ("many", range(i, linked, decoded))):
+            for j in copies:
+                path = folder / name / str(j % 10) / f"{j}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if name == "few":
+                    first, picture = path, Image.fromarray(image).resize((DATA_SIDE, DATA_SIDE))
+                    picture.save(path, quality=90)
+                else:
+                    os.link(first, path)
+    figures = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of links, that they are the same image
+        seconds = _seconds(lambda: fnet.load_dataset(folder / "few", input_shape=(DATA_SIDE, DATA_SIDE, 3)))
+        figures.append(
+            row(f"{decoded:,} JPEG of {DATA_SIDE}x{DATA_SIDE} decoded, images/s", decoded / seconds, ">=", 4000)
+        )
+        fnet.load_dataset(folder / "many")
+        what = f"{linked:,} decoded images loaded, s"
+        figures.append(row(what, _seconds(lambda: fnet.load_dataset(folder / "many")), "<=", 2))
+        mapped = fnet.load_dataset(folder / "many")
+    part = slice(0, 20_000)
+    both = {
+        "mapped": fnet.Split(mapped.train.images[part], mapped.train.labels[part]),
+        "memory": fnet.Split(mapped.train.images[part].copy(), mapped.train.labels[part]),
+    }
+    model = fnet.build(ModelSpec(4, width=8, input_shape=mapped.image_shape, num_classes=10))
+    step = _training_step(model, mapped)
+    sources = {name: _endless_batches(dataclasses.replace(mapped, train=split)) for name, split in both.items()}
+    calls = {name: lambda source=source: step(next(source)) for name, source in sources.items()}
+    times = _times(calls, options.seconds)
+    ratio = _ratio(times["memory"], times["mapped"])
+    return [*figures, row("images/s of training from the mapped file over those from memory", ratio, ">=", 0.9)]
 
 
 # Search
@@ -396,10 +453,11 @@ def ask(port: int, name: str, images: np.ndarray, clients: int) -> tuple[list[fl
 
 PARTS = {
     part.__name__.removeprefix("measure_"): part
-    for part in (measure_training, measure_search, measure_zoo, measure_micro, measure_serving)
+    for part in (measure_training, measure_data, measure_search, measure_zoo, measure_micro, measure_serving)
 }
 JOBS = {
-    job.__name__.removeprefix("work_"): job for job in (work_levels, work_resources, work_search_start, work_zoo_calls)
+    job.__name__.removeprefix("work_"): job
+    for job in (work_levels, work_resources, work_data, work_search_start, work_zoo_calls)
 }
 
 if __name__ == "__main__":

@@ -39,6 +39,14 @@ def test_a_figure_is_set_against_its_goal(benchmark):
 
 
 @pytest.mark.slow
+def test_decoding_loading_and_training_from_a_cache_are_measured(benchmark, options):
+    options.files = (200, 400)
+    rows = benchmark.measure_data(options, Progress(False))
+    assert [row["goal"] for row in rows] == [">= 4000", "<= 2", ">= 0.9"]
+    assert all(row["value"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_the_first_calls_of_a_zoo_are_timed_in_a_fresh_process_and_its_models_verified(benchmark, options):
     *calls, verified = benchmark.measure_zoo(options, Progress(False))
     assert [row["what"].rpartition(": ")[2] for row in calls] == list(benchmark.ZOO_GOALS)
