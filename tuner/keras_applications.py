@@ -2,7 +2,7 @@
 
     python tuner/keras_applications.py            # all, some minutes; or some by name: MobileNet VGG16
 
-BatchNorm's gamma and beta are drawn and its statistics taken from the images, so that logits differ between these (by 2): with
+Depthwise kernels, BatchNorm's gamma and beta are drawn and its statistics taken from the images, so that logits differ between these (by 2): with
 Keras's own random weights they hardly do, and anything passes. Errors are root mean squares over smooth random images, relative to the logits' deviation. PTQ and QAT are
 untrained, so they say that a net converts and computes what it should, not what accuracy it keeps. QAT is compared with its own
 .tflite; a net that TFMOT cannot quantize has the reason. Writes results/keras_applications.csv, a row a net, whole after each net.
@@ -64,10 +64,15 @@ def application(name: str):
     for layer in model.layers:
         if type(layer).__name__ == "BatchNormalization":
             layer.gamma.assign(random.normal(1, 0.2, layer.gamma.shape))
-            layer.beta.assign(random.normal(0, 0.3, layer.beta.shape))
+            layer.beta.assign(
+                random.normal(1.5, 0.3, layer.beta.shape)
+            )  # about 0, random nets amplify rounding by depth
             layer.momentum = 0
         elif type(layer).__name__ == "Normalization":
             layer.set_weights([random.uniform(0.1, 0.9, w.shape) if w.shape else w for w in layer.weights])
+        for weight in layer.weights:
+            if len(weight.shape) == 4 and weight.shape[3] == 1:  # depthwise: Keras's own are tiny, so that biases win
+                weight.assign(random.normal(0, 0.5, weight.shape))
     coarse = random.integers(0, 256, (64, 8, 8, 3))
     images = coarse.repeat(-(-size // 8), 1).repeat(-(-size // 8), 2)[:, :size, :size].astype(np.uint8)
     head = [layer for layer in model.layers if layer.weights][-1]

@@ -37,7 +37,7 @@ def test_the_nets_of_keras_applications_are_the_same_rebuilt(name):
 def test_int8_by_ptq_and_by_qat_computes_the_same(name):
     row = script.row(name)
     assert (row["ptq_types"], row["qat_types"], row["note"]) == ("int32 int8", "int32 int8", "")
-    assert max(row["ptq_error"], row["qat_error"]) < 0.1
+    assert max(row["ptq_error"], row["qat_error"]) < 0.3
 
 
 # A net of one's own
