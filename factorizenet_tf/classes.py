@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["balanced_accuracy", "class_rows", "confusion", "matrix_from_text", "matrix_to_text", "mistakes"]
+__all__ = [
+    "balanced_accuracy",
+    "balanced_weights",
+    "class_rows",
+    "confusion",
+    "matrix_from_text",
+    "matrix_to_text",
+    "mistakes",
+]
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -41,6 +49,12 @@ def precisions(matrix: np.ndarray) -> np.ndarray:
 def balanced_accuracy(matrix: np.ndarray) -> float:
     """Give the mean recall of the classes that have images, 0..1: each class counts alike, whatever its share."""
     return float(np.nanmean(recalls(matrix)))
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Give a weight a class, float (classes,), by which all that have images count alike; their mean over images is 1."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return len(labels) / (np.maximum(counts, 1) * np.count_nonzero(counts))
 
 
 def class_rows(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[dict]:

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING
 
 from .data import Dataset
 from .pixels import Pixels
-from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
+from .runs import (
+    BEST_FILES,
+    DATASET_FILE,
+    FLOAT_FILE,
+    METRICS_FILE,
+    QAT_FILE,
+    SPEC_FILE,
+    TFLITE_FILE,
+    Run,
+    not_finished,
+)
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model, TFLiteModel
 from .zoo.cards import Card
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "check_served_name", "named_source", "resolve"]
 
 MODEL_FILES = (".tflite", ".h5", ".hdf5", ".keras")
-RUN_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE)
+RUN_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE, *BEST_FILES.values())
 
 
 def resolve(

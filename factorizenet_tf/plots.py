@@ -27,7 +27,16 @@ require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 import altair as alt  # noqa: E402
 import pandas  # noqa: E402
 
-__all__ = ["BIN_CHARS", "beside", "channel_map", "confusion_figure", "factorization_map", "layer_figures", "lines"]
+__all__ = [
+    "BIN_CHARS",
+    "beside",
+    "channel_map",
+    "confusion_figure",
+    "factorization_map",
+    "history_figure",
+    "layer_figures",
+    "lines",
+]
 __all__ += ["save", "search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
@@ -178,6 +187,26 @@ def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str]
             panel = alt.layer(panel, panel.mark_text(fontSize=9).encode(x, y, color=ink, text="images:Q"))
         panels.append(panel)
     save(beside(panels), path)
+
+
+def history_figure(history: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Write an SVG or PNG of a training: loss, and accuracy on training and validation images, epoch by epoch.
+
+    Args:
+        history: history.csv of a run.
+        path: of the figure; its suffix says which.
+    """
+    rows = pandas.read_csv(history)
+    rows["number"] = range(1, len(rows) + 1)
+    x, panels = alt.X("number:Q", title="epoch", axis=alt.Axis(tickMinStep=1)), []
+    for title, columns in (("loss", ["loss"]), ("accuracy", ["accuracy", "val_accuracy"])):
+        drawn = rows.melt(["number", "phase"], columns, "kind", "value")
+        drawn["kind"] = (
+            drawn["phase"] + ", " + drawn["kind"].replace({"accuracy": "training", "val_accuracy": "validation"})
+        )
+        y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
+        panels.append(lines(drawn[["number", "kind", "value"]], x, y, "kind", panel=title))
+    save(beside(panels).resolve_scale(color="independent", shape="independent"), path)
 
 
 def layer_figures(analysis) -> dict[str, list[alt.Chart]]:

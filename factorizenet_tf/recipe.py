@@ -5,10 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import re
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 
-__all__ = ["Recipe", "learning_rate_at", "recipe_for", "recipe_from_json", "tuning_recipe_for"]
+from .data import is_folder
+
+__all__ = ["Recipe", "augmentations", "learning_rate_at", "recipe_for", "recipe_from_json", "tuning_recipe_for"]
+
+
+LATER = ("rotate", "brightness", "contrast", "class_weights")  # not written at their defaults: older files lack them
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 def _within(default, low, high):
@@ -33,6 +42,10 @@ class Recipe:
         crop_padding: images are padded by this share of their shorter side and cropped back at random.
         flip: mirror half of the images.
         cutout: side of a zeroed square as a share of the shorter side; 0 leaves it out.
+        rotate: images are turned by up to so many degrees either way.
+        brightness: up to so much, of 0..1, is added to an image or taken off.
+        contrast: an image's distances from its mean grow or shrink by up to this share.
+        class_weights: "balanced" weighs an image's loss by how rare its class is; "none" does not.
         calibration_images: training images that initialise QAT's activation ranges and calibrate PTQ.
         seed: of initialisation, order and augmentation.
 
@@ -54,6 +67,10 @@ class Recipe:
     crop_padding: float = _within(0.125, 0, 1)
     flip: bool = True
     cutout: float = _within(0.0, 0, 1)
+    rotate: float = _within(0.0, 0, 180)
+    brightness: float = _within(0.0, 0, 1)
+    contrast: float = _within(0.0, 0, 1)
+    class_weights: str = "none"
     calibration_images: int = _within(512, 1, 1_000_000)
     seed: int = _within(0, 0, 2**31 - 1)
 
@@ -64,6 +81,10 @@ class Recipe:
                 if type(value).__name__ not in ("bool", "bool_"):  # NumPy's own, too
                     raise ValueError(f"{field.name} is {value!r}; it must be True or False")
                 plain = bool(value)
+            elif field.type == "str":
+                if value not in CLASS_WEIGHTS:
+                    raise ValueError(f"{field.name} is {value!r}; it must be {' or '.join(CLASS_WEIGHTS)}")
+                plain = value
             else:
                 kind, what = (Integral, "an int") if field.type == "int" else (Real, "a number")
                 low, high = field.metadata["range"]
@@ -72,20 +93,48 @@ class Recipe:
                 plain = int(value) if isinstance(value, Integral) else float(value)
             object.__setattr__(self, field.name, plain)  # JSON takes no number of NumPy's
 
+    def to_dict(self) -> dict:
+        """Give the fields as files have them: those that older versions did not know only where they are in use."""
+        unused = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
+        return {name: value for name, value in vars(self).items() if name not in LATER or name not in unused}
+
     def to_json(self) -> str:
         """Write the recipe as a JSON object that `recipe_from_json` reads back."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-def recipe_for(dataset_name: str, **changes) -> Recipe:
+def augmentations(recipe: Recipe) -> str:
+    """Say what a recipe does to images at random, and whether classes are weighed."""
+    parts = {
+        "random crops": recipe.crop_padding,
+        "flips": recipe.flip,
+        "cutout": recipe.cutout,
+        f"rotations by up to {recipe.rotate:g} degrees": recipe.rotate,
+        f"brightness by up to {recipe.brightness:g}": recipe.brightness,
+        f"contrast by up to {recipe.contrast:g}": recipe.contrast,
+    }
+    text = ", ".join(part for part, is_on in parts.items() if is_on) or "no augmentation"
+    return text if recipe.class_weights == "none" else f"{text}, {recipe.class_weights} class weights"
+
+
+def recipe_for(dataset_name: str, *, begun: str | os.PathLike | None = None, **changes) -> Recipe:
     """Give the recipe that a data set is trained with unless the caller says otherwise; `changes` replaces fields.
 
-    Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate.
+    Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate. Nor are images of a folder, but in
+    what an older version began in the folder `begun`: a run, a search or a study.
     """
+    if is_folder(os.fspath(dataset_name)) and not _is_mirrored(begun):
+        changes = {"flip": False} | changes
     if dataset_name == "digits":
         digits = {"epochs": 20, "qat_epochs": 3, "batch_size": 64, "learning_rate": 0.1, "flip": False}
         changes = digits | changes
     return Recipe(**changes)
+
+
+def _is_mirrored(folder) -> bool:
+    """Whether the run, search or study of a folder flips its images."""
+    files = [] if folder is None else [Path(folder) / name for name in ("recipe.json", "search.json", "study.json")]
+    return any(re.search(r'"(recipe_)?flip": true', file.read_text()) for file in files if file.is_file())
 
 
 def tuning_recipe_for(dataset_name: str, **changes) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ TFLITE_FILE = "model.tflite"
 METRICS_FILE = "metrics.json"
 CLASSES_FILE = "classes.csv"
 CONFUSION_FILE = "confusion.svg"
+HISTORY_FIGURE = "history.svg"
+BEST_FILES = {
+    "float": "float_best.h5",
+    "qat": "qat_best.h5",
+}  # by phase: of its epoch with the best validation accuracy
 IN_MEMORY = "a model in memory"  # metrics.json's `initial` where a training started from no file
 
 
@@ -104,9 +110,9 @@ def load_run(folder) -> Run:
 
 
 def write_metrics(folder: Path, metrics: dict) -> None:
-    """Write metrics.json, the last file of a run; before it classes.csv, a line a split and class, and confusion.svg.
+    """Write metrics.json, the last file of a run; before it classes.csv, a line a split and class, confusion.svg and history.svg.
 
-    The figure needs the extra `report`; without it there is none. Raises OSError as `write_text`.
+    The figures need the extra `report`; without it there are none. Raises OSError as `write_text`.
     """
     if "confusion" in metrics:
         names = json.loads((folder / DATASET_FILE).read_text())["class_names"]
@@ -122,6 +128,11 @@ def write_metrics(folder: Path, metrics: dict) -> None:
             split, nets = list(splits.items())[-1]
             titles = {f"{net}, {split}": matrix for net, matrix in nets.items()}
             confusion_figure(titles, names, folder / CONFUSION_FILE)
+    if (folder / HISTORY_FILE).is_file():
+        with contextlib.suppress(ModuleNotFoundError):
+            from .plots import history_figure
+
+            history_figure(folder / HISTORY_FILE, folder / HISTORY_FIGURE)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
 
 
@@ -196,6 +207,9 @@ def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
             if saved.get(key) != given.get(key)
         ]
     if differences:
+        more = [line for line in differences if not re.match(r"recipe\.(qat_)?epochs:", line)]
+        if not more and (folder / METRICS_FILE).exists():
+            differences.append(f"it is finished: for more epochs train from it, --from {folder}, into a new folder")
         raise ValueError(
             f"the folder {folder} holds another {what} ({'; '.join(differences)}); choose a new one or give the same arguments"
         )

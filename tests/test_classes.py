@@ -3,6 +3,7 @@ import pytest
 
 from factorizenet_tf.classes import (
     balanced_accuracy,
+    balanced_weights,
     class_rows,
     confusion,
     matrix_from_text,
@@ -32,3 +33,9 @@ def test_recall_and_precision_are_shares_of_a_row_and_a_column_and_absent_withou
 def test_the_most_frequent_mistakes_come_first():
     rows = mistakes(np.array([[3, 1, 0], [2, 1, 0], [0, 0, 5]]), ("a", "b", "c"))
     assert [tuple(row.values()) for row in rows] == [("b", "a", 2, pytest.approx(2 / 3)), ("a", "b", 1, 0.25)]
+
+
+def test_balanced_weights_make_each_class_count_alike_and_leave_the_mean_as_it_is():
+    weights = balanced_weights(LABELS, 3)  # four of class 0, two of class 1, none of class 2
+    np.testing.assert_allclose(weights[:2], [6 / (4 * 2), 6 / (2 * 2)])
+    assert weights[LABELS].mean() == pytest.approx(1)

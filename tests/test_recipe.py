@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
-from factorizenet_tf.recipe import learning_rate_at, recipe_from_json
+from factorizenet_tf.recipe import augmentations, learning_rate_at, recipe_from_json
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
@@ -53,3 +55,29 @@ def test_numbers_of_numpy_are_taken_and_written():
     )
     assert recipe == fnet.Recipe(epochs=3, learning_rate=0.5, momentum=0, flip=False, seed=4)
     assert recipe_from_json(recipe.to_json()) == recipe
+
+
+def test_files_of_recipes_have_new_fields_only_where_they_are_in_use():
+    assert "rotate" not in fnet.Recipe().to_json()
+    turned = fnet.Recipe(rotate=15, class_weights="balanced")
+    assert turned.to_dict().keys() - fnet.Recipe().to_dict().keys() == {"rotate", "class_weights"}
+    assert recipe_from_json(turned.to_json()) == turned
+    with pytest.raises(ValueError, match="class_weights is 'even'; it must be none or balanced"):
+        fnet.Recipe(class_weights="even")
+
+
+def test_what_is_on_is_said():
+    assert augmentations(fnet.Recipe()) == "random crops, flips"
+    assert augmentations(fnet.Recipe(crop_padding=0, flip=False)) == "no augmentation"
+    text = "random crops, rotations by up to 15 degrees, balanced class weights"
+    assert augmentations(fnet.Recipe(flip=False, rotate=15, class_weights="balanced")) == text
+
+
+def test_a_folder_is_not_mirrored_unless_asked_or_begun_so_by_an_older_version(tmp_path):
+    assert not fnet.recipe_for(str(tmp_path)).flip
+    assert fnet.recipe_for(str(tmp_path), flip=True).flip
+    for name, text in (("recipe.json", {"flip": True}), ("search.json", {"recipe_flip": True})):
+        begun = tmp_path / name.removesuffix(".json")
+        begun.mkdir()
+        (begun / name).write_text(json.dumps(text, indent=2))
+        assert fnet.recipe_for(str(tmp_path), begun=begun).flip

@@ -101,7 +101,7 @@ def study(
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
     from ..plots import write_figures
 
-    recipe = recipe or recipe_for(dataset.name)
+    recipe = recipe or recipe_for(dataset.name, begun=out)
     requirements = dict(requirements or {})
     folder = Path(out)
     _check(specs, recipe, requirements)

@@ -109,7 +109,7 @@ def recipe_from(context: typer.Context, dataset: str, **changes):
     """Make the `Recipe` of a data set, with `changes` and, before them, those of its fields that the user gave."""
     from ..recipe import Recipe, recipe_for
 
-    return recipe_for(dataset, **changes | _given(context, Recipe))
+    return recipe_for(dataset, begun=context.params.get("out"), **changes | _given(context, Recipe))
 
 
 def own_model(context: typer.Context) -> dict:

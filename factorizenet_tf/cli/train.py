@@ -43,6 +43,24 @@ def train(
         float | None, typer.Option(help="Peak of the float phase.", show_default="the recipe's")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip", help="Mirror half of the images.", show_default="of a named data set but digits"
+        ),
+    ] = None,
+    crop_padding: Annotated[
+        float | None, typer.Option(help="Random crops of images padded by this share.", show_default="0.125")
+    ] = None,
+    rotate: Annotated[float | None, typer.Option(help="Turn by up to so many degrees.", show_default="0")] = None,
+    brightness: Annotated[float | None, typer.Option(help="Change by up to so much, of 1.", show_default="0")] = None,
+    contrast: Annotated[float | None, typer.Option(help="Change by up to this share.", show_default="0")] = None,
+    cutout: Annotated[
+        float | None, typer.Option(help="Side of a zeroed square, of the shorter side.", show_default="0")
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="balanced: rare classes count as much as others.", show_default="none")
+    ] = None,
     resize: options.Resize = None,
     group_by: options.GroupBy = None,
     skip_broken: options.SkipBroken = False,
@@ -100,13 +118,19 @@ def _shown_command(context, source, spec) -> str:
     initial, zoo = (None, None) if source is None else (source.reference, other_zoo(source.zoo))
     values["dataset"], values["start"], values["zoo_"], comment = shown_sources(values["dataset"], initial, zoo)
     parts = [
-        parameter.opts[0] + ("" if values[parameter.name] is True else f" {shlex.quote(str(values[parameter.name]))}")
+        _as_given(parameter, values[parameter.name])
         for parameter in context.command.params
         if parameter.name not in ("out", "data_dir", "quiet", "as_json")
         and (options.given_options(context, parameter.name) or parameter.name == "zoo_")
         and values[parameter.name] is not None
     ]
     return f"factorizenet train {' '.join(parts)} --out runs/{spec.name}{comment}"
+
+
+def _as_given(parameter, value) -> str:
+    if isinstance(value, bool):
+        return (parameter.opts if value else parameter.secondary_opts)[0]
+    return f"{parameter.opts[0]} {shlex.quote(str(value))}"
 
 
 def _source_to_start_from(context, start, zoo):

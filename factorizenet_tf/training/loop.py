@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .._keras import keras, tf, to_float
+from ..classes import balanced_weights
 from ..console import Progress
 from ..data import Dataset, Split
 from ..files import write_csv
@@ -59,7 +60,7 @@ def augment(images, seed, recipe: Recipe):
     Args:
         images: uint8 (batch, height, width, channels), static shape.
         seed: int32 (2,); the same seed gives the same crops (under XLA others, the same each time).
-        recipe: `crop_padding`, `flip` and `cutout` are read.
+        recipe: `crop_padding`, `flip`, `rotate`, `cutout`, `brightness` and `contrast` are read.
 
     Returns:
         float32 (batch, height, width, channels) in 0..1.
@@ -75,12 +76,37 @@ def augment(images, seed, recipe: Recipe):
     if recipe.flip:
         chosen = tf.random.stateless_uniform((batch, 1, 1, 1), mirrored) < 0.5
         images = tf.where(chosen, images[:, :, ::-1], images)
+    if recipe.rotate:
+        images = _rotated(tf.cast(images, tf.float32), tf.random.experimental.stateless_fold_in(seed, 1), recipe.rotate)
     side = round(recipe.cutout * shorter)
     if side:
         centre = tf.random.stateless_uniform((2, batch), holes)
         hole = _stripe(centre[0], height, side)[:, :, None] & _stripe(centre[1], width, side)[:, None, :]
         images = tf.where(hole[..., None], tf.zeros((), images.dtype), images)
-    return to_float(images)
+    images = to_float(images)
+    if recipe.brightness or recipe.contrast:
+        fold = tf.random.experimental.stateless_fold_in(seed, 2)
+        added, grown = tf.unstack(tf.random.stateless_uniform((2, batch, 1, 1, 1), fold, -1, 1))
+        mean = tf.reduce_mean(images, (1, 2, 3), keepdims=True)
+        images = (images - mean) * (1 + recipe.contrast * grown) + mean + recipe.brightness * added
+        images = tf.clip_by_value(images, 0, 1)
+    return images
+
+
+def _rotated(images, seed, degrees):
+    """Turn each image about its centre by an angle of its own; what comes in from outside is 0."""
+    batch, height, width, _ = images.shape
+    angle = tf.random.stateless_uniform((batch,), seed, -degrees, degrees) * (math.pi / 180)
+    sin, cos, x, y = tf.sin(angle), tf.cos(angle), (width - 1) / 2, (height - 1) / 2
+    zero = tf.zeros_like(angle)
+    transforms = [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, zero, zero]
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack(transforms, 1),
+        output_shape=(height, width),
+        fill_value=0.0,
+        interpolation="BILINEAR",
+    )
 
 
 def _shifted(images, seed, batch, axis, size, padding):
@@ -115,8 +141,12 @@ class Step:
     optimizer: keras.optimizers.Optimizer
 
 
-def make_step(model: keras.Model, recipe: Recipe, teacher: keras.Model | None = None) -> Step:
+def make_step(
+    model: keras.Model, recipe: Recipe, teacher: keras.Model | None = None, class_weights: np.ndarray | None = None
+) -> Step:
     """Make the training step of a model; with a teacher half of the loss is the distance from its softened probabilities.
+
+    `class_weights` (classes,) weigh each image's distance from its label.
 
     Source of that half, with temperature 2: Hinton et al., arXiv 1503.02531.
     """
@@ -133,7 +163,10 @@ def make_step(model: keras.Model, recipe: Recipe, teacher: keras.Model | None = 
         targets = tf.one_hot(labels, classes, on_value=1 - recipe.label_smoothing + off, off_value=off)
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            if class_weights is not None:
+                losses *= tf.gather(tf.constant(class_weights, losses.dtype), labels)
+            loss = tf.reduce_mean(losses)
             if teacher is not None:
                 soft = tf.nn.softmax(teacher(inputs, training=False) / TEMPERATURE)
                 distance = tf.nn.softmax_cross_entropy_with_logits(soft, logits / TEMPERATURE)
@@ -274,6 +307,7 @@ class TrainingLoop:
         dataset, recipe, callbacks: as for `train`.
         progress: where its lines and bars go.
         teacher: as for `make_step`.
+        keep: called with phase and model after each epoch of the phase's best validation accuracy so far; or None.
     """
 
     folder: Path
@@ -283,6 +317,7 @@ class TrainingLoop:
     callbacks: tuple
     progress: Progress
     teacher: keras.Model | None = None
+    keep: Callable[[str, keras.Model], None] | None = None
     history: list[dict] = field(init=False)
     _checkpoint: Checkpoint | None = field(init=False)
 
@@ -305,7 +340,9 @@ class TrainingLoop:
         warn_without_native_gradient(model)
         recipe, split = self.recipe, self.dataset.train
         epochs = _schedule(recipe, phase)[0]
-        step = make_step(model, recipe, self.teacher)
+        is_balanced = recipe.class_weights == "balanced"
+        weights = balanced_weights(split.labels, self.dataset.num_classes) if is_balanced else None
+        step = make_step(model, recipe, self.teacher, weights)
         first = self._restore(phase, step)
         run = compiled_step(step)
         estimate = batchnorm_estimator(model, split, recipe) if phase == "float" else None
@@ -333,6 +370,9 @@ class TrainingLoop:
                 "val_accuracy": accuracy(model, self.dataset.validation),
                 "seconds": round(time.perf_counter() - start, 2),
             }
+            best = max((past["val_accuracy"] for past in self.history if past["phase"] == phase), default=-1)
+            if self.keep is not None and row["val_accuracy"] > best:
+                self.keep(phase, model)
             self.history.append(row)
             path = self.folder / CHECKPOINT_FILE
             write_checkpoint(path, phase=phase, epoch=epoch + 1, history=self.history, variables=step.variables)

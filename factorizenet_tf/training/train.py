@@ -27,8 +27,9 @@ from ..models.convert import to_tflite
 from ..models.evaluate import agreement, predicted_classes
 from ..models.quantize import quantize_aware, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
-from ..recipe import Recipe, recipe_for
+from ..recipe import Recipe, augmentations, recipe_for
 from ..runs import (
+    BEST_FILES,
     FLOAT_FILE,
     IN_MEMORY,
     METRICS_FILE,
@@ -85,7 +86,7 @@ def train(
         OSError: the folder cannot be written or the disk is full; what was there stays whole.
         DivergedError: the loss is not finite or far above that of guessing, or the net has no int8 form for that reason.
     """
-    recipe = recipe or recipe_for(dataset.name)
+    recipe = recipe or recipe_for(dataset.name, begun=out)
     check_data(dataset, spec.input_shape, spec.num_classes)
     check_batch(dataset, recipe)
     source = None if initial is None else resolve(initial)
@@ -102,8 +103,13 @@ def train(
     open_run_folder(folder, dataset, recipe, spec.to_json(), *weights)
     if (folder / METRICS_FILE).exists():
         return load_run(folder)
+
+    def keep(phase, model):
+        save_weights(model, folder / BEST_FILES[phase], spec=spec, precision="float" if phase == "float" else "int8")
+
     with Progress(verbose) as progress:
-        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), progress, teacher_model)
+        progress.say(f"{spec.name} on {dataset.title}: {augmentations(recipe)}")
+        loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), progress, teacher_model, keep)
         float_model = _train_float(loop, spec, start)
         qat_model = _train_qat(loop, spec, float_model) if recipe.qat_epochs else None
         models = _convert(loop, float_model, qat_model)

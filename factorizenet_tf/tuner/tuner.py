@@ -223,7 +223,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         project_name: str = "search",
         overwrite: bool = False,
     ):
-        self.recipe = recipe or recipe_for(dataset.name)
+        self.recipe = recipe or recipe_for(dataset.name, begun=Path(directory) / project_name)
         self.space = _space_of(oracle, spec)
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
@@ -252,7 +252,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             **(oracle.identity() if is_ours else space_identity(self.space, None, oracle.objective.name)),
             "inherit": self.inherit,
             "prune": self.prune,
-            **{f"recipe_{name}": value for name, value in dataclasses.asdict(self.recipe).items()},
+            **{f"recipe_{name}": value for name, value in self.recipe.to_dict().items()},
         }
         return json.dumps(fields, indent=2) + "\n"
 

@@ -53,7 +53,7 @@ Agreed = TypedDict(
 )
 Confusion = Annotated[tuple[str, ...], AfterValidator(lambda rows: (matrix_from_text(rows), rows)[1])]
 Spec = Annotated[ModelSpec | ResNet8 | Architecture, PlainValidator(lambda fields: spec_from_json(json.dumps(fields)))]
-RecipeFields = Annotated[dict, AfterValidator(lambda fields: dataclasses.asdict(recipe_from_json(json.dumps(fields))))]
+RecipeFields = Annotated[dict, AfterValidator(lambda fields: recipe_from_json(json.dumps(fields)).to_dict())]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..classes import balanced_accuracy, class_rows, matrix_from_text, mistakes
 from ..files import write_text
+from ..recipe import Recipe, augmentations
 from ..spec import Architecture
 from .cards import Card, Cards
 
@@ -216,7 +217,7 @@ def _input_and_output(card):
 
 def _training(card):
     recipe = card.recipe
-    augmentation = f"random crops{', flips' if recipe['flip'] else ''}{', cutout' if recipe['cutout'] else ''}"
+    augmentation = augmentations(Recipe(**recipe))
     return [
         "## How it was trained",
         "",

@@ -339,7 +339,7 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             validation_accuracy=metrics["accuracy"]["validation"][scored],
             accuracy=metrics["accuracy"].get("test", {}).get(scored),
             accuracies=metrics["accuracy"],
-            recipe=dataclasses.asdict(run.recipe),
+            recipe=run.recipe.to_dict(),
             command=training_command(run, dataset),
             training_seconds=metrics["training_seconds"],
             training_machine=metrics["machine"],

@@ -48,7 +48,9 @@ def test_train_prints_the_metrics_it_wrote_and_a_second_time_gives_the_same_run(
     command = ["train", *SMALL[:-1], "--epochs", 1, "--qat-epochs", 1, "--seed", 3, "--out", out]
     assert main([str(a) for a in command]) == 0
     table, err = capfd.readouterr()
+    assert err.startswith("fnet-1x2-l2-x0.5 on digits: random crops\n")
     assert [line.split(":")[0] for line in err.splitlines()] == [
+        "fnet-1x2-l2-x0.5 on digits",
         "fnet-1x2-l2-x0.5 float 1/1",
         "inserting fake quantization",
         "fnet-1x2-l2-x0.5 qat 1/1",

@@ -12,6 +12,7 @@ import tf_keras as keras
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import Progress
+from factorizenet_tf.loading import resolve
 from factorizenet_tf.runs import read_checkpoint
 from factorizenet_tf.training import train as training
 from factorizenet_tf.training.loop import TrainingLoop, batchnorm_estimator, make_step
@@ -19,7 +20,7 @@ from factorizenet_tf.training.loop import TrainingLoop, batchnorm_estimator, mak
 EPOCHS = [("float", i) for i in range(1, 7)] + [("qat", 1), ("qat", 2)]
 BEGUN = ["dataset.json", "initial.json", "recipe.json", "spec.json"]
 FILES = [*BEGUN, "history.csv", "float.h5", "qat.h5", "model.tflite", "metrics.json", "checkpoint.npz"]
-FILES = sorted([*FILES, "classes.csv", "confusion.svg"])
+FILES = sorted([*FILES, "classes.csv", "confusion.svg", "float_best.h5", "history.svg", "qat_best.h5"])
 SMALL = fnet.ModelSpec(1, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
 
 
@@ -79,6 +80,14 @@ def test_a_run_learns_and_leaves_all_its_files(run, models, digits):
     # The accuracy that the last float epoch shows is the file's.
     assert float(rows[5]["val_accuracy"]) == run.metrics["accuracy"]["validation"]["float"]
     assert float(rows[5]["val_accuracy"]) == fnet.accuracy(models.float, digits.validation)
+    best = resolve(run.folder / "float_best.h5")
+    highest = max(float(row["val_accuracy"]) for row in rows[:6])
+    assert fnet.accuracy(best.float_model(), digits.validation) == highest
+    assert (best.dataset_name, resolve(run.folder / "qat_best.h5").precision) == ("digits", "int8")
+    with pytest.raises(
+        ValueError, match=r"epochs: the folder has 6, you gave 7; it is finished: for more epochs train from it"
+    ):
+        fnet.train(run.spec, digits, out=run.folder, recipe=dataclasses.replace(run.recipe, epochs=7))
 
 
 def test_a_finished_run_is_given_and_another_run_refused_with_every_difference(run, models, digits, recipe, tmp_path):
@@ -144,7 +153,7 @@ def test_stopped_by_a_full_disk_and_ctrl_c_a_run_goes_on_as_if_it_had_not_been(
     monkeypatch.setattr(os, "replace", fill_up)  # the second checkpoint only
     with pytest.raises(OSError, match="No space left"):
         train()
-    assert sorted(os.listdir(tmp_path)) == sorted([*BEGUN, "checkpoint.npz", "history.csv"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*BEGUN, "checkpoint.npz", "float_best.h5", "history.csv"])
     assert read_checkpoint(tmp_path / "checkpoint.npz").epoch == 1
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
     with pytest.raises(KeyboardInterrupt):
@@ -192,7 +201,7 @@ def test_a_baseline_trains_by_the_same_door_and_without_qat(few, tmp_path):
     assert list(accuracies) == ["float", "ptq_per_tensor", "ptq_per_channel", "tflite"]
     assert accuracies["tflite"] == accuracies["ptq_per_channel"]
     assert "agreement" not in run.metrics
-    assert sorted(os.listdir(run.folder)) == sorted({*FILES} - {"qat.h5"})
+    assert sorted(os.listdir(run.folder)) == sorted({*FILES} - {"qat.h5", "qat_best.h5"})
     assert fnet.load_run(run.folder).spec == spec
 
 
@@ -252,6 +261,20 @@ def test_weight_decay_reaches_kernels_only_and_the_step_is_pure():
     step.train(images, labels, tf.constant(0.1), tf.constant([1, 2]))
     np.testing.assert_allclose(kernel.numpy(), 0.9 * before, atol=1e-4)  # a black image: no gradient but the decay's
     assert np.abs(beta.numpy() - 0.9).min() > 1e-3
+
+
+def test_class_weights_weigh_each_images_loss():
+    model = fnet.build(fnet.ModelSpec(0, width=8, input_shape=(8, 8, 1), stages=((1, 2),)))
+    model.layers[-1].bias.assign(np.arange(10.0))
+    batch = tf.zeros((4, 8, 8, 1), tf.uint8), tf.constant([0, 0, 1, 1]), tf.constant(0.0), tf.constant([1, 2])
+    plain, weighed = (
+        float(make_step(model, fnet.Recipe(batch_size=4), class_weights=weights).train(*batch)[0])
+        for weights in (None, np.array([0.5, 1.5] + 8 * [7.0]))
+    )
+    first = float(make_step(model, fnet.Recipe(batch_size=4)).train(batch[0], tf.zeros((4,), tf.int32), *batch[2:])[0])
+    second = 2 * plain - first
+    assert weighed == pytest.approx(0.25 * first + 0.75 * second, rel=1e-4)
+    assert first != pytest.approx(second, rel=1e-4)
 
 
 @pytest.mark.slow
