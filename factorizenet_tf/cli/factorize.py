@@ -105,10 +105,11 @@ def factorize(
     from ..models.evaluate import accuracy
     from ..models.factorize import choose_levels, factorization_table, levels_of_layers
     from ..models.factorize import factorize as factorize_model
+    from ..models.quantize import without_softmax
     from ..training.factorized import begin, load_begun
 
     source = resolve(model, zoo_dir=zoo_, **options.own_model(context)).with_precision("float")
-    own = source.float_model()
+    own = without_softmax(source.float_model())
     offered = levels_of_layers(own, stem=stem)
     limit = None if max_macs is None else _macs(max_macs, count_macs(own))
     data, calibration = None, None
@@ -153,11 +154,13 @@ def factorize(
     tuned = None
     if run is not None:
         from ..models.architecture import architecture_of
+        from ..models.keras3 import quantizable
         from ..recipe import tuning_recipe_for
         from ..training.train import train
 
         given = {"epochs": epochs, "qat_epochs": qat_epochs, "learning_rate": learning_rate}
         recipe = tuning_recipe_for(data.name, **{name: value for name, value in given.items() if value is not None})
+        result = quantizable(result)
         spec = architecture_of(result, run.resolve().name)
         if not is_begun:
             begin(run, result, spec, command)

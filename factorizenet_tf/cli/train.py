@@ -157,27 +157,13 @@ def quantize(
     dataset: options.DatasetOption,
     out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
     method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="A float model whose logits it learns beside the labels, as the one that it was factorized from."
-        ),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Float epochs, with --teacher.", show_default="5")] = None,
     qat_epochs: options.QatEpochs = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the float epochs, with --teacher.", show_default="0.02")
-    ] = None,
-    qat_learning_rate: Annotated[
-        float | None, typer.Option(help="Of QAT at its start.", show_default="0.001; 0.01 with --teacher")
-    ] = None,
+    qat_learning_rate: Annotated[float | None, typer.Option(help="Of QAT at its start.", show_default="0.001")] = None,
     crop_padding: Annotated[
         float | None,
-        typer.Option(help="Random crops of images padded by this share.", show_default="0; 0.125 with --teacher"),
+        typer.Option(help="Random crops of images padded by this share.", show_default="0"),
     ] = None,
-    flip: Annotated[
-        bool | None, typer.Option(help="Mirror half of the images.", show_default="no; the data's with --teacher")
-    ] = None,
+    flip: Annotated[bool | None, typer.Option(help="Mirror half of the images.", show_default="no")] = None,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
     pixel_deviation: options.PixelDeviation = None,
@@ -197,28 +183,21 @@ def quantize(
             context,
             f"--method {method} trains nothing",
             "qat_epochs",
-            "teacher",
             "qat_learning_rate",
             "crop_padding",
             "flip",
         )
-    if teacher is None:
-        options.refuse_unused(context, "without --teacher there is no float training", "epochs", "learning_rate")
     from ..loading import resolve
-    from ..training.quantize import CAREFUL, TUNING, quantize_own
+    from ..training.quantize import CAREFUL, quantize_own
 
-    own_options = options.own_model(context)
-    source = resolve(model, zoo_dir=zoo_, **own_options)
+    source = resolve(model, zoo_dir=zoo_, **options.own_model(context))
     if source.kind == "run":
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
-    recipe = options.recipe_from(context, dataset, **(CAREFUL if teacher is None else TUNING))
-    teacher_model = (
-        None if teacher is None else resolve(teacher, zoo_dir=zoo_, **own_options).with_precision("float").float_model()
-    )
+    recipe = options.recipe_from(context, dataset, **CAREFUL)
     data = options.load_data(context, dataset, None, None, data_dir, shape=own.input_shape[1:], source=source)
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
-    how = {"method": method, "recipe": recipe, "teacher": teacher_model, "keep_names": keep_names}
+    how = {"method": method, "recipe": recipe, "keep_names": keep_names}
     metrics = quantize_own(own, data, out=out, **how, verbose=not quiet)
     if as_json:
         print_json(metrics)

@@ -1,4 +1,4 @@
-"""A user's own tf_keras model, quantized after or with training, and tuned before where it has a teacher."""
+"""A user's own model, quantized after or with training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from .._keras import keras
 from ..console import Progress
 from ..cost import cost_rows
 from ..data import Dataset
-from ..files import atomic_write, write_bytes
+from ..files import write_bytes
 from ..models.convert import to_tflite
 from ..models.evaluate import agreement
 from ..models.keras3 import check_weights, quantizable
-from ..models.load import load_keras_model, taken_in
-from ..models.native import use_native_kernels
+from ..models.load import taken_in
 from ..models.quantize import is_quantize_aware, quantize_aware, with_softmax, without_softmax
 from ..models.weights import fingerprint
 from ..recipe import Recipe
@@ -30,10 +29,9 @@ from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
 from .train import AGREEMENT_IMAGES, check_batch, check_data, conversion_of, measure
 
-__all__ = ["CAREFUL", "TUNING", "quantize_own"]
+__all__ = ["CAREFUL", "quantize_own"]
 
 METHODS = ("qat", "ptq", "ptq-per-tensor")
-TUNED_FILE = "tuned.keras"
 # Of a net that is trained, by its user's own recipe: no augmentation or smoothing that this may not have had.
 CAREFUL = {
     "qat_learning_rate": 0.001,
@@ -44,8 +42,6 @@ CAREFUL = {
 }
 LEAST_AGREEMENT, LARGEST_STEPS = 0.98, 16  # of a .tflite with its QAT model, beyond which it is said
 FALL = 0.02  # of the validation accuracy from float to int8, from which on it is said
-# Of a net that nearly does what it shall: a fraction of a training's epochs, at a low rate.
-TUNING = {"epochs": 5, "qat_epochs": 1, "learning_rate": 0.02, "warmup_epochs": 0, "label_smoothing": 0}
 
 
 def quantize_own(
@@ -55,7 +51,6 @@ def quantize_own(
     out: str | os.PathLike,
     method: str = "qat",
     recipe: Recipe | None = None,
-    teacher: keras.Model | None = None,
     keep_names: bool = False,
     callbacks=(),
     verbose: bool = True,
@@ -69,11 +64,7 @@ def quantize_own(
         out: folder for model.tflite, metrics.json and, under QAT, checkpoint.npz and history.csv: the same call
             continues after a kill.
         method: "qat" (fine-tunes with `recipe.qat_epochs`), "ptq" or "ptq-per-tensor".
-        recipe: of QAT and of the number of calibration images; with a teacher of the float phase, too. None: the defaults
-            with `CAREFUL`, or `TUNING` with a teacher.
-        teacher: another float model of the same images and classes, such as the one that this was factorized from; needs
-            "qat". First `recipe.epochs` of float training, then QAT, by its logits beside the labels. The tuned float model
-            is `tuned.keras`.
+        recipe: of QAT and of the number of calibration images; None: the defaults with `CAREFUL`.
         keep_names: as for `to_tflite`.
         callbacks, verbose: as for `train`.
 
@@ -85,15 +76,9 @@ def quantize_own(
     Raises:
         ValueError, TypeError, OSError, DivergedError: as `train` and `quantize_aware`.
     """
-    recipe = recipe or Recipe(**(CAREFUL if teacher is None else TUNING))
-    model, teacher = taken_in(model), None if teacher is None else taken_in(teacher)
+    recipe = recipe or Recipe(**CAREFUL)
+    model = taken_in(model)
     _check_model(model, dataset, method)
-    if teacher is not None:
-        if method != "qat":
-            raise ValueError(
-                f"method is {method!r}, which trains nothing, so a teacher would have no effect; leave it out"
-            )
-        _check_model(teacher, dataset, method)
     if method == "qat":
         check_batch(dataset, recipe)
         if not recipe.qat_epochs:
@@ -103,21 +88,17 @@ def quantize_own(
     calibration = dataset.calibration(recipe.calibration_images)
     float_model, has_softmax = model, without_softmax(model) is not model
     if method == "qat":
-        model, teacher = without_softmax(model), None if teacher is None else without_softmax(teacher)
+        model = without_softmax(model)
     # What the model cannot do shows before anything is written.
     quantized = quantize_aware(quantizable(model), calibration=calibration) if method == "qat" else None
     folder = Path(out)
     is_new = not folder.exists()
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(float_model)}
-    if teacher is not None:
-        identity["teacher"] = fingerprint(teacher)
     open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     options = {"labels": dataset.class_names, "resize": dataset.resize, "keep_names": keep_names}
     with Progress(verbose) as progress, _released(folder, is_new):
         if quantized is not None:
-            loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress, teacher)
-            if teacher is not None:
-                float_model, quantized = _tuned(loop, model, calibration)
+            loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress)
             loop.fit("qat", quantized)
             quantized = with_softmax(quantized) if has_softmax else quantized
             with conversion_of(loop):
@@ -127,7 +108,6 @@ def quantize_own(
             content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", **options)
             int8_model = Int8Model(content)
         models = {"float": float_model} | ({} if quantized is None else {"qat": quantized}) | {"tflite": int8_model}
-        models |= {} if teacher is None else {"teacher": teacher}
         write_bytes(folder / TFLITE_FILE, content)
         metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
         if quantized is not None:
@@ -180,20 +160,6 @@ def _has_dead_filters(layer) -> bool:
         return False
     largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(0)
     return bool((largest < 1e-6 * largest.max()).any())
-
-
-def _tuned(loop, model, calibration):
-    """Train a copy of a float model to its end; give it and its quantization-aware self."""
-    path = loop.folder / TUNED_FILE
-    if loop.resumes("float") and path.exists():
-        tuned = load_keras_model(path)
-    else:
-        tuned = use_native_kernels(keras.models.clone_model(model))
-        tuned.set_weights(model.get_weights())
-        loop.fit("float", tuned)
-        with atomic_write(path) as aside:
-            tuned.save(aside, save_format="keras")
-    return tuned, quantize_aware(quantizable(tuned), calibration=calibration)
 
 
 def _check_model(model, dataset, method):

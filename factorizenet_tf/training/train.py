@@ -25,7 +25,7 @@ from ..machine import cpu_name, versions
 from ..models.build import build
 from ..models.convert import to_tflite
 from ..models.evaluate import agreement, predicted_classes
-from ..models.quantize import quantize_aware, wrap_for_qat
+from ..models.quantize import quantize_aware, without_softmax, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, augmentations, recipe_for
 from ..runs import (
@@ -95,7 +95,7 @@ def train(
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
     taught_by = None if teacher is None else resolve(teacher)
-    teacher_model = None if taught_by is None else taught_by.float_model()
+    teacher_model = None if taught_by is None else without_softmax(taught_by.float_model())
     if teacher_model is not None:
         check_data(dataset, teacher_model.input_shape[1:], teacher_model.output_shape[-1])
     folder = Path(out)

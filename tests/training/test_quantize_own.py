@@ -47,29 +47,6 @@ def test_qat_killed_after_an_epoch_goes_on_learns_and_its_tflite_is_what_was_mea
     assert int8.tensor_types <= {"int8", "int32"}
 
 
-def test_a_factorized_net_learns_from_its_original_and_killed_in_qat_goes_on(models, digits, once, tmp_path):
-    factorized = fnet.factorize(models.float, 3)  # by the kernels alone
-    options = {"out": tmp_path / "out", "recipe": once, "teacher": models.float, "verbose": False}
-
-    class KillInQat(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if (tmp_path / "out" / "tuned.keras").exists():
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quantize_own(factorized, digits, callbacks=[KillInQat()], **options)
-    metrics = quantize_own(factorized, digits, **options)
-    lines = (tmp_path / "out" / "history.csv").read_text().splitlines()
-    assert [line.split(",")[:2] for line in lines[1:]] == [["float", "1"], ["qat", "1"]]
-    before, found = fnet.accuracy(factorized, digits.validation), metrics["accuracy"]["validation"]
-    assert min(found["float"], found["tflite"]) > before + 0.05
-    assert found["teacher"] == fnet.accuracy(models.float, digits.validation)
-    with pytest.raises(ValueError, match=r"spec\.teacher: the folder has \w+, you gave None"):
-        quantize_own(factorized, digits, **options | {"teacher": None})
-    with pytest.raises(ValueError, match="a teacher would have no effect"):
-        quantize_own(factorized, digits, method="ptq", **options)
-
-
 def test_ptq_keeps_the_models_accuracy_and_per_tensor_has_one_scale_a_tensor(models, digits, once, tmp_path):
     sizes = []
     for method in ("ptq", "ptq-per-tensor"):
