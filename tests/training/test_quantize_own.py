@@ -80,6 +80,7 @@ def test_a_folder_of_other_work_is_left_and_a_new_one_is_free_again_where_nothin
         quantize_own(model, digits, out=tmp_path / "out", method=method, recipe=once, verbose=False)
 
     ends_in_softmax, float_model = own_net(activation="softmax"), own_net()
+    float_model.set_weights([values + 0.01 for values in float_model.get_weights()])
     with monkeypatch.context() as patch:
         patch.setattr(quantize_module, "to_tflite", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
