@@ -44,7 +44,7 @@ def test_a_save_that_fails_leaves_nothing_behind_and_nothing_is_written_over(mod
 
 def test_qat_weights_without_their_run_are_converted(run, models, tmp_path, monkeypatch):
     (tmp_path / "qat.h5").write_bytes((run.folder / "qat.h5").read_bytes())
-    monkeypatch.setattr(convert, "to_tflite", lambda model, labels, keep_names: (model.get_weights(), labels))
+    monkeypatch.setattr(convert, "to_tflite", lambda model, labels, **options: (model.get_weights(), labels))
     weights, labels = resolve(tmp_path / "qat.h5").tflite()
     assert labels is None
     for ours, expected in zip(weights, models.qat.get_weights(), strict=True):

@@ -204,10 +204,10 @@ def computed(file, images):
     place = interpreter.get_input_details()[0]["index"]
     interpreter.resize_tensor_input(place, (len(images), *file.input_shape))
     interpreter.allocate_tensors()
-    interpreter.set_tensor(place, file._quantized(images))
+    interpreter.set_tensor(place, file._inputs(images))
     interpreter.invoke()
     tensors = {tensor["index"]: tensor["quantization"] for tensor in interpreter.get_tensor_details()}
-    rows = [("INPUT", *tensors[place], file._quantized(images))]
+    rows = [("INPUT", *tensors[place], file._inputs(images))]
     for op in interpreter._get_ops_details():
         output = op["outputs"][0]
         if op["op_name"] == "QUANTIZE":  # what a quantization-aware pooling's own range makes of its mean

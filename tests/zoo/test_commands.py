@@ -25,7 +25,9 @@ def test_list_prints_the_models_within_the_limits(prints_json, succeeds, zoo):
 
 
 def test_card_prints_the_page_and_the_entry(prints_json, succeeds, zoo):
-    assert succeeds("card", NAME, "--zoo", zoo).strip() == (zoo / "cards" / f"{NAME}.md").read_text().strip()
+    page, picture = (zoo / "cards" / f"{NAME}.md").read_text().split("\n![confusion matrix]")
+    assert succeeds("card", NAME, "--zoo", zoo).strip() == page.strip()
+    assert picture == f"({NAME}.svg)\n"
     assert prints_json("card", NAME, "--zoo", zoo) == json.loads((zoo / "index.json").read_text())["models"][1]
 
 
