@@ -186,16 +186,8 @@ def _shown_command(context, source, data, run) -> str:
     name, initial, zoo, comment = shown_sources(data.name, source.reference, other_zoo(source.zoo))
     values = context.params | {"dataset": name, "zoo_": zoo}
     left_out = ("model", "out", "table", "figure", "run", "data_dir", "quiet", "as_json")
-    parts = [
-        f" {parameter.opts[0]}" + ("" if parameter.is_flag else f" {shlex.quote(str(values[parameter.name]))}")
-        for parameter in context.command.params
-        if parameter.name not in left_out
-        and values[parameter.name] is not None
-        and (options.given_options(context, parameter.name) or parameter.name in ("dataset", "zoo_"))
-    ]
-    return (
-        f"factorizenet factorize {shlex.quote(str(initial))}{''.join(parts)} --run runs/{run.resolve().name}{comment}"
-    )
+    given = options.shown_options(context, values, left_out, ("dataset", "zoo_"))
+    return f"factorizenet factorize {shlex.quote(str(initial))} {given} --run runs/{run.resolve().name}{comment}"
 
 
 def _by_layer(name, text, kind):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -142,6 +143,27 @@ def given_options(context: typer.Context, *names: str) -> list[str]:
         if parameter.name in names
         and context.get_parameter_source(parameter.name).name in ("COMMANDLINE", "ENVIRONMENT")
     ]
+
+
+def shown_options(context: typer.Context, values: dict, left_out: tuple[str, ...], always: tuple[str, ...]) -> str:
+    """Write a command's options as they were given, for a card.
+
+    Args:
+        context: Typer's, of the command.
+        values: of its parameters by name.
+        left_out: parameters that are not written: folders of this machine, and how it is said.
+        always: parameters that are written where they have a value, given or not.
+    """
+    parts = []
+    for parameter in context.command.params:
+        name, value = parameter.name, values[parameter.name]
+        if name in left_out or value is None or not (name in always or given_options(context, name)):
+            continue
+        flag = (
+            (parameter.opts if value else parameter.secondary_opts)[0] if isinstance(value, bool) else parameter.opts[0]
+        )
+        parts.append(flag if isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}")
+    return " ".join(parts)
 
 
 def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -117,20 +116,8 @@ def _shown_command(context, source, spec) -> str:
     values = dict(context.params)
     initial, zoo = (None, None) if source is None else (source.reference, other_zoo(source.zoo))
     values["dataset"], values["start"], values["zoo_"], comment = shown_sources(values["dataset"], initial, zoo)
-    parts = [
-        _as_given(parameter, values[parameter.name])
-        for parameter in context.command.params
-        if parameter.name not in ("out", "data_dir", "quiet", "as_json")
-        and (options.given_options(context, parameter.name) or parameter.name == "zoo_")
-        and values[parameter.name] is not None
-    ]
-    return f"factorizenet train {' '.join(parts)} --out runs/{spec.name}{comment}"
-
-
-def _as_given(parameter, value) -> str:
-    if isinstance(value, bool):
-        return (parameter.opts if value else parameter.secondary_opts)[0]
-    return f"{parameter.opts[0]} {shlex.quote(str(value))}"
+    given = options.shown_options(context, values, ("out", "data_dir", "quiet", "as_json"), ("zoo_",))
+    return f"factorizenet train {given} --out runs/{spec.name}{comment}"
 
 
 def _source_to_start_from(context, start, zoo):

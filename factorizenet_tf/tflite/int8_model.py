@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,13 @@ class TFLiteModel:
         self.num_classes, self.size_bytes = shapes[1][-1], len(self._content)
         self.input_quantization, self.output_quantization = inputs[0]["quantization"], outputs[0]["quantization"]
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
-        self.pixels = pixels or Pixels(_range_of(self.input_type, *self.input_quantization))
+        quantizations = {"input": self.input_quantization, "output": self.output_quantization}
+        for what, kind in (("input", self.input_type), ("output", self.output_type)):
+            if kind != "float32" and not quantizations[what][0] > 0:
+                raise ValueError(
+                    f"the {kind} {what} of {self._source} has no scale, so its numbers stand for nothing; convert it again"
+                )
+        self.pixels = pixels or Pixels(self._range())
         self._affine = self.pixels.affine(self.input_shape[2])
 
     @property
@@ -223,6 +230,23 @@ class TFLiteModel:
         table = np.clip(np.round(levels / step) + zero_point, limits.min, limits.max).astype(self.input_type)
         return np.stack([table[images[..., channel], channel] for channel in range(images.shape[3])], axis=-1)
 
+    def _range(self) -> str:
+        """Name the one of `RANGES` that the input's numbers reach over to within 2 %; else 0..1, with a warning."""
+        if self.input_type == "float32":
+            return "0..1"
+        limits, (scale, zero_point) = np.iinfo(self.input_type), self.input_quantization
+        low, high = (scale * (limit - zero_point) for limit in (limits.min, limits.max))
+        for name, (span, start) in RANGES.items():
+            if max(abs(low - start), abs(high - start - span)) <= 0.02 * span:
+                return name
+        warnings.warn(
+            f"the input of {self._source} stands for {low:.3g} to {high:.3g}, none of {', '.join(RANGES)}; its pixels are taken "
+            "to lie in 0..1: say what it was trained on by pixels=, --pixel-range, --pixel-mean and --pixel-deviation",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return "0..1"
+
     def _resize(self, interpreter, batch):
         if interpreter.get_input_details()[0]["shape"][0] != batch:
             interpreter.resize_tensor_input(self._input, (batch, *self.input_shape))
@@ -269,17 +293,6 @@ class Int8Model(TFLiteModel):
 
     def _inputs(self, images):
         return quantize_pixels(images, self.input_quantization)
-
-
-def _range_of(kind, scale, zero_point) -> str:
-    """Name the one of `RANGES` that an input's numbers reach over to within 2 %; 0..1 where that is none of them."""
-    if kind != "float32":
-        limits = np.iinfo(kind)
-        low, high = (scale * (limit - zero_point) for limit in (limits.min, limits.max))
-        for name, (span, start) in RANGES.items():
-            if max(abs(low - start), abs(high - start - span)) <= 0.02 * span:
-                return name
-    return "0..1"
 
 
 def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:

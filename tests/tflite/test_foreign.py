@@ -3,6 +3,7 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.pixels import Pixels
+from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
 from factorizenet_tf.tflite.int8_model import TFLiteModel
 
 KINDS = {"0..255": ("int8", 1.0, -128, 2), "-1..1": ("uint8", 2 / 255, 128, 3), "0..1": ("float32", 0.0, 0, 1)}
@@ -46,3 +47,17 @@ def test_where_xnnpack_refuses_a_file_litert_runs_it_and_it_is_said(theirs, nois
     said = ("uint8, pixels -1..1", 3, "LiteRT's own")
     assert (row["input"], row["batch_size"], row["kernels"]) == said
     assert 0 <= row["accuracy"] < 0.5
+
+
+def test_an_input_of_another_range_or_without_a_scale_is_said(foreign):
+    _, content = foreign
+    with pytest.warns(
+        RuntimeWarning, match=r"stands for -1 to 3, none of 0..1, 0..255, -1..1; its pixels are taken to lie in 0..1"
+    ):
+        TFLiteModel(content)
+    assert TFLiteModel(content, pixels=Pixels("-1..1")).pixels.range == "-1..1"
+    model = read_flatbuffer(content)
+    graph = model.subgraphs[0]
+    graph.tensors[graph.inputs[0]].quantization = None
+    with pytest.raises(ValueError, match="the int8 input of the given bytes has no scale"):
+        TFLiteModel(write_flatbuffer(model))
