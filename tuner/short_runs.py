@@ -2,7 +2,7 @@
 
     python tuner/short_runs.py --out runs/short [--only NAME ...]
 
-15 float epochs on CIFAR-10 each, 8 to 15 minutes of one core. Trains what is not there yet, killed it goes on, and
+15 float epochs on CIFAR-10 each where nothing else is said, 8 to 30 minutes of one core. Trains what is not there yet, killed it goes on, and
 writes every finished run into tuner/results/short_runs.csv. Rows of that file whose variant is not in the table below
 are of variants that left the code; their `note` says what they were, results/README.md what they showed.
 """
@@ -31,15 +31,21 @@ VARIANTS = {
     "l6-x1.5-cutout": (fnet.ModelSpec(6, width=24), {"cutout": 0.25}, "no sum: kept"),
     "mixed": (fnet.ModelSpec((0, 6, 6), macro="2x2,4x2r,2x2c96"), {}, "regular, then depthwise with sums"),
     "mixed-plain": (fnet.ModelSpec((0, 6, 6), macro="2x2,4x2,2x2c96"), {}, "regular, then depthwise without sums"),
-    "mixed-deep": (fnet.ModelSpec((0, 6, 6), macro="2x2r,5x2r,2x2c96"), {}, "regular, then depthwise with sums"),
-    "mixed-half": (fnet.ModelSpec((0, 6, 6), macro="1x2,3x2r,2x2c96"), {}, "for half of ResNet-8's time"),
-    "mixed-three": (fnet.ModelSpec((0, 6, 6), macro="3x2,4x2r,2x2c96"), {}, "regular, then depthwise with sums"),
-    "third": (fnet.ModelSpec(5, macro="4x2r,4x2c40r"), {}, "few bytes, depthwise with sums"),
-    "wide": (
-        fnet.ModelSpec(7, width=32, macro="3x2r,5x2r,3x2r"),
+    "mixed-grouped": (fnet.ModelSpec((2, 6, 6), macro="3x2c48,4x2r,2x2c96"), {}, "grouped, then depthwise with sums"),
+    "mixed-deep": (fnet.ModelSpec((0, 6, 6), macro="2x2r,6x2r,2x2c96"), {}, "regular, then depthwise with sums"),
+    "half": (fnet.ModelSpec((0, 6, 5), macro="1x2,4x2r,2x2c112"), {}, "for half of ResNet-8's time"),
+    "third": (fnet.ModelSpec((5, 4), macro="4x2r,4x2c40r"), {}, "for a third of ResNet-8's bytes"),
+    "third-high": (fnet.ModelSpec((4, 5, 5), macro="2x1c16r,5x2c32r,2x2c48"), {}, "the same, two blocks at 32x32"),
+    "deep": (
+        fnet.ModelSpec((6, 7, 7), width=24, macro="3x2c64r,5x2c128r,3x2c192r"),
         {},
-        "most that 12.5 M MACs give, depthwise with sums",
+        "eleven depthwise blocks with sums, for 12.5 M MACs",
     ),
+    "deep-narrow": (fnet.ModelSpec((4, 5), macro="5x2c40r,5x2c80r"), {}, "the same for all of ResNet-8's costs"),
+    "deep-narrow-three": (fnet.ModelSpec((4, 6, 6), macro="6x2c40r,3x2c64r,2x2c96r"), {}, "the same in three stages"),
+    "l6-30": (fnet.ModelSpec(6), {"epochs": 30}, "recipe tries of 30 epochs start here"),
+    "l6-30-sharp": (fnet.ModelSpec(6), {"epochs": 30, "label_smoothing": 0}, "no label smoothing"),
+    "l6-30-batch64": (fnet.ModelSpec(6), {"epochs": 30, "batch_size": 64, "learning_rate": 0.1}, "smaller steps"),
 }
 
 
@@ -53,7 +59,7 @@ def main() -> None:
     data = fnet.load_dataset("cifar10")
     for name in arguments.only or VARIANTS:
         spec, changes, note = VARIANTS[name]
-        recipe = fnet.Recipe(epochs=15, qat_epochs=0, seed=arguments.seed, **changes)
+        recipe = fnet.Recipe(**{"epochs": 15, "qat_epochs": 0, "seed": arguments.seed, **changes})
         folder = arguments.out.expanduser() / f"{name}-s{arguments.seed}"
         run = fnet.train(spec, data, out=folder, recipe=recipe)
         record(name, spec, changes, arguments.seed, run, note)
