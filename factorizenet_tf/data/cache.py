@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from filelock import FileLock
 
 from ..files import CACHE_VARIABLE, atomic_folder, cache_folder, write_text
 from .dataset import Split, content_hash
@@ -54,6 +53,8 @@ def stored(key: dict, build: Build) -> Images:
     Raises:
         OSError: more than that cannot be written; the message says what to do.
     """
+    from filelock import FileLock  # not in a board's install, which reads no data set
+
     text = json.dumps(key, sort_keys=True)
     folder = cache_folder() / "data" / hashlib.sha256(text.encode()).hexdigest()[:32]
     try:
