@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf.macro import MACROS, Macro, Stage
 from factorizenet_tf.spec import (
-    MACROS,
-    Macro,
-    Stage,
     groups_at,
     last_level,
     level_from_text,

@@ -34,7 +34,8 @@ from PIL import Image
 import factorizenet_tf as fnet
 from factorizenet_tf.console import Progress, show
 from factorizenet_tf.machine import cpu_name
-from factorizenet_tf.spec import DEFAULT_STAGES, ModelSpec, max_level
+from factorizenet_tf.macro import DEFAULT_STAGES
+from factorizenet_tf.spec import ModelSpec, max_level
 from factorizenet_tf.tflite.latency import time_in_turns
 from factorizenet_tf.tflite.micro import micro_outputs
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._keras import functional_model, keras, tf, to_float
+from .._keras import keras, tf, to_float
 from ..cost import count_macs
 from ..data import check_images
 from ..spec import groups_at, last_level
+from .graph import Graph, call, reads_image, run
 from .low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
 from .native import use_native_kernels
-from .quantize import is_quantize_aware
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +73,7 @@ def factorize(
             weights that are not finite (the layer is named), no convolution to factorize, a layer unknown or that the level
             does not make cheaper, a number out of range.
     """
-    graph = _Graph.of(model)
+    graph = Graph.of(model)
     offered = levels_of_layers(model, stem=stem)
     levels = _by_layer("level", level, offered, 0)
     middles = _by_layer("middle", middle, offered, 1)
@@ -111,11 +111,11 @@ def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, lis
         model, stem: as for `factorize`, whose errors it raises.
     """
     found = {}
-    for node in _Graph.of(model).nodes:
+    for node in Graph.of(model).nodes:
         layer = node.layer
         if type(layer).__name__ not in ("Conv2D", "DepthwiseConv2D") or math.prod(layer.kernel_size) == 1:
             continue
-        if not stem and _reads_image(node):
+        if not stem and reads_image(node):
             continue
         channels = layer.input_shape[-1]
         splits = {level: _split(layer, level, 1) for level in range(1, last_level(channels) + 1)}
@@ -154,7 +154,7 @@ def factorization_table(
     """
     import pandas
 
-    graph, offered = _Graph.of(model), levels_of_layers(model, stem=stem)
+    graph, offered = Graph.of(model), levels_of_layers(model, stem=stem)
     check_images(calibration, model.input_shape[1:], "calibration")
     batches = [to_float(calibration[start : start + BATCH]) for start in range(0, len(calibration), BATCH)]
     logits = np.concatenate([model(batch, training=False).numpy() for batch in batches])
@@ -166,7 +166,7 @@ def factorization_table(
             moments = _moments(layer, source, source)
             splits = [_split(layer, level, one) for level in offered[layer.name][1:] for one in middle]
             cheaper = {(s.groups, s.inner): s for s in splits if s is not None and s.macs < _macs(layer)}
-            before = _run(node, layer, values)
+            before = run(node, layer, values)
             for split in (_Split(layer, 0, 1, _groups(layer), 0), *cheaper.values()):
                 errors = {}
                 parts = split.parts(moments)
@@ -176,7 +176,7 @@ def factorization_table(
                     last = graph.rest(number + 1, {**values, output: after})
                     errors["logits_error" + ending] = _relative_error(last, [logits])
                 rows.append(split.row() | errors)
-        values[output] = _run(node, layer, values)
+        values[output] = run(node, layer, values)
         graph.forget(node, values)
         if advance is not None:
             advance()
@@ -235,82 +235,7 @@ def choose_levels(
     }
 
 
-# The graph
-
-
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    """The nodes of a model in order, and by tensor id the last one that reads it."""
-
-    nodes: list
-    last_reader: dict
-    output: str
-
-    @classmethod
-    def of(cls, model) -> _Graph:
-        functional_model(model, "factorize")
-        if is_quantize_aware(model):
-            raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise ValueError(
-                f"the model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it needs one of each"
-            )
-        nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
-        names = [node.layer.name for node in nodes]
-        for node in nodes:
-            layer = node.layer
-            if isinstance(layer, keras.Model):
-                raise ValueError(
-                    f"the layer {layer.name!r} is a model inside the model; build it as one functional model"
-                )
-            if names.count(layer.name) > 1:
-                raise ValueError(
-                    f"the layer {layer.name!r} is used {names.count(layer.name)} times; give each use its own layer"
-                )
-            if getattr(layer, "data_format", None) == "channels_first":
-                raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
-            if not all(np.isfinite(weights).all() for weights in layer.get_weights()):
-                raise ValueError(f"the layer {layer.name!r} has weights that are not finite; train the model again")
-        readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}
-        return cls(nodes, readers, str(id(model.outputs[0])))
-
-    def forget(self, node, *stores: dict) -> None:
-        """Drop from stores of values by tensor id what no node behind this one reads."""
-        for tensor in node.flat_input_ids:
-            if self.last_reader[tensor] is node:
-                for store in stores:
-                    store.pop(tensor, None)
-
-    def rest(self, first: int, values: dict) -> list:
-        """Compute the net's outputs from those of the nodes before one, batch by batch."""
-        for node in self.nodes[first:]:
-            values[node.flat_output_ids[0]] = _run(node, node.layer, values)
-            self.forget(node, values)
-        return values[self.output]
-
-
-def _call(node, function, values):
-    """Call a function as a node calls its layer, on values by tensor id."""
-    ids = node.flat_input_ids
-    arguments, options = node.map_arguments({key: [values[key]] * len(ids) for key in ids})
-    return function(*arguments, **options)
-
-
-def _run(node, function, values) -> list:
-    """Call a function on each batch of values by tensor id."""
-    ids = node.flat_input_ids
-    batches = zip(*(values[key] for key in ids))
-    return [_call(node, function, dict(zip(ids, batch))) for batch in batches]
-
-
-def _reads_image(node) -> bool:
-    """Whether no convolution stands between the image and a node's layer, but for one that scales each channel alone."""
-    return all(_is_pixelwise(parent.layer) and _reads_image(parent) for parent in node.parent_nodes)
-
-
-def _is_pixelwise(layer) -> bool:
-    kernel = getattr(layer, "kernel_size", None)
-    return kernel is None or (type(layer).__name__ == "DepthwiseConv2D" and math.prod(kernel) == 1)
+# The net
 
 
 def _rebuild(model, graph, chosen, batches, advance):
@@ -323,7 +248,7 @@ def _rebuild(model, graph, chosen, batches, advance):
         is_same = all(old[key] is new[key] for key in node.flat_input_ids) if batches else False
         if split is None:
             copy = type(layer).from_config(layer.get_config())
-            symbols[output] = _call(node, copy, symbols)
+            symbols[output] = call(node, copy, symbols)
             copy.set_weights(layer.get_weights())
             parts = [copy]
         else:
@@ -331,11 +256,11 @@ def _rebuild(model, graph, chosen, batches, advance):
             parts = split.parts(_moments(layer, new[source], old[source]) if batches else None)
             symbols[output] = parts[1](parts[0](symbols[source])) if len(parts) > 1 else parts[0](symbols[source])
         if batches:
-            old[output] = _run(node, layer, old)
+            old[output] = run(node, layer, old)
             if split is not None:
                 new[output] = _through(parts, new[source], False)
             else:
-                new[output] = old[output] if is_same else _run(node, copy, new)
+                new[output] = old[output] if is_same else run(node, copy, new)
             graph.forget(node, old, new)
         if advance is not None:
             advance()

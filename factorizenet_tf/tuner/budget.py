@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from ..cost import cost_rows
+from ..macro import MACROS
 from ..requirement import Requirement
-from ..spec import MACROS, ModelSpec
+from ..spec import ModelSpec
 from .space import Space, macs, measure
 
 __all__ = ["check_budget", "least_costs", "measured_costs", "what_would_fit"]

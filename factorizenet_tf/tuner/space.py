@@ -17,8 +17,9 @@ import numpy as np
 
 from ..cost import cost_rows, count_macs
 from ..files import write_text
+from ..macro import Stage
 from ..requirement import MEASURED
-from ..spec import ModelSpec, Stage, groups_at, last_level, max_level, stage_channels
+from ..spec import ModelSpec, groups_at, last_level, max_level, stage_channels
 
 __all__ = [
     "COSTS_FILE",

@@ -1,0 +1,87 @@
+"""A flat model's graph, walked node by node: its layers on batches of values, and which of them read the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .._keras import functional_model, keras
+from .keras3 import check_weights
+from .quantize import is_quantize_aware
+
+__all__ = ["Graph", "call", "reads_image", "run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The nodes of a model in order, and by tensor id the last one that reads it."""
+
+    nodes: list
+    last_reader: dict
+    output: str
+
+    @classmethod
+    def of(cls, model) -> Graph:
+        """Walk a flat float model. Raises TypeError and ValueError as `factorize` says, the layer named."""
+        functional_model(model, "factorize")
+        if is_quantize_aware(model):
+            raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ValueError(
+                f"the model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it needs one of each"
+            )
+        nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+        names = [node.layer.name for node in nodes]
+        for node in nodes:
+            layer = node.layer
+            if isinstance(layer, keras.Model):
+                raise ValueError(
+                    f"the layer {layer.name!r} is a model inside the model; build it as one functional model"
+                )
+            if names.count(layer.name) > 1:
+                raise ValueError(
+                    f"the layer {layer.name!r} is used {names.count(layer.name)} times; give each use its own layer"
+                )
+            if getattr(layer, "data_format", None) == "channels_first":
+                raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+        check_weights(model)
+        readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}
+        return cls(nodes, readers, str(id(model.outputs[0])))
+
+    def forget(self, node, *stores: dict) -> None:
+        """Drop from stores of values by tensor id what no node behind this one reads."""
+        for tensor in node.flat_input_ids:
+            if self.last_reader[tensor] is node:
+                for store in stores:
+                    store.pop(tensor, None)
+
+    def rest(self, first: int, values: dict) -> list:
+        """Compute the net's outputs from those of the nodes before one, batch by batch."""
+        for node in self.nodes[first:]:
+            values[node.flat_output_ids[0]] = run(node, node.layer, values)
+            self.forget(node, values)
+        return values[self.output]
+
+
+def call(node, function, values):
+    """Call a function as a node calls its layer, on values by tensor id."""
+    ids = node.flat_input_ids
+    arguments, options = node.map_arguments({key: [values[key]] * len(ids) for key in ids})
+    return function(*arguments, **options)
+
+
+def run(node, function, values) -> list:
+    """Call a function on each batch of values by tensor id."""
+    ids = node.flat_input_ids
+    batches = zip(*(values[key] for key in ids))
+    return [call(node, function, dict(zip(ids, batch))) for batch in batches]
+
+
+def reads_image(node) -> bool:
+    """Whether no convolution stands between the image and a node's layer, but for one that scales each channel alone."""
+    return all(_is_pixelwise(parent.layer) and reads_image(parent) for parent in node.parent_nodes)
+
+
+def _is_pixelwise(layer) -> bool:
+    kernel = getattr(layer, "kernel_size", None)
+    return kernel is None or (type(layer).__name__ == "DepthwiseConv2D" and math.prod(kernel) == 1)
