@@ -100,14 +100,17 @@ def factorize(
             check_new(path)
     if figure is not None:
         from ..plots import factorization_map
-    from ..cost import cost_rows, count_macs
-    from ..loading import resolve
+    from ..cost import count_macs, count_params
+    from ..loading import check_served_name, resolve
     from ..models.evaluate import accuracy
     from ..models.factorize import choose_levels, factorization_table, levels_of_layers
     from ..models.factorize import factorize as factorize_model
     from ..models.quantize import without_softmax
-    from ..training.factorized import begin, load_begun
+    from ..training.factorized import begin, check_free, load_begun
 
+    if run is not None and not is_begun:
+        check_free(run)
+        check_served_name(run.resolve().name)  # of which the net's name is made
     source = resolve(model, zoo_dir=zoo_, **options.own_model(context)).with_precision("float")
     own = without_softmax(source.float_model())
     offered = levels_of_layers(own, stem=stem)
@@ -143,7 +146,7 @@ def factorize(
         summary = []
         for name, net in nets.items():
             progress.say(f"measuring the {name} net")
-            row = {"net": name, "macs": count_macs(net), "params": sum(row.params for row in cost_rows(net))}
+            row = {"net": name, "macs": count_macs(net), "params": count_params(net)}
             row |= {} if data is None else {"validation_accuracy": round(accuracy(net, data.validation), 4)}
             summary.append(row)
     if result is None:

@@ -24,6 +24,7 @@ from .._keras import keras, tf, to_float
 from ..cost import count_macs
 from ..data import check_images
 from ..spec import groups_at, last_level
+from ..tflite.regroup import regrouped
 from .graph import Graph, call, reads_image, run
 from .low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
 from .native import use_native_kernels
@@ -421,14 +422,10 @@ def _groups(layer) -> int:
 
 def _kernel(layer) -> np.ndarray:
     """Give the kernel of Conv2D or DepthwiseConv2D as one for all channels, float64 (height, width, channels, filters)."""
-    kernel, groups, channels = layer.get_weights()[0].astype(np.float64), _groups(layer), layer.input_shape[-1]
-    filters, inside = layer.output_shape[-1], channels // groups
-    kernel = kernel.reshape(*kernel.shape[:2], inside, filters)
-    dense = np.zeros((*kernel.shape[:2], channels, filters))
-    for filter_ in range(filters):
-        first = filter_ // (filters // groups) * inside
-        dense[:, :, first : first + inside, filter_] = kernel[..., filter_]
-    return dense
+    groups, channels, filters = _groups(layer), layer.input_shape[-1], layer.output_shape[-1]
+    kernel = layer.get_weights()[0].astype(np.float64)
+    kernel = kernel.reshape(*kernel.shape[:2], channels // groups, filters)
+    return np.moveaxis(regrouped(np.moveaxis(kernel, 3, 0), groups, 1), 0, 3)
 
 
 def _built(layer, input_shape, weights):

@@ -6,25 +6,27 @@ import json
 from pathlib import Path
 
 from .._keras import keras
-from ..files import write_text
+from ..files import remove_partial_files, write_text
 from ..models.weights import load_model, save_weights
 from ..runs import START_FILE
 from ..spec import Architecture
 
-__all__ = ["begin", "load_begun"]
+__all__ = ["begin", "check_free", "load_begun"]
 
 COMMAND_FILE = "start.json"
 
 
-def begin(folder: Path, model: keras.Model, spec: Architecture, command: str) -> None:
-    """Keep what a tuning starts from, and the command that made it, in a new folder.
+def check_free(folder: Path) -> None:
+    """Raise ValueError where a folder holds other files than a start that was killed leaves."""
+    if folder.exists():
+        remove_partial_files(folder)
+        if any(path.name != COMMAND_FILE for path in folder.iterdir()):
+            raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")
 
-    Raises:
-        ValueError: the folder holds other files.
-        OSError: it cannot be written.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")
+
+def begin(folder: Path, model: keras.Model, spec: Architecture, command: str) -> None:
+    """Keep what a tuning starts from, and the command that made it. Raises ValueError as `check_free`, and OSError."""
+    check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / COMMAND_FILE, json.dumps({"command": command}, indent=2) + "\n")
     save_weights(model, folder / START_FILE, spec=spec, precision="float")

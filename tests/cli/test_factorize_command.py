@@ -91,3 +91,12 @@ def test_what_is_wrong_is_said_and_nothing_is_written(mine, fails, tmp_path, mon
         "factorize", mine, *DATA, *(arguments if "--out" in arguments else [*arguments, "--out", "net.keras"])
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_said_before_the_work(mine, fails, tmp_path, monkeypatch):
+    monkeypatch.setattr("factorizenet_tf.loading.resolve", None)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    command = ["factorize", mine, *DATA, "--level", 1, "--run"]
+    assert "holds other files and no run" in fails(*command, tmp_path / "taken")
+    assert "the name 'my half' cannot be served" in fails(*command, tmp_path / "my half")
