@@ -120,10 +120,10 @@ def augmentations(recipe: Recipe) -> str:
 def recipe_for(dataset_name: str, *, begun: str | os.PathLike | None = None, **changes) -> Recipe:
     """Give the recipe that a data set is trained with unless the caller says otherwise; `changes` replaces fields.
 
-    Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate. Nor are images of a folder, but in
-    what an older version began in the folder `begun`: a run, a search or a study.
+    Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate. Nor are traffic signs and images
+    of a folder, but in what an older version began in the folder `begun`: a run, a search or a study.
     """
-    if is_folder(os.fspath(dataset_name)) and not _is_mirrored(begun):
+    if (dataset_name == "gtsrb" or is_folder(os.fspath(dataset_name))) and not _is_mirrored(begun):
         changes = {"flip": False} | changes
     if dataset_name == "digits":
         digits = {"epochs": 20, "qat_epochs": 3, "batch_size": 64, "learning_rate": 0.1, "flip": False}

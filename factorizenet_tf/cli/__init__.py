@@ -11,6 +11,7 @@ import warnings
 import typer
 
 from .analyze import analyze, study
+from .data import prepare
 from .export import export, latencies, predict, serve
 from .factorize import factorize
 from .models import describe, levels, list_models, publish, show_card, verify
@@ -33,6 +34,7 @@ app = typer.Typer(
 for _command in (
     levels,
     describe,
+    prepare,
     train,
     quantize,
     factorize,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -183,7 +184,9 @@ def verify(
         if shown:
             show(shown, False, "What failed or was skipped")
         passed = sum(row["passed"] == "ok" for row in rows)
-        print(f"{len(results)} models, {passed} of {len(rows)} checks passed")
+        skipped = Counter(row["what"] for row in rows if row["passed"] == "skipped")
+        notes = "".join(f"; {what} of {count} not checked" for what, count in skipped.items())
+        print(f"{len(results)} models, {passed} of {len(rows)} checks passed{notes}")
     failed = [result.name for result in results if not result.passed]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")

@@ -25,7 +25,10 @@ MacroOption = Annotated[
     ),
 ]
 DatasetOption = Annotated[
-    str, typer.Option("--dataset", help="digits, a TFDS name such as cifar10, or a folder of class folders.")
+    str,
+    typer.Option(
+        "--dataset", help="digits, tiny_imagenet, gtsrb, a TFDS name such as cifar10, or a folder of class folders."
+    ),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where TFDS keeps its data.", show_default="TFDS_DATA_DIR")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -201,9 +204,9 @@ def load_data(context, dataset, size, channels, data_dir, shape=None, source=Non
     Raises:
         ValueError, FileNotFoundError: as `load_dataset`, or a --data-dir that would have no effect.
     """
-    from ..data import is_folder, load_dataset
+    from ..data import NAMED, is_folder, load_dataset
 
-    if data_dir is not None and (dataset == "digits" or is_folder(dataset)):
+    if data_dir is not None and (dataset in ("digits", *NAMED) or is_folder(dataset)):
         raise ValueError(f"--data-dir is where TFDS keeps its data, and {dataset} is none of its sets; leave it out")
     if shape is None or None in shape:
         shape = None

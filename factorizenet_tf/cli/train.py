@@ -45,7 +45,9 @@ def train(
     flip: Annotated[
         bool | None,
         typer.Option(
-            "--flip/--no-flip", help="Mirror half of the images.", show_default="of a named data set but digits"
+            "--flip/--no-flip",
+            help="Mirror half of the images.",
+            show_default="of a named data set but digits and gtsrb",
         ),
     ] = None,
     crop_padding: Annotated[

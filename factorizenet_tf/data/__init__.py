@@ -3,9 +3,11 @@
 from .dataset import Dataset, Split, check_images
 from .images import MAX_PIXELS, RESIZES, check_resize, read_image
 from .load import is_folder, load_dataset
+from .named import NAMED
 
 __all__ = [
     "MAX_PIXELS",
+    "NAMED",
     "RESIZES",
     "Dataset",
     "Split",

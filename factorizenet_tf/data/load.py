@@ -12,6 +12,7 @@ import numpy as np
 from .dataset import Dataset, Split, check_images
 from .folder import read_folder
 from .images import check_resize, fit
+from .named import NAMED, folder_variable, read_named
 from .split import SPLITS, cut_at_random
 from .tfds import read_tfds
 
@@ -21,8 +22,11 @@ TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name/c
 
 
 def is_folder(name: str) -> bool:
-    """Tell whether `load_dataset` takes a name for a folder: it is one, or has slashes as no TFDS name has them."""
-    if name in ("digits", "arrays"):
+    """Tell whether `load_dataset` takes a name for a folder: it is one, or has slashes as no TFDS name has them.
+
+    A folder that is called like a named set is one as long as the set's variable is not set.
+    """
+    if name in ("digits", "arrays") or (name in NAMED and os.environ.get(folder_variable(name))):
         return False
     return Path(name).expanduser().is_dir() or (os.sep in name and not TFDS_NAME.fullmatch(name))
 
@@ -49,9 +53,9 @@ def load_dataset(
     mapped into memory: they may be more than fit there. Another size, other files or newer ones are decoded anew.
 
     Args:
-        name: "digits" (scikit-learn's 1,797 handwritten digits, which come with it); the TFDS name of an image
-            classification set, e.g. "cifar10", with config and version where you want a certain one, "name/config:1.0.0";
-            a folder with one subfolder of images a class, or with such folders called train, val and test (or training,
+        name: "digits" (scikit-learn's 1,797 handwritten digits, which come with it); "tiny_imagenet" or "gtsrb", laid out by
+            `prepare` in the folder that FACTORIZENET_TINY_IMAGENET or FACTORIZENET_GTSRB names; the TFDS name of an image
+            classification set, e.g. "cifar10", with config and version where you want a certain one, "name/config:1.0.0"; a folder with one subfolder of images a class, or with such folders called train, val and test (or training,
             valid, validation, testing, in any case); or arrays: `(images, labels)`, `((images, labels), (test_images,
             test_labels))`, or a dict of such pairs or of `tf.data.Dataset`s, batched or not, by "train", "validation" and
             "test", images uint8 (n, height, width, channels) and labels integers (n,).
@@ -89,7 +93,9 @@ def load_dataset(
         title, classes, images = read_folder(Path(name).expanduser(), shape, resize, **options)
         splits, known, group_by, skip_broken = images.splits, images.sha256, None, False
     else:
-        title, classes, images = read_tfds(name, shape, data_dir, download, resize)
+        is_named = name in NAMED
+        read = read_named(name, shape, resize) if is_named else read_tfds(name, shape, data_dir, download, resize)
+        title, classes, images = read
         splits, known = images.splits, images.sha256
     if group_by is not None or skip_broken or class_names is not None:
         raise ValueError(

@@ -105,7 +105,9 @@ def verify_all(
             if key not in datasets:
                 datasets[key] = _local_dataset(card, data_dir)
             results.append(_verify(card, *datasets[key]))
-            progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}")
+            skipped = [check.what for check in results[-1].checks if check.passed is None]
+            notes = f", {', '.join(skipped)} not checked" if skipped else ""
+            progress.say(f"{card.name}: {'passed' if results[-1].passed else 'FAILED'}{notes}")
             progress.step()
     return results
 

@@ -88,7 +88,7 @@ EIGHT = np.zeros((8, 4, 4, 3), np.uint8)
         ((EIGHT, np.zeros(7, int)), None, r"\(7,\); 8 images"),
         ((EIGHT, np.full(8, -1)), None, "a label is -1"),
         ((EIGHT[:2], np.array([0, 1])), None, "three splits need at least 4"),
-        ("cifar11", None, "no data set 'cifar11'; there are digits, a folder"),
+        ("cifar11", None, "no data set 'cifar11'; there are digits, tiny_imagenet, gtsrb, a folder"),
         ("./nowhere/at-all", None, "no folder"),
     ],
 )

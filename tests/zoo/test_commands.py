@@ -40,6 +40,17 @@ def test_verify_exits_1_where_a_file_is_damaged_and_runs_nothing_of_it(copy, cap
     assert f"1 of 1 models are not what their cards say: {NAME}" in err
 
 
+def test_verify_says_how_many_accuracies_it_left_out(copy, capsys, monkeypatch):
+    text = (copy / "index.json").read_text().replace('"dataset_name": "digits"', '"dataset_name": "gtsrb"')
+    (copy / "index.json").write_text(text)
+    monkeypatch.delenv("FACTORIZENET_GTSRB", raising=False)
+    assert main(["verify", "--all", "--zoo", str(copy)]) == 0
+    out, err = capsys.readouterr()
+    assert "FACTORIZENET_GTSRB is not set" in out
+    assert out.endswith("checks passed; accuracy of 2 not checked\n")
+    assert err.count(": passed, accuracy not checked\n") == 2
+
+
 def test_another_zoos_trouble_is_one_line_on_stderr(tmp_path):
     command = [sys.executable, "-m", "factorizenet_tf.cli", "list", "--best", "--dataset", "cifar10"]
     environment = os.environ | {"FACTORIZENET_ZOO": str(tmp_path / "my-zo")}
