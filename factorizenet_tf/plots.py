@@ -116,23 +116,25 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
     trained = [row for row in rows if row["status"] == "trained"]
     if not trained:
         return
-    is_one_macro = len({row["macro"] for row in trained}) == 1
+    is_model = "middle" in trained[0]  # of a model's layers
+    is_one_macro = is_model or len({row["macro"] for row in trained}) == 1
+    group = "middle" if is_model else "width"
     drawn = [
         {
             "net": row["name"],
-            "width": f"width {row['width']}",
+            group: f"{group} {row[group]}",
             "macs": row["macs"] / 1e6,
             "percent": 100 * row[objective],
         }
         | {"level": str(row["level"]) if is_one_macro else row["name"].removeprefix("fnet-")}
-        for row in sorted(trained, key=lambda row: row["width"])
+        for row in sorted(trained, key=lambda row: row[group])
     ]
     x, y = _macs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
     best = frontier_of(drawn, "macs", "percent")
     line = alt.Chart(pandas.DataFrame(best)).mark_line(color="#333", strokeWidth=1).encode(x, y)
-    points = lines(drawn, x, y, "width", stroke=0)
+    points = lines(drawn, x, y, group, stroke=0)
     named = _names(drawn if len(drawn) <= MAX_NAMES else best, x, y, "level")
-    named_by = "the stages' levels" if is_one_macro else "macro-architecture and levels"
+    named_by = "the levels" if is_one_macro else "macro-architecture and levels"
     subtitle = f"line: not beaten with fewer MACs; at the points: {named_by}"
     save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
 

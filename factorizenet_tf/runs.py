@@ -36,6 +36,9 @@ SPEC_FILE = "spec.json"
 RECIPE_FILE = "recipe.json"
 DATASET_FILE = "dataset.json"
 INITIAL_FILE = "initial.json"
+TABLE_FILE = (
+    "table.csv"  # what each layer of a model bears, by which a search over it goes; it is there before the rest
+)
 START_FILE = "start.h5"  # what a factorized net's tuning starts from; it is there before the rest
 CHECKPOINT_FILE = "checkpoint.npz"
 HISTORY_FILE = "history.csv"
@@ -192,8 +195,9 @@ def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
         OSError: it cannot be made or written.
     """
     remove_partial_files(folder)
+    own = {START_FILE, TABLE_FILE}  # written before the rest
     present = sorted(name for name in texts if (folder / name).exists())
-    if not present and folder.exists() and any(folder.iterdir()) and not (folder / START_FILE).exists():
+    if not present and folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in own):
         raise ValueError(f"the folder {folder} holds other files and no {what}; choose a new one")
     differences = []
     for name in present:

@@ -298,7 +298,7 @@ def work_search_start(options) -> bool:
 
 def proposals(widths) -> tuple[int, list[float]]:
     """(nets in the space, CPU seconds of each proposal, its files included) of a whole search under a budget."""
-    from factorizenet_tf.tuner.oracle import FactorizationOracle, spec_of
+    from factorizenet_tf.tuner.oracle import FactorizationOracle
     from factorizenet_tf.tuner.space import macs
 
     oracle = FactorizationOracle(ModelSpec(0, stages=SEARCH_STAGES), max_macs=20_000_000, widths=widths)
@@ -311,7 +311,7 @@ def proposals(widths) -> tuple[int, list[float]]:
             times.append(time.thread_time() - start)
             if trial.status != "RUNNING":
                 return oracle.space.count(), times
-            accuracy = 0.5 + 0.02 * math.log(macs(spec_of(oracle.space, trial.hyperparameters.values)))
+            accuracy = 0.5 + 0.02 * math.log(macs(oracle.space.net_from(trial.hyperparameters.values)))
             oracle.update_trial(trial.trial_id, {oracle.objective.name: accuracy})
             trial.status = "COMPLETED"
             oracle.end_trial(trial)

@@ -28,7 +28,7 @@ import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
 from factorizenet_tf.requirement import amount
-from factorizenet_tf.tuner.oracle import keras_tuner, search_space, spec_of
+from factorizenet_tf.tuner.oracle import keras_tuner, search_space
 from factorizenet_tf.tuner.progressive import Result, Search, propose
 from factorizenet_tf.tuner.space import Space, macs
 
@@ -276,7 +276,7 @@ def _stock(spending, kind: Callable, seed: int, options: dict):
                 return
             values = trial.hyperparameters.values
             until = values.get("tuner/epochs", spending.table.epochs)
-            accuracy = spending.train(spec_of(space, values), until, values.get("tuner/initial_epoch", 0))
+            accuracy = spending.train(space.net_from(values), until, values.get("tuner/initial_epoch", 0))
             oracle.update_trial(trial.trial_id, {"accuracy": accuracy})
             trial.status = "COMPLETED"
             oracle.end_trial(trial)

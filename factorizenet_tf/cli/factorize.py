@@ -13,7 +13,11 @@ from ..files import atomic_write, check_new, write_text
 from ..runs import START_FILE
 from . import options
 
-__all__ = ["factorize"]
+__all__ = ["factorize", "shown_source"]
+
+RECIPE = ("epochs", "qat_epochs", "learning_rate", "seed")  # fields of it that are options
+OF_DATA = ("dataset", "images", "size", "resize", "group_by", "skip_broken")
+SHOWN = (*RECIPE, *OF_DATA, "stem", "pixel_range", "pixel_mean", "pixel_deviation", "zoo_")  # on a card
 
 
 def factorize(
@@ -65,11 +69,15 @@ def factorize(
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
+    seed: Annotated[int | None, typer.Option(help="Of everything random in --run.", show_default="0")] = None,
     stem: Annotated[bool, typer.Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
     pixel_deviation: options.PixelDeviation = None,
     size: options.OpenSize = None,
+    resize: options.Resize = None,
+    group_by: options.GroupBy = None,
+    skip_broken: options.SkipBroken = False,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
@@ -84,7 +92,7 @@ def factorize(
     if is_table_alone:
         options.refuse_unused(context, "the table alone factorizes nothing", "out", "run")
     if run is None:
-        options.refuse_unused(context, "without --run nothing is trained", "epochs", "qat_epochs", "learning_rate")
+        options.refuse_unused(context, "without --run nothing is trained", *RECIPE)
     elif not images:
         raise ValueError("--images is 0 and --run is given; leave one of them out")
     is_begun = run is not None and (run / START_FILE).exists()
@@ -114,7 +122,9 @@ def factorize(
     source = resolve(model, zoo_dir=zoo_, **options.own_model(context)).with_precision("float")
     own = without_softmax(source.float_model())
     offered = levels_of_layers(own, stem=stem)
-    limit = None if max_macs is None else _macs(max_macs, count_macs(own))
+    limit = None
+    if max_macs is not None:
+        limit = options.limits_of({"max_macs": max_macs}, {"max_macs": count_macs(own)})["max_macs"]
     data, calibration = None, None
     if images:
         if dataset is None:
@@ -123,7 +133,10 @@ def factorize(
             context, dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:], source=source
         )
         calibration = data.calibration(images)
-    command = None if run is None else _shown_command(context, source, data, run)
+    command = None
+    if run is not None:
+        start, comment = shown_source(context, source, data, "level", "middle", "max_macs")
+        command = f"{start} --run runs/{run.resolve().name}{comment}"
     found, result = None, load_begun(run, command) if is_begun else None
     with Progress(not quiet) as progress:
         if by_table and not is_begun:
@@ -158,11 +171,9 @@ def factorize(
     if run is not None:
         from ..models.architecture import architecture_of
         from ..models.keras3 import quantizable
-        from ..recipe import tuning_recipe_for
         from ..training.train import train
 
-        given = {"epochs": epochs, "qat_epochs": qat_epochs, "learning_rate": learning_rate}
-        recipe = tuning_recipe_for(data.name, **{name: value for name, value in given.items() if value is not None})
+        recipe = options.recipe_from(context, data.name, is_tuning=True)
         result = quantizable(result)
         spec = architecture_of(result, run.resolve().name)
         if not is_begun:
@@ -181,16 +192,25 @@ def factorize(
         print(f"{out}; make it int8 with `factorizenet quantize {out} --dataset ... --out ...`")
 
 
-def _shown_command(context, source, data, run) -> str:
-    """Write the command for a card: without folders of this machine."""
+def shown_source(context, source, data, *own: str) -> tuple[str, str]:
+    """Write the beginning of the command that tunes a net of a source, for a card: without folders of this machine.
+
+    Args:
+        context: Typer's, of a command that has this one's options.
+        source, data: the original net, and what it is tuned on.
+        own: further parameters that are written where they were given.
+
+    Returns:
+        The beginning, to which --run belongs, and a comment.
+    """
     from ..zoo.publishing import shown_sources
     from ..zoo.store import other_zoo
 
     name, initial, zoo, comment = shown_sources(data.name, source.reference, other_zoo(source.zoo))
     values = context.params | {"dataset": name, "zoo_": zoo}
-    left_out = ("model", "out", "table", "figure", "run", "data_dir", "quiet", "as_json")
+    left_out = tuple(parameter for parameter in context.params if parameter not in (*SHOWN, *own))
     given = options.shown_options(context, values, left_out, ("dataset", "zoo_"))
-    return f"factorizenet factorize {shlex.quote(str(initial))} {given} --run runs/{run.resolve().name}{comment}"
+    return f"factorizenet factorize {shlex.quote(str(initial))} {given}", comment
 
 
 def _by_layer(name, text, kind):
@@ -201,21 +221,6 @@ def _by_layer(name, text, kind):
         return {layer: kind(number) for layer, number in (part.rsplit("=", 1) for part in text.split(","))}
     except ValueError:
         raise ValueError(f"{name} is {text!r}; give one number, or layer=number joined by commas") from None
-
-
-def _macs(text, own: int) -> float:
-    """Read a share of the net's own MACs, or an amount."""
-    from ..requirement import amount
-
-    if not text.endswith("%"):
-        return amount(text)
-    try:
-        share = float(text[:-1])
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 100:
-        raise ValueError(f"max_macs is {text!r}; a share must be above 0 % and at most 100 %")
-    return share / 100 * own
 
 
 def _rows(own, result, names) -> list[dict]:

@@ -109,11 +109,39 @@ def limits_from(context: typer.Context) -> dict[str, float]:
     return _given(context, Requirement)
 
 
-def recipe_from(context: typer.Context, dataset: str, **changes):
-    """Make the `Recipe` of a data set, with `changes` and, before them, those of its fields that the user gave."""
-    from ..recipe import Recipe, recipe_for
+def limits_of(given: dict[str, str], own: dict[str, float] | None = None) -> dict[str, float]:
+    """Read limits, by the fields of a `Requirement`: amounts or, where a net's own costs are given, shares of them, "50%".
 
-    return recipe_for(dataset, begun=context.params.get("out"), **changes | _given(context, Recipe))
+    Raises:
+        ValueError: a limit is neither; the message names it.
+    """
+    from ..requirement import amount
+
+    found = {}
+    for name, text in given.items():
+        option = f"--{name.replace('_', '-')}"
+        try:
+            if text.endswith("%"):
+                if own is None:
+                    raise ValueError("a share is of --model's own; give an amount")
+                if not 0 < float(text[:-1]) <= 100:
+                    raise ValueError("a share must be above 0 % and at most 100 %")
+                found[name] = float(text[:-1]) / 100 * own[name]
+                found[name] = found[name] if name == "max_latency_ms" else int(found[name])
+            else:
+                found[name] = float(text) if name == "max_latency_ms" else amount(text)
+        except ValueError as error:
+            raise ValueError(f"{option} is {text!r}; {str(error).removeprefix(f'{text!r} is no amount; ')}") from None
+    return found
+
+
+def recipe_from(context: typer.Context, dataset: str, *, is_tuning: bool = False, **changes):
+    """Make the `Recipe` of a data set, or of tuning on it, with `changes` and, before them, the fields that the user gave."""
+    from ..recipe import Recipe, recipe_for, tuning_recipe_for
+
+    return (tuning_recipe_for if is_tuning else recipe_for)(
+        dataset, begun=context.params.get("out"), **changes | _given(context, Recipe)
+    )
 
 
 def own_model(context: typer.Context) -> dict:

@@ -8,21 +8,56 @@ from typing import Annotated
 
 import typer
 
-from ..console import print_json, require_extra
+from ..console import Progress, print_json, require_extra
 from . import options
 
 __all__ = ["search"]
+
+LIMITS = ("max_macs", "max_size_bytes", "max_ram_bytes", "max_latency_ms")
+PIXELS = ("pixel_range", "pixel_mean", "pixel_deviation")
+TABLE_IMAGES = 256  # of those that the layers are fitted on, for the table of what each bears
+
+
+def _limit(help):
+    return typer.Option(help=f"{help} With --model a share of its own, too: 50%.", metavar="AMOUNT|SHARE")
 
 
 def search(
     context: typer.Context,
     dataset: options.DatasetOption,
     out: Annotated[Path, typer.Option(help="The search's folder; the same command continues it.")],
-    max_macs: options.MaxMacs = None,
-    max_size_bytes: options.MaxSizeBytes = None,
-    max_ram_bytes: options.MaxRamBytes = None,
-    max_latency_ms: options.MaxLatencyMs = None,
+    max_macs: Annotated[str | None, _limit("MACs of one image at most, e.g. 12.5M.")] = None,
+    max_size_bytes: Annotated[str | None, _limit("Bytes of the int8 .tflite at most, e.g. 100k.")] = None,
+    max_ram_bytes: Annotated[
+        str | None, _limit("Bytes of the arena of TensorFlow Lite Micro's reference kernels at most (extra micro).")
+    ] = None,
+    max_latency_ms: Annotated[
+        str | None, _limit("Milliseconds of one int8 inference at most, one thread, here.")
+    ] = None,
     min_accuracy: options.MinAccuracy = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Factorize this net instead of building nets: your tf_keras or Keras 3 model, a -float name, a run."
+        ),
+    ] = None,
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="With --model: layers that share a level, those of one resolution, each, or a file of name patterns, one a line."
+        ),
+    ] = "resolution",
+    middle: Annotated[
+        str, typer.Option(help="With --model: channels between the two parts by those before, to choose from.")
+    ] = "1,2,3",
+    images: Annotated[int, typer.Option(help="With --model: training images that the layers are fitted on.")] = 512,
+    stem: Annotated[
+        bool, typer.Option("--stem", help="With --model: factorize convolutions that read the image, too.")
+    ] = False,
+    pixel_range: options.PixelRange = None,
+    pixel_mean: options.PixelMean = None,
+    pixel_deviation: options.PixelDeviation = None,
+    zoo_: options.ZooOption = None,
     width: Annotated[str, typer.Option(help="Channels of the stem; several joined by commas to choose from.")] = "16",
     size: options.DataSize = None,
     channels: options.DataChannels = None,
@@ -40,6 +75,9 @@ def search(
     ] = None,
     epochs: options.Epochs = None,
     qat_epochs: options.QatEpochs = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the float epochs.", show_default="the recipe's")
+    ] = None,
     max_trials: Annotated[int | None, typer.Option(help="Nets to train at most.", show_default="as needed")] = None,
     patience: Annotated[int, typer.Option(help="Rounds without a better net before the end.")] = 3,
     inherit: Annotated[bool, typer.Option("--inherit", help="Start nets from the weights of the one before.")] = False,
@@ -59,20 +97,22 @@ def search(
 ):
     """Find the best net for a requirement, training few."""
     from ..requirement import Requirement
-    from ..tuner.space import Space
 
-    requirement = Requirement(**options.limits_from(context))
-    recipe = options.recipe_from(context, dataset)
-    widths = _numbers("width", width, "it must be a multiple of 8, or several joined by commas: 8,16")
-    choices = {
-        "macros": tuple(macros.split(",")) if macros else (),
-        "blocks": _numbers("blocks", blocks, "give numbers joined by commas, or the first and the last: 1-4"),
-        "channels": _numbers("stage-channels", stage_channels, "give multiples joined by commas: 0.5,1,2", float),
-    }
-    if macros and macro:
-        raise ValueError("--macro and --macros are given; give one of them")
-    for each in widths:  # what is wrong with the nets, and what is not installed, is said before anything is loaded
-        Space(options.spec_from("0", each, size, channels, 10, macro), (each,), **choices)
+    given = {name: context.params[name] for name in LIMITS if context.params[name] is not None}
+    if model is None:
+        reason = "without --model the package's own nets are searched"
+        options.refuse_unused(context, reason, "groups", "middle", "images", "stem", *PIXELS, "zoo_")
+        requirement = Requirement(**options.limits_of(given), min_accuracy=min_accuracy)
+        choices = _choices(context)
+    else:
+        of_own = ("width", "channels", "macro", "macros", "blocks", "stage_channels", "inherit")
+        options.refuse_unused(context, "with --model its own layers are factorized", *of_own)
+        Requirement(**options.limits_of(given, dict.fromkeys(given, 100)), min_accuracy=min_accuracy)
+        choices = {"middles": _numbers("middle", middle, "give numbers joined by commas: 1,2,3", float)}
+        choices["groups"] = _patterns(groups)
+        if images < 1:
+            raise ValueError(f"images is {images}; it must be at least 1")
+    recipe = options.recipe_from(context, dataset, is_tuning=model is not None)
     for option, value in (("--max-ram-bytes", max_ram_bytes), ("--publish", publish)):
         if value is not None:
             require_extra("tflite_micro", extra="micro", what=f"{option}: measuring RAM")
@@ -82,24 +122,18 @@ def search(
             from ..tuner.ray_executor import RayExecutor
 
             executor = stack.enter_context(RayExecutor(ray))
-        data = options.load_data(context, dataset, size, channels, data_dir)
-        spec = options.spec_from("0", widths[0], None, None, data.num_classes, macro, input_shape=data.image_shape)
+        if model is None:
+            data = options.load_data(context, dataset, size, channels, data_dir)
+            nets = options.spec_from("0", choices["widths"][0], None, None, data.num_classes, macro, data.image_shape)
+        else:
+            data, nets, costs = _model_space(context, choices, given)
+            requirement, choices = Requirement(**options.limits_of(given, costs), min_accuracy=min_accuracy), {}
         from ..tuner import search as searching
         from ..tuner.oracle import FactorizationOracle
 
-        oracle = FactorizationOracle(
-            spec, requirement, widths=widths, **choices, seed=seed, max_trials=max_trials, patience=patience
-        )
-        found = searching.search(
-            oracle,
-            data,
-            out=out,
-            recipe=recipe,
-            inherit=inherit,
-            prune=prune,
-            executor=executor,
-            verbose=not quiet,
-        )
+        oracle = FactorizationOracle(nets, requirement, **choices, seed=seed, max_trials=max_trials, patience=patience)
+        how = {"recipe": recipe, "inherit": inherit, "prune": prune, "executor": executor}
+        found = searching.search(oracle, data, out=out, **how, verbose=not quiet)
     if publish is not None:
         searching.publish_found(found, publish, verbose=not quiet)
     if as_json:
@@ -109,11 +143,96 @@ def search(
         files = [name for name in ("results.csv", "summary.txt", "frontier.png") if (found.folder / name).exists()]
         print(f"{found.folder}: {', '.join(files)}")
     if found.best is None and not any(row["status"] == "trained" for row in found.rows):
-        from ..tuner.budget import measured_costs, what_would_fit
-
-        raise RuntimeError(f"no net fits: {what_would_fit(oracle.space, requirement, measured_costs(requirement))}")
+        raise RuntimeError(f"no net fits: {_what_would_help(oracle)}")
     if not found.meets_requirement:
         raise RuntimeError("no net was found that meets the requirement; the best one is in the results")
+
+
+def _choices(context) -> dict:
+    """Read what there is to choose from of the package's own nets; what is wrong with it is said before data is loaded."""
+    from ..tuner.space import Space
+
+    given = context.params
+    choices = {
+        "widths": _numbers("width", given["width"], "it must be a multiple of 8, or several joined by commas: 8,16"),
+        "macros": tuple(given["macros"].split(",")) if given["macros"] else (),
+        "blocks": _numbers("blocks", given["blocks"], "give numbers joined by commas, or the first and the last: 1-4"),
+        "channels": _numbers(
+            "stage-channels", given["stage_channels"], "give multiples joined by commas: 0.5,1,2", float
+        ),
+    }
+    if given["macros"] and given["macro"]:
+        raise ValueError("--macro and --macros are given; give one of them")
+    for width in choices["widths"]:
+        spec = options.spec_from("0", width, given["size"], given["channels"], 10, given["macro"])
+        Space(spec, **choices | {"widths": (width,)})
+    return choices
+
+
+def _model_space(context, choices, limits):
+    """Load a model, its data and the table of what its layers bear; give data, space, and the model's own costs."""
+    import pandas
+
+    from ..cost import count_macs
+    from ..files import write_text
+    from ..loading import resolve
+    from ..models.factorize import factorization_table
+    from ..models.quantize import without_softmax
+    from ..runs import TABLE_FILE
+    from ..tuner.model_space import ModelSpace
+    from ..tuner.space import measure
+    from .factorize import shown_source
+
+    given = context.params
+    source = resolve(given["model"], zoo_dir=given["zoo_"], **options.own_model(context)).with_precision("float")
+    model = without_softmax(source.float_model())
+    data = options.load_data(
+        context, given["dataset"], None, None, given["data_dir"], shape=model.input_shape[1:], source=source
+    )
+    images, path = data.calibration(given["images"]), given["out"] / TABLE_FILE
+    of_layers = {"middle": choices["middles"], "stem": given["stem"]}
+    if path.exists():
+        try:
+            table = pandas.read_csv(path)
+            table[["layer", "groups", "macs", "logits_error_int8"]]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to have it measured again") from None
+    else:
+        ModelSpace(model, images, stem=given["stem"], **choices)  # what is wrong is said before the table is measured
+        with Progress(not given["quiet"]) as progress:
+            progress.bar("what each layer bears", len(model.layers) - 1)
+            table = factorization_table(model, images[:TABLE_IMAGES], **of_layers, advance=progress.step)
+        if not given["out"].exists() or not any(given["out"].iterdir()):
+            given["out"].mkdir(parents=True, exist_ok=True)
+            write_text(path, table.to_csv(index=False))
+    named = {"name": source.name.removesuffix("-float"), "reference": source.reference}
+    space = ModelSpace(
+        model, images, stem=given["stem"], **choices, **named, table=table, command=shown_source(context, source, data)
+    )
+    costs = {"max_macs": count_macs(model)}
+    if any(str(limit).endswith("%") for name, limit in limits.items() if name != "max_macs"):
+        own = measure(space.original, [name.removeprefix("max_") for name in limits if name != "max_macs"])
+        costs |= {f"max_{cost}": value for cost, value in own.items()}
+    return data, space, costs
+
+
+def _what_would_help(oracle) -> str:
+    from ..tuner.budget import measured_costs, what_would_fit
+    from ..tuner.space import Space
+
+    if isinstance(oracle.space, Space):
+        return what_would_fit(oracle.space, oracle.requirement, measured_costs(oracle.requirement))
+    return "give larger limits, or smaller --middle"
+
+
+def _patterns(groups: str) -> str | tuple[str, ...]:
+    """Read how layers are grouped: a word, or a file of name patterns, one a line."""
+    if groups in ("resolution", "each"):
+        return groups
+    try:
+        return tuple(filter(None, map(str.strip, Path(groups).read_text().splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"groups is {groups!r}; give resolution, each, or a file of name patterns ({error})") from None
 
 
 def _numbers(name, text, remedy, kind=int):

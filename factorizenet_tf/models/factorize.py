@@ -32,7 +32,7 @@ from .native import use_native_kernels
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers"]
+__all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "splits_of_layers"]
 
 BATCH = 64
 MAX_PLACES = 131_072  # of a layer's output over all images, beyond which a sample of them is fitted on
@@ -128,6 +128,29 @@ def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, lis
             f"the model {model.name!r} has no convolution to factorize: none larger than 1x1 that a level makes cheaper, "
             "but for one that reads the image (stem=True takes it, too)"
         )
+    return found
+
+
+def splits_of_layers(
+    model: keras.Model, middle: Sequence[float], *, stem: bool = False
+) -> dict[str, dict[tuple[int, float], tuple[int, int, int]]]:
+    """Give for each convolution that can be factorized what it becomes, by the levels and middles that make it cheaper.
+
+    Args:
+        model, stem: as for `factorize`, whose errors it raises.
+        middle: those to choose from.
+
+    Returns:
+        By layer and (level, middle): groups, channels between the parts (0: one layer), MACs. (0, 1) is the layer as it is.
+    """
+    found = {}
+    for name, levels in levels_of_layers(model, stem=stem).items():
+        layer = model.get_layer(name)
+        found[name] = {(0, 1): (_groups(layer), 0, _macs(layer))}
+        for level, one in ((level, one) for level in levels[1:] for one in middle):
+            split = _split(layer, level, one)
+            if split is not None and split.macs < _macs(layer):
+                found[name][level, one] = (split.groups, split.inner, split.macs)
     return found
 
 

@@ -11,7 +11,7 @@ from ..cost import cost_rows
 from ..macro import MACROS
 from ..requirement import Requirement
 from ..spec import ModelSpec
-from .space import Space, macs, measure
+from .space import NetSpace, Space, macs, measure
 
 __all__ = ["check_budget", "least_costs", "measured_costs", "what_would_fit"]
 
@@ -20,9 +20,16 @@ UNITS = {"macs": "MACs", "size_bytes": "bytes of file", "ram_bytes": "bytes of R
 ALL = "a width of 8, half the size and grey together"
 
 
-def check_budget(space: Space, requirement: Requirement) -> None:
+def check_budget(space: NetSpace, requirement: Requirement) -> None:
     """Raise ValueError where the specs alone say that no net can fit; it names the smallest net, and what would fit."""
     smallest = space.smallest()
+    if not isinstance(space, Space):
+        if macs(smallest) > requirement.limits.get("macs", math.inf):
+            raise ValueError(
+                f"max_macs is {requirement.max_macs:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs; give at "
+                "least these, or smaller middles, or let the layers that read the image be factorized, too (--stem)"
+            )
+        return
     weight_bytes = least_costs(smallest)["size_bytes"]
     stem_bytes = min(least_costs(family.base)["ram_bytes"] for family in space.families)
     name = f"the smallest net, {smallest.name},"

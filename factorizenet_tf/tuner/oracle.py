@@ -17,19 +17,18 @@ import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from ..files import remove_partial_files, write_text
-from ..requirement import COSTS, Requirement
-from ..spec import ModelSpec, max_level
+from ..requirement import COSTS, MEASURED, Requirement
+from ..spec import ModelSpec
 from .budget import check_budget
 from .progressive import Proposal, Result, Search, SearchState, effects, propose
-from .space import MeasuredCosts, Space, at_level, macs, uniform
+from .space import MeasuredCosts, NetSpace, Space, macs
 
-__all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity", "spec_of"]
+__all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity"]
 
 # What the oracle tells the tuner beside the net, among a trial's hyperparameter values.
 PARENT, REASON, ROUND, THRESHOLD = "walk/parent", "walk/reason", "walk/round", "walk/threshold"
 CURVE = "val_float_accuracy_epoch_{}"
 PRUNED = "pruned"
-CHOICES = ("macros", "blocks", "channels")  # of a `Space` besides levels and widths
 ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
 
 
@@ -40,22 +39,14 @@ def search_space(spec: ModelSpec, widths: tuple[int, ...] | None = None) -> kera
         spec: gives the stages, and the width unless `widths` is given.
         widths: of the stem; where there are several, a Choice `width`.
     """
-    space = Space(spec, (spec.width,) if widths is None else tuple(widths))
-    hyperparameters = keras_tuner.HyperParameters()
-    lasts = [uniform(family.base)[-1].levels for family in space.families]
-    for number, last in enumerate(map(max, zip(*lasts)), 1):
-        hyperparameters.Choice(f"stage{number}", list(range(last + 1)))
-    if len(space.widths) > 1:
-        hyperparameters.Choice("width", list(space.widths))
-    return hyperparameters
+    return _hyperparameters(Space(spec, (spec.width,) if widths is None else tuple(widths)))
 
 
-def spec_of(space: Space, values: dict) -> ModelSpec:
-    """Give the net of hyperparameter values; a level above a stage's last is clipped to it."""
-    width = int(values.get("width", space.widths[0]))
-    base = space.of_macro(values["macro"], width) if "macro" in values else space.net(0, width)
-    levels = (int(values[f"stage{number}"]) for number in range(1, len(base.stages) + 1))
-    return at_level(base, tuple(min(level, max_level(base)) for level in levels))
+def _hyperparameters(space: NetSpace) -> keras_tuner.HyperParameters:
+    found = keras_tuner.HyperParameters()
+    for name, values in space.values_to_choose().items():
+        found.Choice(name, values)
+    return found
 
 
 def metrics_of(objective: str, accuracy: float, curve: list[float], pruned: bool) -> dict[str, float]:
@@ -78,13 +69,10 @@ def result_of(trial: Trial, objective: str) -> Result:
     return Result(value(objective), tuple(curve), bool(value(PRUNED)))
 
 
-def space_identity(space: Space, requirement: Requirement | None, objective: str) -> dict:
+def space_identity(space: NetSpace, requirement: Requirement | None, objective: str) -> dict:
     """Give what a search, with a stock oracle, too, must have in common with the one whose folder it goes on in."""
-    spec = json.loads(space.spec.to_json())
-    of_spec = ("input_shape", "num_classes", "stages", "stem_stride", "last_channels")
     return {
-        **{name: spec[name] for name in of_spec if name in spec},
-        **{name: list(getattr(space, name)) for name in ("widths", *CHOICES) if getattr(space, name)},
+        **space.identity(),
         **{f"max_{cost}": None if requirement is None else requirement.limits.get(cost) for cost in COSTS},
         "min_accuracy": None if requirement is None else requirement.min_accuracy,
         "objective": objective,
@@ -99,7 +87,8 @@ class FactorizationOracle(keras_tuner.Oracle):
     MACs that reach it.
 
     Args:
-        spec: gives input shape, classes, stages, and the width unless `widths` is given; its level does not matter.
+        spec: gives input shape, classes, stages, and the width unless `widths` is given; its level does not matter. Or a
+            `ModelSpace`: the nets that a model may become, and nothing else is given of what to choose from.
         requirement: budgets and floor. Its fields can be given in its place: `max_macs=4_000_000`.
         widths: of the stem, to choose from; None: the spec's.
         macros, blocks, channels: to choose from, too, as for `Space`.
@@ -116,7 +105,7 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: ModelSpec | NetSpace,
         requirement: Requirement | None = None,
         *,
         widths: tuple[int, ...] | None = None,
@@ -132,10 +121,15 @@ class FactorizationOracle(keras_tuner.Oracle):
         if requirement is not None and limits:
             raise TypeError(f"requirement and {', '.join(limits)} are given; put all limits into the requirement")
         self.requirement = requirement or Requirement(**limits)
-        widths = (spec.width,) if widths is None else tuple(map(operator.index, widths))
-        if not widths:
-            raise ValueError("widths is empty; give at least one, or None for the spec's own")
-        self.space = Space(spec, *(tuple(dict.fromkeys(some)) for some in (widths, macros, blocks, channels)))
+        if isinstance(spec, NetSpace):
+            if widths is not None or macros or blocks or channels:
+                raise ValueError("widths, macros, blocks and channels are of the package's own nets; leave them out")
+            self.space = spec
+        else:
+            widths = (spec.width,) if widths is None else tuple(map(operator.index, widths))
+            if not widths:
+                raise ValueError("widths is empty; give at least one, or None for the spec's own")
+            self.space = Space(spec, *(tuple(dict.fromkeys(some)) for some in (widths, macros, blocks, channels)))
         self.patience = operator.index(patience)
         max_trials = None if max_trials is None else operator.index(max_trials)
         if patience < 0:
@@ -152,7 +146,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         super().__init__(
             objective=objective,
             max_trials=max_trials,
-            hyperparameters=search_space(spec, self.space.widths),
+            hyperparameters=_hyperparameters(self.space),
             seed=1,
         )
         self.seed = self._seed_state = 0 if seed is None else operator.index(seed)  # the base class takes 0 for none
@@ -181,12 +175,14 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def net(self, trial: Trial) -> ModelSpec:
         """Give the net of a trial."""
-        return spec_of(self.space, trial.hyperparameters.values)
+        return self.space.net_from(trial.hyperparameters.values)
 
     def violation(self, spec: ModelSpec) -> str | None:
         """Say which budget a net is over, or None where it fits; its measured costs are taken where MACs do not tell."""
         reason = self.requirement.violation({"macs": macs(spec)})
-        return reason or self.requirement.violation(self.costs.measure(spec))
+        if reason or not self.requirement.limits.keys() & set(MEASURED):
+            return reason
+        return self.requirement.violation(self.costs.measure(self.space.spec_of(spec)))
 
     def populate_space(self, trial_id: str) -> dict:
         """Give the next net; IDLE while the others of its batch are trained, STOPPED at the end."""
@@ -206,12 +202,7 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def _values(self, proposal: Proposal) -> dict:
         trial_ids = {self.net(trial): trial_id for trial_id, trial in self.trials.items()}
-        values = {f"stage{number}": level for number, level in enumerate(proposal.spec.levels, 1)}
-        if len(self.space.widths) > 1:
-            values["width"] = proposal.spec.width
-        if self.space.has_macros:
-            values["macro"] = proposal.spec.macro
-        return values | {
+        return self.space.values_of(proposal.spec) | {
             PARENT: trial_ids.get(proposal.parent, ""),
             REASON: proposal.reason,
             ROUND: proposal.round,

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..spec import ModelSpec
-from .space import at_level, choices_of, distinct, macs, uniform
+from .space import distinct, macs
 from .state import SAMPLED, Proposal, Result, Search, SearchState, in_proportion, tie_break
 from .surrogate import AdditiveGP
 
@@ -54,14 +54,18 @@ def propose(search: Search, results: Mapping[ModelSpec, Result]) -> SearchState:
 
 
 def _batches(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
-    yield from _uniform_levels(state)
+    space = state.search.space
+    if space.trend(space.sample(1, np.random.default_rng(0))) is not None:
+        yield "what was measured before any training", state.batch(_next_batch(state))
     if state.best is None:
-        return
-    yield "each stage alone", state.batch(_one_stage_coarse(state))
-    if state.search.space.has_macros:
-        yield "each stage regular", state.batch(_one_stage_regular(state))
+        yield from _uniform_levels(state)
+        if state.best is None:
+            return
+        yield "each stage alone", state.batch(_one_stage_coarse(state))
+        if space.has_more_than_levels:
+            yield "each stage regular", state.batch(_one_stage_regular(state))
     idle = 0
-    while idle < state.search.patience * state.search.space.kinds_of_choice:
+    while idle < state.search.patience * space.kinds_of_choice:
         before = state.best
         batch = state.batch(_next_batch(state))
         if not batch:
@@ -76,8 +80,8 @@ def _uniform_levels(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     The two coarsest are trained first; of each of several macro-architectures the coarsest.
     """
     space = state.search.space
-    levels = {family: [spec for spec in uniform(family.base) if state.fits(spec)] for family in space.families}
-    first = 1 if space.macros else UNIFORM_PATIENCE
+    levels = dict(enumerate([spec for spec in specs if state.fits(spec)] for specs in space.uniform()))
+    first = 1 if space.has_macros else UNIFORM_PATIENCE
     if not any(levels.values()):
         yield from _fallback_start(state)
         return
@@ -108,9 +112,9 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     Looked at are nets that differ from a uniform level in one choice and, where blocks or channels are choices, some drawn.
     """
     search, space = state.search, state.search.space
-    uniform_nets = [spec for family in space.families for spec in uniform(family.base)]
+    uniform_nets = [spec for specs in space.uniform() for spec in specs]
     rows = space.neighbours(np.array([space.row_of(spec) for spec in uniform_nets]))
-    if space.has_macros:
+    if space.has_more_than_levels:
         rows = distinct(np.concatenate([rows, search.drawn[: SAMPLED // 8]]))
     specs = [spec for spec in map(space.net_of, _largest_within(state, rows)) if spec not in uniform_nets]
     specs.sort(key=lambda spec: (-macs(spec), tie_break(spec, search.seed)))
@@ -118,7 +122,7 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     for spec in (spec for first in range(step) for spec in specs[first::step]):
         if state.fits(spec):
             misses = 0
-            what = "fewer blocks or channels" if space.has_macros else "one stage at another level"
+            what = "other choices in a stage" if space.has_more_than_levels else "one stage at another level"
             why = f"no uniform level fits; the coarsest found that does, {what}"
             yield "where no uniform level fits", state.batch([(spec, why, None)])
             if state.best is not None:  # else its training failed
@@ -131,24 +135,25 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
 
 def _one_stage_coarse(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
     """For each stage give the net that has it as coarse as fits and the others at the last level."""
-    finest = uniform(state.best)[-1]
+    space = state.search.space
+    finest = space.with_levels(state.best, None)
     for stage, last in enumerate(finest.levels):
         for level in range(last):
-            spec = at_level(finest, (*finest.levels[:stage], level, *finest.levels[stage + 1 :]))
+            spec = space.with_levels(finest, (*finest.levels[:stage], level, *finest.levels[stage + 1 :]))
             if state.fits(spec):
-                why = f"stage {stage + 1} as coarse as fits, the others at the last level"
+                why = f"{space.stage_names[stage]} as coarse as fits, the others at the last level"
                 yield spec, why, _closest_trained(state, spec)
                 break
 
 
 def _one_stage_regular(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
     """For each stage give a net that has it at level 0, of those drawn the largest that fits, whatever else it has."""
-    drawn = _largest_within(state, state.search.drawn)
-    levels = state.search.space.values(drawn)[2]
-    for stage in range(levels.shape[1]):
-        regular = map(state.search.space.net_of, drawn[levels[:, stage] == 0][:MAX_COST_CHECKS])
-        for spec in itertools.islice((spec for spec in regular if len(spec.stages) > stage and state.fits(spec)), 1):
-            yield spec, f"stage {stage + 1} regular, and as large as fits", _closest_trained(state, spec)
+    space, drawn = state.search.space, _largest_within(state, state.search.drawn)
+    levels = drawn[:, -space.num_stages :]
+    for stage, name in enumerate(space.stage_names):
+        regular = map(space.net_of, drawn[levels[:, stage] == 0][:MAX_COST_CHECKS])
+        for spec in itertools.islice((spec for spec in regular if len(spec.levels) > stage and state.fits(spec)), 1):
+            yield spec, f"{name} regular, and as large as fits", _closest_trained(state, spec)
 
 
 # What promises most: of a space that can be held among all nets, else near the best ones
@@ -198,7 +203,9 @@ def _chosen(state, results):
             continue
         fits[spec] = 1
         parent = _closest_trained(state, spec)
-        chosen.append((spec, _reason(spec, parent, mean[nets[spec]], deviation[nets[spec]]), parent))
+        chosen.append(
+            (spec, _reason(state.search.space, spec, parent, mean[nets[spec]], deviation[nets[spec]]), parent)
+        )
         # As if it were trained, with what is expected of it (kriging believer): nets near it become more certain.
         deviation = model.deviation([*accuracies, *(net for net, *_ in chosen)])
     return chosen
@@ -215,7 +222,7 @@ def _near_what_promises(
     search, space, limit = state.search, state.search.space, state.macs_limit()
     random = np.random.default_rng([search.seed % 2**32, len(state.proposals)])
     drawn = _largest_within(state, search.sample(len(state.proposals)))[: SAMPLED // 8]
-    trained = np.array([space.row_of(spec) for spec in state.ranked[:CLIMBERS]])
+    trained = np.array([space.row_of(spec) for spec in state.ranked[:CLIMBERS] or [space.smallest()]])
     rows, looked_at, highest = np.concatenate([drawn, space.neighbours(trained)]), [], -np.inf
     for _ in range(CLIMBS):
         rows = rows[space.count_macs(rows) <= limit]
@@ -244,16 +251,19 @@ def _promise(
     What probably is over a measured budget comes last: costs are nearly sums over stages, too.
     """
     promise = mean + deviation
-    if state.reaches_floor(state.best):
+    if state.best is not None and state.reaches_floor(state.best):
         above = (mean - 100 * state.search.requirement.min_accuracy) / deviation
         saved = 1 - model.macs / macs(state.best)  # nets above the ceiling are not looked at
         # As a logarithm, or nets that all are far below the floor would be equals.
         promise = np.log(np.maximum(saved, 1e-9)) - np.logaddexp(0, -1.7 * above)  # nearly the normal distribution
-    return promise - 1000 * (model.mean(fits) < 0) if min(fits.values()) < 0 else promise
+    is_over = model.mean(fits, with_trend=False) < 0 if -1 in fits.values() else False
+    return promise - 1000 * is_over
 
 
 def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[ModelSpec, float]:
     """Give the accuracies in percent; a pruned training counts as far behind the best net as extrapolated at its end."""
+    if best is None:
+        return {}
     top, found = results[best], {}
     highest = list(itertools.accumulate(top.curve, max))
     for spec, result in results.items():
@@ -277,15 +287,17 @@ def _closest_trained(state: SearchState, spec: ModelSpec) -> ModelSpec | None:
     return min((other for other in state.ranked if space.row_of(other)[0] == row[0]), key=differences, default=None)
 
 
-def _reason(spec: ModelSpec, parent: ModelSpec | None, mean: float, deviation: float) -> str:
+def _reason(space, spec, parent, mean: float, deviation: float) -> str:
     expected = f"{mean:.1f} % expected, give or take {deviation:.1f}"
     if parent is None:
-        return f"width {spec.width}: {expected}"
+        is_spec = isinstance(spec, ModelSpec)
+        return f"width {spec.width}: {expected}" if is_spec else "its layers alone lost least within the budget"
     changes = []
-    for number, (own, former) in enumerate(zip(choices_of(spec), choices_of(parent)), 1):
+    for name, own, former in zip(space.stage_names, space.choices_of(spec), space.choices_of(parent)):
         words = ["coarser" if own["level"] < former["level"] else "finer"] * (own["level"] != former["level"])
-        words += [f"of {own[what]} {what}" for what in ("blocks", "channels") if own[what] != former[what]]
-        changes += [f"stage {number} {' and '.join(words)}"] * bool(words)
+        others = [what for what in own if what != "level" and own[what] != former[what]]
+        words += [f"of {what} {own[what]:g}" if what == "middle" else f"of {own[what]} {what}" for what in others]
+        changes += [f"{name} {' and '.join(words)}"] * bool(words)
     return f"{parent.name} with {' and '.join(changes)}: {expected}"
 
 
@@ -307,9 +319,9 @@ def effects(
     changes = model.mean(accuracies)
     changes -= changes[model.index(origin)]
     tried = {
-        (f"stage {number}, {kind}", choice)
+        (f"{name}, {kind}", choice)
         for spec in accuracies
-        for number, own in enumerate(choices_of(spec), 1)
+        for name, own in zip(search.space.stage_names, search.space.choices_of(spec))
         for kind, choice in own.items()
     }
     return {

@@ -16,13 +16,12 @@ from ..data import Dataset
 from ..files import write_csv, write_text
 from ..recipe import Recipe
 from ..requirement import COSTS, MEASURED, Requirement, frontier
-from ..spec import ModelSpec, level_text
+from ..spec import ModelSpec
 from ..zoo.publishing import PublishError
 from .oracle import REASON, ROUND, FactorizationOracle, TrialStatus, result_of
-from .space import Space, macs
 from .tuner import OBJECTIVES, FactorizationTuner
 
-__all__ = ["SearchResult", "plan", "publish_found", "report", "search"]
+__all__ = ["SearchResult", "publish_found", "report", "search"]
 
 NOISE_DEVIATIONS = 3  # of a binomial count; the best of many nets is above chance by luck, too
 
@@ -85,7 +84,7 @@ def search(
         )
     out = Path(out).expanduser().resolve()
     with Progress(verbose) as progress:
-        progress.say(plan(oracle.space))
+        progress.say(oracle.space.describe())
         tuner = FactorizationTuner(
             oracle,
             dataset,
@@ -163,7 +162,7 @@ def _trial_row(oracle, trial):
 
     return {
         "trial": trial.trial_id,
-        **_net_columns(spec),
+        **oracle.space.columns(spec),
         "status": status,
         "reason": ": ".join(filter(None, reasons)),
         "round": values.get(ROUND, ""),
@@ -175,25 +174,8 @@ def _trial_row(oracle, trial):
 
 
 def _rejected_row(oracle, row, spec, reason):
-    known = {**_net_columns(spec), "status": "rejected", "reason": reason, **oracle.costs.cached(spec)}
+    known = {**oracle.space.columns(spec), "status": "rejected", "reason": reason, **oracle.costs.cached(spec)}
     return {key: known.get(key, "") for key in row}
-
-
-def _net_columns(spec):
-    kind = {"macro": spec.macro, "level": level_text(spec.levels), "width": spec.width}
-    return {"name": spec.name, **kind, "macs": macs(spec)}
-
-
-def plan(space: Space) -> str:
-    """Say in a line what a search chooses from."""
-    widths = ", ".join(map(str, space.widths))
-    parts = [
-        f"levels of each stage, width {widths}",
-        f"macro-architecture {', '.join(space.macros) or space.spec.macro}",
-    ]
-    parts += [f"blocks of each stage {', '.join(map(str, space.blocks))}"] * bool(space.blocks)
-    parts += [f"channels of each stage {', '.join(f'x{factor:g}' for factor in space.channels)}"] * bool(space.channels)
-    return f"{space.count():,} nets: {'; '.join(parts)}"
 
 
 def _required(requirement: Requirement) -> str:
@@ -207,7 +189,7 @@ def _summary(oracle, state, rows, meets, dataset):
     counts = {status: sum(row["status"] == status for row in rows) for status in ("trained", "given up", "failed")}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     lines = [f"required: {_required(oracle.requirement)}", *state.steps]
-    lines += [plan(oracle.space)] * oracle.space.has_macros
+    lines += [oracle.space.describe()] * oracle.space.has_more_than_levels
     lines.append(f"of {oracle.space.count():,} nets {len(oracle.trials)} were tried ({counted or 'none ended'})")
     if state.best is None:
         return "\n".join([*lines, "nothing was found: no training ended"])

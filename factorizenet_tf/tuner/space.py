@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +19,15 @@ from ..cost import cost_rows, count_macs
 from ..files import write_text
 from ..macro import Stage
 from ..requirement import MEASURED
-from ..spec import ModelSpec, groups_at, last_level, max_level, stage_channels
+from ..spec import Architecture, ModelSpec, groups_at, last_level, level_text, max_level, stage_channels
 
 __all__ = [
     "COSTS_FILE",
     "Family",
     "MeasuredCosts",
+    "NetSpace",
     "Space",
     "at_level",
-    "choices_of",
     "distinct",
     "macs",
     "measure",
@@ -52,8 +52,78 @@ class Family(NamedTuple):
     channels: tuple[tuple[int, ...], ...]
 
 
+class NetSpace:
+    """What the search asks of a space of nets: each is a row of integers, whose last `num_stages` columns are its levels.
+
+    The first column numbers families. A net has `name`, `levels` and, of a uniform one, an int `level`. Subclasses give the rest.
+
+    Attributes:
+        num_stages: what has a level of its own: stages, or groups of layers.
+        stage_names: of each.
+        kinds_of_choice: what nets may differ in, levels counting as one.
+        has_macros: whether families differ in more than width.
+        input_shape, num_classes: of the images, and their classes.
+    """
+
+    num_stages: int
+    stage_names: tuple[str, ...]
+    kinds_of_choice: int
+    has_macros: bool
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    _choices: tuple[int, ...]  # by column what there is to choose from at most
+
+    @property
+    def has_more_than_levels(self) -> bool:
+        """Tell whether nets may differ in more than level and width."""
+        return self.kinds_of_choice > 1
+
+    def nets(self) -> Iterator:
+        """Yield every net once."""
+        return map(self.net_of, self.rows())
+
+    def neighbours(self, rows: np.ndarray) -> np.ndarray:
+        """Give the nets that differ from one of some in one choice."""
+        changed = [rows]
+        for column, count in enumerate(self._choices):
+            for value in range(count):
+                changed.append(rows.copy())
+                changed[-1][:, column] = value
+        return self.corrected(np.concatenate(changed))
+
+    def altered(self, rows: np.ndarray, changes: int, random: np.random.Generator) -> np.ndarray:
+        """Give nets in which so many choices of some nets, or fewer, were made anew at random."""
+        rows, numbers = rows.copy(), np.arange(len(rows))
+        open_columns = np.flatnonzero(np.array(self._choices) > 1)
+        for _ in range(changes):
+            columns = random.choice(open_columns, len(rows))
+            rows[numbers, columns] = random.integers(np.array(self._choices)[columns])
+        return self.corrected(rows)
+
+    def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draw nets at random, each once; fewer where some were drawn twice."""
+        return self.corrected(random.integers(self._choices, size=(count, len(self._choices))).astype(np.int16))
+
+    def trend(self, rows: np.ndarray) -> np.ndarray | None:
+        """Say what nets lose by a measurement before any training, float (n,), 0 and above; None: nothing was measured."""
+        return None
+
+    def start(self, net, folder: Path) -> list[np.ndarray] | None:
+        """Give the weights that the training of a net in a folder starts from, the same at each call; None: random ones."""
+        return None
+
+    @property
+    def teacher(self) -> tuple[Architecture, list[np.ndarray], str] | None:
+        """Spec, weights and name of a float net that all nets learn from, or None."""
+        return None
+
+    def command_of(self, net) -> str | None:
+        """Write the command that makes and trains a net, for its card; None: Python that does is written."""
+        return None
+
+
 @dataclass(frozen=True)
-class Space:
+class Space(NetSpace):
     """The nets to choose from: every level in every stage, at each width, macro-architecture, number of blocks and channels.
 
     Where many nets are looked at, a net is a row of integers: its family, then for each stage the places of its blocks and of
@@ -112,11 +182,6 @@ class Space:
         return ModelSpec(0, width=width, macro=macro, **of_images)
 
     @property
-    def has_macros(self) -> bool:
-        """Tell whether nets may differ in more than level and width."""
-        return self.kinds_of_choice > 1
-
-    @property
     def kinds_of_choice(self) -> int:
         """Count what nets may differ in: levels and widths, and each of blocks, channels, macro-architectures."""
         return 1 + sum(len(choices) > 0 for choices in (self.macros, self.blocks, self.channels))
@@ -126,9 +191,37 @@ class Space:
         width = self.widths[0] if width is None else width
         return at_level(next(family.base for family in self.families if family.base.width == width), level)
 
-    def nets(self) -> Iterator[ModelSpec]:
-        """Yield every net once."""
-        return map(self.net_of, self.rows())
+    @property
+    def has_macros(self) -> bool:
+        """Tell whether there are macro-architectures to choose from."""
+        return bool(self.macros)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images."""
+        return self.spec.input_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.spec.num_classes
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Name the stages, as messages do."""
+        return tuple(f"stage {number}" for number in range(1, self.num_stages + 1))
+
+    def uniform(self) -> list[list[ModelSpec]]:
+        """List the nets of uniform levels, coarse to fine, of each family."""
+        return [uniform(family.base) for family in self.families]
+
+    def with_levels(self, net: ModelSpec, levels: tuple[int, ...] | None) -> ModelSpec:
+        """Give a net other levels; None: the last ones."""
+        return uniform(net)[-1] if levels is None else at_level(net, levels)
+
+    def spec_of(self, net: ModelSpec) -> ModelSpec:
+        """Give what a net is built from."""
+        return net
 
     def smallest(self) -> ModelSpec:
         """Give the net with the fewest MACs."""
@@ -170,6 +263,62 @@ class Space:
                     other[0, column + stage] = place
                     others[choice] = self.net_of(self.corrected(other)[0])
         return {respect: others for respect, others in found.items() if len(others) > 1 or respect.endswith("level")}
+
+    def choices_of(self, net: ModelSpec) -> list[dict[str, int]]:
+        """Give what was chosen in each stage: its level, blocks and channels."""
+        numbers = stage_channels(net.width, net.stages)[1:]
+        return [
+            {"level": level, "blocks": stage.blocks, "channels": number}
+            for level, stage, number in zip(net.levels, net.stages, numbers)
+        ]
+
+    # As text and as KerasTuner's values
+
+    def describe(self) -> str:
+        """Say in a line what there is to choose from."""
+        widths = ", ".join(map(str, self.widths))
+        parts = [
+            f"levels of each stage, width {widths}",
+            f"macro-architecture {', '.join(self.macros) or self.spec.macro}",
+        ]
+        parts += [f"blocks of each stage {', '.join(map(str, self.blocks))}"] * bool(self.blocks)
+        factors = ", ".join(f"x{factor:g}" for factor in self.channels)
+        parts += [f"channels of each stage {factors}"] * bool(self.channels)
+        return f"{self.count():,} nets: {'; '.join(parts)}"
+
+    def columns(self, net: ModelSpec) -> dict:
+        """Give what a table says of a net."""
+        kind = {"macro": net.macro, "level": level_text(net.levels), "width": net.width}
+        return {"name": net.name, **kind, "macs": macs(net)}
+
+    def identity(self) -> dict:
+        """Give what a search must have in common with the one whose folder it goes on in."""
+        spec = json.loads(self.spec.to_json())
+        of_spec = ("input_shape", "num_classes", "stages", "stem_stride", "last_channels")
+        of_space = ("widths", "macros", "blocks", "channels")
+        return {
+            **{name: spec[name] for name in of_spec if name in spec},
+            **{name: list(getattr(self, name)) for name in of_space if getattr(self, name)},
+        }
+
+    def values_to_choose(self) -> dict[str, list]:
+        """List for KerasTuner the levels of `stage1`, `stage2` and so on and, of several, the `width`."""
+        lasts = map(max, zip(*(own[-1].levels for own in self.uniform())))
+        values = {f"stage{number}": list(range(last + 1)) for number, last in enumerate(lasts, 1)}
+        return values | ({"width": list(self.widths)} if len(self.widths) > 1 else {})
+
+    def values_of(self, net: ModelSpec) -> dict:
+        """Give a net's values."""
+        values = {f"stage{number}": level for number, level in enumerate(net.levels, 1)}
+        values |= {"width": net.width} if len(self.widths) > 1 else {}
+        return values | ({"macro": net.macro} if self.has_more_than_levels else {})
+
+    def net_from(self, values: Mapping) -> ModelSpec:
+        """Give the net of values; a level above a stage's last is clipped to it."""
+        width = int(values.get("width", self.widths[0]))
+        base = self.of_macro(values["macro"], width) if "macro" in values else self.net(0, width)
+        levels = (int(values[f"stage{number}"]) for number in range(1, len(base.stages) + 1))
+        return at_level(base, tuple(min(level, max_level(base)) for level in levels))
 
     # Rows
 
@@ -218,6 +367,21 @@ class Space:
         blocks, channels = (table[family, stage, places] for table, places in zip(self._tables, (blocks, channels)))
         widths = np.array([family.base.width for family in self.families])[family]
         return blocks, channels, levels, np.concatenate([widths, channels[:, :-1]], axis=1)
+
+    def axes(self, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Give what may change accuracy: (kind, a number for each row); kinds are "level", "name" and "ratio"."""
+        blocks, channels, levels, _ = self.values(rows)
+        widths = np.array([family.base.width for family in self.families])[rows[:, 0]]
+        found = [("level", own) for own in levels.T]
+        if len(self.widths) > 1:
+            found.append(("ratio", widths))
+        if len(self.macros) > 1:
+            names = np.array([self.macros.index(family.macro) for family in self.families])
+            found.append(("name", names[rows[:, 0]]))
+        if self.has_more_than_levels:
+            ratios = np.maximum(blocks, 0.5).T, (np.maximum(channels, 4) / widths[:, None]).T
+            found += [("ratio", own) for both in ratios for own in both]
+        return found
 
     def last_levels(self, rows: np.ndarray) -> np.ndarray:
         """Give the last level of each stage, int (n, stages)."""
@@ -275,28 +439,6 @@ class Space:
         """One more than the most channels anywhere, divided by 8."""
         return 1 + max(self._tables[1].max(), *self.widths) // 8
 
-    def neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """Give the nets that differ from one of some in one choice."""
-        changed = [rows]
-        for column, count in enumerate(self._choices):
-            for value in range(count):
-                changed.append(rows.copy())
-                changed[-1][:, column] = value
-        return self.corrected(np.concatenate(changed))
-
-    def altered(self, rows: np.ndarray, changes: int, random: np.random.Generator) -> np.ndarray:
-        """Give nets in which so many choices of some nets, or fewer, were made anew at random."""
-        rows, numbers = rows.copy(), np.arange(len(rows))
-        open_columns = np.flatnonzero(np.array(self._choices) > 1)
-        for _ in range(changes):
-            columns = random.choice(open_columns, len(rows))
-            rows[numbers, columns] = random.integers(np.array(self._choices)[columns])
-        return self.corrected(rows)
-
-    def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draw nets at random, each once; fewer where some were drawn twice."""
-        return self.corrected(random.integers(self._choices, size=(count, len(self._choices))).astype(np.int16))
-
 
 def distinct(rows: np.ndarray) -> np.ndarray:
     """Give each row once, by a random projection of 64 bits: much faster than a sort of rows."""
@@ -337,15 +479,6 @@ def _net_of(space: Space, row: tuple[int, ...]) -> ModelSpec:
     return dataclasses.replace(family.base, level=levels, stages=made)
 
 
-def choices_of(net: ModelSpec) -> list[dict[str, int]]:
-    """Give what was chosen in each stage: its level, blocks and channels."""
-    numbers = stage_channels(net.width, net.stages)[1:]
-    return [
-        {"level": level, "blocks": stage.blocks, "channels": number}
-        for level, stage, number in zip(net.levels, net.stages, numbers)
-    ]
-
-
 @functools.lru_cache(maxsize=100_000)
 def at_level(net: ModelSpec, level: int | tuple[int, ...]) -> ModelSpec:
     """Give a net at another level, or at one level a stage."""
@@ -357,7 +490,10 @@ def uniform(net: ModelSpec) -> list[ModelSpec]:
     return [at_level(net, level) for level in range(max_level(net) + 1)]
 
 
-macs = functools.lru_cache(maxsize=100_000)(count_macs)
+@functools.lru_cache(maxsize=100_000)
+def macs(net) -> int:
+    """Give the MACs of a net of a space."""
+    return count_macs(net) if isinstance(net, ModelSpec) else net.macs
 
 
 COSTS_FILE = "measured_costs.json"
@@ -394,7 +530,7 @@ class MeasuredCosts:
         """Give the costs of a net that were measured already."""
         return dict(self._costs.get(spec.name, {}))
 
-    def measure(self, spec: ModelSpec) -> dict[str, float]:
+    def measure(self, spec: ModelSpec | Architecture) -> dict[str, float]:
         """Give the wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
 
         Raises:
@@ -411,7 +547,9 @@ class MeasuredCosts:
         return {cost: costs[cost] for cost in self._wanted}
 
 
-def measure(spec: ModelSpec, wanted: Collection[str], labels: tuple[str, ...] | None = None) -> dict[str, float]:
+def measure(
+    spec: ModelSpec | Architecture, wanted: Collection[str], labels: tuple[str, ...] | None = None
+) -> dict[str, float]:
     """Measure size, RAM or latency of the int8 .tflite of an untrained net.
 
     RAM is that of the trained net. Size is at most some 100 bytes above its: ReLU6 that reaches 6 in several layers gives

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..requirement import Requirement, ranked
 from ..spec import ModelSpec
-from .space import Space, distinct, macs
+from .space import NetSpace, distinct, macs
 from .surrogate import AdditiveGP
 
 __all__ = [
@@ -91,7 +91,7 @@ class Search:
         max_nets: nets to propose at most, None for no limit; no batch is begun once as many have results.
     """
 
-    space: Space
+    space: NetSpace
     requirement: Requirement
     violation: Callable[[ModelSpec], str | None]
     patience: int = 3
@@ -102,7 +102,7 @@ class Search:
     @functools.cached_property
     def whole(self) -> AdditiveGP | None:
         """The model of all nets' accuracies, where the space can be held: half a million nets take 0.5 GB."""
-        is_small = self.space.count() <= (MAX_HELD_MACROS if self.space.has_macros else MAX_HELD)
+        is_small = self.space.count() <= (MAX_HELD_MACROS if self.space.has_more_than_levels else MAX_HELD)
         return AdditiveGP(self.space) if is_small else None
 
     @functools.cached_property
@@ -122,7 +122,7 @@ class Search:
         """Give the model of the space, or of some nets and the nets of some rows where it is too large."""
         if self.whole is not None:
             return self.whole
-        known = np.array([self.space.row_of(net) for net in nets])
+        known = np.array([self.space.row_of(net) for net in nets], int).reshape(-1, rows.shape[1])
         return AdditiveGP(self.space, distinct(np.concatenate([known, rows])), self._center)
 
 
@@ -250,4 +250,5 @@ def _margin(done: float) -> float:
 
 def tie_break(spec, seed):
     """Give what orders nets by chance, in another way for each seed."""
-    return zlib.crc32(f"{seed} {spec.levels} {spec.width}".encode()), spec.name
+    width = spec.width if isinstance(spec, ModelSpec) else spec.name
+    return zlib.crc32(f"{seed} {spec.levels} {width}".encode()), spec.name

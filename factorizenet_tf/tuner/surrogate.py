@@ -3,7 +3,8 @@
 Accuracy is modelled as a constant, plus an effect of the level in each stage, of the width, of the macro-architecture, of
 the blocks and the channels in each stage where those are choices (then also of any two choices together), one of the MACs,
 and a small effect of the combination.
-Neighbouring levels are correlated; the regular convolution (level 0) is correlated less with the factorized ones, which
+Of a space whose nets were measured before any training, as those of a net that is there already are, what that says is
+expected from the start, and its weight is learned. Neighbouring levels are correlated; the regular convolution (level 0) is correlated less with the factorized ones, which
 have two convolutions in its place.
 
 Source: additive Gaussian processes, Duvenaud et al., arXiv 1112.4394; the constants are our choice, by replays of searches.
@@ -15,8 +16,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ..spec import ModelSpec
-from .space import Space
+from .space import NetSpace
 
 __all__ = ["AdditiveGP"]
 
@@ -26,6 +26,10 @@ INTERACTION_VARIANCE = 0.3  # of what is no sum of effects, where each effect ha
 MACRO_CORRELATION = 0.5  # between the effects of any two macro-architectures
 PAIRS_VARIANCE = 1.0  # of all effects of two choices together, where there are more choices than level and width
 CONSTANT_VARIANCE = 4.0
+TREND, TREND_DEVIATION = (
+    6.0,
+    6.0,
+)  # points that a net loses for each unit of the space's measurement, and how sure that is
 NOISE = 0.7  # standard deviation of a training's accuracy over seeds in points, where each effect has 1 point
 
 
@@ -34,42 +38,31 @@ class AdditiveGP:
 
     Args:
         space: that the nets are of.
-        rows: the candidates, int (n, 1 + 3 stages), as `Space` has them; None: all of the space, in the order of `Space.nets`.
+        rows: the candidates, int (n, columns), as the space has them; None: all of the space, in the order of `nets`.
         center: logarithm to base 2 of the MACs that have no effect; None: the candidates' mean.
 
     Attributes:
         macs: of the candidates, int64 (n,).
     """
 
-    def __init__(self, space: Space, rows: np.ndarray | None = None, center: float | None = None):
+    def __init__(self, space: NetSpace, rows: np.ndarray | None = None, center: float | None = None):
         self.space = space
         self.rows = rows = space.rows() if rows is None else rows
         self.macs = space.count_macs(rows)
-        blocks, channels, levels, _ = space.values(rows)
-        number = np.arange(levels.max() + 1)
-        correlation = LEVEL_CORRELATION ** np.abs(number[:, None] - number)
-        correlation[0, 1:] *= LEVEL0_CORRELATION
-        correlation[1:, 0] *= LEVEL0_CORRELATION
-        self._parts = [(own, correlation) for own in levels.T]  # the choice of each net, the correlation of any two
-        widths = np.array([family.base.width for family in space.families])[rows[:, 0]]
-        if len(space.widths) > 1:
-            self._parts.append(_smooth(widths))
-        if len(space.macros) > 1:
-            names = np.array([space.macros.index(family.macro) for family in space.families])[rows[:, 0]]
-            self._parts.append((names, np.where(np.eye(len(space.macros)), 1, MACRO_CORRELATION)))
-        if space.has_macros:
-            self._parts += map(_smooth, (*np.maximum(blocks, 0.5).T, *(np.maximum(channels, 4) / widths[:, None]).T))
+        self._parts = [_correlated(kind, own) for kind, own in space.axes(rows)]
         size = np.log2(self.macs)
         self._size = size - (size.mean() if center is None else center)
-        self._pairs = PAIRS_VARIANCE * space.has_macros
+        self._pairs = PAIRS_VARIANCE * space.has_more_than_levels
+        trend = space.trend(rows)
+        self._trend = np.zeros(len(rows)) if trend is None else trend
         self._variance = (
             CONSTANT_VARIANCE + np.square(self._size) + len(self._parts) + INTERACTION_VARIANCE + self._pairs
-        )
+        ) + np.square(TREND_DEVIATION * self._trend)
         self._columns: dict[int, np.ndarray] = {}
-        self._places: dict[ModelSpec, int] = {}
-        self._explained: dict[ModelSpec, np.ndarray] = {}  # by each more than by those before it, a root of variance
+        self._places: dict[object, int] = {}
+        self._explained: dict[object, np.ndarray] = {}  # by each more than by those before it, a root of variance
 
-    def index(self, net: ModelSpec) -> int:
+    def index(self, net) -> int:
         """Give the index of a candidate. Raises IndexError where the net is none."""
         if net not in self._places:
             self._places[net] = int(np.flatnonzero((self.rows == self.space.row_of(net)).all(1))[0])
@@ -80,6 +73,7 @@ class AdditiveGP:
         if index not in self._columns:
             parts = [correlation[own[index]][own] for own, correlation in self._parts]
             total = CONSTANT_VARIANCE + self._size * self._size[index] + sum(parts)
+            total += TREND_DEVIATION**2 * self._trend * self._trend[index]
             total += INTERACTION_VARIANCE * np.prod(parts, axis=0)
             if self._pairs:  # the sum of all products of two
                 twice = np.square(sum(parts)) - sum(map(np.square, parts))
@@ -87,14 +81,23 @@ class AdditiveGP:
             self._columns[index] = total
         return self._columns[index]
 
-    def mean(self, values: Mapping[ModelSpec, float]) -> np.ndarray:
-        """Expect a value of every candidate, float (n,), by those of a few: percent, or any figure that is nearly a sum of effects."""
+    def mean(self, values: Mapping, *, with_trend: bool = True) -> np.ndarray:
+        """Expect a value of every candidate, float (n,), by those of a few.
+
+        Args:
+            values: by net, in percent, or any figure that is nearly a sum of effects.
+            with_trend: whether what the space's measurement says is expected from the start.
+        """
+        trend = -TREND * with_trend * self._trend
+        if not values:
+            return trend
         indices, numbers = [*map(self.index, values)], np.array([*values.values()])
         known = np.stack([self.covariance_with(index) for index in indices])
+        numbers = numbers - trend[indices]
         weights = np.linalg.solve(known[:, indices] + NOISE**2 * np.eye(len(indices)), numbers - numbers.mean())
-        return numbers.mean() + known.T @ weights
+        return numbers.mean() + trend + known.T @ weights
 
-    def deviation(self, nets: Iterable[ModelSpec]) -> np.ndarray:
+    def deviation(self, nets: Iterable) -> np.ndarray:
         """Give the standard deviation of the value of every candidate, in percent, float (n,), once those of some are known.
 
         It is found net by net, and what the first ones explain is kept for the next call.
@@ -111,7 +114,15 @@ class AdditiveGP:
         return np.sqrt(np.maximum(self._variance - sum(map(np.square, self._explained.values())), 1e-9))
 
 
-def _smooth(numbers):
-    """Number the values, and correlate them by their ratios."""
+def _correlated(kind: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the choice of each net, numbered, and the correlation of the effects of any two."""
+    if kind == "level":
+        number = np.arange(numbers.max() + 1)
+        correlation = LEVEL_CORRELATION ** np.abs(number[:, None] - number)
+        correlation[0, 1:] *= LEVEL0_CORRELATION
+        correlation[1:, 0] *= LEVEL0_CORRELATION
+        return numbers, correlation
+    if kind == "name":
+        return numbers, np.where(np.eye(numbers.max() + 1), 1, MACRO_CORRELATION)
     values, places = np.unique(np.log2(numbers), return_inverse=True)
     return places, np.exp(-np.abs(values[:, None] - values))

@@ -24,12 +24,13 @@ from .._keras import keras, tf
 from ..console import Progress
 from ..data import Dataset
 from ..files import write_bytes
+from ..loading import Source
 from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
-from ..recipe import Recipe, recipe_for
+from ..recipe import Recipe, recipe_for, tuning_recipe_for
 from ..runs import CHECKPOINT_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
-from ..spec import ModelSpec
+from ..spec import Architecture, ModelSpec
 from ..training.loop import DivergedError
 from ..training.train import check_data, train
 from .oracle import (
@@ -43,9 +44,8 @@ from .oracle import (
     keras_tuner,
     metrics_of,
     space_identity,
-    spec_of,
 )
-from .space import Space, macs
+from .space import NetSpace, Space
 
 __all__ = ["OBJECTIVES", "FactorizationTuner", "StopHopelessTraining", "Training", "TrialPruned", "train_net"]
 
@@ -112,16 +112,20 @@ class Training:
         objective: a name of OBJECTIVES.
         threshold: as for `StopHopelessTraining`.
         initial: weights to start from, as `get_weights` gives them; None: random ones.
+        teacher: spec, weights and name of a float net that it learns from, or None.
+        command: for its card; None: Python that trains it.
         search: content of the search's SEARCH_FILE, by which a machine tells whether it sees the search's own folder.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | Architecture
     recipe: Recipe
     folder: Path
     objective: str
     threshold: tuple[float, ...] = ()
     initial: list[np.ndarray] | None = None
     search: str = ""
+    teacher: tuple[Architecture, list[np.ndarray], str] | None = None
+    command: str | None = None
 
 
 def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = None) -> dict[str, float]:
@@ -146,15 +150,16 @@ def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = 
         stop = StopHopelessTraining(folder, training.threshold, on_epoch)
         try:
             stop.check()
-            initial = None
+            options = {"recipe": training.recipe, "callbacks": [stop], "command": training.command}
             if training.initial is not None:
-                initial = build(spec)
-                initial.set_weights(training.initial)
-            options = {"recipe": training.recipe, "initial": initial, "callbacks": [stop]}
+                options["initial"] = _built(spec, training.initial)
+            if training.teacher is not None:
+                teacher, weights, name = training.teacher
+                options["teacher"] = Source(name, "keras", memory=_built(teacher, weights))
             run = train(spec, dataset, out=folder, verbose=False, **options)
         except TrialPruned:
             highest = max(stop.curve)
-            return metrics_of(training.objective, highest, stop.curve, pruned=True) | {"macs": macs(spec)}
+            return metrics_of(training.objective, highest, stop.curve, pruned=True)
         except DivergedError as error:
             raise keras_tuner.errors.FailedTrialError(str(error)) from error
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
@@ -174,6 +179,12 @@ def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = 
             "latency_ms": run.int8_model().latency_ms().median_ms,
             "seconds": run.metrics["training_seconds"],
         }
+
+
+def _built(spec, weights):
+    model = build(spec)
+    model.set_weights(weights)
+    return model
 
 
 def _train_anywhere(dataset: Dataset, training: Training) -> tuple[dict[str, float], dict[str, bytes]]:
@@ -223,14 +234,18 @@ class FactorizationTuner(keras_tuner.Tuner):
         project_name: str = "search",
         overwrite: bool = False,
     ):
-        self.recipe = recipe or recipe_for(dataset.name, begun=Path(directory) / project_name)
         self.space = _space_of(oracle, spec)
+        is_own = isinstance(self.space, Space)
+        begun = Path(directory) / project_name
+        self.recipe = recipe or (recipe_for if is_own else tuning_recipe_for)(dataset.name, begun=begun)
+        if inherit and not is_own:
+            raise ValueError("inherit is set; each net of a model starts from the model's own weights: leave it out")
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
         self.progress = progress or Progress(verbose=False)
         self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
         folder = Path(directory) / project_name
-        _check_search(oracle, self.space.spec, dataset, self.recipe)
+        _check_search(oracle, self.space, dataset, self.recipe)
         super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
         if isinstance(oracle, FactorizationOracle):
             oracle.costs.labels = dataset.class_names
@@ -337,7 +352,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             self.oracle.update_trial(trial.trial_id, metrics)
             trial.status = TrialStatus.COMPLETED
             outcome = "given up, hopeless" if metrics.get(PRUNED) else f"{100 * metrics[objective]:.2f} %"
-            self.progress.say(f"  {spec_of(self.space, trial.hyperparameters.values).name}: {outcome}")
+            self.progress.say(f"  {self.space.net_from(trial.hyperparameters.values).name}: {outcome}")
         except keras_tuner.errors.FailedTrialError as error:
             trial.status, trial.message = TrialStatus.FAILED, str(error)
         self.on_trial_end(trial)  # which tells the oracle
@@ -355,15 +370,17 @@ class FactorizationTuner(keras_tuner.Tuner):
 
     def _training(self, trial) -> Training:
         values = trial.hyperparameters.values
-        spec = spec_of(self.space, values)
+        net, folder = self.space.net_from(values), self.run_folder(trial.trial_id).absolute()
         return Training(
-            spec,
+            self.space.spec_of(net),
             self.recipe,
-            self.run_folder(trial.trial_id).absolute(),
+            folder,
             self._own_oracle.objective.name,
             tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else (),
-            self._inherited(values.get(PARENT, ""), spec),
+            self.space.start(net, folder) or self._inherited(values.get(PARENT, ""), net),
             self._search_text,
+            self.space.teacher,
+            self.space.command_of(net),
         )
 
     def _inherited(self, parent_id, spec) -> list[np.ndarray] | None:
@@ -409,11 +426,12 @@ class FactorizationTuner(keras_tuner.Tuner):
             self.oracle.save()
 
 
-def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
+def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> NetSpace:
     """Give the oracle's own space, or a stock oracle's widths with the stages of `spec`."""
     if isinstance(oracle, FactorizationOracle):
-        if spec is not None and spec != oracle.space.spec:
-            raise ValueError(f"spec is {spec}, the oracle's is {oracle.space.spec}; leave it out")
+        own = getattr(oracle.space, "spec", None)
+        if spec is not None and spec != own:
+            raise ValueError(f"spec is {spec}, the oracle's is {own}; leave it out")
         return oracle.space
     if spec is None:
         raise ValueError(f"a {type(oracle).__name__} knows no net; give spec=")
@@ -421,7 +439,7 @@ def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> Space:
     return Space(spec, widths)
 
 
-def _check_search(oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset, recipe: Recipe) -> None:
+def _check_search(oracle: keras_tuner.Oracle, space: NetSpace, dataset: Dataset, recipe: Recipe) -> None:
     """Raise ValueError where they do not fit together, with the value and the remedy."""
     if hasattr(oracle, "max_epochs"):
         raise ValueError(
@@ -431,4 +449,4 @@ def _check_search(oracle: keras_tuner.Oracle, spec: ModelSpec, dataset: Dataset,
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
     if not recipe.qat_epochs:
         raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
-    check_data(dataset, spec.input_shape, spec.num_classes)
+    check_data(dataset, space.input_shape, space.num_classes)

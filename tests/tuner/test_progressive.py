@@ -330,6 +330,6 @@ def test_where_no_macro_architecture_fits_as_it_is_smaller_ones_are_tried():
     space = Space(SPACE.spec, (8,), (), (1, 2, 3), (0.5, 1))
     requirement = Requirement(max_macs=macs(LEVELS[-1]) // 2)
     (start,) = propose(Search(space, requirement, violates(requirement)), {}).pending
-    assert "the coarsest found that does, fewer blocks or channels" in start.reason
+    assert "the coarsest found that does, other choices in a stage" in start.reason
     state, _ = run(requirement, space, accuracy=suited)
     assert state.best is not None
