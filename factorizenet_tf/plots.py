@@ -31,6 +31,7 @@ __all__ = [
     "BIN_CHARS",
     "beside",
     "channel_map",
+    "chart_spec",
     "confusion_figure",
     "factorization_map",
     "history_figure",
@@ -396,6 +397,12 @@ def beside(panels: Sequence[alt.Chart]) -> alt.HConcatChart:
     return alt.hconcat(*(panel.properties(width=400) for panel in panels))
 
 
+def chart_spec(chart) -> dict:
+    """Give a chart as Vega-Lite has it, of however many rows."""
+    with alt.data_transformers.disable_max_rows():
+        return chart.to_dict()
+
+
 def save(chart, path: str | os.PathLike) -> None:
     """Write a chart as .png or .svg, by the path's suffix. Raises OSError where it cannot be written."""
     import vl_convert
@@ -404,7 +411,7 @@ def save(chart, path: str | os.PathLike) -> None:
     if not isinstance(chart, alt.HConcatChart):
         chart = chart.properties(width=620)
     chart = chart.configure(font="DejaVu Sans", background="white").configure_view(continuousHeight=340)
-    spec = chart.to_json()
+    spec = chart_spec(chart)
     if str(path).endswith(".svg"):
         return write_bytes(path, vl_convert.vegalite_to_svg(spec).encode())
     drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(spec, scale=1.5)))

@@ -10,6 +10,7 @@ from factorizenet_tf.classes import (
     matrix_to_text,
     mistakes,
 )
+from factorizenet_tf.plots import confusion_figure
 
 LABELS = np.array([0, 0, 0, 0, 1, 1], np.int32)
 PREDICTED = np.array([0, 0, 0, 1, 1, 0])
@@ -39,3 +40,8 @@ def test_balanced_weights_make_each_class_count_alike_and_leave_the_mean_as_it_i
     weights = balanced_weights(LABELS, 3)  # four of class 0, two of class 1, none of class 2
     np.testing.assert_allclose(weights[:2], [6 / (4 * 2), 6 / (2 * 2)])
     assert weights[LABELS].mean() == pytest.approx(1)
+
+
+def test_a_matrix_of_many_classes_is_drawn(tmp_path):
+    confusion_figure({"int8": np.ones((72, 72), int)}, range(72), tmp_path / "of_72.svg")  # 5,184 cells
+    assert "taken for" in (tmp_path / "of_72.svg").read_text()

@@ -56,7 +56,7 @@ def report_html(analysis: Analysis, *, title: str | None = None) -> str:
         ModuleNotFoundError: Altair or vl-convert is not installed.
         ValueError: so many nets that they do not fit into 1.5 MB.
     """
-    from ..plots import channel_map, layer_figures
+    from ..plots import channel_map, chart_spec, layer_figures
 
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     title = title or f"What quantization does to {', '.join(analysis.names)}"
@@ -74,9 +74,9 @@ def report_html(analysis: Analysis, *, title: str | None = None) -> str:
     sections.append(_section("layers", "All layers", "A click on a heading sorts.", [], _layer_tables(analysis)))
     parts = {"title": html.escape(title), "subtitle": html.escape(_subtitle(analysis)), "vega": _vega()}
     parts["sections"] = "\n".join(sections)
-    specs = {name: chart.properties(width="container").to_dict() for name, chart in charts.items()}
+    specs = {name: chart_spec(chart.properties(width="container")) for name, chart in charts.items()}
     if tensors := _tensors(analysis):
-        specs["channels-0"] = channel_map(tensors).properties(width="container").to_dict()
+        specs["channels-0"] = chart_spec(channel_map(tensors).properties(width="container"))
     for most in CHANNELS:
         if tensors:
             specs["channels-0"]["datasets"] = {"tensors": [_thinned(tensor, most) for tensor in tensors]}
