@@ -149,8 +149,10 @@ def print_json(value) -> None:
 def print_accuracies(metrics: dict) -> None:
     """Print the accuracies of a run's metrics.json as a table, and its agreement where it has one."""
     rows = [
-        {"split": split, "images": metrics["images"][split]} | {k: f"{100 * v:.2f} %" for k, v in values.items()}
-        for split, values in metrics["accuracy"].items()
+        {"split": split + ", top-5" * (kind != "accuracy"), "images": metrics["images"][split]}
+        | {k: f"{100 * v:.2f} %" for k, v in values.items()}
+        for kind in ("accuracy", "top5_accuracy")
+        for split, values in metrics.get(kind, {}).items()
     ]
     show_rows(rows, title=f"{metrics['name']} on {metrics['dataset']}: accuracy")
     if "agreement" in metrics:

@@ -155,6 +155,7 @@ def open_run_folder(
     spec_json: str,
     initial: str | None = None,
     teacher: str | None = None,
+    freeze: int = 0,
 ) -> None:
     """Write into a new folder what run it is for, or check that it is for this one.
 
@@ -163,16 +164,18 @@ def open_run_folder(
         dataset, recipe, spec_json: what is trained, how, on what.
         initial: fingerprint of the weights that the training starts from; None: random ones.
         teacher: fingerprint of the net that it learns from; None: from the labels alone.
+        freeze: stages that keep their weights.
 
     Raises:
         ValueError: the folder holds another run (every difference is named) or other files.
         OSError: it cannot be made or written.
     """
+    start = {"weights": initial} | ({"teacher": teacher} if teacher else {}) | ({"freeze": freeze} if freeze else {})
     texts = {
         SPEC_FILE: spec_json,
         RECIPE_FILE: recipe.to_json(),
         DATASET_FILE: dataset_fingerprint(dataset),
-        INITIAL_FILE: json.dumps({"weights": initial} | ({"teacher": teacher} if teacher else {}), indent=2) + "\n",
+        INITIAL_FILE: json.dumps(start, indent=2) + "\n",
     }
     if initial is not None and (folder / SPEC_FILE).exists() and not (folder / INITIAL_FILE).exists():
         raise ValueError(

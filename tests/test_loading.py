@@ -39,7 +39,7 @@ CELLS = [(row[0], use, cell) for row in ROWS for use, cell in zip(HEAD[1:], row[
 TRAIN = "train --from {} --dataset digits --out new"
 COMMANDS = {  # the arguments around the source, and the function that gets the net
     "train": (TRAIN, "training.train.train"),
-    "evaluate": ("evaluate {}", "models.evaluate.predicted_classes"),
+    "evaluate": ("evaluate {}", "models.evaluate.split_logits"),
     "analyze": ("analyze {}", "analysis.analyze._analyze"),
     "quantize": ("quantize {} --dataset digits --out new", "training.quantize.quantize_own"),
     "tflite": ("export {} --tflite new", "tflite.export.export_tflite"),

@@ -31,6 +31,10 @@ def train(
         ),
     ] = None,
     zoo_: options.ZooOption = None,
+    freeze: Annotated[
+        int,
+        typer.Option(help="With --from: the stem and the first N stages keep their weights until QAT.", metavar="N"),
+    ] = 0,
     baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
     size: options.DataSize = None,
     channels: options.DataChannels = None,
@@ -78,7 +82,7 @@ def train(
     recipe = options.recipe_from(context, dataset)
     source, spec, shape = None, None, None
     if start is None:
-        options.refuse_unused(context, "without --from no net is looked up", "zoo_")
+        options.refuse_unused(context, "without --from no net is looked up", "zoo_", "freeze")
     if start is not None:
         if baseline is not None:
             raise ValueError("--baseline and --from exclude each other; give one")
@@ -100,7 +104,8 @@ def train(
     from ..training.train import train as train_net
 
     command = _shown_command(context, source, spec)
-    run = train_net(spec, data, out=out, recipe=recipe, initial=source, verbose=not quiet, command=command)
+    how = {"recipe": recipe, "initial": source, "freeze": freeze}
+    run = train_net(spec, data, out=out, **how, verbose=not quiet, command=command)
     if as_json:
         print_json(run.metrics)
         return
@@ -238,7 +243,7 @@ def evaluate(
     check_new(errors)
     from ..classes import balanced_accuracy, class_rows, confusion, matrix_to_text
     from ..loading import resolve
-    from ..models.evaluate import predicted_classes
+    from ..models.evaluate import TOP5_ABOVE, split_logits, top5_accuracy
 
     own = options.own_model(context)
     is_file = Path(net).is_file() and Path(net).suffix.lower() == ".tflite"
@@ -263,7 +268,8 @@ def evaluate(
     if split not in data.splits:
         raise ValueError(f"{data.title} has no {split} split; give --split validation")
     images = data.splits[split]
-    classes = predicted_classes(model, images)
+    scores = split_logits(model, images)
+    classes = scores.argmax(1)
     names = (*data.class_names, *map(str, range(data.num_classes, classes.max() + 1)))  # a net may have more outputs
     matrix = confusion(classes, images.labels, len(names))
     row = {
@@ -272,6 +278,7 @@ def evaluate(
         "split": split,
         "images": len(images),
         "accuracy": float((classes == images.labels).mean()),
+        **({"top5_accuracy": top5_accuracy(scores, images.labels)} if data.num_classes > TOP5_ABOVE else {}),
         "balanced_accuracy": balanced_accuracy(matrix),
     }
     if source.tflite_file is not None:

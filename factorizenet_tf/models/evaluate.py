@@ -9,9 +9,10 @@ import numpy as np
 from ..data import Split, check_images
 from ..tflite.int8_model import Int8Model, TFLiteModel
 
-__all__ = ["Agreement", "accuracy", "agreement", "logits", "predicted_classes"]
+__all__ = ["TOP5_ABOVE", "Agreement", "accuracy", "agreement", "logits", "split_logits", "top5_accuracy"]
 
 CHUNK = 2_500  # images that are floats in memory at a time
+TOP5_ABOVE = 20  # classes, of more of which the five likeliest are looked at, too
 
 
 def logits(model, images: np.ndarray) -> np.ndarray:
@@ -31,17 +32,22 @@ def accuracy(model, split: Split) -> float:
     Raises:
         ValueError: the model has fewer classes than the labels.
     """
-    return float(np.mean(predicted_classes(model, split) == split.labels))
+    return float(np.mean(split_logits(model, split).argmax(1) == split.labels))
 
 
-def predicted_classes(model, split: Split) -> np.ndarray:
-    """Give the class of the largest logit of each image, int (n,). Raises as `accuracy`."""
+def split_logits(model, split: Split) -> np.ndarray:
+    """Predict the logits of a split's images, (n, classes). Raises as `accuracy`."""
     scores = logits(model, split.images)
     if split.labels.max() >= scores.shape[1]:
         raise ValueError(
             f"the data has labels up to {split.labels.max()}; the model has {scores.shape[1]} classes (num_classes)"
         )
-    return scores.argmax(1)
+    return scores
+
+
+def top5_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Give the share, 0..1, of images whose label is among their five largest logits; of equal ones the first classes count."""
+    return float((np.argsort(-scores, 1, kind="stable")[:, :5] == labels[:, None]).any(1).mean())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..loading import Source, resolve
 from ..machine import cpu_name, versions
 from ..models.build import build
 from ..models.convert import to_tflite
-from ..models.evaluate import agreement, predicted_classes
+from ..models.evaluate import TOP5_ABOVE, agreement, split_logits, top5_accuracy
 from ..models.quantize import quantize_aware, without_softmax, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, augmentations, recipe_for
@@ -58,6 +58,7 @@ def train(
     recipe: Recipe | None = None,
     initial: str | os.PathLike | Source | keras.Model | None = None,
     teacher: str | os.PathLike | Source | keras.Model | None = None,
+    freeze: int = 0,
     callbacks: Sequence = (),
     verbose: bool = True,
     command: str | None = None,
@@ -75,6 +76,8 @@ def train(
             whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
             itself, the same at each call. None: random weights.
         teacher: a float net of the same images and classes, named alike, whose probabilities the net learns beside the labels.
+        freeze: with `initial`, the stem and so many of the first stages keep its weights and BatchNorm statistics in the float
+            phase. QAT, at its low rate, trains all layers: each has to answer the rounding of those before it.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
             val_accuracy and learning_rate. `model.stop_training = True` ends the phase.
         verbose: print a line an epoch, and a bar on a terminal.
@@ -89,6 +92,7 @@ def train(
     recipe = recipe or recipe_for(dataset.name, begun=out)
     check_data(dataset, spec.input_shape, spec.num_classes)
     check_batch(dataset, recipe)
+    _check_freeze(freeze, spec, initial)
     source = None if initial is None else resolve(initial)
     start = None if source is None else source.float_model()
     zoo = None if source is None else other_zoo(source.zoo)
@@ -100,7 +104,7 @@ def train(
         check_data(dataset, teacher_model.input_shape[1:], teacher_model.output_shape[-1])
     folder = Path(out)
     weights = [None if model is None else fingerprint(model) for model in (start, teacher_model)]
-    open_run_folder(folder, dataset, recipe, spec.to_json(), *weights)
+    open_run_folder(folder, dataset, recipe, spec.to_json(), *weights, freeze)
     if (folder / METRICS_FILE).exists():
         return load_run(folder)
 
@@ -110,7 +114,7 @@ def train(
     with Progress(verbose) as progress:
         progress.say(f"{spec.name} on {dataset.title}: {augmentations(recipe)}")
         loop = TrainingLoop(folder, spec.name, dataset, recipe, tuple(callbacks), progress, teacher_model, keep)
-        float_model = _train_float(loop, spec, start)
+        float_model = _train_float(loop, spec, start, freeze)
         qat_model = _train_qat(loop, spec, float_model) if recipe.qat_epochs else None
         models = _convert(loop, float_model, qat_model)
         metrics = {
@@ -119,6 +123,7 @@ def train(
             "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.reference,
             **({"initial_zoo": zoo} if zoo else {}),
             **({"teacher": taught_by.reference} if taught_by else {}),
+            **({"freeze": freeze} if freeze else {}),
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),
@@ -153,7 +158,15 @@ def check_batch(dataset: Dataset, recipe: Recipe) -> None:
         )
 
 
-def _train_float(loop, spec, start):
+def _check_freeze(freeze, spec, initial):
+    stages = len(getattr(spec, "stages", ()))
+    if freeze not in range(stages + 1):
+        raise ValueError(f"freeze is {freeze!r}; {spec.name} has {stages} stages: give a number from 0 to that")
+    if freeze and initial is None:
+        raise ValueError(f"freeze is {freeze} and the net starts from random weights; give the net it starts from, too")
+
+
+def _train_float(loop, spec, start, freeze):
     path = loop.folder / FLOAT_FILE
     keras.utils.set_random_seed(loop.recipe.seed)
     if loop.resumes("float") and path.exists():
@@ -161,7 +174,11 @@ def _train_float(loop, spec, start):
     model = build(spec)
     if start is not None:
         copy_weights(start, model)
+    kept = ("stem", *(f"stage{number}_" for number in range(1, freeze + 1))) if freeze else ()
+    for layer in model.layers:
+        layer.trainable = not layer.name.startswith(kept)
     loop.fit("float", model)
+    model.trainable = True  # of all layers
     save_weights(model, path, spec=spec, precision="float")
     return model
 
@@ -223,11 +240,14 @@ def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
         progress: where a line a split goes.
     """
     splits = {name: split for name, split in dataset.splits.items() if name != "train"}
-    accuracies, matrices = {}, {}
+    accuracies, top5, matrices = {}, {}, {}
     for name, split in splits.items():
         progress.say(f"evaluating on {name}")
-        found = {precision: predicted_classes(model, split) for precision, model in models.items()}
+        scores = {precision: split_logits(model, split) for precision, model in models.items()}
+        found = {precision: values.argmax(1) for precision, values in scores.items()}
         accuracies[name] = {kind: float(np.mean(classes == split.labels)) for kind, classes in found.items()}
+        if dataset.num_classes > TOP5_ABOVE:
+            top5[name] = {kind: top5_accuracy(values, split.labels) for kind, values in scores.items()}
         matrices[name] = {
             title: matrix_to_text(confusion(found[kind], split.labels, dataset.num_classes))
             for kind, title in (("float", "float"), ("tflite", "int8"))
@@ -237,6 +257,7 @@ def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
         "dataset": dataset.title,
         "images": {"train": len(dataset.train)} | {name: len(split) for name, split in splits.items()},
         "accuracy": accuracies,
+        **({"top5_accuracy": top5} if top5 else {}),
         "confusion": matrices,
         "macs": count_macs(models["float"]),
         "params": count_params(models["float"]),

@@ -94,6 +94,7 @@ class Card:
         validation_accuracy: what models are ranked by.
         accuracy: on the test split, for report only; None where the data have none.
         accuracies: by split, then by precision.
+        top5: likewise, of the five largest logits; None where there are no more than 20 classes, and on older cards.
         confusion: of the test images, without any of the validation ones, as `classes.matrix_to_text` writes it; None on
             older cards.
         agreement: of the .tflite with its QAT Keras model, the fields of `Agreement`.
@@ -138,6 +139,7 @@ class Card:
     published: str
     licence: str | None
     files: tuple[PublishedFile, ...]
+    top5: Accuracies | None = None
     confusion: Confusion | None = None
     reading: dict[str, str | bool] = dataclasses.field(default_factory=dict)
     zoo: str = dataclasses.field(default="", compare=False)
@@ -240,7 +242,7 @@ def index_to_json(cards: Cards) -> str:
         fields["spec"] = json.loads(card.spec.to_json())
         fields["files"] = [dataclasses.asdict(file) for file in card.files]
         del fields["zoo"]
-        for name in ("confusion", "reading"):  # without them the index stays as it was
+        for name in ("top5", "confusion", "reading"):  # without them the index stays as it was
             if not fields[name]:
                 del fields[name]
         models.append(fields)

@@ -143,8 +143,9 @@ def _summary(card):
 
 def _numbers(card):
     accuracies = [
-        (split, f"{card.images[split]:,}", *(_percent(values[key]) for key in PRECISIONS))
-        for split, values in card.accuracies.items()
+        (split + kind, f"{card.images[split]:,}", *(_percent(values[key]) for key in PRECISIONS))
+        for kind, found in (("", card.accuracies), (", top-5", card.top5 or {}))
+        for split, values in found.items()
     ]
     rows = [("MACs", f"{card.macs:,}"), ("parameters", f"{card.params:,}"), ("file, bytes", f"{card.size_bytes:,}")]
     if card.precision == "int8":

@@ -109,7 +109,7 @@ def training_command(run: Run, dataset: dict) -> str:
     if zoo:
         start = f", initial=fnet.zoo.load({initial!r}, zoo_dir={zoo!r})"
     spec = "fnet.architecture_of(model)" if isinstance(run.spec, Architecture) else _as_python(run.spec)
-    start += f", teacher={run.metrics['teacher']!r}" if "teacher" in run.metrics else ""
+    start += "".join(f", {key}={run.metrics[key]!r}" for key in ("teacher", "freeze") if key in run.metrics)
     return (
         f"fnet.train({spec}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}{reading}), "
         f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}){notes}"
@@ -339,6 +339,7 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             validation_accuracy=metrics["accuracy"]["validation"][scored],
             accuracy=metrics["accuracy"].get("test", {}).get(scored),
             accuracies=metrics["accuracy"],
+            top5=metrics.get("top5_accuracy"),
             recipe=run.recipe.to_dict(),
             command=training_command(run, dataset),
             training_seconds=metrics["training_seconds"],

@@ -5,7 +5,7 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.models import evaluate as evaluation
-from factorizenet_tf.models.evaluate import logits
+from factorizenet_tf.models.evaluate import logits, top5_accuracy
 
 
 def test_accuracy_is_the_share_of_right_labels(models, digits):
@@ -15,6 +15,11 @@ def test_accuracy_is_the_share_of_right_labels(models, digits):
     wrong = guesses.copy()
     wrong[:10] = (wrong[:10] + 1) % 10
     assert fnet.accuracy(models.int8, fnet.Split(images, wrong)) == pytest.approx(0.8)
+
+
+def test_a_label_is_among_the_five_largest_logits_and_of_equal_ones_the_first_classes_are():
+    scores = np.array([[6, 5, 4, 3, 2, 1, 0], [6, 5, 4, 3, 2, 1, 0], [0] * 7, [0] * 7])
+    assert top5_accuracy(scores, np.array([4, 5, 4, 5])) == 0.5
 
 
 def test_agreement_is_counted_in_steps_of_the_output_scale(monkeypatch):

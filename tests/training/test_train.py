@@ -60,6 +60,15 @@ def test_without_a_test_split_no_test_number_is_measured(models, digits):
     assert list(found["images"]) == list(untested.splits) == ["train", "validation"]
 
 
+def test_of_more_than_20_classes_the_five_likeliest_are_measured_too(models, digits):
+    many = dataclasses.replace(digits, class_names=tuple(map(str, range(21))))
+    both = {"float": models.float, "tflite": models.int8}
+    found, usual = (training.measure(both, data, Progress(False)) for data in (many, digits))
+    assert list(found["top5_accuracy"]) == ["validation", "test"]
+    assert found["accuracy"]["test"]["tflite"] < found["top5_accuracy"]["test"]["tflite"] <= 1
+    assert "top5_accuracy" not in usual
+
+
 def test_a_run_learns_and_leaves_all_its_files(run, models, digits):
     assert sorted(os.listdir(run.folder)) == FILES
     accuracies = run.metrics["accuracy"]["test"]
@@ -165,6 +174,36 @@ def test_stopped_by_a_full_disk_and_ctrl_c_a_run_goes_on_as_if_it_had_not_been(
     assert_same_training(again, run)
 
 
+def test_frozen_stages_keep_weights_and_statistics_in_float_and_a_stopped_run_goes_on_with_them(
+    run, models, few, tmp_path, no_conversion
+):
+    def train(name, qat_epochs, **options):
+        recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=qat_epochs, calibration_images=64)
+        options = {"recipe": recipe, "initial": models.float, "freeze": 1, "verbose": False} | options
+        return fnet.train(run.spec, few, out=tmp_path / name, **options)
+
+    whole = train("whole", 1)
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", 0, callbacks=[Interrupt(1)])
+    for one, other in zip(train("stopped", 0).float_model().get_weights(), whole.float_model().get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+    assert whole.metrics["freeze"] == 1
+    found = {layer.name: layer.get_weights() for layer in whole.float_model().layers if layer.weights}
+    for name, weights in found.items():
+        is_kept = all(map(np.array_equal, weights, models.float.get_layer(name).get_weights()))
+        assert is_kept == name.startswith(("stem", "stage1_")), name
+    kernels = [w for w in whole.qat_model().get_weights() if w.shape == found["stem"][0].shape]
+    assert not any(np.array_equal(w, found["stem"][0]) for w in kernels)  # QAT trains all
+    with pytest.raises(ValueError, match=r"initial\.freeze: the folder has 1, you gave 2"):
+        train("whole", 1, freeze=2)
+    for options, said in (
+        ({"freeze": 3}, "freeze is 3; fnet-1x2.2x2-l1-x0.5 has 2 stages: give a number from 0"),
+        ({"initial": None}, "freeze is 1 and the net starts from random weights"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train("new", 1, **options)
+
+
 def test_without_its_checkpoint_a_run_starts_anew(digits, spec, run, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "run")
     for name in ("metrics.json", "checkpoint.npz"):
@@ -239,7 +278,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(few, tmp_path)
     assert all(np.isfinite(array).all() for array in checkpoint.arrays)
 
 
-def test_batchnorms_statistics_are_those_of_the_training_images(digits):
+def test_batchnorms_statistics_are_those_of_the_training_images_and_stay_where_frozen(digits, few):
     model, recipe = fnet.build(SMALL), fnet.Recipe(batch_size=100, crop_padding=0.0, flip=False)
     estimate = batchnorm_estimator(model, digits.train, recipe)
     for _ in range(2):  # the same, however often
@@ -249,6 +288,9 @@ def test_batchnorms_statistics_are_those_of_the_training_images(digits):
         np.testing.assert_allclose(norm.moving_mean, inputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(norm.moving_variance, inputs.var((0, 1, 2)), rtol=1e-3)
     assert not np.allclose(model.get_layer("stage1_block1_pointwise_bn").moving_variance, 1)
+    model.trainable, before = False, norm.moving_mean.numpy()
+    batchnorm_estimator(model, few.train, recipe)()  # of other images
+    np.testing.assert_array_equal(norm.moving_mean, before)
 
 
 def test_weight_decay_reaches_kernels_only_and_the_step_is_pure():

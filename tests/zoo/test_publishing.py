@@ -79,6 +79,15 @@ def test_a_published_run_has_the_runs_numbers(cards, zoo, run):
     assert (zoo / card.file("history").path).read_text() == (run.folder / "history.csv").read_text()
 
 
+def test_a_card_of_many_classes_has_the_top_5_beside_the_accuracy(publish, other, copy):
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["top5_accuracy"] = {split: dict.fromkeys(values, 0.875) for split, values in metrics["accuracy"].items()}
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    publish(other, name="many")
+    assert fnet.zoo.card("many-int8", zoo_dir=copy).top5 == metrics["top5_accuracy"]
+    assert f"| test, top-5 | 359 |{' 87.50 % |' * 5}\n" in (copy / "cards" / "many-int8.md").read_text()
+
+
 def test_a_version_is_never_overwritten_and_can_be_pinned(copy, run, other, publish):
     before = contents(copy)
     for page in (before["README.md"], b"older"):  # as a kill between index and pages leaves it
@@ -249,6 +258,9 @@ def test_a_net_of_another_zoo_stands_in_the_command_with_that_zoo(zoo, trained, 
     assert trained(*given, "--zoo", zoo).command == f"{text}  # path/to/zoo: the zoo that has it"
     monkeypatch.setenv("FACTORIZENET_ZOO", str(zoo))
     assert trained(*given).command == f"{text}  # path/to/zoo: the zoo that has it"
+    frozen = trained(*given, "--freeze", 1)
+    assert frozen.freeze == 1
+    assert " --freeze 1 " in frozen.command
     assert trained(*given, "--size", 48).spec.input_shape == (48, 48, 1)  # of its channels
 
 
@@ -261,9 +273,9 @@ def test_without_a_command_line_a_card_has_python_that_trains_the_same_run(run, 
         load_dataset=lambda name, input_shape: (name, input_shape),
         train=lambda spec, data, **options: built.update(spec=spec, data=data, **options),
     )
-    from_python = dataclasses.replace(run, spec=net, metrics={"initial": initial})
+    from_python = dataclasses.replace(run, spec=net, metrics={"initial": initial, "freeze": 1})
     exec(training_command(from_python, {"name": "digits"}), {"fnet": fnet_alike, "model": "a net"})
-    assert (built["spec"], built["recipe"], built.get("initial")) == (net, run.recipe, start)
+    assert (built["spec"], built["recipe"], built.get("initial"), built["freeze"]) == (net, run.recipe, start, 1)
     assert built["data"] == ("digits", net.input_shape)
 
 

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 
 import factorizenet_tf as fnet
+from factorizenet_tf.zoo.cards import ACCURACIES
 from factorizenet_tf.zoo.verification import verify_all
 
 FLOAT, INT8 = "fnet-1x2.2x2-l1-x0.5-float", "fnet-1x2.2x2-l1-x0.5-int8"
@@ -28,7 +29,7 @@ def test_each_wrong_number_fails_its_check(changed, cards, digits, monkeypatch):
     accuracies = copy.deepcopy(cards[1].accuracies)
     accuracies["test"]["tflite"] -= 0.01  # validation stays, so that one of the two fails
     wrong = {"macs": 1, "params": 1, "size_bytes": 1, "ram_bytes": 1, "operators": ["CUSTOM"], "input_zero_point": 0}
-    zoo = changed(1, **wrong, accuracies=accuracies)
+    zoo = changed(1, **wrong, accuracies=accuracies, top5=dict.fromkeys(accuracies, dict.fromkeys(ACCURACIES, 0.5)))
     assert failed(fnet.zoo.verify(INT8, dataset=digits, zoo_dir=zoo)) == [
         "MACs",
         "parameters",
@@ -38,6 +39,8 @@ def test_each_wrong_number_fails_its_check(changed, cards, digits, monkeypatch):
         "TFLite Micro arena, bytes",
         "agreement with Keras",
         "test accuracy, 359 images",
+        "test top-5 accuracy, 359 images",
+        "validation top-5 accuracy, 144 images",
     ]
 
 
