@@ -54,7 +54,15 @@ setup(
     packages=[*find_packages(include=["factorizenet_tf", "factorizenet_tf.*"]), "factorizenet_tf._zoo"],
     package_dir={"factorizenet_tf._zoo": "zoo"},
     package_data={
-        "factorizenet_tf": ["py.typed", "*.pyi", "*/*.pyi", "**/*.txt", "*/*.html", "tflite/micro_templates/*.in"],
+        "factorizenet_tf": [
+            "py.typed",
+            "*.pyi",
+            "*/*.pyi",
+            "**/*.txt",
+            "*/*.html",
+            "tflite/micro_templates/*.in",
+            "zoo/gallery_page/**/*.*",
+        ],
         "factorizenet_tf._zoo": ["*.json", "*.md", "*.svg", "cards/*.md", "cards/*.svg", "findings/*", "models/*/*"],
     },
     install_requires=[

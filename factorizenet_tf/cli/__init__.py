@@ -14,7 +14,7 @@ from .analyze import analyze, study
 from .data import prepare
 from .export import export, latencies, predict, serve
 from .factorize import factorize
-from .models import describe, levels, list_models, publish, show_card, verify
+from .models import describe, gallery, levels, list_models, publish, show_card, verify
 from .search import search
 from .tflite import inspect, slim
 from .train import evaluate, quantize, train
@@ -44,6 +44,7 @@ for _command in (
     study,
     verify,
     publish,
+    gallery,
     search,
     latencies,
     slim,

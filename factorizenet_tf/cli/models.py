@@ -15,7 +15,7 @@ from .. import zoo
 from ..console import print_json, show
 from . import options
 
-__all__ = ["describe", "levels", "list_models", "publish", "show_card", "verify"]
+__all__ = ["describe", "gallery", "levels", "list_models", "publish", "show_card", "verify"]
 
 Measure = Annotated[
     bool,
@@ -225,6 +225,27 @@ def publish(
         print_json([card.row() for card in cards])
     else:
         print(zoo.Cards(cards))
+
+
+def gallery(
+    out: Annotated[Path, typer.Option(help="The folder; a gallery that is there is replaced.")] = Path("site"),
+    zoo_: options.ZooOption = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="A folder with LiteRT.js as `npm pack` writes it.", show_default="fetched once"),
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(help="With --serve; 0 takes a free one.")] = 8000,
+):
+    """Write a zoo as a web page: frontier, cards, and its int8 nets, which classify images in the browser."""
+    from ..zoo.gallery import build_gallery, serve_gallery
+
+    cards = build_gallery(out, zoo_dir=zoo_, runtime=runtime)
+    print(
+        f"{out}: {len(cards)} models; any web server can serve it, and `factorizenet gallery --serve` does", flush=True
+    )
+    if serve:
+        serve_gallery(out, port=port, started=lambda url: print(f"{url} until Ctrl-C", flush=True))
 
 
 def _span(groups):

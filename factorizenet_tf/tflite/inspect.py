@@ -14,7 +14,7 @@ from .micro import arena_bytes
 from .regroup import on_copies, regroup_fastest
 from .slim import slim
 
-__all__ = ["inspect_tflite"]
+__all__ = ["inspect_tflite", "operator_rows"]
 
 # Their second input is a kernel, and a bias is the last one. MACs are kernel numbers x output pixels.
 KERNELS = frozenset("CONV_2D CONV_3D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV".split())  # noqa: SIM905
@@ -51,7 +51,7 @@ def inspect_tflite(content: bytes) -> dict:
     """
     model, slimmed = read_flatbuffer(content), slim(content)
     try:
-        operators, tensors = _operators(model), _tensors(model)
+        operators, tensors = operator_rows(model), _tensors(model)
     except (IndexError, ZeroDivisionError):
         raise ValueError("the .tflite is damaged (an operator's shapes do not fit it); convert it again") from None
     macs = [row["macs"] for row in operators]
@@ -74,7 +74,8 @@ def inspect_tflite(content: bytes) -> dict:
     return report | _measured(content, slimmed, [row["place"] for row in operators if row["groups"] > 1])
 
 
-def _operators(model) -> list[dict]:
+def operator_rows(model) -> list[dict]:
+    """List the operators of a `ModelT`, the fields of `operators` as `inspect_tflite` has them."""
     rows = []
     for subgraph, graph in enumerate(model.subgraphs):
         for number, operator in enumerate(graph.operators):

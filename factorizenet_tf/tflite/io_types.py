@@ -1,4 +1,4 @@
-"""Give a .tflite another input and output: uint8 as cameras have it, or what TensorFlow Serving takes."""
+"""Give a .tflite another input and output: uint8 as cameras have it, what a browser or TensorFlow Serving takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 from .flatbuffer import read_flatbuffer, with_files_of, write_flatbuffer
 
-__all__ = ["check_io", "with_serving_signature", "with_uint8_io"]
+__all__ = ["check_io", "with_browser_io", "with_serving_signature", "with_uint8_io"]
 
 IO_TYPES = ("int8", "uint8")
 SHIFT = 128  # between an int8 number and the uint8 one that stands for the same value
@@ -35,6 +35,15 @@ def with_uint8_io(content: bytes) -> bytes:
     for signature in model.signatureDefs or ():  # its names stay
         signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = graph.inputs[0], output
     return with_files_of(write_flatbuffer(model), content)
+
+
+def with_browser_io(content: bytes) -> bytes:
+    """Give an int8 .tflite what LiteRT.js takes: uint8 in and out, one image a run. Raises as `with_uint8_io`."""
+    model = read_flatbuffer(with_uint8_io(content))
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.shapeSignature = None  # which leaves the batch open
+    return write_flatbuffer(model)
 
 
 def with_serving_signature(content: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..files import CACHE_VARIABLE, atomic_folder, cache_folder, write_text
 from .cards import Cards, PublishedFile, index_from_json
 
-__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "open_store", "other_zoo", "unzip"]
+__all__ = ["INDEX_FILE", "FolderStore", "UrlStore", "bundled_zoo", "fetch", "open_store", "other_zoo", "unzip"]
 
 INDEX_FILE = "index.json"
 ATTEMPTS, TIMEOUT_SECONDS = 3, 30  # for what the caller named
@@ -116,7 +116,7 @@ class UrlStore:
             OSError: it is not in the cache, and that cannot be written.
         """
         folder = cache_folder() / "files" / file.sha256
-        return _fetch(f"{self.url}/{file.path}", folder, file.sha256, ATTEMPTS, TIMEOUT_SECONDS)
+        return fetch(f"{self.url}/{file.path}", folder, file.sha256)
 
     @property
     def _last_index(self):
@@ -128,7 +128,7 @@ class UrlStore:
     def _fetch_index(self):
         attempts, timeout = (1, QUICK_SECONDS) if self._quick else (ATTEMPTS, TIMEOUT_SECONDS)
         with tempfile.TemporaryDirectory() as folder:
-            path = _fetch(f"{self.url}/{INDEX_FILE}", Path(folder), None, attempts, timeout)
+            path = fetch(f"{self.url}/{INDEX_FILE}", Path(folder), None, attempts, timeout)
             text = path.read_text(encoding="utf-8", errors="replace")
         cards = self._parsed(text)
         with contextlib.suppress(OSError):  # a cache that cannot be written: there is none to fall back on
@@ -185,8 +185,16 @@ def _read_index(path, zoo, remedy, changed, size):
     return index_from_json(path.read_text(encoding="utf-8", errors="replace"), str(path), zoo=zoo, remedy=remedy)
 
 
-def _fetch(url: str, folder: Path, sha256: str | None, attempts: int, timeout: float) -> Path:
-    """Fetch a file into a folder that does not have it, its content checked where its hash is known."""
+def fetch(
+    url: str, folder: Path, sha256: str | None, attempts: int = ATTEMPTS, timeout: float = TIMEOUT_SECONDS
+) -> Path:
+    """Fetch a file into a folder that does not have it, its content checked where its hash is known.
+
+    Raises:
+        ConnectionError: it cannot be fetched whole.
+        ValueError: it has another hash.
+        OSError: the folder cannot be written.
+    """
     import pooch
     import requests
 

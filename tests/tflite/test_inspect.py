@@ -57,7 +57,7 @@ def test_a_grouped_convolution_by_pencil():
 @pytest.mark.parametrize("name", [card.name for card in fnet.zoo.list(precision="int8")])
 def test_macs_and_parameters_are_the_nets_own(name):
     card, model = fnet.zoo.card(name), read_flatbuffer(fnet.zoo.load(name, "path").read_bytes())
-    assert sum(row["macs"] for row in inspect._operators(model)) == card.macs
+    assert sum(row["macs"] for row in inspect.operator_rows(model)) == card.macs
     if not isinstance(card.spec, fnet.ModelSpec):  # the bytes of its layers are known of a model alone
         return
     weight_bytes = sum(row.weight_bytes for row in cost_rows(card.spec))
