@@ -96,7 +96,7 @@ def _measured(specs) -> list[dict]:
     from ..files import cache_folder
     from ..machine import cpu_name, versions
     from ..requirement import MEASURED
-    from ..tuner.space import MeasuredCosts
+    from ..tuner.costs import MeasuredCosts
 
     has_micro = importlib.util.find_spec("tflite_micro") is not None
     measured = MeasuredCosts([cost for cost in MEASURED if has_micro or cost != "ram_bytes"])

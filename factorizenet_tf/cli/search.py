@@ -179,8 +179,8 @@ def _model_space(context, choices, limits):
     from ..models.factorize import factorization_table
     from ..models.quantize import without_softmax
     from ..runs import TABLE_FILE
+    from ..tuner.costs import measure
     from ..tuner.model_space import ModelSpace
-    from ..tuner.space import measure
     from .factorize import shown_source
 
     given = context.params

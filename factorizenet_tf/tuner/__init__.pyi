@@ -1,2 +1,3 @@
+from .model_space import ModelSpace
 from .oracle import FactorizationOracle, Requirement, search_space
 from .tuner import FactorizationTuner

@@ -11,7 +11,8 @@ from ..cost import cost_rows
 from ..macro import MACROS
 from ..requirement import Requirement
 from ..spec import ModelSpec
-from .space import NetSpace, Space, macs, measure
+from .costs import measure
+from .space import NetSpace, Space, macs
 
 __all__ = ["check_budget", "least_costs", "measured_costs", "what_would_fit"]
 

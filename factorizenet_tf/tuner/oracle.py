@@ -20,8 +20,9 @@ from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, MEASURED, Requirement
 from ..spec import ModelSpec
 from .budget import check_budget
+from .costs import MeasuredCosts
 from .progressive import Proposal, Result, Search, SearchState, effects, propose
-from .space import MeasuredCosts, NetSpace, Space, macs
+from .space import NetSpace, Space, macs
 
 __all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity"]
 

@@ -1,4 +1,4 @@
-"""List the nets to choose from, and what each costs: MACs by its spec, the rest measured on an untrained int8 conversion."""
+"""List the nets to choose from, and the MACs of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,21 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..cost import cost_rows, count_macs
-from ..files import write_text
 from ..macro import Stage
-from ..requirement import MEASURED
 from ..spec import Architecture, ModelSpec, groups_at, last_level, level_text, max_level, stage_channels
 
 __all__ = [
-    "COSTS_FILE",
     "Family",
-    "MeasuredCosts",
     "NetSpace",
     "Space",
     "at_level",
     "distinct",
     "macs",
-    "measure",
     "uniform",
 ]
 
@@ -494,94 +489,3 @@ def uniform(net: ModelSpec) -> list[ModelSpec]:
 def macs(net) -> int:
     """Give the MACs of a net of a space."""
     return count_macs(net) if isinstance(net, ModelSpec) else net.macs
-
-
-COSTS_FILE = "measured_costs.json"
-CALIBRATION_IMAGES = 32
-LATENCY_RUNS = 300
-
-
-class MeasuredCosts:
-    """Measure the costs of nets, each once: the figure that is kept decides from then on.
-
-    Args:
-        wanted: which of "size_bytes", "ram_bytes" and "latency_ms".
-    """
-
-    def __init__(self, wanted: Collection[str]):
-        self._wanted = [cost for cost in MEASURED if cost in wanted]
-        self._path: Path | None = None
-        self._costs: dict[str, dict[str, float]] = {}
-        self.labels: tuple[str, ...] | None = None  # class names, which the file holds, too
-
-    def load(self, folder: Path) -> None:
-        """Read what a folder keeps, and keep there what is measured from now on.
-
-        Raises:
-            ValueError: the file there is damaged.
-        """
-        self._path = folder / COSTS_FILE
-        try:
-            self._costs |= json.loads(self._path.read_text()) if self._path.exists() else {}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self._path} is damaged ({error}); delete it to have costs measured again") from None
-
-    def cached(self, spec: ModelSpec) -> dict[str, float]:
-        """Give the costs of a net that were measured already."""
-        return dict(self._costs.get(spec.name, {}))
-
-    def measure(self, spec: ModelSpec | Architecture) -> dict[str, float]:
-        """Give the wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
-
-        Raises:
-            ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
-            OSError: the folder cannot be written.
-        """
-        costs = self.cached(spec)
-        missing = [cost for cost in self._wanted if cost not in costs]
-        if missing:
-            costs |= measure(spec, missing, self.labels)
-            self._costs[spec.name] = costs
-            if self._path is not None:
-                write_text(self._path, json.dumps(self._costs, indent=1, sort_keys=True) + "\n")
-        return {cost: costs[cost] for cost in self._wanted}
-
-
-def measure(
-    spec: ModelSpec | Architecture, wanted: Collection[str], labels: tuple[str, ...] | None = None
-) -> dict[str, float]:
-    """Measure size, RAM or latency of the int8 .tflite of an untrained net.
-
-    RAM is that of the trained net. Size is at most some 100 bytes above its: ReLU6 that reaches 6 in several layers gives
-    them one scale. Biases are random like weights: a .tflite keeps equal tensors once, so that an untrained net's biases,
-    all 0, would take several kB less.
-
-    Args:
-        spec: the net.
-        wanted: which of "size_bytes", "ram_bytes" and "latency_ms" (median at one thread).
-        labels: class names to be kept in the file.
-
-    Raises:
-        ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
-    """
-    from ..models.build import build
-    from ..models.convert import to_tflite
-    from ..models.quantize import quantize_aware
-    from ..tflite.int8_model import Int8Model
-    from ..tflite.micro import arena_bytes
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (CALIBRATION_IMAGES, *spec.input_shape), np.uint8)
-    model = build(spec)
-    for variable in model.variables:
-        if variable.shape.rank == 1:  # of a BatchNormalization or a bias
-            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
-    content = to_tflite(quantize_aware(model, calibration=images), labels=labels)
-    costs = {}
-    if "size_bytes" in wanted:
-        costs["size_bytes"] = len(content)
-    if "ram_bytes" in wanted:
-        costs["ram_bytes"] = arena_bytes(content)
-    if "latency_ms" in wanted:
-        costs["latency_ms"] = round(Int8Model(content).latency_ms(runs=LATENCY_RUNS).median_ms, 5)
-    return costs

@@ -11,8 +11,8 @@ from test_tuner import Fake, FakeRun
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 from factorizenet_tf.tuner import FactorizationOracle
+from factorizenet_tf.tuner import costs as measured_costs
 from factorizenet_tf.tuner import search as search_module
-from factorizenet_tf.tuner import space as measured_costs
 from factorizenet_tf.tuner import tuner as search_tuner
 from factorizenet_tf.tuner.search import SearchResult, publish_found, search
 from factorizenet_tf.tuner.space import Space, macs

@@ -3,8 +3,9 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.tflite.micro import arena_bytes
-from factorizenet_tf.tuner import space
-from factorizenet_tf.tuner.space import Space, at_level, macs, measure, uniform
+from factorizenet_tf.tuner import costs as measured_costs
+from factorizenet_tf.tuner.costs import measure
+from factorizenet_tf.tuner.space import Space, at_level, macs, uniform
 
 SPEC = fnet.ModelSpec(0, width=8)
 SPACES = {
@@ -81,7 +82,7 @@ def test_levels_and_describe_measure_a_net_once_and_show_bytes_arena_and_millise
 ):
     measured = []
     costs = {"size_bytes": 5, "ram_bytes": 7, "latency_ms": 0.5}
-    monkeypatch.setattr(space, "measure", lambda spec, wanted, labels=None: [measured.append(spec), costs][1])
+    monkeypatch.setattr(measured_costs, "measure", lambda spec, wanted, labels=None: [measured.append(spec), costs][1])
     monkeypatch.setenv("FACTORIZENET_CACHE", str(tmp_path))
     rows = prints_json("levels", "--measure")
     assert [row["ram_bytes"] for row in rows] == [7] * 7
