@@ -34,6 +34,7 @@ from ..runs import (
     IN_MEMORY,
     METRICS_FILE,
     QAT_FILE,
+    SPEC_FILE,
     TFLITE_FILE,
     Run,
     load_run,
@@ -95,6 +96,8 @@ def train(
     _check_freeze(freeze, spec, initial)
     source = None if initial is None else resolve(initial)
     start = None if source is None else source.float_model()
+    if isinstance(spec, Architecture) and isinstance(initial, keras.Model):
+        start = initial  # as the spec has it: taken in, its Rescaling might be in its weights
     zoo = None if source is None else other_zoo(source.zoo)
     if start is not None:
         copy_weights(start, build(spec))  # what does not fit shows before anything is written
@@ -103,6 +106,8 @@ def train(
     if teacher_model is not None:
         check_data(dataset, teacher_model.input_shape[1:], teacher_model.output_shape[-1])
     folder = Path(out)
+    if isinstance(spec, Architecture) and recipe.qat_epochs and not (folder / SPEC_FILE).exists():
+        wrap_for_qat(build(spec))  # a layer that it refuses shows before the float epochs
     weights = [None if model is None else fingerprint(model) for model in (start, teacher_model)]
     open_run_folder(folder, dataset, recipe, spec.to_json(), *weights, freeze)
     if (folder / METRICS_FILE).exists():
@@ -120,9 +125,9 @@ def train(
         metrics = {
             "name": spec.name,
             **measure(models, dataset, progress),
-            "initial": IN_MEMORY if isinstance(initial, keras.Model) else source and source.reference,
+            "initial": source and _reference(source),
             **({"initial_zoo": zoo} if zoo else {}),
-            **({"teacher": taught_by.reference} if taught_by else {}),
+            **({"teacher": _reference(taught_by)} if taught_by else {}),
             **({"freeze": freeze} if freeze else {}),
             "machine": cpu_name(),
             "versions": versions(),
@@ -134,6 +139,10 @@ def train(
             metrics["agreement"] = dataclasses.asdict(agreement(qat_model, models["tflite"], images))
         write_metrics(folder, metrics)
     return Run(folder, spec, recipe, metrics)
+
+
+def _reference(source) -> str:
+    return source.reference if source.memory is None else IN_MEMORY
 
 
 def check_data(dataset: Dataset, input_shape: tuple[int, int, int], num_classes: int) -> None:

@@ -108,8 +108,12 @@ def training_command(run: Run, dataset: dict) -> str:
     start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
     if zoo:
         start = f", initial=fnet.zoo.load({initial!r}, zoo_dir={zoo!r})"
-    spec = "fnet.architecture_of(model)" if isinstance(run.spec, Architecture) else _as_python(run.spec)
-    start += "".join(f", {key}={run.metrics[key]!r}" for key in ("teacher", "freeze") if key in run.metrics)
+    is_own = isinstance(run.spec, Architecture)
+    spec = f"fnet.architecture_of(model, {run.spec.name!r})" if is_own else _as_python(run.spec)
+    if teacher := run.metrics.get("teacher"):
+        shown = "teacher" if teacher == IN_MEMORY else repr(shown_sources("digits", teacher, None)[1])
+        start += f", teacher={shown}"
+    start += f", freeze={run.metrics['freeze']!r}" if "freeze" in run.metrics else ""
     return (
         f"fnet.train({spec}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}{reading}), "
         f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}){notes}"

@@ -16,6 +16,7 @@ from factorizenet_tf.loading import resolve
 from factorizenet_tf.runs import read_checkpoint
 from factorizenet_tf.training import train as training
 from factorizenet_tf.training.loop import TrainingLoop, batchnorm_estimator, make_step
+from factorizenet_tf.zoo.publishing import training_command
 
 EPOCHS = [("float", i) for i in range(1, 7)] + [("qat", 1), ("qat", 2)]
 BEGUN = ["dataset.json", "initial.json", "recipe.json", "spec.json"]
@@ -242,6 +243,36 @@ def test_a_baseline_trains_by_the_same_door_and_without_qat(few, tmp_path):
     assert "agreement" not in run.metrics
     assert sorted(os.listdir(run.folder)) == sorted({*FILES} - {"qat.h5", "qat_best.h5"})
     assert fnet.load_run(run.folder).spec == spec
+
+
+def own_net(*layers):
+    """A net of somebody's own: what it does to pixels, a convolution, a head."""
+    inputs = keras.Input((16, 16, 1))
+    x = inputs
+    for layer in (*layers, keras.layers.Conv2D(4, 3, name="conv"), keras.layers.GlobalAveragePooling2D()):
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name="logits")(x), name="own")
+
+
+def test_an_own_net_starts_from_its_own_weights_and_its_card_names_them_and_no_path(few, tmp_path, no_conversion):
+    model = own_net(keras.layers.Rescaling(2.0, -1.0))
+    spec, still = fnet.architecture_of(model, "mine"), fnet.Recipe(epochs=1, qat_epochs=0, learning_rate=0)
+    options = {"recipe": still, "initial": model, "verbose": False}
+    run = fnet.train(spec, few, out=tmp_path / "run", teacher=model, **options)
+    for before, after in zip(model.get_weights(), run.float_model().get_weights()):
+        np.testing.assert_array_equal(before, after)
+    command = training_command(run, {"name": "digits"})
+    assert command.startswith("fnet.train(fnet.architecture_of(model, 'mine'), ")
+    assert ", initial=model, teacher=teacher)" in command
+    run.metrics["teacher"] = str(tmp_path / "teacher.h5")
+    assert ", teacher='path/to/teacher.h5')" in training_command(run, {"name": "digits"})
+
+
+def test_an_own_net_that_qat_cannot_take_is_refused_before_the_float_epochs(few, tmp_path):
+    spec = fnet.architecture_of(own_net(keras.layers.PReLU()))
+    with pytest.raises(ValueError, match=r"TFMOT cannot quantize .*PReLU"):
+        fnet.train(spec, few, out=tmp_path / "run", recipe=fnet.Recipe(epochs=1), verbose=False)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_learning_rate_that_explodes_in_the_first_epoch_is_said_so(digits, tmp_path):
