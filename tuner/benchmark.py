@@ -3,7 +3,8 @@
     python tuner/benchmark.py --part training --dataset cifar10 --seconds 4
 
 Parts: training (every level against level 0 and against unchanged tf_keras, with oneDNN on, off, and held to AVX2;
-waiting for data, memory, the analysis), data (decoding, loading what is decoded, training from it), search (its start and proposals), zoo (listing, loading, verification), micro
+waiting for data, memory, the analysis), data (decoding, loading what is decoded, training from it), memory (of a whole training on
+more pixels than it may take), search (its start and proposals), zoo (listing, loading, verification), micro
 (TensorFlow Lite Micro against LiteRT), serving (an int8 net bare and behind `factorizenet serve` on loopback). All parts
 take about half an hour on 2 cores. Exits 1 where a goal is missed.
 """
@@ -17,11 +18,13 @@ import http.client
 import json
 import math
 import os
+import re
 import resource
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -66,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=16, help="training: channels of the stem")
     parser.add_argument("--levels", type=lambda text: [int(level) for level in text.split(",")], help="default: all")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, over all rounds")
-    parser.add_argument("--files", type=int, nargs=2, default=DATA_FILES, help="data: files decoded, and loaded")
+    parser.add_argument(
+        "--files", type=int, nargs=2, default=DATA_FILES, help="data, memory: files decoded, and loaded"
+    )
     parser.add_argument("--net", default="fnet-l2-int8", help="serving: an int8 net of the zoo")
     parser.add_argument("--zoo", help="zoo, micro: another zoo's folder or address")
     parser.add_argument("--json", action="store_true", help="print JSON in the place of a table")
@@ -222,14 +227,22 @@ def _seconds(call) -> float:
 def measure_data(options, progress) -> list[dict]:
     """A folder of JPEG of 96x96: decoded, loaded again, trained from the mapped file and from memory."""
     progress.say("decoding, loading and training from a cache")
+    return _with_folder("data", options)
+
+
+def measure_memory(options, progress) -> list[dict]:
+    """A folder of JPEG of 96x96, read and trained on as `train` does: the memory of it that is no file's."""
+    progress.say("training on many images")
+    return _with_folder("memory", options)
+
+
+def _with_folder(job, options):
     with tempfile.TemporaryDirectory() as folder:
-        return in_own_process("data", options, {"FACTORIZENET_CACHE": f"{folder}/cache", "BENCHMARK_FOLDER": folder})
+        return in_own_process(job, options, {"FACTORIZENET_CACHE": f"{folder}/cache", "BENCHMARK_FOLDER": folder})
 
 
-def work_data(options) -> list[dict]:
-    """Decode a folder of as many files as asked for, load it and one of as many links, and train from it both ways."""
-    folder = Path(os.environ["BENCHMARK_FOLDER"])
-    decoded, linked = options.files
+def _draw_images(folder, decoded, linked):
+    """Write two folders of classes: few, of so many files, and many, of so many links to them."""
     random = np.random.default_rng(0)
     smooth = random.integers(0, 256, (decoded, 6, 6, 3)).astype(np.uint8)
     for i, image in enumerate(smooth):
@@ -242,7 +255,12 @@ def work_data(options) -> list[dict]:
                     picture.save(path, quality=90)
                 else:
                     os.link(first, path)
-    figures = []
+
+
+def work_data(options) -> list[dict]:
+    """Decode a folder of as many files as asked for, load it and one of as many links, and train from it both ways."""
+    folder, (decoded, linked), figures = Path(os.environ["BENCHMARK_FOLDER"]), options.files, []
+    _draw_images(folder, decoded, linked)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of links, that they are the same image
         seconds = _seconds(lambda: fnet.load_dataset(folder / "few", input_shape=(DATA_SIDE, DATA_SIDE, 3)))
@@ -265,6 +283,34 @@ def work_data(options) -> list[dict]:
     times = _times(calls, options.seconds)
     ratio = _ratio(times["memory"], times["mapped"])
     return [*figures, row("images/s of training from the mapped file over those from memory", ratio, ">=", 0.9)]
+
+
+def work_memory(options) -> list[dict]:
+    """Read a folder, train an epoch in float and one in QAT, convert and evaluate, while a thread looks at the memory (Linux)."""
+    folder, ended = Path(os.environ["BENCHMARK_FOLDER"]), threading.Event()
+    _draw_images(folder, *options.files)
+    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of links, that they are the same image
+        watching = pool.submit(_peak_anonymous, ended)
+        try:
+            data = fnet.load_dataset(folder / "many")
+            spec = ModelSpec(6, width=8, input_shape=data.image_shape, num_classes=data.num_classes)
+            recipe = fnet.recipe_for(folder / "many", epochs=1, qat_epochs=1)
+            fnet.train(spec, data, out=folder / "run", recipe=recipe, verbose=False)
+        finally:
+            ended.set()
+    pixels = sum(split.images.nbytes for split in data.splits.values()) / 1e9
+    what = f"training on {options.files[1]:,} images, {pixels:.1f} GB of pixels: peak anonymous memory, GB"
+    return [row(what, watching.result() / 1e9, "<=", 2.5)]
+
+
+def _peak_anonymous(ended) -> int:
+    """Bytes of this process that no file backs, at most, until the end; what is mapped can be dropped any time."""
+    peak = 0
+    while not ended.wait(0.05):
+        (kilobytes,) = re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        peak = max(peak, 1024 * int(kilobytes))
+    return peak
 
 
 # Search
@@ -454,11 +500,19 @@ def ask(port: int, name: str, images: np.ndarray, clients: int) -> tuple[list[fl
 
 PARTS = {
     part.__name__.removeprefix("measure_"): part
-    for part in (measure_training, measure_data, measure_search, measure_zoo, measure_micro, measure_serving)
+    for part in (
+        measure_training,
+        measure_data,
+        measure_memory,
+        measure_search,
+        measure_zoo,
+        measure_micro,
+        measure_serving,
+    )
 }
 JOBS = {
     job.__name__.removeprefix("work_"): job
-    for job in (work_levels, work_resources, work_data, work_search_start, work_zoo_calls)
+    for job in (work_levels, work_resources, work_data, work_memory, work_search_start, work_zoo_calls)
 }
 
 if __name__ == "__main__":

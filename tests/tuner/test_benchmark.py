@@ -47,6 +47,14 @@ def test_decoding_loading_and_training_from_a_cache_are_measured(benchmark, opti
 
 
 @pytest.mark.slow
+def test_a_whole_training_is_looked_at_for_memory_that_is_no_files(benchmark, options):
+    options.files = (200, 400)
+    (peak,) = benchmark.measure_memory(options, Progress(False))
+    assert peak["what"].startswith("training on 400 images, 0.0 GB of pixels")
+    assert 0.2 < peak["value"] < 2.5
+
+
+@pytest.mark.slow
 def test_the_first_calls_of_a_zoo_are_timed_in_a_fresh_process_and_its_models_verified(benchmark, options):
     *calls, verified = benchmark.measure_zoo(options, Progress(False))
     assert [row["what"].rpartition(": ")[2] for row in calls] == list(benchmark.ZOO_GOALS)
