@@ -20,10 +20,11 @@ from factorizenet_tf.models.inherit import inherit
 
 RESULTS = Path(__file__).parent / "results" / "inheritance.csv"
 STAGES = ((3, 2), (2, 2), (2, 1))
-# parent: children. A stage finer, a stage coarser, a trade, and one that leaves level 0.
+# parent: children. A stage finer, a stage coarser, a trade, and some that leave level 0 or come to it.
 PAIRS = {
-    (2, 2, 2): ((2, 2, 4), (1, 2, 2), (1, 3, 2), (3, 3, 3)),
-    (0, 2, 2): ((1, 2, 2), (0, 1, 3)),
+    (2, 2, 2): ((2, 2, 4), (1, 2, 2), (1, 3, 2), (3, 3, 3), (0, 2, 2)),
+    (0, 2, 2): ((1, 2, 2), (3, 2, 2), (0, 1, 3)),
+    (0, 0, 0): ((2, 2, 2), (4, 5, 5)),
 }
 
 
@@ -52,7 +53,8 @@ def main() -> None:
             from_random = accuracies(fresh(child, arguments.seed))
             source = fresh(parent, arguments.seed)
             source.set_weights(weights)
-            inherited = accuracies(inherit(source, parent, child, seed=arguments.seed))
+            images = data.calibration(512)
+            inherited = accuracies(inherit(source, parent, child, seed=arguments.seed, calibration=images))
             rows.append(
                 {
                     "parent": parent.name,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from .native import use_native_kernels
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "splits_of_layers"]
+__all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "moments_of", "splits_of_layers"]
 
 BATCH = 64
 MAX_PLACES = 131_072  # of a layer's output over all images, beyond which a sample of them is fitted on
@@ -470,21 +470,20 @@ def _spatial(name, kernel, bias, groups, input_shape, options):
 
 def _moments(layer, inputs: Sequence, originals: Sequence) -> Moments:
     """Sum over what a layer reads in the new net, and what it gave, before its activation, in the original one."""
-    random = np.random.default_rng(0)
-    kernel = tf.constant(_kernel(layer), tf.float32)
-    options = {"strides": layer.strides, "padding": layer.padding.upper()}
-    moments = Moments(math.prod(kernel.shape[:3]), kernel.shape[3])
+    kernel, bias = tf.constant(_kernel(layer), tf.float32), layer.bias.numpy() if layer.use_bias else 0
+    options = {"strides": layer.strides, "padding": layer.padding.upper(), "dilations": layer.dilation_rate}
+    return moments_of(layer, inputs, (tf.nn.conv2d(each, kernel, **options).numpy() + bias for each in originals))
+
+
+def moments_of(layer: keras.layers.Layer, inputs: Sequence, outputs: Iterable[np.ndarray]) -> Moments:
+    """Sum over places the patches that a convolution reads in batches of inputs, and the outputs that are to be met there."""
+    random, moments = np.random.default_rng(0), None
     limit = -(-MAX_PLACES // len(inputs))
-    for x, original in zip(inputs, originals):
-        y = (
-            tf.nn.conv2d(original, kernel, dilations=layer.dilation_rate, **options)
-            .numpy()
-            .reshape(-1, kernel.shape[3])
-        )
-        if layer.use_bias:
-            y = y + layer.bias.numpy()
+    for x, y in zip(inputs, outputs):
+        y = y.reshape(-1, y.shape[3])
         sizes, strides, rates = ([1, *pair, 1] for pair in (layer.kernel_size, layer.strides, layer.dilation_rate))
-        patches = tf.image.extract_patches(x, sizes, strides, rates, options["padding"]).numpy().reshape(len(y), -1)
+        patches = tf.image.extract_patches(x, sizes, strides, rates, layer.padding.upper()).numpy().reshape(len(y), -1)
+        moments = moments or Moments(patches.shape[1], y.shape[1])
         if len(y) > limit:
             places = random.choice(len(y), limit, replace=False)
             y, patches = y[places], patches[places]

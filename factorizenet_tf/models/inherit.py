@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._keras import keras
+from .._keras import keras, to_float
 from ..spec import Layer, ModelSpec
 from ..tflite.regroup import regrouped
 from .build import build
+from .factorize import BATCH, moments_of
+from .low_rank import NormalEquations, spatial_first
 
 __all__ = ["inherit"]
 
 
-def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, seed: int = 0) -> keras.Model:
+def inherit(
+    parent: keras.Model,
+    parent_spec: ModelSpec,
+    spec: ModelSpec,
+    *,
+    seed: int = 0,
+    calibration: np.ndarray | None = None,
+) -> keras.Model:
     """Build a float model of `spec` that starts from the weights of a trained one of the same width and macro-architecture.
 
     Stem, head and stages at the same level are copied. A stage at a finer level gets its kernels cut out of the
     coarser ones, one at a coarser level gets the finer kernels as the blocks of a block-diagonal one and computes the
     same function; pointwise convolutions and BatchNorm are copied. Between level 0, which has no pointwise
-    convolution, and the others a stage starts anew.
+    convolution, and the others a block is fitted to what the parent's gives, by least squares on images; without images it starts
+    anew. Grouped kernels come as in `factorize`, and what stands between the two is shifted to the middle of ReLU6's linear range.
 
     Args:
         parent: float model of `parent_spec`.
         parent_spec, spec: they differ in level alone.
         seed: of what starts anew.
+        calibration: images to fit on, uint8 (n, height, width, channels), hundreds of them; None: nothing is fitted.
 
     Raises:
         ValueError: they differ in more than level.
@@ -39,9 +50,18 @@ def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, see
     keras.utils.set_random_seed(seed)
     model = build(spec)
     before = {layer.name: layer for layer in parent_spec.plan()}
+    batches = (
+        []
+        if calibration is None
+        else [to_float(images) for images in np.split(calibration, range(BATCH, len(calibration), BATCH))]
+    )
     for layer in spec.plan():
         old = before.get(layer.name)
-        if old is None or (old.groups == 1) != (layer.groups == 1):
+        if old is None:
+            continue  # a pointwise layer behind a grouped one, which was fitted with it
+        if (old.groups == 1) != (layer.groups == 1):
+            if batches:
+                _fit(parent, model, layer, batches)
             continue
         kernel = parent.get_layer(layer.name).get_weights()
         if old.groups != layer.groups:
@@ -51,6 +71,46 @@ def inherit(parent: keras.Model, parent_spec: ModelSpec, spec: ModelSpec, *, see
         if layer.kind != "dense":
             model.get_layer(f"{layer.name}_bn").set_weights(parent.get_layer(f"{layer.name}_bn").get_weights())
     return model
+
+
+def _fit(parent: keras.Model, model: keras.Model, layer: Layer, batches: list) -> None:
+    """Fit a block that is regular in one of two nets and factorized in the other to what the parent gives before its activation."""
+    spatial, pointwise = layer.name, layer.name.replace("_spatial", "_pointwise")
+    is_regular = layer.groups == 1
+    convolution = model.get_layer(spatial)
+    inputs = _computed(model, convolution.input, batches)
+    wanted = _computed(parent, parent.get_layer(f"{pointwise if is_regular else spatial}_bn").output, batches)
+    moments = moments_of(convolution, inputs, wanted)
+    shape = (layer.kernel, layer.kernel, layer.input_shape[2], wanted[0].shape[3])
+    normal = NormalEquations.of(np.zeros(shape), np.zeros(shape[3]), moments)
+    if is_regular:
+        convolution.set_weights([np.linalg.solve(normal.xx, normal.xy).reshape(shape)])
+    else:
+        kernel = spatial_first(normal, layer.groups, layer.output_shape[2] // layer.groups)[0]
+        convolution.set_weights([np.moveaxis(kernel, 2, 3) if layer.kind == "depthwise" else kernel])
+        _normalize(model, spatial, batches, 3.0, 1.0)  # nearly all within 0..6, which ReLU6 leaves as it is
+        inner = np.concatenate(_computed(model, model.get_layer(pointwise).input, batches)).reshape(
+            -1, layer.output_shape[2]
+        )
+        outer = np.concatenate(wanted).reshape(len(inner), -1)
+        centred = inner - inner.mean(0)
+        found = np.linalg.lstsq(centred, outer - outer.mean(0), rcond=1e-6)[0]
+        model.get_layer(pointwise).set_weights([found[None, None]])
+    last = spatial if is_regular else pointwise
+    _normalize(model, last, batches, moments.y / moments.count, None)
+
+
+def _computed(model, tensor, batches) -> list[np.ndarray]:
+    part = keras.Model(model.input, tensor)
+    return [part(batch, training=False).numpy() for batch in batches]
+
+
+def _normalize(model, name, batches, mean, deviation) -> None:
+    """Set a BatchNorm's statistics to what it reads, and what it gives to a mean and a deviation; None: the deviation read."""
+    read = np.concatenate(_computed(model, model.get_layer(name).output, batches))
+    variance, norm = read.var((0, 1, 2)), model.get_layer(f"{name}_bn")
+    gamma = np.sqrt(variance + norm.epsilon) if deviation is None else np.full_like(variance, deviation)
+    norm.set_weights([gamma, np.broadcast_to(mean, gamma.shape), read.mean((0, 1, 2)), variance])
 
 
 def _filters_axis(layer: Layer) -> int:

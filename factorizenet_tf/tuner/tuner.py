@@ -29,8 +29,9 @@ from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
 from ..recipe import Recipe, recipe_for, tuning_recipe_for
-from ..runs import CHECKPOINT_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
+from ..runs import CHECKPOINT_FILE, START_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
 from ..spec import Architecture, ModelSpec
+from ..training.factorized import begin, load_begun
 from ..training.loop import DivergedError
 from ..training.train import check_data, train
 from .oracle import (
@@ -377,21 +378,27 @@ class FactorizationTuner(keras_tuner.Tuner):
             folder,
             self._own_oracle.objective.name,
             tuple(map(float, values.get(THRESHOLD, "").split())) if self.prune else (),
-            self.space.start(net, folder) or self._inherited(values.get(PARENT, ""), net),
+            self.space.start(net, folder) or self._inherited(values.get(PARENT, ""), net, folder),
             self._search_text,
             self.space.teacher,
             self.space.command_of(net),
         )
 
-    def _inherited(self, parent_id, spec) -> list[np.ndarray] | None:
+    def _inherited(self, parent_id, spec, folder) -> list[np.ndarray] | None:
         """Give the weights to start from, or None: the same at each call for a trial."""
         if not self.inherit or not parent_id:
             return None
         parent = load_run(self.run_folder(parent_id))
         if (parent.spec.width, parent.spec.macro) != (spec.width, spec.macro):
             return None
-        model = inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed)
-        weights = model.get_weights()
+        if not (folder / START_FILE).exists():
+            is_older = folder.exists() and any(folder.iterdir())  # begun when nothing was fitted
+            images = None if is_older else self.dataset.calibration(self.recipe.calibration_images)
+            model = inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed, calibration=images)
+            if is_older:
+                return model.get_weights()
+            begin(folder, model, spec, "")  # a fit done again may differ in its last bits
+        weights = load_begun(folder, "").get_weights()
         keras.backend.clear_session()
         return weights
 

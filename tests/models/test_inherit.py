@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf._keras import keras
 from factorizenet_tf.models.inherit import inherit
 
 SHAPE, STAGES = (16, 16, 1), ((1, 2), (2, 2))
@@ -56,6 +57,24 @@ def test_same_stages_are_copied_level_0_starts_anew_from_the_seed_and_other_nets
     assert any((a != b).any() for a, b in zip(child.get_weights(), other.get_weights()))
     with pytest.raises(ValueError, match=r"cannot inherit from .*they differ in num_classes \(10, 4\)"):
         inherit(parent, net((0, 2)), net(2, num_classes=4))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (0, (0, 4)), (2, (0, 2)), ((0, 2), (2, 0))])
+def test_between_level_0_and_others_a_stage_is_fitted_on_images(before, after):
+    coarse = np.random.default_rng(3).integers(0, 256, (64, 4, 4, 1))
+    images = np.repeat(np.repeat(coarse, 4, 1), 4, 2).astype(np.uint8)
+    spec = net(before)
+    keras.utils.set_random_seed(0)
+    parent = fnet.build(spec)
+
+    def logits(model):
+        return model(images / np.float32(255), training=False).numpy()
+
+    wanted = logits(parent)
+    fitted, anew = (inherit(parent, spec, net(after), calibration=given) for given in (images, None))
+    errors = [np.sqrt(np.square(logits(model) - wanted).mean() / wanted.var()) for model in (fitted, anew)]
+    assert errors[0] < 0.3 * errors[1]
+    assert (logits(inherit(parent, spec, net(after), calibration=images)) == logits(fitted)).all()
 
 
 def test_a_training_that_starts_from_weights_in_memory_goes_on_with_the_same_alone(digits, tmp_path, no_conversion):
