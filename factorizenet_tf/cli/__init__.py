@@ -11,13 +11,12 @@ import warnings
 import typer
 
 from .analyze import analyze, study
-from .data import prepare
 from .export import export, latencies, predict, serve
 from .factorize import factorize
 from .models import describe, gallery, levels, list_models, publish, show_card, verify
 from .search import search
 from .tflite import inspect, slim
-from .train import evaluate, quantize, train
+from .train import evaluate, prepare, quantize, train
 
 __all__ = ["app", "main"]
 

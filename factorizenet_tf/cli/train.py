@@ -1,4 +1,4 @@
-"""The commands that train, quantize and evaluate."""
+"""The commands that lay out data, train, quantize and evaluate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ from ..console import print_accuracies, print_json, show
 from ..files import check_new, write_text
 from . import options
 
-__all__ = ["evaluate", "quantize", "train"]
+__all__ = ["evaluate", "prepare", "quantize", "train"]
 
 MAX_CLASSES = 20  # that are printed; --json has all
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help="tiny_imagenet or gtsrb.")],
+    archives: Annotated[list[Path], typer.Argument(help="The makers' .zip files.")],
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+):
+    """Lay out the archives of a named data set as class folders."""
+    from ..data import named
+
+    counts = named.prepare(name, archives, out)
+    print(", ".join(f"{count:,} {split} images" for split, count in counts.items()))
+    print(f"export {named.folder_variable(name)}={out.absolute()}")
 
 
 def train(

@@ -101,14 +101,11 @@ def prepare(name: str, archives: Sequence[str | os.PathLike], out: str | os.Path
                 (folder / target / PurePosixPath(path).name).write_bytes(files[path].read(path))
                 counts[target.partition("/")[0]] += 1
                 progress.step()
-            reason = ", ".join(f"no {split} images" for split in wanted.splits if split not in counts)
-        except zipfile.BadZipFile as error:
-            reason = str(error)
-        except KeyError as error:  # a file or a class that is looked up and not there
-            reason = f"no {error}"
-        if reason:
-            given = ", ".join(map(os.fspath, archives))
-            raise ValueError(f"{reason} in {given}; {name} needs {', '.join(wanted.archives)}, whole")
+            for split in {*wanted.splits} - {*counts}:
+                raise KeyError(f"{split} images")
+        except (zipfile.BadZipFile, KeyError) as error:  # a file or a class is looked up and not there
+            given, needed = ", ".join(map(str, archives)), ", ".join(wanted.archives)
+            raise ValueError(f"{name} needs {needed}, whole; not found in {given}: {error.args[0]}") from None
     return dict(counts)
 
 
@@ -122,12 +119,11 @@ def read_named(name: str, shape: tuple | None, resize: str) -> tuple[str, list[s
     if not os.environ.get(variable):
         raise FileNotFoundError(f"{variable} is not set; set it to the folder of {name}: {remedy}")
     root = Path(os.environ[variable]).expanduser()
-    lacking = [split for split in wanted.splits if not (root / split).is_dir()]
-    if lacking:
-        raise FileNotFoundError(f"{variable} is {root}, which has no folder {' and '.join(lacking)}; {remedy}")
+    for split in wanted.splits:
+        count = sum(folder.is_dir() for folder in (root / split).glob("[!.]*"))
+        if count != wanted.num_classes:
+            raise ValueError(f"{variable} is {root}, of {count} {split} classes, not {wanted.num_classes}; {remedy}")
     _, classes, images = read_folder(root, shape, resize, None, False)
-    if len(classes) != wanted.num_classes:
-        raise ValueError(f"{variable} is {root}, of {len(classes)} classes, {name} has {wanted.num_classes}; {remedy}")
     some = [str(next((root / "train" / folder).iterdir())) for folder in classes]
     sizes = {size for chunk in image_sizes(some) for size in chunk if size is not None}
     copies = f", copies of {'x'.join(map(str, *sizes))}" if len(sizes) == 1 and sizes != {wanted.size} else ""

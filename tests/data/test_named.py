@@ -120,11 +120,11 @@ def test_a_set_that_is_not_here_and_a_folder_of_something_else_say_what_to_do(tm
     line = fails("train", "--dataset", "gtsrb", "--size", 16, "--out", tmp_path / "run")
     assert "FACTORIZENET_GTSRB is not set; set it to the folder of gtsrb: `factorizenet prepare gtsrb GTSRB_Fin" in line
     monkeypatch.setenv("FACTORIZENET_GTSRB", str(prepared["tiny_imagenet"]))
-    with pytest.raises(FileNotFoundError, match="which has no folder validation; `factorizenet prepare gtsrb"):
+    with pytest.raises(ValueError, match="of 200 train classes, not 43; `factorizenet prepare gtsrb"):
         fnet.load_dataset("gtsrb")
-    monkeypatch.setenv("FACTORIZENET_TINY_IMAGENET", str(prepared["gtsrb"]))
-    with pytest.raises(ValueError, match="of 43 classes, tiny_imagenet has 200"):
-        fnet.load_dataset("tiny_imagenet", input_shape=(16, 16, 3))
+    monkeypatch.setenv("FACTORIZENET_GTSRB", str(tmp_path))
+    with pytest.raises(ValueError, match="of 0 train classes"):
+        fnet.load_dataset("gtsrb")
     assert "--data-dir is where TFDS keeps its data" in fails(
         "train", "--dataset", "gtsrb", "--data-dir", tmp_path, "--out", tmp_path / "run"
     )
@@ -149,10 +149,10 @@ def test_the_command_says_what_it_wrote_and_leaves_nothing_of_archives_that_are_
     training, test, truth = archives["gtsrb"]
     other = tmp_path / "other"
     for given, said in (
-        ((training, truth), "no test images in"),
-        ((training, test), "no 'GT-final_test.csv' in"),
-        (archives["tiny_imagenet"], "no 'GT-final_test.csv' in"),
-        ((training, test, Path(__file__)), "File is not a zip file in"),
+        ((training, truth), "Test_GT.zip: test images"),
+        ((training, test), "Test_Images.zip: GT-final_test.csv"),
+        (archives["tiny_imagenet"], "needs GTSRB_Final_Training_Images.zip, "),
+        ((training, test, Path(__file__)), "File is not a zip file"),
     ):
         assert said in fails("prepare", "gtsrb", *given, "--out", other)
     assert "name is 'mnist'; sets that come as archives are tiny_imagenet, gtsrb" in fails(
