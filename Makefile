@@ -9,14 +9,16 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # with them what a file or a folder makes once.
 TWO := -n 2 --dist worksteal
 
-.PHONY: help install demo levels test test-slow test-without-onednn lint benchmark clean
+.PHONY: help install demo levels gallery test test-slow test-without-onednn test-gallery lint benchmark clean
 
 help:
 	@echo "make demo       search digits' best net under 1 M MACs, publish it to a local zoo, load it back (runs/search)"
 	@echo "make levels     train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
+	@echo "make gallery    serve the zoo as a web page, whose nets run in the browser (site/)"
 	@echo "make test       run the tests"
 	@echo "make test-without-onednn  run the tests of grouped convolutions, quantization and training with oneDNN off"
 	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
+	@echo "make test-gallery  run the gallery's tests in a headless Chromium"
 	@echo "make lint       ruff check and format, import-linter"
 	@echo "make benchmark  print speed and memory ratios"
 
@@ -36,6 +38,9 @@ demo: install
 levels: install
 	$(BIN)/factorizenet study --dataset digits --size 16 --channels 1 --out runs/levels
 
+gallery: install
+	$(BIN)/factorizenet gallery --out site --serve
+
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(TWO)
 
@@ -46,6 +51,10 @@ test-without-onednn: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow $(TWO)
+
+test-gallery: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest tests/zoo/test_gallery_page.py
 
 lint: install
 	$(BIN)/ruff check .

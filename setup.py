@@ -14,6 +14,7 @@ EXTRAS = {
     ],
     "micro": ["tflite-micro"],
 }
+EXTRAS["browser"] = ["playwright>=1.40", "pytest>=8"]  # beside a Chromium: the tests of the gallery's page
 EXTRAS["test"] = [
     *EXTRAS["report"],
     *EXTRAS["micro"],

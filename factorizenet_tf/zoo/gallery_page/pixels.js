@@ -1,4 +1,5 @@
-// Images as the package's read_image makes them: Pillow's grey and its bilinear resampling with antialiasing, bit by bit.
+// Images as the package's read_image makes them: Pillow's grey, and its bilinear resampling with antialiasing to within one
+// level of 255 (its versions differ in which pass comes first; here it is the one across).
 const BITS = 22; // of a weight's fraction in that resampling of 8-bit pixels
 const MAX_BYTES = 64 * 2 ** 20, MAX_PIXELS = 89_478_485; // read_image's own limit
 const LARGE = 4096 * 4096; // pixels of a canvas that phones still hold
