@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,11 @@ import typer
 
 from ..console import Progress, print_json, require_extra
 from . import options
+from .train import source_to_start_from
 
 __all__ = ["search"]
 
+OF_NETS = ("width", "macro", "macros", "blocks", "stage_channels")  # options of the package's own nets
 LIMITS = ("max_macs", "max_size_bytes", "max_ram_bytes", "max_latency_ms")
 PIXELS = ("pixel_range", "pixel_mean", "pixel_deviation")
 TABLE_IMAGES = 256  # of those that the layers are fitted on, for the table of what each bears
@@ -35,6 +38,13 @@ def search(
         str | None, _limit("Milliseconds of one int8 inference at most, one thread, here.")
     ] = None,
     min_accuracy: options.MinAccuracy = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Start nets from this float net, a name or a run's folder; gives width and macro-architecture.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -97,15 +107,23 @@ def search(
 ):
     """Find the best net for a requirement, training few."""
     from ..requirement import Requirement
+    from ..spec import ModelSpec
 
     given = {name: context.params[name] for name in LIMITS if context.params[name] is not None}
     if model is None:
         reason = "without --model the package's own nets are searched"
-        options.refuse_unused(context, reason, "groups", "middle", "images", "stem", *PIXELS, "zoo_")
+        options.refuse_unused(context, reason, "groups", "middle", "images", "stem", *PIXELS)
+        if start is None:
+            options.refuse_unused(context, "without --from and --model no net is looked up", "zoo_")
         requirement = Requirement(**options.limits_of(given), min_accuracy=min_accuracy)
-        choices = _choices(context)
+        source, spec = (None, None) if start is None else source_to_start_from(context, start, zoo_, OF_NETS)
+        if start is not None and not isinstance(spec, ModelSpec):
+            raise ValueError(
+                f"--from {start} is none of the package's own nets; search what it may become with --model"
+            )
+        choices = _choices(context) if start is None else {"widths": (spec.width,)}
     else:
-        of_own = ("width", "channels", "macro", "macros", "blocks", "stage_channels", "inherit")
+        of_own = (*OF_NETS, "channels", "inherit", "start")
         options.refuse_unused(context, "with --model its own layers are factorized", *of_own)
         Requirement(**options.limits_of(given, dict.fromkeys(given, 100)), min_accuracy=min_accuracy)
         choices = {"middles": _numbers("middle", middle, "give numbers joined by commas: 1,2,3", float)}
@@ -123,8 +141,11 @@ def search(
 
             executor = stack.enter_context(RayExecutor(ray))
         if model is None:
-            data = options.load_data(context, dataset, size, channels, data_dir)
-            nets = options.spec_from("0", choices["widths"][0], None, None, data.num_classes, macro, data.image_shape)
+            shape = None if start is None else options.image_shape(size, channels, spec.input_shape)
+            data = options.load_data(context, dataset, size, channels, data_dir, shape=shape)
+            if start is None:
+                spec = options.spec_from("0", choices["widths"][0], None, None, 10, macro, data.image_shape)
+            nets = dataclasses.replace(spec, level=0, input_shape=data.image_shape, num_classes=data.num_classes)
         else:
             data, nets, costs = _model_space(context, choices, given)
             requirement, choices = Requirement(**options.limits_of(given, costs), min_accuracy=min_accuracy), {}
@@ -132,7 +153,8 @@ def search(
         from ..tuner.oracle import FactorizationOracle
 
         oracle = FactorizationOracle(nets, requirement, **choices, seed=seed, max_trials=max_trials, patience=patience)
-        how = {"recipe": recipe, "inherit": inherit, "prune": prune, "executor": executor}
+        initial = None if start is None else source
+        how = {"recipe": recipe, "inherit": inherit, "initial": initial, "prune": prune, "executor": executor}
         found = searching.search(oracle, data, out=out, **how, verbose=not quiet)
     if publish is not None:
         searching.publish_found(found, publish, verbose=not quiet)

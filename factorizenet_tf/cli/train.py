@@ -99,7 +99,7 @@ def train(
     if start is not None:
         if baseline is not None:
             raise ValueError("--baseline and --from exclude each other; give one")
-        source, spec = _source_to_start_from(context, start, zoo_)
+        source, spec = source_to_start_from(context, start, zoo_)
         shape = options.image_shape(size, channels, spec.input_shape)
     elif baseline is not None:
         if baseline != "resnet8":
@@ -140,8 +140,8 @@ def _shown_command(context, source, spec) -> str:
     return f"factorizenet train {given} --out runs/{spec.name}{comment}"
 
 
-def _source_to_start_from(context, start, zoo):
-    """The float net named by --from and its spec, which no option changes."""
+def source_to_start_from(context, start, zoo, unused=("level", "width", "macro")):
+    """Give the float net named by --from and its spec, which no option changes: those of unused names are refused."""
     from ..loading import resolve
 
     source = resolve(start, zoo_dir=zoo)
@@ -149,7 +149,7 @@ def _source_to_start_from(context, start, zoo):
     if spec is None:
         raise ValueError(f"{start} has no spec inside; --from takes a -float name, a run's folder or its float.h5")
     source = source.with_precision("float")
-    options.refuse_unused(context, f"--from {start} is a {spec.name}", "level", "width", "macro")
+    options.refuse_unused(context, f"--from {start} is a {spec.name}", *unused)
     return source, spec
 
 

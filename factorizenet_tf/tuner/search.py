@@ -14,6 +14,7 @@ from .. import zoo
 from ..console import Progress
 from ..data import Dataset
 from ..files import write_csv, write_text
+from ..loading import Source
 from ..recipe import Recipe
 from ..requirement import COSTS, MEASURED, Requirement, frontier
 from ..spec import ModelSpec
@@ -59,6 +60,7 @@ def search(
     out: str | os.PathLike,
     recipe: Recipe | None = None,
     inherit: bool = False,
+    initial: str | os.PathLike | Source | None = None,
     prune: bool = True,
     executor: Executor | None = None,
     verbose: bool = True,
@@ -67,7 +69,7 @@ def search(
 
     Args:
         oracle: a new one; it has the requirement and the nets to choose from.
-        dataset, recipe, inherit, prune: as for `FactorizationTuner`.
+        dataset, recipe, inherit, initial, prune: as for `FactorizationTuner`.
         out: the search's folder.
         executor: as for `FactorizationTuner.search`.
         verbose: say on stderr how far it is.
@@ -90,6 +92,7 @@ def search(
             dataset,
             recipe=recipe,
             inherit=inherit,
+            initial=initial,
             prune=prune,
             progress=progress,
             directory=out.parent,

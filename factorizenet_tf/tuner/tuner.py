@@ -24,10 +24,11 @@ from .._keras import keras, tf
 from ..console import Progress
 from ..data import Dataset
 from ..files import write_bytes
-from ..loading import Source
+from ..loading import Source, resolve
 from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
+from ..models.weights import copy_weights, fingerprint
 from ..recipe import Recipe, recipe_for, tuning_recipe_for
 from ..runs import CHECKPOINT_FILE, START_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
 from ..spec import Architecture, ModelSpec
@@ -210,6 +211,8 @@ class FactorizationTuner(keras_tuner.Tuner):
         spec: with a stock oracle, the spec whose stages it searches.
         recipe: of each trial; None for the data set's own. Needs QAT.
         inherit: start a net from the trained weights of the one it was made from.
+        initial: a float net of the same width and macro-architecture whose weights the nets start from, where they inherit from no
+            other: what `loading.resolve` takes. Stages at other levels and another number of classes are as for `inherit`.
         prune: stop trainings that the oracle's threshold calls hopeless.
         progress: says how far it is; None: nothing does.
         directory, project_name: where trials and state are kept, and the same arguments go on.
@@ -229,6 +232,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         spec: ModelSpec | None = None,
         recipe: Recipe | None = None,
         inherit: bool = False,
+        initial: str | os.PathLike | Source | None = None,
         prune: bool = True,
         progress: Progress | None = None,
         directory: str | os.PathLike = ".",
@@ -239,8 +243,10 @@ class FactorizationTuner(keras_tuner.Tuner):
         is_own = isinstance(self.space, Space)
         begun = Path(directory) / project_name
         self.recipe = recipe or (recipe_for if is_own else tuning_recipe_for)(dataset.name, begun=begun)
-        if inherit and not is_own:
-            raise ValueError("inherit is set; each net of a model starts from the model's own weights: leave it out")
+        if not is_own and (inherit or initial is not None):
+            given = "inherit is set" if inherit else "initial is given"
+            raise ValueError(f"{given}; each net of a model starts from the model's own weights: leave it out")
+        self._initial = None if initial is None else _start_of(resolve(initial), self.space)
         self.dataset = dataset
         self.inherit, self.prune = inherit, prune
         self.progress = progress or Progress(verbose=False)
@@ -268,6 +274,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             **(oracle.identity() if is_ours else space_identity(self.space, None, oracle.objective.name)),
             "inherit": self.inherit,
             "prune": self.prune,
+            **({"initial": fingerprint(self._initial[1])} if self._initial else {}),
             **{f"recipe_{name}": value for name, value in self.recipe.to_dict().items()},
         }
         return json.dumps(fields, indent=2) + "\n"
@@ -386,15 +393,17 @@ class FactorizationTuner(keras_tuner.Tuner):
 
     def _inherited(self, parent_id, spec, folder) -> list[np.ndarray] | None:
         """Give the weights to start from, or None: the same at each call for a trial."""
-        if not self.inherit or not parent_id:
-            return None
-        parent = load_run(self.run_folder(parent_id))
-        if (parent.spec.width, parent.spec.macro) != (spec.width, spec.macro):
+        parent_spec, parent = self._initial or (None, None)
+        if self.inherit and parent_id:
+            run = load_run(self.run_folder(parent_id))
+            if (run.spec.width, run.spec.macro) == (spec.width, spec.macro):
+                parent_spec, parent = run.spec, run.float_model()
+        if parent is None:
             return None
         if not (folder / START_FILE).exists():
             is_older = folder.exists() and any(folder.iterdir())  # begun when nothing was fitted
             images = None if is_older else self.dataset.calibration(self.recipe.calibration_images)
-            model = inherit(parent.float_model(), parent.spec, spec, seed=self.recipe.seed, calibration=images)
+            model = inherit(parent, parent_spec, spec, seed=self.recipe.seed, calibration=images)
             if is_older:
                 return model.get_weights()
             begin(folder, model, spec, "")  # a fit done again may differ in its last bits
@@ -444,6 +453,22 @@ def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> NetSpace:
         raise ValueError(f"a {type(oracle).__name__} knows no net; give spec=")
     widths = next((tuple(hp.values) for hp in oracle.hyperparameters.space if hp.name == "width"), (spec.width,))
     return Space(spec, widths)
+
+
+def _start_of(source: Source, space: Space) -> tuple[ModelSpec, keras.Model]:
+    """Give spec and model of what nets of a space start from, for its images and classes; the head may have started anew."""
+    own = source.spec
+    families = {(family.base.width, family.base.macro) for family in space.families}
+    if not isinstance(own, ModelSpec) or families != {(own.width, own.macro)}:
+        raise ValueError(
+            f"the nets cannot start from {source.given}: it must be one of the package's own, of the width and macro-architecture "
+            "of all nets to choose from; leave out others"
+        )
+    spec = dataclasses.replace(own, input_shape=space.input_shape, num_classes=space.num_classes)
+    keras.utils.set_random_seed(0)
+    model = build(spec)
+    copy_weights(source.float_model(), model)
+    return spec, model
 
 
 def _check_search(oracle: keras_tuner.Oracle, space: NetSpace, dataset: Dataset, recipe: Recipe) -> None:

@@ -158,6 +158,30 @@ def test_a_net_whose_loss_explodes_or_that_needs_too_much_memory_is_skipped(digi
     assert len(fake.calls) == len(set(fake.calls)) > 3
 
 
+def test_all_nets_start_from_a_net_that_is_named_and_another_net_is_refused(searched, digits, tmp_path, monkeypatch):
+    begun = searched.load_run(next(iter(searched.oracle.trials.values())))
+    starts = {}
+
+    class Started(Fake):
+        def __call__(self, spec, dataset, *, initial, **options):
+            starts[spec] = initial
+            return super().__call__(spec, dataset, **options)
+
+    monkeypatch.setattr(search_tuner, "train", Started())
+    tuner = make(tmp_path, digits, initial=begun.folder, max_macs=200_000, max_trials=3)
+    tuner.search()
+    assert 0 in [spec.level for spec in starts]
+    wanted = begun.float_model()
+    for start in starts.values():
+        for name in ("stem", "stem_bn", "logits"):
+            for found, expected in zip(start.get_layer(name).get_weights(), wanted.get_layer(name).get_weights()):
+                np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"search\.initial: the folder has [0-9a-f]{64}, you gave None"):
+        make(tmp_path, digits, max_macs=200_000, max_trials=3)
+    with pytest.raises(ValueError, match="the nets cannot start from baseline-resnet8-float: it must be one of the"):
+        make(tmp_path / "other", digits, initial="baseline-resnet8-float")
+
+
 def test_a_net_without_a_finite_accuracy_has_failed(digits, tmp_path, monkeypatch):
     fake = Fake()
     fake.accuracy = float("nan")
