@@ -16,7 +16,7 @@ from . import options
 __all__ = ["factorize", "shown_source"]
 
 RECIPE = ("epochs", "qat_epochs", "learning_rate", "seed")  # fields of it that are options
-OF_DATA = ("dataset", "images", "size", "resize", "group_by", "skip_broken")
+OF_DATA = ("dataset", "unlabelled", "images", "size", "resize", "group_by", "skip_broken")
 SHOWN = (*RECIPE, *OF_DATA, "stem", "pixel_range", "pixel_mean", "pixel_deviation", "zoo_")  # on a card
 
 
@@ -68,6 +68,12 @@ def factorize(
             "--dataset", help="Whose training images the layers are fitted on.", show_default="what it was trained on"
         ),
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="In the place of --dataset: a folder of images without labels, which get those that the net gives."
+        ),
+    ] = None,
     images: Annotated[int, typer.Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
     seed: Annotated[int | None, typer.Option(help="Of everything random in --run.", show_default="0")] = None,
     stem: Annotated[bool, typer.Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
@@ -114,7 +120,7 @@ def factorize(
     from ..models.factorize import choose_levels, factorization_table, levels_of_layers
     from ..models.factorize import factorize as factorize_model
     from ..models.quantize import without_softmax
-    from ..training.factorized import begin, check_free, load_begun
+    from ..training.factorized import begin, check_free, labelled_by, load_begun
 
     if run is not None and not is_begun:
         check_free(run)
@@ -126,12 +132,18 @@ def factorize(
     if max_macs is not None:
         limit = options.limits_of({"max_macs": max_macs}, {"max_macs": count_macs(own)})["max_macs"]
     data, calibration = None, None
+    if not images:
+        options.refuse_unused(context, "--images 0 reads none", "unlabelled")
     if images:
-        if dataset is None:
+        if dataset is None and unlabelled is None:
             source.check_data_known()
-        data = options.load_data(
-            context, dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:], source=source
-        )
+        if unlabelled is not None:
+            options.refuse_unused(context, "--unlabelled is what is read", "dataset", "group_by", "skip_broken")
+            data = labelled_by(own, unlabelled, class_names=source.labels, resize=resize or source.resize)
+        else:
+            data = options.load_data(
+                context, dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:], source=source
+            )
         calibration = data.calibration(images)
     command = None
     if run is not None:
@@ -173,7 +185,7 @@ def factorize(
         from ..models.keras3 import quantizable
         from ..training.train import train
 
-        recipe = options.recipe_from(context, data.name, is_tuning=True)
+        recipe = options.recipe_from(context, data.name, is_tuning=True, **({"flip": False} if unlabelled else {}))
         result = quantizable(result)
         spec = architecture_of(result, run.resolve().name)
         if not is_begun:
@@ -208,6 +220,10 @@ def shown_source(context, source, data, *own: str) -> tuple[str, str]:
 
     name, initial, zoo, comment = shown_sources(data.name, source.reference, other_zoo(source.zoo))
     values = context.params | {"dataset": name, "zoo_": zoo}
+    if values.get("unlabelled"):
+        where = f"path/to/{values['unlabelled'].resolve().name}"
+        values |= {"dataset": None, "unlabelled": where}
+        comment = comment.replace("images, labels: your arrays", f"{where}: the folder of its images")
     left_out = tuple(parameter for parameter in context.params if parameter not in (*SHOWN, *own))
     given = options.shown_options(context, values, left_out, ("dataset", "zoo_"))
     return f"factorizenet factorize {shlex.quote(str(initial))} {given}", comment

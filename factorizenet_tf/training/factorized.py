@@ -1,17 +1,25 @@
-"""The start of a factorized net's tuning, kept in its run's folder: a fit done again may differ in its last bits."""
+"""What a factorized net's tuning needs besides `train`: its start, kept since a fit done again may differ, and images without labels."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .._keras import keras
+from ..data import Dataset, load_dataset
+from ..data.images import IMAGE_ENDINGS, decoded
 from ..files import remove_partial_files, write_text
+from ..models.evaluate import logits
 from ..models.weights import load_model, save_weights
 from ..runs import START_FILE
 from ..spec import Architecture
 
-__all__ = ["begin", "check_free", "load_begun"]
+__all__ = ["begin", "check_free", "labelled_by", "load_begun"]
 
 COMMAND_FILE = "start.json"
 
@@ -41,3 +49,39 @@ def load_begun(folder: Path, command: str) -> keras.Model:
     if begun != command:
         raise ValueError(f"the folder {folder} was begun by `{begun}`; give that command, or a new folder")
     return load_model(folder / START_FILE, precision="float")
+
+
+def labelled_by(
+    model: keras.Model, folder: str | os.PathLike, *, class_names: Sequence[str] | None = None, resize: str = "stretch"
+) -> Dataset:
+    """Read images without labels, and give each the class that a net gives it: data to tune what the net has become on.
+
+    Accuracies on these data are agreement with the net, as their title says.
+
+    Args:
+        model: float tf_keras model, images in 0..1 in, logits out.
+        folder: all images in it and below it are read, at the model's size, into memory.
+        class_names: of the model's outputs; None: their numbers.
+        resize: as for `load_dataset`.
+
+    Raises:
+        FileNotFoundError: there is no folder.
+        ValueError: it has fewer than 4 images, or one is broken, which is named.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give one of images")
+    paths = sorted(str(path) for path in root.rglob("[!.]*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if len(paths) < 4:
+        raise ValueError(f"{root} has {len(paths)} images ({', '.join(sorted(IMAGE_ENDINGS))}); give at least 4")
+    chunks = []
+    for images, _, broken in decoded(paths, model.input_shape[1:], resize):
+        for message in broken.values():
+            raise ValueError(message)
+        chunks.append(images)
+    images = np.concatenate(chunks)
+    names = [str(number) for number in range(model.output_shape[-1])] if class_names is None else class_names
+    data = load_dataset((images, logits(model, images).argmax(1)), class_names=names)
+    return dataclasses.replace(
+        data, title=f"{root.resolve().name}, labelled by {model.name}", reading={"resize": resize}
+    )

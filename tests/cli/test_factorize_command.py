@@ -2,9 +2,11 @@
 
 import pandas
 import pytest
+from PIL import Image
 
 import factorizenet_tf as fnet
 from factorizenet_tf.loading import resolve
+from factorizenet_tf.training.factorized import labelled_by
 
 LATENCY = {"latency_ms": 1.5, "latency_ratio": 1.5, "latency_machine": "a machine"}
 DATA = ["--dataset", "digits", "--quiet"]
@@ -59,6 +61,25 @@ def test_a_factorized_net_is_tuned_by_its_original_published_and_loaded(
     assert "architecture is plain data" in page
     assert metrics["command"].partition("  #")[0] in page
     fnet.zoo.verify("half-int8", zoo_dir=zoo)
+
+
+def test_images_without_labels_get_those_that_the_net_gives(mine, digits, tmp_path, prints_json, fails):
+    folder = tmp_path / "photos"
+    (folder / "june").mkdir(parents=True)
+    for number, image in enumerate(digits.train.images[:40]):
+        Image.fromarray(image[..., 0]).save(folder / "june" / f"{number}.png")
+    command = ["factorize", mine, "--level", 1, "--quiet", "--images", 16, "--unlabelled"]
+    original, factorized = prints_json(*command, folder)["nets"]
+    assert original["validation_accuracy"] == 1  # agreement with itself
+    assert 0 <= factorized["validation_accuracy"] <= 1
+    data = labelled_by(resolve(mine).float_model(), folder)
+    assert (len(data.train), len(data.validation), len(data.test)) == (29, 3, 8)
+    assert data.title == "photos, labelled by mine"
+    assert "--dataset would have no effect" in fails(*command, folder, "--dataset", "digits")
+    (folder / "broken.png").write_bytes(b"no image")
+    assert "broken.png is broken" in fails(*command, folder)
+    (tmp_path / "none").mkdir()
+    assert "none has 0 images" in fails(*command, tmp_path / "none")
 
 
 def test_levels_are_given_by_layer(mine, succeeds, tmp_path):
