@@ -37,21 +37,22 @@ DATA_FILE = "gallery.json"
 REGISTRY_VARIABLES = ("NPM_CONFIG_REGISTRY", "npm_config_registry")
 REGISTRY = "https://registry.npmjs.org"
 WASM = "wasm/litert_wasm_compat_internal"  # the build that needs neither threads nor relaxed SIMD, which Safari lacks
-# LiteRT.js: what `npm pack` calls a package's tarball, the package, its tarball's SHA-256, the files that the page loads.
-RUNTIME = (
-    (
-        "litertjs-core-2.5.3.tgz",
-        "@litertjs/core",
+VERSION = "2.5.3"
+RUNTIME = {  # the packages @litertjs/...: the SHA-256 of what `npm pack` gives, and the files of it that the page loads
+    "core": (
         "a97660833e9e7e1063c95e12016718881240b14f7438728a2f62785e912d30fd",
         ("package.json", "dist/index.js", f"{WASM}.js", f"{WASM}.wasm"),
     ),
-    (
-        "litertjs-wasm-utils-2.5.3.tgz",
-        "@litertjs/wasm-utils",
-        "ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7",
-        ("package.json", "dist/index.js"),
-    ),
-)
+    "wasm-utils": ("ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7", ("dist/index.js",)),
+}
+TYPES = {  # the system's own table may lack them
+    ".css": "text/css",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".md": "text/markdown; charset=utf-8",
+    ".wasm": "application/wasm",
+}
 NUMBERS = (
     *("macs", "params", "size_bytes", "ram_bytes", "latency_ms", "latency_ratio", "validation_accuracy", "accuracy"),
     *("dataset", "dataset_name", "class_names", "accuracies", "agreement", "latency_machine", "command", "licence"),
@@ -87,8 +88,8 @@ def build_gallery(
     with atomic_folder(out) as folder:
         with resources.as_file(resources.files(__package__) / "gallery_page") as page:
             shutil.copytree(page, folder, dirs_exist_ok=True)
-        for name, package, sha256, files in RUNTIME:
-            _unpack(_tarball(name, package, sha256, runtime), files, folder / "runtime" / package.rpartition("/")[2])
+        for package, (sha256, files) in RUNTIME.items():
+            _unpack(_tarball(package, sha256, runtime), files, folder / "runtime" / package)
         nets = [_net(card, zoo_dir, folder) for card in cards]
         (folder / "zoo" / INDEX_FILE).write_text(index_to_json(cards), encoding="utf-8")
         written = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -119,18 +120,7 @@ def serve_gallery(folder: str | os.PathLike, *, port: int = 8000, started: Calla
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    extensions_map = dict.fromkeys((".tflite", ".h5"), "application/octet-stream") | {
-        ".css": "text/css",
-        ".csv": "text/csv",
-        ".html": "text/html; charset=utf-8",
-        ".jpg": "image/jpeg",
-        ".js": "text/javascript",
-        ".json": "application/json",
-        ".md": "text/markdown; charset=utf-8",
-        ".png": "image/png",
-        ".wasm": "application/wasm",
-        ".zip": "application/zip",
-    }
+    extensions_map = TYPES
 
     def end_headers(self):
         self.send_header("Cache-Control", "no-cache")  # a gallery that was built again is seen at once
@@ -153,20 +143,21 @@ def _check_out(out) -> None:
         raise FileExistsError(f"{out} holds other files ({other[0]}); give a new folder, or remove them")
 
 
-def _tarball(name, package, sha256, runtime) -> bytes:
+def _tarball(package, sha256, runtime) -> bytes:
     """Read a package of LiteRT.js from a folder, or fetch it; its content is what the hash says."""
-    specs = " ".join(f"{package}@{name.rpartition('-')[2].removesuffix('.tgz')}" for name, package, *_ in RUNTIME)
-    remedy = f"run `npm pack {specs}` and give its folder by runtime="
+    remedy = (
+        f"run `npm pack {' '.join(f'@litertjs/{name}@{VERSION}' for name in RUNTIME)}` and give its folder by runtime="
+    )
     if runtime is None:
         registry = next(filter(None, map(os.environ.get, REGISTRY_VARIABLES)), REGISTRY).rstrip("/")
-        url = f"{registry}/{package}/-/{name.removeprefix('litertjs-')}"
+        url = f"{registry}/@litertjs/{package}/-/{package}-{VERSION}.tgz"
         try:
             return fetch(url, cache_folder() / "files" / sha256, sha256).read_bytes()
         except ConnectionError as error:
             raise ConnectionError(f"{error}; or where there is a network {remedy}") from None
         except ValueError:
             raise ValueError(f"{url} has other content than LiteRT.js of that version; {remedy}") from None
-    path = Path(runtime).expanduser() / name
+    path = Path(runtime).expanduser() / f"litertjs-{package}-{VERSION}.tgz"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
     content = path.read_bytes()

@@ -19,22 +19,22 @@ from factorizenet_tf.zoo.catalog import find
 from factorizenet_tf.zoo.gallery import build_gallery, serve_gallery
 
 NAME = "fnet-1x2.2x2-l1-x0.5-int8"
-ROWS = gallery.RUNTIME
 
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory):
     """A folder as `npm pack` leaves one, the packages' files one byte each."""
-    folder, rows = tmp_path_factory.mktemp("runtime"), []
-    for name, package, _, files in ROWS:
-        with tarfile.open(folder / name, "w:gz") as archive:
+    folder, packages = tmp_path_factory.mktemp("runtime"), {}
+    for package, (_, files) in gallery.RUNTIME.items():
+        path = folder / f"litertjs-{package}-2.5.3.tgz"
+        with tarfile.open(path, "w:gz") as archive:
             for file in files:
                 entry = tarfile.TarInfo(f"package/{file}")
                 entry.size = 1
                 archive.addfile(entry, io.BytesIO(b"x"))
-        rows.append((name, package, hashlib.sha256((folder / name).read_bytes()).hexdigest(), files))
+        packages[package] = hashlib.sha256(path.read_bytes()).hexdigest(), files
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "RUNTIME", tuple(rows))
+        patch.setattr(gallery, "RUNTIME", packages)
         yield folder
 
 
@@ -114,7 +114,7 @@ def test_an_empty_zoo_and_a_missing_or_damaged_runtime_say_what_to_do(zoo, copy,
     assert "no models to show; `factorizenet publish`" in fails("gallery", "--zoo", copy, "--out", tmp_path / "site")
     named = r"npm pack @litertjs/core@2.5.3 @litertjs/wasm-utils@2.5.3` and give its folder by --runtime"
     assert named in fails("gallery", "--zoo", zoo, "--out", tmp_path / "site", "--runtime", tmp_path)
-    (tmp_path / ROWS[0][0]).write_bytes(b"other")
+    (tmp_path / "litertjs-core-2.5.3.tgz").write_bytes(b"other")
     assert "is damaged: expected" in fails("gallery", "--zoo", zoo, "--out", tmp_path / "site", "--runtime", tmp_path)
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9/mirror/")
     monkeypatch.setattr("time.sleep", lambda seconds: None)

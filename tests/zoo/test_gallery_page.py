@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import re
 import shutil
 import tarfile
@@ -21,6 +22,7 @@ from factorizenet_tf.zoo.store import fetch
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="no Playwright here: pip install factorizenet_tf[browser]"
 )
+expect = playwright.expect
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -133,7 +135,7 @@ def test_every_net_gives_the_logits_of_int8_model(open_page, zoo):
     page.click("#try-title ~ .try summary >> text=Which nets run")
     for box in page.locator("#picks input").all():
         box.check()
-    page.wait_for_function("document.querySelectorAll('#results article').length === 13")
+    expect(page.locator(RESULTS)).to_have_count(13, timeout=30_000)
     for shape, kind in (((32, 32, 3), "PNG"), ((131, 200, 3), "PNG"), ((20, 11, 1), "PNG"), ((32, 32, 3), "JPEG")):
         file = picture(shape, kind)
         found = give(page, file)
@@ -177,7 +179,7 @@ def test_images_are_drawn_pasted_and_dropped(open_page):
     page.mouse.up()
     page.wait_for_selector(RESULTS)
     assert page.inner_text("#caption") == "Your drawing"
-    for event, carrier in (("paste", "clipboardData"), ("drop", "dataTransfer")):
+    for event, carrier, title in (("paste", "clipboardData", "Pasted image"), ("drop", "dataTransfer", "x.png")):
         file = picture((40, 30, 3))
         page.evaluate(
             """([bytes, event, carrier]) => {
@@ -188,9 +190,7 @@ def test_images_are_drawn_pasted_and_dropped(open_page):
             }""",
             [list(file["buffer"]), event, carrier],
         )
-        page.wait_for_function(
-            f"document.querySelector('#caption').textContent === '{'Pasted image' if event == 'paste' else 'x.png'}, 30 x 40 pixels'"
-        )
+        expect(page.locator("#caption")).to_have_text(f"{title}, 30 x 40 pixels")
 
 
 def test_what_is_no_image_or_too_large_a_one_says_what_to_do(open_page):
@@ -204,7 +204,7 @@ def test_what_is_no_image_or_too_large_a_one_says_what_to_do(open_page):
         (huge.getvalue(), "The image has 10000 x 9000 pixels"),
     ):
         page.set_input_files("#file", whole | {"buffer": buffer})
-        page.wait_for_selector(f"#trouble:has-text('{said}')")
+        expect(page.locator("#trouble")).to_contain_text(said)
         assert "give a PNG, JPEG or WebP of at most 89 megapixels" in page.inner_text("#trouble")
     give(page, whole)
     assert page.locator("#trouble").is_hidden()
@@ -229,7 +229,7 @@ def test_filters_leave_what_the_zoo_leaves(open_page):
     assert page.locator("#chart .point").count() == 13
     assert page.locator("#chart .point.out").count() == 13 - len(names())
     page.click("text=No limits")
-    page.wait_for_function("document.querySelectorAll('#nets tbody tr').length === 13")
+    expect(page.locator("#nets tbody tr")).to_have_count(13)
     page.click("#nets thead button >> text=bytes")
     sizes = [card.size_bytes for card in map(fnet.zoo.card, names())]
     assert sizes == sorted(sizes)
@@ -248,7 +248,7 @@ def test_a_net_is_shown_by_keyboard_and_two_are_compared(open_page):
     page.locator("#chart .point >> text=resnet8").locator("..").focus()
     assert page.inner_text("#readout").startswith("baseline-resnet8-int8: 84.12 %, 12.5 M")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#shown').value === 'baseline-resnet8-int8'")
+    expect(page.locator("#shown")).to_have_value("baseline-resnet8-int8")
     card = fnet.zoo.card("baseline-resnet8-int8")
     text = page.inner_text("#card")
     assert all(
@@ -263,11 +263,16 @@ def test_a_net_is_shown_by_keyboard_and_two_are_compared(open_page):
     assert page.locator("#comparison table").nth(1).locator("tr", has_text="stage2_block1_spatial").count() == 1
 
 
-def test_a_broken_index_a_missing_net_and_a_browser_without_simd_say_what_to_do(open_page, launch):
+def test_a_broken_index_a_missing_net_and_a_browser_without_simd_say_what_to_do(open_page, launch, site):
     for body, said in (("{", "gallery.json cannot be read"), ('{"nets": []}', "it has no nets")):
         page = open_page(wait="#notice", before=answered("**/gallery.json", body=body))
-        page.wait_for_selector(f"#notice:has-text('{said}')")
+        expect(page.locator("#notice")).to_contain_text(said)
         assert "build the page again: factorizenet gallery --out FOLDER" in page.inner_text("#notice")
+    data = json.loads((site.folder / "gallery.json").read_text())
+    data["nets"] = [net for net in data["nets"] if net["precision"] == "float"]
+    page = open_page(wait="#trouble", before=answered("**/gallery.json", body=json.dumps(data)))
+    assert "no int8 net of this data set; nothing can run here" in page.inner_text("#trouble")
+    assert page.locator("#chart .point").count() == page.locator("#nets tbody tr").count() == 13
     page = open_page(before=answered("**/nets/fnet-l6-int8.tflite", status=404))
     text = page.inner_text("#results")
     assert "nets/fnet-l6-int8.tflite does not run (the server answers 404); build the page again." in text

@@ -22,4 +22,11 @@ export function scrolling(made, label) {
   return box;
 }
 
+/** A row of texts on a bar that fills a share of it. */
+export function bar(share, ...texts) {
+  const made = element("span", { className: "bar" }, ...texts.map((text) => element("span", {}, text)));
+  made.style.setProperty("--share", `${100 * share}%`);
+  return made;
+}
+
 export const percent = (share) => `${(100 * share).toFixed(1)} %`;

@@ -41,7 +41,7 @@ export function drawChart(container, rows, axes, chosen, show) {
   for (let power = Math.floor(low / Math.LN10); power <= high / Math.LN10; power++) {
     for (const value of STEPS.map((first) => first * 10 ** power)) {
       const at = x(value);
-      if (at < left || at > width - right || at < taken + 44) continue;
+      if (at < left || at > width - right || at < taken + 54) continue;
       taken = at;
       svg.append(shape("line", { class: "grid", x1: at, x2: at, y1: top, y2: height - bottom }));
       svg.append(shape("text", { class: "tick", x: at, y: height - bottom + 18, "text-anchor": "middle" }, axes.format(value)));
@@ -57,7 +57,7 @@ export function drawChart(container, rows, axes, chosen, show) {
   for (const row of order) {
     const [cx, cy] = [x(row.x), y(row.y)];
     const kind = [row.within ? "" : "out", best.includes(row) ? "on" : "", row === chosen ? "chosen" : ""].join(" ");
-    const link = shape("a", { href: `#net/${encodeURIComponent(row.name)}`, class: `point ${kind}`, "aria-label": row.text });
+    const link = shape("a", { href: `#net/${row.name}`, class: `point ${kind}`, "aria-label": row.text });
     link.append(shape("circle", { class: "reach", cx, cy, r: 15 }), shape("circle", { class: "dot", cx, cy, r: row === chosen ? 8 : 6 }));
     const long = row.label.length * 7;
     const places = [[cx - long / 2, cy - 12], [cx + 11, cy + 4], [cx - long / 2, cy + 22], [cx - long - 11, cy + 4]];

@@ -1,5 +1,5 @@
 // The page: its data, filters, table, cards and comparison. The chart is in frontier.js, running nets in trying.js.
-import { element, scrolling, table } from "./elements.js";
+import { bar, element, scrolling, table } from "./elements.js";
 import { drawChart, frontierOf } from "./frontier.js";
 import { listen, offer } from "./trying.js";
 
@@ -40,15 +40,13 @@ function drawFrontier() {
   if (drawn.length) drawChart(by("chart"), drawn, { x: COSTS[cost].title, y: title, format: COSTS[cost].text }, best, (row) => (by("readout").textContent = row.text));
   else by("chart").replaceChildren(element("p", {}, `No ${precision === "float" ? "float" : "int8"} net here has a number for ${COSTS[cost].title}; choose another.`));
   by("readout").textContent = `Line: not beaten by a cheaper net, by ${title}. Point at a net for its numbers.`;
-  const command = ["factorizenet list --best", ...(precision === "float" ? ["--precision float"] : []), `--dataset ${data_name()}`,
+  const command = ["factorizenet list --best", ...(precision === "float" ? ["--precision float"] : []), `--dataset ${nets[0].dataset_name}`,
     ...limits.map(([key, limit]) => `--${COSTS[key].option} ${+limit.toFixed(6)}`)].join(" ");
   by("best").replaceChildren(...(best
-    ? ["Best within these limits: ", element("a", { href: `#net/${encodeURIComponent(best.name)}` }, best.name), `, ${points(best.y)}. `]
+    ? ["Best within these limits: ", element("a", { href: `#net/${best.name}` }, best.name), `, ${points(best.y)}. `]
     : ["No net is within these limits; raise one. "]), ...(["tflite", "float"].includes(precision) ? [element("code", {}, command)] : []));
   drawTable(rows.filter((row) => row.within), precision);
 }
-
-const data_name = () => nets[0].dataset_name;
 
 function drawTable(rows, precision) {
   const columns = [["name", "net", (row) => row.name], ...Object.keys(COSTS).map((key) => [key, { macs: "MACs", size_bytes: "bytes", ram_bytes: "RAM", latency_ms: "ms" }[key], (row) => row.net[key]]),
@@ -59,7 +57,7 @@ function drawTable(rows, precision) {
     sorting = { key, up: sorting.key === key ? !sorting.up : key !== "accuracy" && key !== "test" };
     drawTable(rows, precision);
     by("nets").querySelector(`[aria-sort] button`).focus();
-  } }, text)), sorted.map((row) => [element("a", { href: `#net/${encodeURIComponent(row.name)}` }, row.name),
+  } }, text)), sorted.map((row) => [element("a", { href: `#net/${row.name}` }, row.name),
     ...Object.keys(COSTS).map((key) => exact(row.net[key])), points(row.y), points(row.net.accuracies.test?.[precision])]));
   columns.forEach(([key], i) => key === sorting.key && made.querySelectorAll("thead th")[i].setAttribute("aria-sort", sorting.up ? "ascending" : "descending"));
   by("nets").replaceChildren(...made.children);
@@ -86,13 +84,7 @@ function drawCard(net) {
 function layersOf(net) {
   const most = Math.max(...net.layers.map((layer) => layer.macs));
   return table(["layer", "kind", "groups", "output", "MACs", "weight bytes"], net.layers.map((layer) =>
-    [layer.layer, layer.kind, String(layer.groups), layer.output_shape.join(" x "), macsBar(layer.macs, most), exact(layer.weight_bytes)]));
-}
-
-function macsBar(macs, most) {
-  const made = element("span", { className: "bar" }, exact(macs));
-  made.style.setProperty("--share", `${(100 * macs) / most}%`);
-  return made;
+    [layer.layer, layer.kind, String(layer.groups), layer.output_shape.join(" x "), bar(layer.macs / most, exact(layer.macs)), exact(layer.weight_bytes)]));
 }
 
 function drawComparison() {
@@ -104,7 +96,7 @@ function drawComparison() {
   const most = Math.max(1, ...[a, b].flatMap((net) => net.layers.map((layer) => layer.macs)));
   const layers = [...new Set([a, b].flatMap((net) => net.layers.map((layer) => layer.layer)))].map((name) => {
     const found = [a, b].map((net) => net.layers.find((layer) => layer.layer === name));
-    return [name, ...found.flatMap((layer) => (layer ? [`${layer.kind}${layer.groups > 1 ? `, ${layer.groups} groups` : ""}`, macsBar(layer.macs, most)] : ["", ""]))];
+    return [name, ...found.flatMap((layer) => (layer ? [`${layer.kind}${layer.groups > 1 ? `, ${layer.groups} groups` : ""}`, bar(layer.macs / most, exact(layer.macs))] : ["", ""]))];
   });
   by("comparison").replaceChildren(
     scrolling(table(["", a.name, b.name, "second against first"], rows.filter((row) => row[1] || row[2])), "Numbers of the two nets"),
@@ -130,11 +122,11 @@ function choose(dataset) {
   offer(runs, runs.length ? few : []);
 }
 
-/** Show the net that the address names, or another. */
+/** Show the net that the address names, and go there; else another. */
 function follow(otherwise) {
-  const found = named(decodeURIComponent(location.hash.replace(/^#net\//, "")));
-  if (found || otherwise?.name) drawCard(found ?? otherwise);
-  if (found && !otherwise?.name) {
+  const found = named(location.hash.replace("#net/", ""));
+  if (found || otherwise) drawCard(found ?? otherwise);
+  if (found && !otherwise) {
     by("net").scrollIntoView();
     by("net-title").focus({ preventScroll: true });
   }

@@ -1,5 +1,5 @@
 // An image, from wherever it comes, and what the picked nets make of it.
-import { element, percent } from "./elements.js";
+import { bar, element, percent, table } from "./elements.js";
 import { fitted, readImage } from "./pixels.js";
 import { classify, obstacle } from "./runtime.js";
 
@@ -139,10 +139,9 @@ function resultCard(net, pixels, { logits, probabilities, milliseconds }) {
   const seen = Object.assign(canvasOf(colours, width, height), { className: "seen", title: "What the net sees" });
   seen.setAttribute("role", "img");
   seen.setAttribute("aria-label", `What the net sees: ${width} x ${height} pixels`);
-  const name = element("a", { href: `#net/${encodeURIComponent(net.name)}` }, net.name);
-  const bars = order.slice(0, TOP).map((i) => bar(net.class_names[i], probabilities[i]));
-  const rows = order.map((i) => element("tr", {}, element("th", { scope: "row" }, net.class_names[i]),
-    element("td", {}, percent(probabilities[i])), element("td", { className: "logit" }, String(logits[i]))));
+  const name = element("a", { href: `#net/${net.name}` }, net.name);
+  const bars = order.slice(0, TOP).map((i) => bar(probabilities[i], net.class_names[i], percent(probabilities[i])));
+  const rows = order.map((i) => [net.class_names[i], percent(probabilities[i]), String(logits[i])]);
   const own = image.width === width && image.height === height;
   const how = own ? "the image's own size" : `resized as the package does, ${WAYS[net.resize]}`;
   const card = element("article", {},
@@ -150,18 +149,11 @@ function resultCard(net, pixels, { logits, probabilities, milliseconds }) {
       element("p", { className: "answer" }, net.class_names[order[0]], element("span", {}, ` ${percent(probabilities[order[0]])}`)),
       element("p", { className: "soft time" }, `${milliseconds.toPrecision(3)} ms here`))),
     ...bars,
-    element("details", {}, element("summary", {}, "All classes"), element("table", {},
-      element("thead", {}, element("tr", {}, ...["class", "probability", "int8 logit"].map((text) => element("th", { scope: "col" }, text)))),
-      element("tbody", {}, ...rows)), element("p", { className: "soft" }, `${width} x ${height} pixels, ${how}.`)));
+    element("details", {}, element("summary", {}, "All classes"), table(["class", "probability", "int8 logit"], rows),
+      element("p", { className: "soft" }, `${width} x ${height} pixels, ${how}.`)));
   card.dataset.net = net.name;
   card.dataset.logits = logits;
   return card;
-}
-
-function bar(text, share) {
-  const row = element("div", { className: "bar" }, element("span", {}, text), element("span", {}, percent(share)));
-  row.style.setProperty("--share", `${100 * share}%`);
-  return row;
 }
 
 function canvasOf(data, width, height) {
