@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data import Dataset
+from .data import Dataset, is_folder
 from .pixels import Pixels
 from .runs import (
     BEST_FILES,
@@ -229,10 +229,17 @@ class Source:
         """What else `load_dataset` was told of the data it was trained on: `Dataset.reading`."""
         return self._dataset.get("reading", {}) if self.card is None else self.card.reading
 
+    def reading_of(self, dataset: str) -> dict:
+        """What else `load_dataset` is told of a data set for it: of its own, by whatever path, all, of others `resize`."""
+        is_own = is_folder(dataset) and Path(dataset).expanduser().resolve().name == self.dataset_title
+        return self.reading if is_own or dataset == self.dataset_name else {"resize": self.resize}
+
     @property
     def resize(self) -> str:
         """How images of another aspect are resized for it: "stretch", "crop" or "pad"."""
-        return TFLiteModel(self.path).resize if self.kind == "tflite" else self.reading.get("resize", "stretch")
+        if self.kind != "tflite":
+            return self.reading.get("resize", "stretch")
+        return TFLiteModel(self.path, pixels=Pixels("0..1")).resize  # whatever its pixels are
 
     @property
     def dataset_title(self) -> str | None:

@@ -163,7 +163,7 @@ def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
     loaded, data = {}, {}
     for net in nets:
         name, shape = dataset or net.dataset_name, net.input_shape
-        reading = net.reading if name == net.dataset_name else {"resize": net.resize}
+        reading = net.reading_of(name)
         key = name, shape, str(reading)
         if key not in loaded:
             loaded[key] = load_dataset(name, input_shape=shape, data_dir=data_dir, **reading)

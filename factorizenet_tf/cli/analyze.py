@@ -139,7 +139,7 @@ def study(
         data,
         specs,
         out=out,
-        recipe=recipe,
+        recipe=options.fitting(recipe, data),
         requirements=options.limits_from(context),
         zoo_dir=zoo_,
         train_all=train_all,

@@ -105,6 +105,8 @@ def factorize(
     by_table = max_macs is not None or (table or figure) is not None
     if images < 0 or (by_table and not images):
         raise ValueError(f"images is {images}; it must be at least {int(by_table)}")
+    if not images:
+        options.refuse_unused(context, "--images 0 reads none", "dataset", "unlabelled", "data_dir")
     levels = None if level is None else _by_layer("level", level, int)
     middles = 1 if middle is None else _by_layer("middle", middle, float)
     for path, *endings in ((out, ".keras"), (table, ".csv"), (figure, ".png", ".svg")):
@@ -119,21 +121,21 @@ def factorize(
     from ..models.evaluate import accuracy
     from ..models.factorize import choose_levels, factorization_table, levels_of_layers
     from ..models.factorize import factorize as factorize_model
-    from ..models.quantize import without_softmax
-    from ..training.factorized import begin, check_free, labelled_by, load_begun
+    from ..models.quantize import with_softmax, without_softmax
+    from ..training.factorized import begin, check_free, check_tunable, labelled_by, load_begun
 
     if run is not None and not is_begun:
         check_free(run)
         check_served_name(run.resolve().name)  # of which the net's name is made
     source = resolve(model, zoo_dir=zoo_, **options.own_model(context)).with_precision("float")
-    own = without_softmax(source.float_model())
+    own = without_softmax(whole := source.float_model())
+    if run is not None and not is_begun:
+        check_tunable(own, run.resolve().name, qat_epochs != 0)
     offered = levels_of_layers(own, stem=stem)
     limit = None
     if max_macs is not None:
         limit = options.limits_of({"max_macs": max_macs}, {"max_macs": count_macs(own)})["max_macs"]
     data, calibration = None, None
-    if not images:
-        options.refuse_unused(context, "--images 0 reads none", "unlabelled")
     if images:
         if dataset is None and unlabelled is None:
             source.check_data_known()
@@ -150,13 +152,14 @@ def factorize(
         start, comment = shown_source(context, source, data, "level", "middle", "max_macs")
         command = f"{start} --run runs/{run.resolve().name}{comment}"
     found, result = None, load_begun(run, command) if is_begun else None
+    files = [path for path in (table, figure) if path is not None and not path.exists()]  # a begun run may have some
     with Progress(not quiet) as progress:
-        if by_table and not is_begun:
+        if files or (limit is not None and not is_begun):
             progress.bar("what each layer bears", len(own.layers) - 1)
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
-            if table is not None:
+            if table in files:
                 write_text(table, found.to_csv(index=False))
-            if figure is not None:
+            if figure in files:
                 factorization_map(found, figure)
         if limit is not None and not is_begun:
             levels, middles = choose_levels(own, found, limit)
@@ -164,9 +167,9 @@ def factorize(
             progress.bar("factorizing", len(own.layers) - 1)
             choices = {"middle": middles, "calibration": calibration, "stem": stem}
             result = factorize_model(own, levels, **choices, advance=progress.step)
-            if out is not None:
-                with atomic_write(out) as aside:
-                    result.save(aside, save_format="keras")
+        if out is not None and not out.exists():
+            with atomic_write(out) as aside:
+                (result if own is whole else with_softmax(result)).save(aside, save_format="keras")
         nets = {"original": own} | ({} if result is None else {"factorized": result})
         summary = []
         for name, net in nets.items():
@@ -185,7 +188,8 @@ def factorize(
         from ..models.keras3 import quantizable
         from ..training.train import train
 
-        recipe = options.recipe_from(context, data.name, is_tuning=True, **({"flip": False} if unlabelled else {}))
+        unflipped = {"flip": False} if unlabelled else {}
+        recipe = options.fitting(options.recipe_from(context, data.name, is_tuning=True, **unflipped), data)
         result = quantizable(result)
         spec = architecture_of(result, run.resolve().name)
         if not is_begun:

@@ -243,9 +243,13 @@ def load_data(context, dataset, size, channels, data_dir, shape=None, source=Non
     given = {name: context.params.get(name) for name in ("resize", "group_by", "skip_broken")}
     reading = {name: value for name, value in given.items() if value}
     if source is not None:
-        own = source.reading if dataset == source.dataset_name else {"resize": source.resize}
-        reading = own | reading
+        reading = source.reading_of(dataset) | reading
     return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir, **reading)
+
+
+def fitting(recipe, data):
+    """Give a recipe whose batch the training images fill, for a command without --batch-size."""
+    return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
 
 
 def image_shape(size, channels, default=(32, 32, 3)):

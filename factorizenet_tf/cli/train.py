@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -109,7 +111,7 @@ def train(
     else:  # an error here costs no waiting; which levels there are, the size of the images may decide
         is_known = size is not None or macro is not None
         options.spec_from(level if is_known else "0", width, size, channels, 10, macro)
-    data = options.load_data(context, dataset, size, channels, data_dir, shape=shape)
+    data = options.load_data(context, dataset, size, channels, data_dir, shape=shape, source=source)
     if spec is None:
         spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     else:
@@ -203,8 +205,7 @@ def quantize(
     own = source.float_model()
     recipe = options.recipe_from(context, dataset, **CAREFUL)
     data = options.load_data(context, dataset, None, None, data_dir, shape=own.input_shape[1:], source=source)
-    recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
-    how = {"method": method, "recipe": recipe, "keep_names": keep_names}
+    how = {"method": method, "recipe": options.fitting(recipe, data), "keep_names": keep_names}
     metrics = quantize_own(own, data, out=out, **how, verbose=not quiet)
     if as_json:
         print_json(metrics)
@@ -277,6 +278,12 @@ def evaluate(
     data = options.load_data(context, dataset or source.dataset_name, None, None, data_dir, shape=shape, source=source)
     if dataset is None:
         source.warn_if_other_data(data)
+    labels = source.labels if source.tflite_file is None else model.labels
+    if labels is not None and tuple(labels) != data.class_names:
+        pairs = enumerate(itertools.zip_longest(labels, data.class_names))
+        number, (its, here) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+        text = f"classes are compared by number, and class {number} is {its!r} for {net}, {here!r} in the data"
+        warnings.warn(text, RuntimeWarning, stacklevel=1)
     split = split or data.held_out[0]
     if split not in data.splits:
         raise ValueError(f"{data.title} has no {split} split; give --split validation")
@@ -305,7 +312,7 @@ def evaluate(
         row["kernels"] = model.kernels
     rows = class_rows({precision: matrix}, names)
     if errors is not None:
-        write_text(errors, _errors_page(source, {precision: model}, images, data, names))
+        write_text(errors, _errors_page(source, {precision: model}, images, data))
     if as_json:
         print_json([row | {"classes": rows, "confusion": matrix_to_text(matrix)}])
         return
@@ -316,7 +323,7 @@ def evaluate(
     show(worst, False, "Classes, the lowest recall first")
 
 
-def _errors_page(source, models, images, data, names) -> str:
+def _errors_page(source, models, images, data) -> str:
     """Make the page of what this net got wrong, beside the net of the same training in the other precision, if there is one."""
     from ..analysis.errors import errors_html
     from ..models.evaluate import logits
@@ -327,4 +334,6 @@ def _errors_page(source, models, images, data, names) -> str:
         other = source.sibling
         models |= {other.precision: other.int8_model() if other.precision == "int8" else other.model()}
     found = {kind: logits(models[kind], images.images) for kind in ("float", "int8") if kind in models}
+    most = max(scores.argmax(1).max() for scores in found.values())
+    names = (*data.class_names, *map(str, range(data.num_classes, most + 1)))
     return errors_html(found, images, names, title=f"What {source.name} gets wrong on {data.title}")

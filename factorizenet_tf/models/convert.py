@@ -23,7 +23,7 @@ from ..tflite.flatbuffer import (
     with_associated_files,
 )
 from ..tflite.slim import slim
-from .keras3 import check_weights
+from .keras3 import check_pixels, check_weights
 from .native import inference_kernels
 from .quantize import is_quantize_aware
 
@@ -65,6 +65,7 @@ def to_tflite(
             f"the model {model.name!r} has {len(model.outputs)} outputs; make one of the classifier's alone"
         )
     check_weights(model)
+    check_pixels(model)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")

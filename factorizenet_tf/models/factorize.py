@@ -93,7 +93,7 @@ def factorize(
             raise ValueError(f"the layer {name} has groups already and stays one layer; leave its middle out")
         if split is not None and split.macs < _macs(layer):
             chosen[name] = split
-        elif not isinstance(level, int) and wanted:
+        elif isinstance(level, Mapping) and wanted:
             raise ValueError(
                 f"level {wanted} with middle {middles[name]:g} makes the layer {name} no cheaper; it may have level "
                 f"{', '.join(map(str, own))} with middle 1: give one of these, or 0"

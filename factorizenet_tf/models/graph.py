@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from .._keras import functional_model, keras
-from .keras3 import check_weights
+from .keras3 import check_pixels, check_weights
 from .quantize import is_quantize_aware
 
 __all__ = ["Graph", "call", "reads_image", "run"]
@@ -45,6 +45,7 @@ class Graph:
             if getattr(layer, "data_format", None) == "channels_first":
                 raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
         check_weights(model)
+        check_pixels(model)
         readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}
         return cls(nodes, readers, str(id(model.outputs[0])))
 

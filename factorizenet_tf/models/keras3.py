@@ -14,7 +14,7 @@ from .._keras import functional_model, keras, tf
 from ..pixels import Pixels
 from .keras3_file import FIELDS, LEFT_OUT, MERGES, MODELS, OPERATIONS, SAME, fields_of, load_keras3, unknown_layer
 
-__all__ = ["INPUT", "check_weights", "from_keras3", "quantizable", "rebuilt"]
+__all__ = ["INPUT", "check_pixels", "check_weights", "from_keras3", "quantizable", "rebuilt"]
 
 INPUT = "image_0_to_1"  # what a rebuilt net's input is called: whoever loads it later knows what pixels it takes
 LARGEST = 1e18  # float32 overflows where two such weights are multiplied
@@ -75,12 +75,16 @@ def _follows_kernel(tensor) -> bool:
     """Whether BatchNormalization behind a tensor is folded by TFMOT into what gives it."""
     layer = tensor._keras_history.layer
     is_kernel = type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
-    return is_kernel and layer.activation.__name__ == "linear"
+    return is_kernel and _activation(layer) == "linear"
 
 
 def _has_swish(layer) -> bool:
-    name = getattr(getattr(layer, "activation", None), "__name__", "")
-    return name == "swish" and type(layer).__name__ != "Activation"
+    return _activation(layer) == "swish" and type(layer).__name__ != "Activation"
+
+
+def _activation(layer) -> str:
+    """Name a layer's activation; "" where it has none, or a layer for it."""
+    return getattr(getattr(layer, "activation", None), "__name__", "")
 
 
 def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = False) -> keras.Model:
@@ -121,6 +125,19 @@ def check_weights(model: keras.Model) -> None:
             if not size <= LARGEST:
                 what = f"as large as {size:.0e}" if np.isfinite(size) else "that are not finite"
                 raise ValueError(f"the layer {layer.name!r} has weights {what}; train the model again, or restore it")
+
+
+def check_pixels(model: keras.Model) -> None:
+    """Raise ValueError where the first layers scale the pixels down as those of 0..255 are: all nets here take 0..1."""
+    for layer in model.layers:
+        kind = type(layer).__name__
+        if kind not in ("InputLayer", "Rescaling", "Normalization", *LEFT_OUT):
+            return
+        if kind in ("Rescaling", "Normalization") and np.abs(_affine(layer, model.input_shape[-1])[0]).max() < 0.1:
+            raise ValueError(
+                f"the layer {layer.name!r} of {model.name!r} scales pixels of 0..255, and nets here take 0..1; "
+                "factorizenet_tf.from_keras3(model) makes it one that does"
+            )
 
 
 # The graph of an object

@@ -6,6 +6,7 @@ import numpy as np
 
 from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float
 from ..data import check_images
+from .keras3 import check_pixels
 from .native import use_native_kernels
 
 __all__ = ["is_quantize_aware", "quantize_aware", "with_softmax", "without_softmax", "wrap_for_qat"]
@@ -44,6 +45,7 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
             raise ValueError(
                 f"the layer {layer.name!r} is a Lambda, which TFMOT leaves in float; use stock layers in its place"
             )
+    check_pixels(model)
     if calibration is not None:
         check_images(calibration, model.input_shape[1:], "calibration")
     quantized = wrap_for_qat(model)

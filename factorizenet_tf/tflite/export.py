@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 
 from ..files import check_new, write_bytes
+from ..pixels import RANGES
 from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files, read_flatbuffer, with_files_of, write_flatbuffer
+from .int8_model import input_range
 from .io_types import check_io, with_uint8_io
 
 __all__ = ["METADATA_NAME", "export_tflite", "with_metadata"]
@@ -46,8 +48,8 @@ def export_tflite(content: bytes, path: str | os.PathLike, *, name: str, io: str
 def with_metadata(content: bytes, *, name: str) -> bytes:
     """Add its metadata buffer to a .tflite of an image classifier, in the place of one that it has.
 
-    The buffer says: an RGB or grey image of which size, that a pixel p in 0..255 stands for p / 255 (the tensor's own
-    scale and zero point then make it an integer), and, where the file holds labels.txt, that this names the classes.
+    The buffer says: an RGB or grey image of which size, that a pixel p in 0..255 stands for p / 255, or for what the
+    input's range says (the tensor's own scale and zero point then make it an integer), and, where the file holds labels.txt, that this names the classes.
 
     Args:
         content: one input (1, height, width, channels), one output (1, classes).
@@ -60,14 +62,19 @@ def with_metadata(content: bytes, *, name: str) -> bytes:
 
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
-    _, height, width, channels = (int(n) for n in graph.tensors[graph.inputs[0]].shape)
+    tensor = graph.tensors[graph.inputs[0]]
+    _, height, width, channels = (int(n) for n in tensor.shape)
     # Tables of the schema, their fields by number.
     image = {0: COLOR_SPACES[channels], 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
-    pixels = "an image, pixels 0..255 divided by 255; its scale and zero point then make integers of them"
+    kind = "uint8" if tensor.type == schema.TensorType.UINT8 else "int8"
+    found = tensor.quantization
+    name_of_range = input_range(kind, (float(found.scale[0]), int(found.zeroPoint[0])))[0] or "0..1"
+    span, start = RANGES[name_of_range]
+    pixels = f"an image, pixels 0..255 brought to {name_of_range}; its scale and zero point then make integers of them"
     files = associated_files(content)
     if RESIZE_FILE in files:
         pixels += f"; of another aspect: {files[RESIZE_FILE].decode()}"
-    unit = {0: NORMALIZATION, 1: {0: [0.0], 1: [255.0]}}
+    unit = {0: NORMALIZATION, 1: {0: [0 - start * 255 / span], 1: [255 / span]}}
     input_ = {0: "image", 1: pixels, 3: {0: IMAGE_PROPERTIES, 1: image}, 4: [unit]}
     output = {0: "logits", 1: "one number a class; the largest is the class"}
     if LABELS_FILE in files:

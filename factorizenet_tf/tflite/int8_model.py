@@ -20,7 +20,7 @@ from ..data import RESIZES, check_images
 from ..pixels import RANGES, Pixels
 from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files
 
-__all__ = ["Int8Model", "Latency", "TFLiteModel", "quantize_pixels"]
+__all__ = ["Int8Model", "Latency", "TFLiteModel", "input_range", "quantize_pixels"]
 
 KERNELS = {"AUTO": "XNNPACK", "BUILTIN_WITHOUT_DEFAULT_DELEGATES": "LiteRT's own"}
 
@@ -234,18 +234,16 @@ class TFLiteModel:
         """Name the one of `RANGES` that the input's numbers reach over to within 2 %; else 0..1, with a warning."""
         if self.input_type == "float32":
             return "0..1"
-        limits, (scale, zero_point) = np.iinfo(self.input_type), self.input_quantization
-        low, high = (scale * (limit - zero_point) for limit in (limits.min, limits.max))
-        for name, (span, start) in RANGES.items():
-            if max(abs(low - start), abs(high - start - span)) <= 0.02 * span:
-                return name
-        warnings.warn(
-            f"the input of {self._source} stands for {low:.3g} to {high:.3g}, none of {', '.join(RANGES)}; its pixels are taken "
-            "to lie in 0..1: say what it was trained on by pixels=, --pixel-range, --pixel-mean and --pixel-deviation",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return "0..1"
+        name, low, high = input_range(self.input_type, self.input_quantization)
+        if name is None:
+            warnings.warn(
+                f"the input of {self._source} stands for {low:.3g} to {high:.3g}, none of {', '.join(RANGES)}; its pixels are "
+                "taken to lie in 0..1: say what it was trained on by TFLiteModel's pixels= or, to evaluate, --pixel-range, "
+                "--pixel-mean and --pixel-deviation; elsewhere give a net that takes 0..1",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return name or "0..1"
 
     def _resize(self, interpreter, batch):
         if interpreter.get_input_details()[0]["shape"][0] != batch:
@@ -274,7 +272,7 @@ class TFLiteModel:
 
 
 class Int8Model(TFLiteModel):
-    """An int8 image classifier with pixels in 0..1, as this package writes them, run at any batch size.
+    """An int8 image classifier run at any batch size; its pixels in 0..1, as this package writes them, or as its scale says.
 
     Args:
         path_or_bytes: a .tflite file or its content, int8 in and out, input (batch, height, width, channels).
@@ -289,14 +287,24 @@ class Int8Model(TFLiteModel):
     _any_batch = True
 
     def __init__(self, path_or_bytes: str | os.PathLike | bytes, *, threads: int = 1):
-        super().__init__(path_or_bytes, threads=threads, pixels=Pixels("0..1"))
+        super().__init__(path_or_bytes, threads=threads)
 
     def _inputs(self, images):
         return quantize_pixels(images, self.input_quantization)
 
 
+def input_range(kind: str, quantization: tuple[float, int]) -> tuple[str | None, float, float]:
+    """Name the one of `RANGES` that numbers of a quantized type reach over to within 2 %, or None; and give their ends."""
+    limits, (scale, zero_point) = np.iinfo(kind), quantization
+    low, high = (scale * (limit - zero_point) for limit in (limits.min, limits.max))
+    for name, (span, start) in RANGES.items():
+        if max(abs(low - start), abs(high - start - span)) <= 0.02 * span:
+            return name, low, high
+    return None, low, high
+
+
 def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:
-    """Quantize pixels: int8 of images uint8, each pixel p standing for p / 255.
+    """Quantize pixels: int8 of images uint8, a pixel p standing for p / 255 in the range that the input reaches over, or 0..1.
 
     Args:
         images: of any shape.
@@ -305,5 +313,6 @@ def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.n
     scale, zero_point = quantization
     if zero_point == -128 and abs(scale * 255 - 1) < 1e-6:
         return (images ^ 0x80).view(np.int8)
-    table = np.clip(np.round(np.arange(256) / 255 / scale) + zero_point, -128, 127).astype(np.int8)
+    span, start = RANGES[input_range("int8", quantization)[0] or "0..1"]
+    table = np.clip(np.round((np.arange(256) / 255 * span + start) / scale) + zero_point, -128, 127).astype(np.int8)
     return table[images]

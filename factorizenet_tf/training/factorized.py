@@ -14,12 +14,16 @@ from .._keras import keras
 from ..data import Dataset, load_dataset
 from ..data.images import IMAGE_ENDINGS, decoded
 from ..files import remove_partial_files, write_text
+from ..models.architecture import architecture_of
+from ..models.build import build
 from ..models.evaluate import logits
+from ..models.keras3 import quantizable
+from ..models.quantize import wrap_for_qat
 from ..models.weights import load_model, save_weights
 from ..runs import START_FILE
 from ..spec import Architecture
 
-__all__ = ["begin", "check_free", "labelled_by", "load_begun"]
+__all__ = ["begin", "check_free", "check_tunable", "labelled_by", "load_begun"]
 
 COMMAND_FILE = "start.json"
 
@@ -30,6 +34,13 @@ def check_free(folder: Path) -> None:
         remove_partial_files(folder)
         if any(path.name != COMMAND_FILE for path in folder.iterdir()):
             raise ValueError(f"the folder {folder} holds other files and no run; choose a new one")
+
+
+def check_tunable(model: keras.Model, name: str, is_quantized: bool) -> None:
+    """Raise ValueError where a net has a layer that no factorized net is tuned with, before it is factorized."""
+    spec = architecture_of(quantizable(model), name)
+    if is_quantized:
+        wrap_for_qat(build(spec))
 
 
 def begin(folder: Path, model: keras.Model, spec: Architecture, command: str) -> None:

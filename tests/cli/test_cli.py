@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -7,6 +8,8 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
+from factorizenet_tf.cli.train import _errors_page
+from factorizenet_tf.loading import resolve
 from factorizenet_tf.training.loop import DivergedError
 
 SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
@@ -162,6 +165,16 @@ def test_what_cannot_be_evaluated_is_refused(fails, run, own_net, tmp_path):
         (tmp_path / "five.keras", [], "the model has 5 classes"),
     ):
         assert message in fails("evaluate", source, "--dataset", "digits", *option)
+
+
+def test_the_page_of_mistakes_names_classes_that_the_data_has_none_of(run, digits, monkeypatch):
+    scores = iter(np.eye(10)[[[9, 9], [1, 1]]])  # the float net takes all for a 9, the int8 one for a 1
+    monkeypatch.setattr("factorizenet_tf.models.evaluate.logits", lambda model, images: next(scores))
+    zeros = fnet.Split(digits.test.images[:2], np.zeros(2, np.int32))
+    two = dataclasses.replace(digits, class_names=("none", "one"))
+    page = _errors_page(resolve(run), {"int8": None}, zeros, two)
+    assert "float: 9 (" in page
+    assert "int8: one (" in page
 
 
 # Export

@@ -1,10 +1,14 @@
 """`factorizenet factorize`."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pandas
 import pytest
 from PIL import Image
 
 import factorizenet_tf as fnet
+from factorizenet_tf.cli.options import fitting
 from factorizenet_tf.loading import resolve
 from factorizenet_tf.training.factorized import labelled_by
 
@@ -49,7 +53,9 @@ def test_a_factorized_net_is_tuned_by_its_original_published_and_loaded(
     assert metrics["command"].startswith("factorizenet factorize path/to/run --level 3 --epochs 3 ")
     lines = (folder / "history.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["float", "1"], ["float", "2"], ["float", "3"], ["qat", "1"]]
-    assert prints_json(*command)["run"] == metrics
+    late = [tmp_path / "start.keras", tmp_path / "table.csv"]
+    assert prints_json(*command, "--out", late[0], "--table", late[1])["run"] == metrics
+    assert all(path.exists() for path in late)
     assert "was begun by `factorizenet factorize path/to/run --level 3" in fails(*command, "--learning-rate", 0.5)
     succeeds("publish", folder, "--zoo", zoo, "--name", "half")
     model = fnet.zoo.load("half-float", zoo_dir=zoo)
@@ -91,6 +97,23 @@ def test_levels_are_given_by_layer(mine, succeeds, tmp_path):
     assert "depthwise, pointwise" in printed
 
 
+def test_a_softmax_stays_in_the_file_and_what_cannot_be_tuned_is_named_before_the_work(tmp_path, succeeds, fails):
+    from tf_keras import Input, Sequential, layers
+
+    convolutions = [layers.Conv2D(8, 3, activation="elu", name=f"conv{n}") for n in (1, 2)]
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(10, activation="softmax")]
+    path, out = tmp_path / "theirs.keras", tmp_path / "out.keras"
+    Sequential([Input((16, 16, 1)), *convolutions, *head], name="theirs").save(path)
+    succeeds("factorize", path, "--level", 1, "--images", 0, "--out", out, "--quiet")
+    assert resolve(out).float_model()(np.ones((1, 16, 16, 1))).numpy().sum() == pytest.approx(1)
+    assert "TFMOT cannot quantize" in fails("factorize", path, *DATA, "--level", 1, "--run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_images_fill_a_smaller_batch():
+    assert fitting(fnet.Recipe(), SimpleNamespace(train=range(10))).batch_size == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -103,6 +126,7 @@ def test_levels_are_given_by_layer(mine, succeeds, tmp_path):
         (["--max-macs", "1k"], "at their finest the net has"),
         (["--max-macs", "50%", "--middle", 2], "--middle would have no effect"),
         (["--max-macs", "50%", "--images", 0], "--images is 0; it must be at least 1"),
+        (["--level", 1, "--images", 0], "--images 0 reads none, so --dataset would have no effect"),
         (["--level", 1, "--out", "net.h5"], "must end in .keras"),
     ],
 )

@@ -223,7 +223,7 @@ def test_a_graph_for_tensorflow_serving_resizes_as_the_reader_does(models, resiz
 
 
 def test_evaluate_reads_a_folder_as_the_training_did_and_takes_validation_where_there_is_no_test(
-    run, models, digits, tmp_path, prints_json
+    run, models, digits, tmp_path, prints_json, succeeds, monkeypatch
 ):
     images, labels = digits.validation.images[:60], digits.validation.labels[:60]
     for split in ("train", "val"):
@@ -240,3 +240,13 @@ def test_evaluate_reads_a_folder_as_the_training_did_and_takes_validation_where_
     (row,) = prints_json("evaluate", copy)
     assert (row["split"], row["images"]) == ("validation", 60)
     assert row["accuracy"] == fnet.accuracy(models.int8, fnet.Split(images, labels))
+    again = f"{tmp_path}/wide/"  # the same folder, written otherwise
+    assert prints_json("evaluate", copy, "--dataset", again)[0]["accuracy"] == row["accuracy"]
+    given = []
+    monkeypatch.setattr("factorizenet_tf.training.train.train", lambda spec, data, **how: given.append(data) or run)
+    succeeds("train", "--from", copy, "--dataset", again, "--out", tmp_path / "more")
+    assert given[0].reading == {"resize": "crop"}
+    for split in ("train", "val"):
+        (tmp_path / "wide" / split / "8").rename(tmp_path / "wide" / split / "eight")
+    with pytest.warns(RuntimeWarning, match=r"by number, and class 8 is '8' for .*, '9' in the data"):
+        prints_json("evaluate", copy)

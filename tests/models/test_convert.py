@@ -45,6 +45,22 @@ def test_two_outputs_are_refused(own_net, digits):
         )
 
 
+def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_is_taken(digits):
+    layers = keras.layers
+    net = [keras.Input((16, 16, 1)), layers.RandomFlip(), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)]
+    model, images = keras.Sequential(net, name="theirs"), digits.calibration(8)
+    calls = (
+        fnet.quantize_aware,
+        lambda net: fnet.to_tflite(net, calibration=images),
+        lambda net: fnet.factorize(net, 1),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"the layer 'rescaling.*' of 'theirs' scales pixels of 0\.\.255"):
+            call(model)
+    found = fnet.Int8Model(fnet.to_tflite(fnet.from_keras3(model), calibration=images)).predict(images)
+    np.testing.assert_allclose(found, model(images.astype(np.float32), training=False), atol=0.1)
+
+
 def test_arguments_that_do_not_go_together_are_refused(models, digits):
     images = digits.calibration(8)
     for model, options, message in (

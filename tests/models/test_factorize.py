@@ -67,6 +67,11 @@ def test_what_scales_the_pixels_in_front_of_the_stem_makes_it_no_other_layer():
     assert levels_of_layers(model).keys() == {"next"}
 
 
+def test_a_level_of_numpys_is_one_of_all_layers(net):
+    again, plain = (fnet.factorize(net, level) for level in (np.int64(2), 2))
+    assert [layer.name for layer in again.layers] == [layer.name for layer in plain.layers]
+
+
 def test_level_0_changes_nothing(net, images):
     same = fnet.factorize(net, 0, calibration=images)
     np.testing.assert_array_equal(logits(same, images), logits(net, images))

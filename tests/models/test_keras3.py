@@ -106,6 +106,9 @@ def test_a_model_of_tf_keras_is_rebuilt_alike_and_what_tfmot_cannot_quantize_rep
     assert ready.get_layer("bn").get_weights()[0].shape == (1, 1, 3, 1)
     assert quantizable(ready) is ready
     fnet.quantize_aware(ready)
+    leaky = [keras.Input((8, 8, 3)), k2.Conv2D(2, 3, activation=k2.LeakyReLU()), k2.BatchNormalization()]
+    with pytest.raises(ValueError, match="has activation 'LeakyReLU', which is not rebuilt"):
+        quantizable(keras.Sequential(leaky))
     with pytest.raises(ValueError, match="the layer 'first' is channels_first"):
         fnet.from_keras3(
             keras.Sequential(

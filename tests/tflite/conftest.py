@@ -29,6 +29,12 @@ def dense_file(low, high, kind=tf.int8, batch=1, classes=3, largest=1):
 
 
 @pytest.fixture(scope="session")
+def around_0():
+    """An int8 file whose pixels lie in -1..1, and its model."""
+    return dense_file(-1, 1)
+
+
+@pytest.fixture(scope="session")
 def foreign():
     return dense_file(-1, 3)
 

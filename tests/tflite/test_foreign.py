@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf.loading import resolve
 from factorizenet_tf.pixels import Pixels
 from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
 from factorizenet_tf.tflite.int8_model import TFLiteModel
@@ -49,13 +50,15 @@ def test_where_xnnpack_refuses_a_file_litert_runs_it_and_it_is_said(theirs, nois
     assert 0 <= row["accuracy"] < 0.5
 
 
-def test_an_input_of_another_range_or_without_a_scale_is_said(foreign):
+def test_an_input_of_another_range_or_without_a_scale_is_said(foreign, tmp_path):
     _, content = foreign
     with pytest.warns(
         RuntimeWarning, match=r"stands for -1 to 3, none of 0..1, 0..255, -1..1; its pixels are taken to lie in 0..1"
     ):
         TFLiteModel(content)
     assert TFLiteModel(content, pixels=Pixels("-1..1")).pixels.range == "-1..1"
+    (tmp_path / "theirs.tflite").write_bytes(content)
+    assert resolve(tmp_path / "theirs.tflite").resize == "stretch"  # which its pixels have no part in
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
     graph.tensors[graph.inputs[0]].quantization = None

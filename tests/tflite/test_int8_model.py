@@ -9,6 +9,8 @@ from factorizenet_tf.tflite.flatbuffer import with_associated_files
 from factorizenet_tf.tflite.int8_model import quantize_pixels
 from factorizenet_tf.tflite.io_types import with_serving_signature
 
+pytestmark = pytest.mark.filterwarnings("ignore:the input of .* stands for:RuntimeWarning")  # that of `foreign`
+
 
 def test_any_batch_size_gives_the_same_logits_the_integers_dequantized(models, digits):
     images = digits.test.images[:37]

@@ -11,6 +11,7 @@ from runtimes import on_litert, on_micro
 import factorizenet_tf as fnet
 from factorizenet_tf.tflite.export import METADATA_NAME, with_metadata
 from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
+from factorizenet_tf.tflite.int8_model import TFLiteModel
 from factorizenet_tf.tflite.io_types import with_uint8_io
 from factorizenet_tf.tflite.micro import micro_outputs
 
@@ -65,6 +66,17 @@ def test_the_buffer_says_what_an_app_must_do_with_an_image(content):
     assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([0.0], [255.0])
     (file,) = output.tables(6)
     assert (file.text(0), file.number(2, "<b")) == ("labels.txt", 2)  # TENSOR_AXIS_LABELS
+
+
+def test_a_file_of_pixels_in_another_range_runs_by_it_and_says_so(around_0, noise):
+    _, content = around_0
+    images = noise(20, (4, 4, 1))
+    np.testing.assert_array_equal(fnet.Int8Model(content).predict(images), TFLiteModel(content).predict(images))
+    (graph,) = metadata(with_metadata(content, name="theirs")).tables(3)
+    (input_,) = graph.tables(2)
+    (unit,) = input_.tables(4)
+    assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([127.5], [127.5])
+    assert "brought to -1..1" in input_.text(1)
 
 
 def test_a_wide_colour_image_has_its_width_first(content):

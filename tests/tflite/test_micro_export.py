@@ -42,6 +42,9 @@ int main(void) {
 """
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the input of .* stands for:RuntimeWarning")  # that of `foreign`
+
+
 @pytest.fixture(scope="module")
 def exported(content, foreign, tmp_path_factory):
     """The fields and the folder of the run's net, and the folder of a file of others, whose input's scale is 4/255."""
