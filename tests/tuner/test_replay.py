@@ -11,6 +11,7 @@ from test_progressive import SPACE, formula
 FOLDER = Path(__file__).parents[2] / "tuner"
 sys.path.append(str(FOLDER))  # where a script finds the others
 import replay_macros  # noqa: E402
+from compare import interval  # noqa: E402
 from exhaustive import add_row, curve, fresh, missing, read_rows  # noqa: E402
 from replay import STRATEGIES, Table, noisy, read_table, replay, seed_noise  # noqa: E402
 
@@ -133,3 +134,11 @@ def test_the_scripts_make_a_table_and_a_summary(tmp_path):
     assert [row["strategy"] for row in rows] == ["walk", "RandomSearch"]
     assert len((tmp_path / "replay.csv").read_text().splitlines()) == 5
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_difference_of_two_accuracies_has_the_interval_of_the_images_that_one_net_alone_has_right():
+    own, other = np.zeros((2, 10_000), bool)
+    own[:600] = other[300:800] = True  # 300 are right by the first alone, 200 by the second
+    # One point; variance of the mean: (0.05 - 0.01**2) / 10,000, so 1.96 deviations are 0.44 points.
+    np.testing.assert_allclose(interval(own, other), (0.01 - 0.0044, 0.01 + 0.0044), atol=2e-4)
+    assert interval(own, own) == (0, 0)
