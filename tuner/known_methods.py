@@ -1,0 +1,173 @@
+"""Known ways to make a trained net's convolutions cheaper, beside this package's, at the same share of its MACs.
+
+    python tuner/known_methods.py [--share 0.5]            # before any training, some minutes
+    nice python tuner/known_methods.py --tune runs/known   # each tuned as `factorize --run` does: 5 + 1 epochs, the original as teacher
+
+On the zoo's ResNet-8 and CIFAR-10 (JPEG), all validation and test images, int8 by PTQ before and by QAT after the tuning. The methods:
+
+* low rank: a Kx1 convolution and a 1xK one (Jaderberg et al., arXiv 1405.3866, scheme 2), by singular values
+* Tucker-2: 1x1, KxK and 1x1 (Kim et al., arXiv 1511.06530), by higher-order orthogonal iteration
+* decoupling: depthwise and pointwise, three per channel (Guo et al., arXiv 1808.05517), by singular values of the kernel alone;
+  layers from the last on until the share is reached
+* ours: levels and middles chosen from the table of 256 images, layers fitted on 768
+
+Ranks are one share of each layer's own. Writes results/known_methods.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from exhaustive import read_rows
+
+import factorizenet_tf as fnet
+from factorizenet_tf._keras import keras
+from factorizenet_tf.files import write_csv
+from factorizenet_tf.loading import resolve
+from factorizenet_tf.models.factorize import levels_of_layers
+
+RESULTS = Path(__file__).parent / "results" / "known_methods.csv"
+NET = "baseline-resnet8-float"
+
+
+def main() -> None:
+    """Parse, factorize by each method, measure, tune where asked, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--share", type=float, default=0.5, help="of the original's MACs")
+    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), help="which methods")
+    parser.add_argument("--tune", type=Path, help="folder of the tuned runs")
+    arguments = parser.parse_args()
+    data, model = fnet.load_dataset("cifar10"), resolve(NET).float_model()
+    images, limit = data.calibration(768), arguments.share * fnet.count_macs(model)
+    for name in arguments.only:
+        net = METHODS[name](model, limit, images)
+        int8 = fnet.Int8Model(fnet.to_tflite(net, calibration=images))
+        row = {
+            "net": NET,
+            "method": name,
+            "share": arguments.share,
+            "macs": fnet.count_macs(net),
+            "params": fnet.count_params(net),
+        }
+        row |= {
+            "val_float": round(fnet.accuracy(net, data.validation), 4),
+            "val_int8": round(fnet.accuracy(int8, data.validation), 4),
+        }
+        row |= {"tuned_val_int8": "", "tuned_test_int8": ""}
+        if arguments.tune is not None:
+            spec, out = fnet.architecture_of(net, name.replace(" ", "-")), arguments.tune / name.replace(" ", "-")
+            recipe = fnet.tuning_recipe_for(data.name)
+            tuned = fnet.train(spec, data, out=out, initial=net, teacher=model, recipe=recipe).metrics["accuracy"]
+            row |= {
+                f"tuned_{short}_int8": round(tuned[split]["tflite"], 4)
+                for short, split in (("val", "validation"), ("test", "test"))
+            }
+        print(row, flush=True)
+        kept = [old for old in read_rows(RESULTS) if (old["method"], old["share"]) != (name, str(arguments.share))]
+        write_csv(RESULTS, [*kept, row])
+
+
+def low_rank(model, limit, images):
+    """Kx1, then 1xK."""
+
+    def parts(layer, share):
+        kernel, *bias = layer.get_weights()
+        height, width, channels, filters = kernel.shape
+        matrix = kernel.transpose(0, 2, 1, 3).reshape(height * channels, width * filters)
+        u, values, right = np.linalg.svd(matrix, full_matrices=False)
+        rank = max(1, round(share * len(values)))
+        first = (u[:, :rank] * np.sqrt(values[:rank])).reshape(height, 1, channels, rank)
+        second = (np.sqrt(values[:rank])[:, None] * right[:rank]).reshape(rank, width, filters).transpose(1, 0, 2)
+        down, across = layer.strides
+        return [(first, [], (down, 1)), (second[None], bias, (1, across))]
+
+    return within(model, limit, parts)
+
+
+def tucker(model, limit, images):
+    """1x1, KxK, 1x1."""
+
+    def parts(layer, share):
+        kernel, *bias = layer.get_weights()
+        channels, filters = kernel.shape[2:]
+        ranks = [max(1, round(share * count)) for count in (channels, filters)]
+        inner, outer = (leading(np.moveaxis(kernel, axis, 0), rank) for axis, rank in zip((2, 3), ranks))
+        for _ in range(10):
+            inner = leading(np.moveaxis(kernel @ outer, 2, 0), ranks[0])
+            outer = leading(np.moveaxis(np.einsum("hwcf,cr->hwrf", kernel, inner), 3, 0), ranks[1])
+        core = np.einsum("hwcf,cr,fs->hwrs", kernel, inner, outer)
+        return [(inner[None, None], [], (1, 1)), (core, [], layer.strides), (outer.T[None, None], bias, (1, 1))]
+
+    return within(model, limit, parts)
+
+
+def leading(tensor: np.ndarray, rank: int) -> np.ndarray:
+    """Give the first left singular vectors of a tensor unfolded along its first axis."""
+    return np.linalg.svd(tensor.reshape(len(tensor), -1), full_matrices=False)[0][:, :rank]
+
+
+def decoupled(model, limit, images):
+    """Depthwise and pointwise, three times a channel, by the kernels alone."""
+    names = list(levels_of_layers(model))
+    for first in reversed(range(len(names))):
+        net = fnet.factorize(model, dict.fromkeys(names[first:], 9), middle=dict.fromkeys(names[first:], 3))
+        if fnet.count_macs(net) <= limit:
+            break
+    return net
+
+
+def ours(model, limit, images):
+    """Levels and middles from the table, fitted on images."""
+    level, middle = fnet.choose_levels(model, fnet.factorization_table(model, images[:256]), limit)
+    return fnet.factorize(model, level, middle=middle, calibration=images)
+
+
+METHODS = {"low rank": low_rank, "tucker-2": tucker, "decoupling": decoupled, "ours": ours}
+
+
+def within(model, limit, parts):
+    """Give the net whose layers are replaced by `parts(layer, share)` at the largest share of ranks within the limit."""
+    shares = np.linspace(1, 0.02, 50)
+    return next(net for net in (replaced(model, parts, share) for share in shares) if fnet.count_macs(net) <= limit)
+
+
+def replaced(model, parts, share) -> keras.Model:
+    """Replace each layer by convolutions of given kernels, biases and strides; a layer that this makes no cheaper stays."""
+    spec = fnet.architecture_of(model)
+    rows, weights = [], {}
+    names = levels_of_layers(model)
+    for name, kind, fields, inputs in json.loads(spec.layers):
+        layer = model.get_layer(name)
+        made = parts(layer, share) if name in names else []
+        numbers, places = [kernel.size for kernel, *_ in made], np.prod(layer.output_shape[1:3]) if made else 0
+        # The first parts may run at a larger size than the last.
+        first = np.prod(layer.input_shape[1:3]) / made[0][2][0] / made[0][2][1] if made else 0
+        if not made or numbers[0] * first + sum(numbers[1:]) * places >= layer.get_weights()[0].size * places:
+            rows.append([name, kind, fields, inputs])
+            weights[name] = layer.get_weights()
+            continue
+        for number, (kernel, bias, strides) in enumerate(made):
+            is_last = number + 1 == len(made)
+            own = name if is_last else f"{name}_{number}"
+            activation = fields["activation"] if is_last else "linear"
+            changes = {
+                "filters": kernel.shape[3],
+                "kernel_size": kernel.shape[:2],
+                "strides": strides,
+                "use_bias": bool(bias),
+            }
+            rows.append([own, kind, {**fields, **changes, "activation": activation}, inputs])
+            weights[own], inputs = [kernel, *bias], [own]
+    made = dataclasses.replace(spec, layers=json.dumps(rows))
+    net = fnet.build(made)
+    for name, values in weights.items():
+        net.get_layer(name).set_weights(values)
+    return net
+
+
+if __name__ == "__main__":
+    main()
