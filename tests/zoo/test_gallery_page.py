@@ -170,7 +170,7 @@ def test_images_are_fitted_as_the_package_does_it(open_page):
 def test_images_are_drawn_pasted_and_dropped(open_page):
     page = open_page()
     choose(page, "digits")
-    page.click("#clear")
+    page.click("#draw")
     assert page.locator("#results article").count() == 0
     box = page.locator("#pad").bounding_box()
     page.mouse.move(box["x"] + 140, box["y"] + 40)

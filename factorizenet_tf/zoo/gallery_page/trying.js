@@ -46,16 +46,18 @@ export function listen() {
     if (file) take(file, file.name);
     else trouble("That is no file; drop an image file, or save the image first.");
   });
-  by("clear").addEventListener("click", () => {
+  by("draw").addEventListener("click", () => {
     turn++;
     [pad.width, pad.height, image] = [280, 280, null];
     context.fillRect(0, 0, 280, 280);
+    pad.className = "drawing"; // else a finger on it scrolls the page
     by("results").replaceChildren();
-    say("Draw with a finger or the mouse.");
+    say("Draw with a finger or the mouse; the button clears it.");
   });
   let last = null;
   const place = (event) => [event.offsetX * (pad.width / pad.clientWidth), event.offsetY * (pad.height / pad.clientHeight)];
   pad.addEventListener("pointerdown", (event) => {
+    if (!pad.className) return;
     pad.setPointerCapture(event.pointerId);
     last = place(event);
     stroke(last, last);
@@ -103,6 +105,7 @@ async function take(blob, title) {
 }
 
 function preview() {
+  pad.className = "";
   const scale = 280 / Math.max(image.width, image.height);
   const whole = canvasOf(image.data, image.width, image.height);
   [pad.width, pad.height] = [Math.max(1, Math.round(image.width * scale)), Math.max(1, Math.round(image.height * scale))];
