@@ -41,21 +41,9 @@ FIELDS = {
 }
 FIELDS = {kind: tuple(fields.split()) for kind, fields in FIELDS.items()}
 MERGES = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
-ACTIVATIONS = (
-    "linear",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "tanh",
-    "softmax",
-    "elu",
-    "selu",
-    "gelu",
-    "softplus",
-    "softsign",
-    "exponential",
-    "swish",
-)
+# Of one meaning in both Kerases, and relu6, which Keras 3 has no function of that name for.
+SAME = tuple("linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish".split())  # noqa: SIM905
+ACTIVATIONS = (*SAME, "relu6")
 
 
 def architecture_of(model: keras.Model, name: str | None = None) -> Architecture:
@@ -75,24 +63,21 @@ def architecture_of(model: keras.Model, name: str | None = None) -> Architecture
         for node in model._nodes_by_depth[depth]:
             layer, kind = node.layer, type(node.layer).__name__
             if kind not in FIELDS or not type(layer).__module__.startswith("tf_keras.src."):
-                raise _not_known(layer.name, kind)
+                raise unknown_layer(layer.name, kind)
             if layer.name in (row[0] for row in rows):
                 raise ValueError(f"the layer {layer.name!r} is used more than once; give each use its own layer")
             config = layer.get_config()
             if config.get("data_format") == "channels_first":
                 raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
-            fields = json.loads(
-                json.dumps({field: config[field] for field in FIELDS[kind] if field in config}, default=_plain)
-            )
+            fields = {field: config[field] for field in FIELDS[kind] if field in config}
+            fields = json.loads(json.dumps(fields, default=_plain))
             _check_fields(layer.name, kind, fields)
             inputs = [] if node.is_input else [producers[tensor] for tensor in node.flat_input_ids]
             producers[node.flat_output_ids[0]] = layer.name
             rows.append([layer.name, kind, fields, inputs])
-    name = model.name if name is None else name
-    shape, classes = tuple(model.input_shape[1:]), model.output_shape[-1]
-    return Architecture(
-        name=name, input_shape=shape, num_classes=classes, layers=json.dumps(rows, separators=(",", ":"))
-    )
+    layers, shape = json.dumps(rows, separators=(",", ":")), tuple(model.input_shape[1:])
+    name, classes = model.name if name is None else name, model.output_shape[-1]
+    return Architecture(name=name, input_shape=shape, num_classes=classes, layers=layers)
 
 
 def build_architecture(spec: Architecture) -> keras.Model:
@@ -123,7 +108,7 @@ def build_architecture(spec: Architecture) -> keras.Model:
 
 def _check_fields(name, kind, fields) -> None:
     if kind not in FIELDS:
-        raise _not_known(name, kind)
+        raise unknown_layer(name, kind)
     for field, value in fields.items():
         is_plain = all(isinstance(v, (bool, int, float, str, type(None))) for v in _leaves(value))
         if field not in FIELDS[kind] or not is_plain or (field == "activation" and value not in ACTIVATIONS):
@@ -141,8 +126,12 @@ def _leaves(value):
     return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
 
 
-def _not_known(name, kind) -> ValueError:
+def unknown_layer(name, kind, module="") -> ValueError:
+    """Make the error of a layer that is in no table."""
+    if kind == "Lambda":
+        return ValueError(f"the layer {name!r} is a Lambda, whose code is not run here; replace it by stock layers")
+    of = f" of {module}" if module.partition(".")[0] not in ("keras", "tf_keras", "") else ""
     return ValueError(
-        f"the layer {name!r} is a {kind}, which is not taken; replace it by stock convolutions, dense layers, "
+        f"the layer {name!r} is a {kind}{of}, which is not rebuilt; replace it by stock convolutions, dense layers, "
         "BatchNormalization, activations, pooling, Add, Concatenate and Multiply"
     )

@@ -33,17 +33,13 @@ class Graph:
         nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
         names = [node.layer.name for node in nodes]
         for node in nodes:
-            layer = node.layer
+            layer, name = node.layer, node.layer.name
             if isinstance(layer, keras.Model):
-                raise ValueError(
-                    f"the layer {layer.name!r} is a model inside the model; build it as one functional model"
-                )
-            if names.count(layer.name) > 1:
-                raise ValueError(
-                    f"the layer {layer.name!r} is used {names.count(layer.name)} times; give each use its own layer"
-                )
+                raise ValueError(f"the layer {name!r} is a model inside the model; build it as one functional model")
+            if (uses := names.count(name)) > 1:
+                raise ValueError(f"the layer {name!r} is used {uses} times; give each use its own layer")
             if getattr(layer, "data_format", None) == "channels_first":
-                raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+                raise ValueError(f"the layer {name!r} is channels_first; build the model with channels_last")
         check_weights(model)
         check_pixels(model)
         readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}

@@ -12,7 +12,8 @@ import numpy as np
 
 from .._keras import functional_model, keras, tf
 from ..pixels import Pixels
-from .keras3_file import FIELDS, LEFT_OUT, MERGES, MODELS, OPERATIONS, SAME, fields_of, load_keras3, unknown_layer
+from .architecture import MERGES, SAME, unknown_layer
+from .keras3_file import FIELDS, LEFT_OUT, MODELS, OPERATIONS, fields_of, load_keras3
 
 __all__ = ["INPUT", "check_pixels", "check_weights", "from_keras3", "quantizable", "rebuilt"]
 
@@ -63,12 +64,12 @@ def quantizable(model: keras.Model) -> keras.Model:
     A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, and a swish inside a
     layer one behind it.
     """
-    if not any(
-        (type(layer).__name__ == "BatchNormalization" and not _follows_kernel(layer.input)) or _has_swish(layer)
-        for layer in model.layers
-    ):
-        return model
-    return rebuilt(model, Pixels("0..1"), for_qat=True)
+    for layer in model.layers:
+        kind, activation = type(layer).__name__, _activation(layer)
+        is_lone_norm = kind == "BatchNormalization" and not _follows_kernel(layer.input)
+        if is_lone_norm or (activation == "swish" and kind != "Activation"):
+            return rebuilt(model, Pixels("0..1"), for_qat=True)
+    return model
 
 
 def _follows_kernel(tensor) -> bool:
@@ -76,10 +77,6 @@ def _follows_kernel(tensor) -> bool:
     layer = tensor._keras_history.layer
     is_kernel = type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
     return is_kernel and _activation(layer) == "linear"
-
-
-def _has_swish(layer) -> bool:
-    return _activation(layer) == "swish" and type(layer).__name__ != "Activation"
 
 
 def _activation(layer) -> str:
@@ -96,20 +93,22 @@ def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = F
             "make a model of the one that classifies"
         )
     shape = _image_shape(model, graph.inputs[0].shape, size)
-    wanted = pixels.affine(shape[2])
-    builder, image, output = _built(model, shape, wanted, for_qat)
-    if pixels.range is None and builder.image_scale < 0.1:
-        wanted = pixels.affine(shape[2], "0..255")
-        builder, image, output = _built(model, shape, wanted, for_qat)
+    for range_ in ("0..1", "0..255"):  # the second where the model makes its input so small, and none is given
+        wanted = pixels.affine(shape[2], range_)
+        builder, image = _Builder(for_qat), keras.Input(shape, name=INPUT)
+        (value,) = builder.inline(model, [_Image(image, *wanted)])
+        output = builder.tensor(value)
+        if pixels.range is not None or builder.image_scale >= 0.1:
+            break
     if len(output.shape) != 2 or output.shape[1] is None:
         raise ValueError(f"the model {model.name!r} gives {tuple(output.shape)}; a classifier gives (batch, classes)")
     result = keras.Model(image, output, name=model.name)
     for layer, weights in builder.weights.items():
-        needed = [tuple(weight.shape) for weight in layer.weights]
-        if [weight.shape for weight in weights] != needed:
+        given, needed = [weight.shape for weight in weights], [tuple(weight.shape) for weight in layer.weights]
+        if given != needed:
             raise ValueError(
-                f"the layer {layer.name!r} has weights {[weight.shape for weight in weights]}; {needed} are needed: "
-                "merge adapters and remove quantization of its own"
+                f"the layer {layer.name!r} has weights {given}; {needed} are needed: merge adapters and remove quantization "
+                "of its own"
             )
         layer.set_weights(weights)
     check_weights(result)
@@ -154,9 +153,8 @@ def _graph(model):
     if not hasattr(graph, "_nodes_by_depth"):
         if type(model).__name__ == "Sequential":
             raise ValueError(f"from_keras3 got the unbuilt model {model.name!r}; give its first layer an input shape")
-        raise ValueError(
-            f"from_keras3 got the subclassed model {model.name!r}; it needs a functional or sequential one"
-        )
+        name = model.name
+        raise ValueError(f"from_keras3 got the subclassed model {name!r}; it needs a functional or sequential one")
     return graph
 
 
@@ -190,15 +188,13 @@ def _image_shape(model, shape, size):
 
 def _affine(layer, channels):
     """Scale and offset (channels,) of a Rescaling or a Normalization over the last axis."""
-    kind, config = type(layer).__name__, layer.get_config()
+    kind, name, config = type(layer).__name__, layer.name, layer.get_config()
     if kind == "Rescaling":
         scale, offset = np.array(config["scale"], float), np.array(config["offset"], float)
     else:
-        fields = fields_of(kind, config, layer.name)
+        fields = fields_of(kind, config, name)
         if fields.get("invert") or fields.get("axis") not in (-1, 3, (-1,), [-1], (3,), [3], None):
-            raise ValueError(
-                f"the layer {layer.name!r} normalizes another axis than the channels, or inversely; use axis=-1"
-            )
+            raise ValueError(f"the layer {name!r} normalizes another axis than the channels, or inversely; use axis=-1")
         mean, variance = (
             np.asarray(keras.backend.get_value(v) if isinstance(v, tf.Variable) else v, float).reshape(-1)
             for v in (layer.mean, layer.variance)
@@ -206,9 +202,7 @@ def _affine(layer, channels):
         scale = 1 / np.maximum(np.sqrt(variance), 1e-7)
         offset = -mean * scale
     if {scale.size, offset.size} - {1, channels}:
-        raise ValueError(
-            f"the layer {layer.name!r} has {scale.size} scales for {channels} channels; give one a channel"
-        )
+        raise ValueError(f"the layer {name!r} has {scale.size} scales for {channels} channels; give one a channel")
     return np.broadcast_to(scale.reshape(-1), channels), np.broadcast_to(offset.reshape(-1), channels)
 
 
@@ -219,24 +213,12 @@ class _Image:
         self.tensor, self.scale, self.offset, self.applied = tensor, scale, offset, None
 
 
-def _built(model, shape, affine, for_qat):
-    builder, image = _Builder(shape[2], for_qat), keras.Input(shape, name=INPUT)
-    (output,) = builder.inline(model, [_Image(image, *affine)])
-    return builder, image, builder.tensor(output)
-
-
 class _Builder:
     """Builds tf_keras layers; `weights` has what is to be set once the model is there, `image_scale` what pixels are scaled by."""
 
-    def __init__(self, channels, for_qat):
-        self.for_qat, self.channels, self.weights, self.names, self.used, self.image_scale = (
-            for_qat,
-            channels,
-            {},
-            set(),
-            set(),
-            1.0,
-        )
+    def __init__(self, for_qat):
+        self.for_qat, self.image_scale = for_qat, 1.0
+        self.weights, self.names, self.used = {}, set(), set()
 
     def inline(self, model, inputs) -> list:
         graph = _graph(model)
@@ -314,7 +296,7 @@ class _Builder:
         kind, is_keras3 = type(layer).__name__, not isinstance(layer, keras.layers.Layer)
         fields = fields_of(kind, layer.get_config(), layer.name)
         if kind in ("Rescaling", "Normalization"):
-            channels = self.channels if isinstance(given[0], _Image) else given[0].shape[-1]
+            channels = (given[0].scale if isinstance(given[0], _Image) else given[0]).shape[-1]
             return self.rescaled(layer.name, given[0], *_affine(layer, channels))
         weights = [np.asarray(array, np.float32) for array in layer.get_weights()]
         if isinstance(given[0], _Image) and not given[0].offset.any() and kind == "ZeroPadding2D":
@@ -336,12 +318,8 @@ class _Builder:
             stays = is_known and not (self.for_qat and after == "swish" and kind != "Activation")
             fields["activation"], after = (after, None) if stays else ("linear", after)
         tensors = [self.tensor(value) for value in given]
-        if (
-            self.for_qat
-            and kind == "BatchNormalization"
-            and len(tensors[0].shape) == 4
-            and not _follows_kernel(tensors[0])
-        ):
+        is_norm = kind == "BatchNormalization" and len(tensors[0].shape) == 4
+        if self.for_qat and is_norm and not _follows_kernel(tensors[0]):
             return self.convolved(layer.name, tensors[0], *_batchnorm(fields, weights))
         new = getattr(keras.layers, kind)(name=self.name(layer.name), **fields)
         result = new(tensors if kind in MERGES else tensors[0])
@@ -364,9 +342,9 @@ class _Builder:
         gate = self.rescaled(f"{name}_plus_3", x, 1.0, 3.0)
         gate = keras.layers.ReLU(6, name=self.name(f"{name}_relu6"))(gate)
         gate = self.rescaled(f"{name}_sixth", gate, 1 / 6, 0.0)
-        return (
-            gate if activation == "hard_sigmoid" else keras.layers.Multiply(name=self.name(f"{name}_gated"))([x, gate])
-        )
+        if activation == "hard_sigmoid":
+            return gate
+        return keras.layers.Multiply(name=self.name(f"{name}_gated"))([x, gate])
 
 
 def _folded(image, fields, weights):
@@ -399,7 +377,8 @@ def _number(argument, layer):
 def _check_same(model, result, scale, offset):
     """Raise ValueError where the rebuilt model gives other outputs on random images than the original."""
     images = np.random.default_rng(0).random((4, *result.input_shape[1:])).astype(np.float32)
-    before = np.asarray(_numpy(model((images * scale + offset).astype(np.float32), training=False)), float)
+    before = model((images * scale + offset).astype(np.float32), training=False)
+    before = np.asarray(before.detach().cpu() if hasattr(before, "detach") else before, float)  # PyTorch's, or others'
     after = result(images, training=False).numpy()
     difference = float(np.abs(after - before).max())
     if not difference <= CHECKED * max(before.std(), 1e-3 * np.abs(before).max(), 1e-6):
@@ -407,8 +386,3 @@ def _check_same(model, result, scale, offset):
             f"the model {model.name!r}, rebuilt, gives outputs up to {difference:.3g} off the original's, whose deviation is "
             f"{before.std():.3g}; is a layer's behaviour changed by its own code?"
         )
-
-
-def _numpy(tensor):
-    """An array of a tensor of whatever backend Keras 3 runs on."""
-    return tensor.detach().cpu() if hasattr(tensor, "detach") else tensor

@@ -12,19 +12,9 @@ import zipfile
 from pathlib import Path
 
 from . import architecture
-from .architecture import MERGES
+from .architecture import unknown_layer
 
-__all__ = [
-    "FIELDS",
-    "LEFT_OUT",
-    "MERGES",
-    "MODELS",
-    "OPERATIONS",
-    "SAME",
-    "fields_of",
-    "load_keras3",
-    "unknown_layer",
-]
+__all__ = ["FIELDS", "LEFT_OUT", "MODELS", "OPERATIONS", "fields_of", "load_keras3"]
 
 # What an architecture knows, and what is rebuilt as some of that.
 FIELDS = architecture.FIELDS | {
@@ -32,15 +22,13 @@ FIELDS = architecture.FIELDS | {
     "LeakyReLU": ("negative_slope", "alpha"),
     "Normalization": ("axis", "mean", "variance", "invert"),
 }
-# Layers left out, since they do nothing at inference and are no part of a training here; fields that say nothing here; and
-# activations of one meaning in both Kerases (`activate` builds the others of Keras 3's).
-LEFT_OUT, UNUSED, SAME = (
+# Layers left out, since they do nothing at inference and are no part of a training here; and fields that say nothing here.
+LEFT_OUT, UNUSED = (
     names.split()
     for names in (
         "ActivityRegularization AlphaDropout GaussianDropout GaussianNoise Identity RandomBrightness RandomContrast RandomFlip "
         "RandomRotation RandomTranslation RandomZoom SpatialDropout2D",
         "name trainable dtype seed synchronized renorm_momentum data_format noise_shape",
-        "linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish",
     )
 )
 MODELS = ("Functional", "Sequential", "Model")
@@ -76,9 +64,8 @@ def load_keras3(path: str | os.PathLike):
         model.load_weights(path)
     except Exception as error:  # each of Keras, h5py and zipfile raises its own
         reason = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(
-            f"{path} cannot be read by Keras {keras3.__version__} ({reason}); save the model again with it"
-        ) from None
+        version = keras3.__version__
+        raise ValueError(f"{path} cannot be read by Keras {version} ({reason}); save the model again with it") from None
     return model
 
 
@@ -156,14 +143,3 @@ def _named(value):
     if isinstance(value, dict):
         value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
     return f"{str(value)[:80]!r}"
-
-
-def unknown_layer(name, kind, module) -> ValueError:
-    """Make the error of a layer that is in no table."""
-    if kind == "Lambda":
-        return ValueError(f"the layer {name!r} is a Lambda, whose code is not run here; replace it by stock layers")
-    of = f" of {module}" if module.partition(".")[0] not in ("keras", "tf_keras", "") else ""
-    return ValueError(
-        f"the layer {name!r} is a {kind}{of}, which is not rebuilt; replace it by stock convolutions, dense layers, "
-        "BatchNormalization, activations, pooling, Add, Concatenate and Multiply"
-    )

@@ -16,15 +16,8 @@ from .native import use_native_kernels
 __all__ = ["load_keras_model", "taken_in"]
 
 # What stands in front of a net, and TFMOT cannot quantize.
-IN_FRONT = (
-    keras.layers.Rescaling,
-    keras.layers.Normalization,
-    keras.layers.RandomContrast,
-    keras.layers.RandomFlip,
-    keras.layers.RandomRotation,
-    keras.layers.RandomTranslation,
-    keras.layers.RandomZoom,
-)
+IN_FRONT = "Rescaling Normalization RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom"
+IN_FRONT = tuple(getattr(keras.layers, name) for name in IN_FRONT.split())
 
 
 def taken_in(model: object, pixels: Pixels | None = None, size: int | None = None) -> keras.Model:
@@ -58,19 +51,19 @@ def load_keras_model(path: str | os.PathLike, pixels: Pixels | None = None, size
         return taken_in(load_keras3(path), pixels, size)
     from tf_keras.src.saving.serialization_lib import SafeModeScope
 
+    code = ValueError(f"{path} has a Lambda layer, whose code is not run from a file; replace it by stock layers")
     try:
         with SafeModeScope(True):  # load_model's own safe_mode is for .keras files alone
             model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # each format raises its own
         reason = str(error).strip().partition("\n")[0][:200]
         if "Lambda layer" in reason:
-            raise _lambda_error(path) from None
-        raise ValueError(
-            f"{path} is no model that tf_keras can load ({reason}); save it with tf_keras as .keras or .h5"
-        ) from None
+            raise code from None
+        reason = f"{path} is no model that tf_keras can load ({reason})"
+        raise ValueError(f"{reason}; save it with tf_keras as .keras or .h5") from None
     functional_model(model, "loading")
     if any(type(layer).__name__ == "Lambda" for layer in model.submodules):
-        raise _lambda_error(path)
+        raise code
     model = taken_in(model, pixels, size)
     check_weights(model)
     input_, output = model.input_shape, model.output_shape
@@ -95,7 +88,3 @@ def _keras_version(path) -> str:
             return file.attrs.get("keras_version", "")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""
-
-
-def _lambda_error(path) -> ValueError:
-    return ValueError(f"{path} has a Lambda layer, whose code is not run from a file; replace it by stock layers")
