@@ -14,14 +14,7 @@ from .._keras import functional_model, keras, tf, to_float
 from ..console import quiet_native_stderr
 from ..data import check_images, check_resize
 from ..files import atomic_folder, check_new
-from ..tflite.flatbuffer import (
-    LABELS_FILE,
-    RESIZE_FILE,
-    operator_name,
-    read_flatbuffer,
-    tensor_name,
-    with_associated_files,
-)
+from ..tflite import flatbuffer
 from ..tflite.slim import slim
 from .keras3 import check_pixels, check_weights
 from .native import inference_kernels
@@ -60,23 +53,17 @@ def to_tflite(
     """
     functional_model(model, "to_tflite")
     check_resize(resize)
-    if len(model.outputs) != 1:
-        raise ValueError(
-            f"the model {model.name!r} has {len(model.outputs)} outputs; make one of the classifier's alone"
-        )
+    if (count := len(model.outputs)) != 1:
+        raise ValueError(f"the model {model.name!r} has {count} outputs; make one of the classifier's alone")
     check_weights(model)
     check_pixels(model)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")
     if aware and not per_channel:
-        raise ValueError(
-            "the model is quantization-aware with per-channel weights; per_channel=False is for PTQ of the float model"
-        )
+        raise ValueError("the model is quantization-aware per channel; per_channel=False is for PTQ of a float one")
     if not aware and calibration is None:
-        raise ValueError(
-            "a float model needs calibration: uint8 training images, e.g. load_dataset(...).calibration(512)"
-        )
+        raise ValueError("a float model needs calibration, uint8 training images: load_dataset(...).calibration(512)")
     if labels is not None and len(labels) != model.output_shape[-1]:
         raise ValueError(f"{len(labels)} labels for {model.output_shape[-1]} classes; give one name a class")
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
@@ -97,20 +84,21 @@ def to_tflite(
         named = converter.convert()
         content = slim(named, keep_names=keep_names)
     _warn_of_float(named, model)
-    files = {} if labels is None else {LABELS_FILE: ("\n".join(labels) + "\n").encode()}
-    return with_associated_files(content, files | ({} if resize == "stretch" else {RESIZE_FILE: resize.encode()}))
+    files = {} if labels is None else {flatbuffer.LABELS_FILE: ("\n".join(labels) + "\n").encode()}
+    files |= {} if resize == "stretch" else {flatbuffer.RESIZE_FILE: resize.encode()}
+    return flatbuffer.with_associated_files(content, files)
 
 
 def _warn_of_float(content, model) -> None:
     """Warn of operators that the converter left in float, by the layers that their outputs are named after."""
     from ai_edge_litert.schema_py_generated import TensorType
 
-    file, names, found = read_flatbuffer(content), {layer.name for layer in model.layers}, {}
+    file, names, found = flatbuffer.read_flatbuffer(content), {layer.name for layer in model.layers}, {}
     for operator in file.subgraphs[0].operators:
         output = file.subgraphs[0].tensors[operator.outputs[0]]
-        kind = operator_name(file, operator)
+        kind = flatbuffer.operator_name(file, operator)
         if output.type == TensorType.FLOAT32 and kind != "DEQUANTIZE":
-            text = tensor_name(output)
+            text = flatbuffer.tensor_name(output)
             layer = next((part for part in re.split("[/;]", text) if part in names), text).removeprefix("quant_")
             found.setdefault(layer, []).append(kind)
     if found:

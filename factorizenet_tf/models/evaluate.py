@@ -38,10 +38,9 @@ def accuracy(model, split: Split) -> float:
 def split_logits(model, split: Split) -> np.ndarray:
     """Predict the logits of a split's images, (n, classes). Raises as `accuracy`."""
     scores = logits(model, split.images)
-    if split.labels.max() >= scores.shape[1]:
-        raise ValueError(
-            f"the data has labels up to {split.labels.max()}; the model has {scores.shape[1]} classes (num_classes)"
-        )
+    largest, classes = split.labels.max(), scores.shape[1]
+    if largest >= classes:
+        raise ValueError(f"the data has labels up to {largest}; the model has {classes} classes (num_classes)")
     return scores
 
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._keras import keras, tf, to_float
+from .._keras import keras, tf
 from ..cost import count_macs
 from ..data import check_images
 from ..spec import groups_at, last_level
 from ..tflite.regroup import regrouped
-from .graph import Graph, call, reads_image, run
+from .graph import Graph, call, in_batches, reads_image, run
 from .low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
 from .native import use_native_kernels
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "moments_of", "splits_of_layers"]
 
-BATCH = 64
 MAX_PLACES = 131_072  # of a layer's output over all images, beyond which a sample of them is fitted on
 
 
@@ -80,29 +79,28 @@ def factorize(
     middles = _by_layer("middle", middle, offered, 1)
     chosen = {}
     for name, wanted in levels.items():
-        layer, own = model.get_layer(name), offered[name]
+        layer, own, part = model.get_layer(name), offered[name], middles[name]
         if isinstance(wanted, bool) or not isinstance(wanted, Integral) or wanted < 0:
             raise ValueError(f"the level of {name} is {wanted!r}; it must be an int of 0 or more")
         whole = math.prod(layer.kernel_size)
-        if not isinstance(middles[name], Real) or not 0 < middles[name] <= whole:
+        if not isinstance(part, Real) or not 0 < part <= whole:
             raise ValueError(
-                f"middle of {name} is {middles[name]!r}; it must be above 0 and at most {whole}, which loses nothing"
+                f"middle of {name} is {part!r}; it must be above 0 and at most {whole}, where nothing is lost"
             )
-        split = _split(layer, min(wanted, own[-1]), middles[name])
+        split = _split(layer, min(wanted, own[-1]), part)
         if split is not None and not split.inner and isinstance(middle, Mapping) and name in middle:
             raise ValueError(f"the layer {name} has groups already and stays one layer; leave its middle out")
         if split is not None and split.macs < _macs(layer):
             chosen[name] = split
         elif isinstance(level, Mapping) and wanted:
             raise ValueError(
-                f"level {wanted} with middle {middles[name]:g} makes the layer {name} no cheaper; it may have level "
+                f"level {wanted} with middle {part:g} makes the layer {name} no cheaper; it may have level "
                 f"{', '.join(map(str, own))} with middle 1: give one of these, or 0"
             )
-    values = None
-    if calibration is not None:
-        check_images(calibration, model.input_shape[1:], "calibration")
-        values = [to_float(calibration[start : start + BATCH]) for start in range(0, len(calibration), BATCH)]
-    return _rebuild(model, graph, chosen, values, advance)
+    if calibration is None:
+        return _rebuild(model, graph, chosen, None, advance)
+    check_images(calibration, model.input_shape[1:], "calibration")
+    return _rebuild(model, graph, chosen, in_batches(calibration), advance)
 
 
 def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, list[int]]:
@@ -118,10 +116,8 @@ def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, lis
             continue
         if not stem and reads_image(node):
             continue
-        channels = layer.input_shape[-1]
-        splits = {level: _split(layer, level, 1) for level in range(1, last_level(channels) + 1)}
-        levels = [level for level, split in splits.items() if split is not None and split.macs < _macs(layer)]
-        if levels:
+        levels = range(1, last_level(layer.input_shape[-1]) + 1)
+        if levels := [level for level in levels if _cheaper(layer, level, 1)]:
             found[layer.name] = [0, *levels]
     if not found:
         raise ValueError(
@@ -148,8 +144,7 @@ def splits_of_layers(
         layer = model.get_layer(name)
         found[name] = {(0, 1): (_groups(layer), 0, _macs(layer))}
         for level, one in ((level, one) for level in levels[1:] for one in middle):
-            split = _split(layer, level, one)
-            if split is not None and split.macs < _macs(layer):
+            if split := _cheaper(layer, level, one):
                 found[name][level, one] = (split.groups, split.inner, split.macs)
     return found
 
@@ -180,7 +175,7 @@ def factorization_table(
 
     graph, offered = Graph.of(model), levels_of_layers(model, stem=stem)
     check_images(calibration, model.input_shape[1:], "calibration")
-    batches = [to_float(calibration[start : start + BATCH]) for start in range(0, len(calibration), BATCH)]
+    batches = in_batches(calibration)
     logits = np.concatenate([model(batch, training=False).numpy() for batch in batches])
     rows, values = [], {graph.nodes[0].flat_output_ids[0]: batches}
     for number, node in enumerate(graph.nodes[1:], 1):
@@ -191,7 +186,7 @@ def factorization_table(
             splits = [_split(layer, level, one) for level in offered[layer.name][1:] for one in middle]
             cheaper = {(s.groups, s.inner): s for s in splits if s is not None and s.macs < _macs(layer)}
             before = run(node, layer, values)
-            for split in (_Split(layer, 0, 1, _groups(layer), 0), *cheaper.values()):
+            for split in (_as_it_is(layer), *cheaper.values()):
                 errors = {}
                 parts = split.parts(moments)
                 for ending, is_rounded in (("", False), ("_int8", True)):
@@ -253,10 +248,8 @@ def choose_levels(
         row = max(better, key=lambda row: now[row.layer].logits_error_int8 - row.logits_error_int8)
         spare += now[row.layer].macs - row.macs
         now[row.layer] = row
-    chosen = {layer: row for layer, row in now.items() if row.level}
-    return {layer: row.level for layer, row in chosen.items()}, {
-        layer: row.middle for layer, row in chosen.items() if row.middle != 1
-    }
+    chosen = [row for row in now.values() if row.level]
+    return {row.layer: row.level for row in chosen}, {row.layer: row.middle for row in chosen if row.middle != 1}
 
 
 # The net
@@ -349,10 +342,8 @@ class _Split:
         if not self.inner:
             return [(area * channels // self.groups, filters, places)]
         if self.pointwise_first:
-            return [
-                (channels, self.inner, math.prod(layer.input_shape[1:3])),
-                (area * self.inner // self.groups, filters, places),
-            ]
+            first = (channels, self.inner, math.prod(layer.input_shape[1:3]))
+            return [first, (area * self.inner // self.groups, filters, places)]
         return [(area * channels // self.groups, self.inner, places), (self.inner, filters, places)]
 
     @property
@@ -387,20 +378,15 @@ class _Split:
             return [_built(type(layer).from_config(config), layer.input_shape, layer.get_weights())]
         *kernels, flat = self._fit(normal := self._normal(moments))
         bias = [normal.bias(flat)] if layer.use_bias or moments is not None else []
-        size = {"kernel_size": layer.kernel_size}
-        size |= {key: config[key] for key in ("strides", "padding", "dilation_rate")}
-        shared = {"activation": config["activation"], "use_bias": bool(bias), "activity_regularizer": None}
-        plain = {"use_bias": False}
-        inner_shape = (None, *layer.input_shape[1:3], self.inner)
+        options = {key: config[key] for key in ("strides", "padding", "dilation_rate")}
+        last = {"activation": config["activation"]}
         if not self.inner:
-            return [_spatial(layer.name, kernels[0], bias, self.groups, layer.input_shape, size | shared)]
-        if self.pointwise_first:
-            pointwise = keras.layers.Conv2D(self.inner, 1, name=f"{layer.name}_pointwise", **plain)
-            first = _built(pointwise, layer.input_shape, [kernels[0]])
-            return [first, _spatial(f"{layer.name}_spatial", kernels[1], bias, self.groups, inner_shape, size | shared)]
-        first = _spatial(f"{layer.name}_spatial", kernels[0], [], self.groups, layer.input_shape, size | plain)
-        pointwise = keras.layers.Conv2D(layer.filters, 1, name=f"{layer.name}_pointwise", **shared)
-        return [first, _built(pointwise, (None, *layer.output_shape[1:3], self.inner), [kernels[1], *bias])]
+            return [_convolution(layer.name, kernels[0], bias, self.groups, layer.input_shape, options | last)]
+        kinds = [(f"{layer.name}_spatial", self.groups, options), (f"{layer.name}_pointwise", 1, {})]
+        (name, groups, options), (last_name, last_groups, others) = kinds[::-1] if self.pointwise_first else kinds
+        first = _convolution(name, kernels[0], [], groups, layer.input_shape, options)
+        inner_shape = first.compute_output_shape(layer.input_shape)
+        return [first, _convolution(last_name, kernels[1], bias, last_groups, inner_shape, others | last)]
 
     def _normal(self, moments) -> NormalEquations:
         layer = self.layer
@@ -435,8 +421,18 @@ def _split(layer, level: int, middle: float) -> _Split | None:
     return split
 
 
+def _cheaper(layer, level: int, middle: float) -> _Split | None:
+    """Give what a layer becomes where that has fewer MACs."""
+    split = _split(layer, level, middle)
+    return split if split is not None and split.macs < _macs(layer) else None
+
+
+def _as_it_is(layer) -> _Split:
+    return _Split(layer, 0, 1, _groups(layer), 0)
+
+
 def _macs(layer) -> int:
-    return _Split(layer, 0, 1, _groups(layer), 0).macs
+    return _as_it_is(layer).macs
 
 
 def _groups(layer) -> int:
@@ -457,14 +453,15 @@ def _built(layer, input_shape, weights):
     return use_native_kernels(layer)
 
 
-def _spatial(name, kernel, bias, groups, input_shape, options):
+def _convolution(name, kernel, bias, groups, input_shape, options):
     """Make a convolution in groups of a kernel (height, width, channels / groups, filters), depthwise where it is."""
+    options = options | {"kernel_size": kernel.shape[:2], "use_bias": bool(bias), "name": name}
     if groups == input_shape[-1]:
         multiplier = kernel.shape[-1] // groups
-        layer = keras.layers.DepthwiseConv2D(depth_multiplier=multiplier, name=name, **options)
+        layer = keras.layers.DepthwiseConv2D(depth_multiplier=multiplier, **options)
         kernel = kernel.reshape(*kernel.shape[:2], groups, multiplier)
     else:
-        layer = keras.layers.Conv2D(kernel.shape[-1], groups=groups, name=name, **options)
+        layer = keras.layers.Conv2D(kernel.shape[-1], groups=groups, **options)
     return _built(layer, input_shape, [kernel, *bias])
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .._keras import functional_model, keras
+from .._keras import functional_model, keras, to_float
 from .keras3 import check_pixels, check_weights
 from .quantize import is_quantize_aware
 
-__all__ = ["Graph", "call", "reads_image", "run"]
+__all__ = ["Graph", "call", "in_batches", "reads_image", "run"]
+
+BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,11 @@ def run(node, function, values) -> list:
     ids = node.flat_input_ids
     batches = zip(*(values[key] for key in ids))
     return [call(node, function, dict(zip(ids, batch))) for batch in batches]
+
+
+def in_batches(images) -> list:
+    """Float batches of uint8 images (n, height, width, channels)."""
+    return [to_float(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
 
 
 def reads_image(node) -> bool:

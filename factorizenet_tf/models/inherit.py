@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._keras import keras, to_float
+from .._keras import keras
 from ..spec import Layer, ModelSpec
 from ..tflite.regroup import regrouped
 from .build import build
-from .factorize import BATCH, moments_of
+from .factorize import moments_of
+from .graph import in_batches
 from .low_rank import NormalEquations, spatial_first
 
 __all__ = ["inherit"]
@@ -40,21 +41,14 @@ def inherit(
         ValueError: they differ in more than level.
     """
     same = ("width", "input_shape", "num_classes", "macro")
-    differing = [
-        f"{k} ({getattr(parent_spec, k)}, {getattr(spec, k)})"
-        for k in same
-        if getattr(parent_spec, k) != getattr(spec, k)
-    ]
+    both = ((name, getattr(parent_spec, name), getattr(spec, name)) for name in same)
+    differing = [f"{name} ({its}, {ours})" for name, its, ours in both if its != ours]
     if differing:
         raise ValueError(f"{spec.name} cannot inherit from {parent_spec.name}: they differ in {', '.join(differing)}")
     keras.utils.set_random_seed(seed)
     model = build(spec)
     before = {layer.name: layer for layer in parent_spec.plan()}
-    batches = (
-        []
-        if calibration is None
-        else [to_float(images) for images in np.split(calibration, range(BATCH, len(calibration), BATCH))]
-    )
+    batches = [] if calibration is None else in_batches(calibration)
     for layer in spec.plan():
         old = before.get(layer.name)
         if old is None:
@@ -89,9 +83,8 @@ def _fit(parent: keras.Model, model: keras.Model, layer: Layer, batches: list) -
         kernel = spatial_first(normal, layer.groups, layer.output_shape[2] // layer.groups)[0]
         convolution.set_weights([np.moveaxis(kernel, 2, 3) if layer.kind == "depthwise" else kernel])
         _normalize(model, spatial, batches, 3.0, 1.0)  # nearly all within 0..6, which ReLU6 leaves as it is
-        inner = np.concatenate(_computed(model, model.get_layer(pointwise).input, batches)).reshape(
-            -1, layer.output_shape[2]
-        )
+        inner = np.concatenate(_computed(model, model.get_layer(pointwise).input, batches))
+        inner = inner.reshape(-1, layer.output_shape[2])
         outer = np.concatenate(wanted).reshape(len(inner), -1)
         centred = inner - inner.mean(0)
         found = np.linalg.lstsq(centred, outer - outer.mean(0), rcond=1e-6)[0]

@@ -15,12 +15,7 @@ import numpy as np
 
 from .._keras import keras, tf, unwrap
 
-__all__ = [
-    "has_native_gradient",
-    "inference_kernels",
-    "use_native_kernels",
-    "warn_without_native_gradient",
-]
+__all__ = ["has_native_gradient", "inference_kernels", "use_native_kernels", "warn_without_native_gradient"]
 
 
 @functools.cache
@@ -108,7 +103,5 @@ def _convolve(layer, groups, inputs, kernel):
 
 
 def _grouped_layers(model) -> list[keras.layers.Layer]:
-    convolutions = [
-        layer for layer in map(unwrap, getattr(model, "layers", [model])) if hasattr(layer, "convolution_op")
-    ]
-    return [layer for layer in convolutions if layer.groups > 1]
+    layers = map(unwrap, getattr(model, "layers", [model]))
+    return [layer for layer in layers if hasattr(layer, "convolution_op") and layer.groups > 1]

@@ -42,9 +42,8 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
                 f"the layer {layer.name!r} is a model inside the model; TFMOT takes flat ones: build it as one functional model"
             )
         if isinstance(layer, keras.layers.Lambda):
-            raise ValueError(
-                f"the layer {layer.name!r} is a Lambda, which TFMOT leaves in float; use stock layers in its place"
-            )
+            name = layer.name
+            raise ValueError(f"the layer {name!r} is a Lambda, which TFMOT leaves in float; replace it by stock layers")
     check_pixels(model)
     if calibration is not None:
         check_images(calibration, model.input_shape[1:], "calibration")
@@ -83,12 +82,9 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
 
 def _scheme():
     """TFMOT's 8-bit scheme with the layers of OUTPUT_ALONE in its registry."""
-    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
-        default_8bit_quantize_registry as registry,
-    )
-    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
-        default_8bit_quantize_scheme as scheme,
-    )
+    from tensorflow_model_optimization.python.core.quantization.keras import default_8bit
+
+    registry = default_8bit.default_8bit_quantize_registry
 
     class Registry(registry.Default8BitQuantizeRegistry):
         def __init__(self):
@@ -97,7 +93,7 @@ def _scheme():
                 layer = getattr(keras.layers, name)
                 self._layer_quantize_map[layer] = registry._QuantizeInfo(layer, [], [], True)
 
-    class Scheme(scheme.Default8BitQuantizeScheme):
+    class Scheme(default_8bit.default_8bit_quantize_scheme.Default8BitQuantizeScheme):
         def get_quantize_registry(self):
             return Registry()
 
@@ -112,12 +108,11 @@ def is_quantize_aware(model: keras.Model) -> bool:
 def without_softmax(model: keras.Model) -> keras.Model:
     """Give a float model's logits where it ends in a softmax, with the same layers before it; else the model itself."""
     last = model.outputs[0]._keras_history.layer
-    if type(last).__name__ == "Softmax":
+    kind, activation = type(last).__name__, getattr(getattr(last, "activation", None), "__name__", "")
+    if kind == "Softmax" or (kind, activation) == ("Activation", "softmax"):
         return keras.Model(model.inputs, last.input, name=model.name)
-    if getattr(getattr(last, "activation", None), "__name__", "") != "softmax":
+    if activation != "softmax":
         return model
-    if type(last).__name__ == "Activation":
-        return keras.Model(model.inputs, last.input, name=model.name)
     head = type(last).from_config(last.get_config() | {"activation": "linear"})
     logits = keras.Model(model.inputs, head(last.input), name=model.name)
     head.set_weights(last.get_weights())
@@ -134,10 +129,7 @@ def _initialise_ranges(quantized, calibration):
 
     TFMOT's wrappers take no new quantizers once they are built, so during the forward passes theirs are of other classes.
     """
-    from tensorflow_model_optimization.python.core.quantization.keras.quantizers import (
-        LastValueQuantizer,
-        MovingAverageQuantizer,
-    )
+    from tensorflow_model_optimization.python.core.quantization.keras import quantizers
 
     records = {}  # range variables, batch minima and maxima of each quantizer of activations
 
@@ -148,7 +140,7 @@ def _initialise_ranges(quantized, calibration):
         return inputs
 
     def set_range(self, inputs, training, weights, **kwargs):
-        return LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
+        return quantizers.LastValueQuantizer.__call__(self, inputs, True, weights, **kwargs)
 
     if calibration is None:
         shape = [1 if d is None else d for d in quantized.input_shape]
@@ -159,9 +151,9 @@ def _initialise_ranges(quantized, calibration):
     originals = {id(q): (q, type(q)) for q in _quantizers(quantized)}
     try:
         for quantizer, original in originals.values():
-            if issubclass(original, MovingAverageQuantizer):
+            if issubclass(original, quantizers.MovingAverageQuantizer):
                 quantizer.__class__ = type("Recording", (original,), {"__call__": record})
-            elif issubclass(original, LastValueQuantizer):
+            elif issubclass(original, quantizers.LastValueQuantizer):
                 quantizer.__class__ = type("Ranging", (original,), {"__call__": set_range})
         for batch in batches:
             quantized(batch, training=False)

@@ -45,9 +45,8 @@ def load_model(
     """
     held, held_precision = read_header(path)
     if precision not in (None, held_precision):
-        raise ValueError(
-            f"{path} holds {held_precision} weights; {precision} ones are needed (`train` writes float.h5 and qat.h5)"
-        )
+        needed = f"{precision} ones are needed (`train` writes float.h5 and qat.h5)"
+        raise ValueError(f"{path} holds {held_precision} weights; {needed}")
     if spec not in (None, held):
         raise ValueError(f"{path} holds weights of {held}; the model is {spec}")
     model = build(held)
@@ -131,9 +130,8 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
         with h5py.File(path, "r") as file:
             header = dict(file.attrs)
     except OSError as error:
-        raise ValueError(
-            f"{path} is damaged or no HDF5 file ({error}); train it again or restore it from a copy"
-        ) from None
+        reason = f"is damaged or no HDF5 file ({error})"
+        raise ValueError(f"{path} {reason}; train it again or restore it from a copy") from None
     if "factorizenet_spec" not in header:
         raise ValueError(
             f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)"
