@@ -84,9 +84,7 @@ def factorize(
             raise ValueError(f"the level of {name} is {wanted!r}; it must be an int of 0 or more")
         whole = math.prod(layer.kernel_size)
         if not isinstance(part, Real) or not 0 < part <= whole:
-            raise ValueError(
-                f"middle of {name} is {part!r}; it must be above 0 and at most {whole}, where nothing is lost"
-            )
+            raise ValueError(f"middle of {name} is {part!r}; it must be above 0 and at most {whole} (no loss)")
         split = _split(layer, min(wanted, own[-1]), part)
         if split is not None and not split.inner and isinstance(middle, Mapping) and name in middle:
             raise ValueError(f"the layer {name} has groups already and stays one layer; leave its middle out")

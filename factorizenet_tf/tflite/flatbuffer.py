@@ -12,8 +12,10 @@ import numpy as np
 __all__ = [
     "LABELS_FILE",
     "RESIZE_FILE",
+    "add_tensor",
     "associated_files",
     "data_bytes",
+    "insert_operator",
     "operator_name",
     "output_name",
     "read_flatbuffer",
@@ -149,6 +151,31 @@ def operator_name(model, operator) -> str:
     code = model.operatorCodes[operator.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     return next((name for name, value in vars(BuiltinOperator).items() if value == number), f"OPERATOR_{number}")
+
+
+def add_tensor(graph, tensor) -> int:
+    """Add a tensor to a graph; gives its number."""
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def insert_operator(model, graph, place: int, kind: str, inputs: list[int], output: int, *, version=1, **options):
+    """Insert an operator, e.g. "Quantize", into a graph, and its code where that is not there; tensors by number."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = getattr(schema.BuiltinOperator, kind.upper())
+    known = [max(entry.builtinCode, entry.deprecatedBuiltinCode) for entry in model.operatorCodes]
+    if code not in known:
+        model.operatorCodes.append(schema.OperatorCodeT(deprecatedBuiltinCode=code, builtinCode=code, version=version))
+        known.append(code)
+    operator = schema.OperatorT(
+        opcodeIndex=known.index(code),
+        inputs=inputs,
+        outputs=[output],
+        builtinOptionsType=getattr(schema.BuiltinOptions, f"{kind}Options"),
+        builtinOptions=getattr(schema, f"{kind}OptionsT")(**options),
+    )
+    graph.operators.insert(place, operator)
 
 
 def data_bytes(model, tensor) -> int:

@@ -118,15 +118,10 @@ def _tensors(model) -> list[dict]:
         for number, tensor in enumerate(graph.tensors):
             size, kind, found = data_bytes(model, tensor), types.get(tensor.type, "?"), tensor.quantization
             role = roles.get(number, "constant" if size else "activation")
-            is_parameter = role in ("weights", "bias") or (
-                role == "constant" and kind not in ("INT32", "INT64", "BOOL")
-            )
+            is_number = role == "constant" and kind not in ("INT32", "INT64", "BOOL")
+            params = prod(_shape(tensor)) if is_number or role in ("weights", "bias") else 0
             row = {"place": (subgraph, number), "name": tensor_name(tensor), "role": role, "type": kind}
-            row |= {
-                "shape": _shape(tensor),
-                "params": prod(_shape(tensor)) if is_parameter else 0,
-                "quantization": None,
-            }
+            row |= {"shape": _shape(tensor), "params": params, "quantization": None}
             if found is not None and found.scale is not None and found.zeroPoint is not None and len(found.scale):
                 row["quantization"] = {"scales": found.scale.tolist(), "zero_points": found.zeroPoint.tolist()}
                 row["quantization"]["dimension"] = found.quantizedDimension
@@ -144,8 +139,8 @@ def _not_int8(operators, tensors) -> list[dict]:
             found = {HYBRID}
         for kind in sorted(found - {"INT8", "INT32"}):
             users.setdefault(kind, []).append(row["place"])
-    why_other = "no int8 kernel computes in it"
-    return [{"type": kind, "operators": places, "why": WHY.get(kind, why_other)} for kind, places in users.items()]
+    other = "no int8 kernel computes in it"
+    return [{"type": kind, "operators": places, "why": WHY.get(kind, other)} for kind, places in users.items()]
 
 
 def _bytes(model, content, tensors) -> dict[str, int]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import quiet_native_stderr
 from ..data import RESIZES, check_images
 from ..pixels import RANGES, Pixels
 from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files
+from .latency import new_interpreter
 
 __all__ = ["Int8Model", "Latency", "TFLiteModel", "input_range", "quantize_pixels"]
 
@@ -91,11 +91,10 @@ class TFLiteModel:
             )
         self.input_type, self.output_type = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
         if not {self.input_type, self.output_type} <= {*self.TYPES}:
-            remedy = "int8 in and out, as to_tflite and `factorizenet export --io int8` write it"
-            if len(self.TYPES) > 1:
-                remedy = f"{', '.join(self.TYPES)} in and out"
+            remedy = ", as to_tflite and `factorizenet export --io int8` write it" if len(self.TYPES) == 1 else ""
             raise ValueError(
-                f"{self._source} takes {self.input_type} and gives {self.output_type}; it must be {remedy}"
+                f"{self._source} takes {self.input_type} and gives {self.output_type}; it must be {', '.join(self.TYPES)} in "
+                f"and out{remedy}"
             )
         self.input_shape, self.batch_size = shapes[0][1:], None if self._any_batch else shapes[0][0]
         self.num_classes, self.size_bytes = shapes[1][-1], len(self._content)
@@ -251,20 +250,11 @@ class TFLiteModel:
             interpreter.allocate_tensors()
 
     def _new_interpreter(self, kernels="AUTO"):
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
         try:
-            with quiet_native_stderr():
-                interpreter = Interpreter(
-                    model_content=self._content,
-                    num_threads=self.threads,
-                    experimental_op_resolver_type=OpResolverType[kernels],
-                )
-                interpreter.allocate_tensors()
+            return new_interpreter(self._content, self.threads, kernels)
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{self._source} is damaged or no .tflite ({reason}); convert the model again") from None
-        return interpreter
 
     def _plain(self):
         """An interpreter without XNNPACK, which would show as one delegate operator."""

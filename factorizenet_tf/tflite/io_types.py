@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from .flatbuffer import read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import add_tensor, insert_operator, read_flatbuffer, with_files_of, write_flatbuffer
 
 __all__ = ["check_io", "with_browser_io", "with_serving_signature", "with_uint8_io"]
 
@@ -28,9 +28,9 @@ def with_uint8_io(content: bytes) -> bytes:
     """
     model, logits = _with_uint8_input(content)
     graph = model.subgraphs[0]
-    output = _append(graph, _uint8(graph.tensors[logits]))
+    output = add_tensor(graph, _uint8(graph.tensors[logits]))
     graph.tensors[logits].name = "logits_int8"
-    _add_operator(model, "Quantize", logits, output)
+    insert_operator(model, graph, len(graph.operators), "Quantize", [logits], output)
     graph.outputs = [output]
     for signature in model.signatureDefs or ():  # its names stay
         signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = graph.inputs[0], output
@@ -62,11 +62,11 @@ def with_serving_signature(content: bytes) -> bytes:
     for name in ("logits", "probabilities"):
         tensor = copy.copy(graph.tensors[inner])
         tensor.type, tensor.buffer, tensor.name, tensor.quantization = schema.TensorType.FLOAT32, 0, name, None
-        outputs[name] = _append(graph, tensor)
+        outputs[name] = add_tensor(graph, tensor)
     graph.tensors[inner].name = "logits_int8"
-    _add_operator(model, "Dequantize", inner, outputs["logits"])
-    _add_operator(model, "Softmax", outputs["logits"], outputs["probabilities"]).builtinOptions.beta = 1.0
-    graph.outputs = list(outputs.values())
+    logits, probabilities = graph.outputs = list(outputs.values())
+    insert_operator(model, graph, len(graph.operators), "Dequantize", [inner], logits)
+    insert_operator(model, graph, len(graph.operators), "Softmax", [logits], probabilities, beta=1.0)
     names = (
         [schema.TensorMapT(name=name, tensorIndex=number) for name, number in tensors.items()]
         for tensors in ({"image": graph.inputs[0]}, outputs)
@@ -84,9 +84,9 @@ def _with_uint8_input(content):
     if any(graph.tensors[number].type != TensorType.INT8 for number in (*graph.inputs, *graph.outputs)):
         raise ValueError("the .tflite is not int8 in and out; give the one that `factorizenet train` wrote")
     inner = graph.inputs[0]
-    graph.inputs = [_append(graph, _uint8(graph.tensors[inner]))]
+    graph.inputs = [add_tensor(graph, _uint8(graph.tensors[inner]))]
     graph.tensors[graph.inputs[0]].name = "image"
-    _add_operator(model, "Quantize", graph.inputs[0], inner, first=True)
+    insert_operator(model, graph, 0, "Quantize", graph.inputs, inner)
     return model, graph.outputs[0]
 
 
@@ -99,26 +99,3 @@ def _uint8(tensor):
     outer.quantization = copy.copy(outer.quantization)
     outer.quantization.zeroPoint = [int(point) + SHIFT for point in outer.quantization.zeroPoint]
     return outer
-
-
-def _append(graph, tensor) -> int:
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def _add_operator(model, kind, source, target, *, first=False):
-    """Add an operator of one input and one output, tensors by number; gives it."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    code = getattr(schema.BuiltinOperator, kind.upper())
-    model.operatorCodes.append(schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=1))
-    operator = schema.OperatorT(
-        opcodeIndex=len(model.operatorCodes) - 1,
-        inputs=[source],
-        outputs=[target],
-        builtinOptionsType=getattr(schema.BuiltinOptions, f"{kind}Options"),
-        builtinOptions=getattr(schema, f"{kind}OptionsT")(),
-    )
-    operators = model.subgraphs[0].operators
-    operators.insert(0 if first else len(operators), operator)
-    return operator

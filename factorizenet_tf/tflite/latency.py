@@ -150,13 +150,10 @@ def convolution_operators(model) -> Iterator[tuple]:
 
     for graph in model.subgraphs:
         for operator in graph.operators:
-            kernel = graph.tensors[operator.inputs[1]] if len(operator.inputs) > 1 else None
-            if (
-                operator_name(model, operator) == "CONV_2D"
-                and kernel.type == TensorType.INT8
-                and model.buffers[kernel.buffer].data is not None
-            ):
-                yield graph, operator, *convolution_of(graph, operator)
+            if operator_name(model, operator) == "CONV_2D":
+                kernel = graph.tensors[operator.inputs[1]]
+                if kernel.type == TensorType.INT8 and model.buffers[kernel.buffer].data is not None:
+                    yield graph, operator, *convolution_of(graph, operator)
 
 
 def convolution_of(graph, operator) -> tuple[Convolution, int]:
@@ -211,7 +208,7 @@ def measure_convolutions(convolutions: Iterable[tuple[Convolution, int]], *, thr
     milliseconds = {}
     for shape, groups in largest.items():
         counts = [n for n in range(1, groups + 1) if groups % n == 0]
-        times = time_in_turns([_inference(shape, count, threads) for count in counts])
+        times = time_in_turns([inference(one_convolution(shape, count), threads) for count in counts])
         milliseconds[shape] = dict(zip(counts, np.median(times, axis=0).tolist()))
     return LatencyTable(milliseconds, cpu_name(), f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK", threads)
 
@@ -245,16 +242,13 @@ def _median_ms(call, seconds, runs) -> float:
     return 1e3 * float(np.median(times))
 
 
-def _inference(shape, groups, threads):
-    return inference(one_convolution(shape, groups), threads)
+def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO"):
+    """LiteRT's interpreter of a .tflite, with XNNPACK or those kernels. Raises ValueError or RuntimeError where it refuses."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-
-def new_interpreter(content: bytes, threads: int = 1):
-    """LiteRT's interpreter of a .tflite, XNNPACK in it. Raises ValueError or RuntimeError where it refuses the file."""
-    from ai_edge_litert.interpreter import Interpreter
-
+    resolver = OpResolverType[kernels]
     with quiet_native_stderr():
-        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter = Interpreter(model_content=content, num_threads=threads, experimental_op_resolver_type=resolver)
         interpreter.allocate_tensors()
     return interpreter
 

@@ -18,14 +18,7 @@ from .flatbuffer import operator_name, read_flatbuffer
 from .latency import Convolution, convolution_of
 from .micro import arena_bytes
 
-__all__ = [
-    "LIBRARIES",
-    "SCRATCH",
-    "check_kernels",
-    "estimate_arenas",
-    "operator_shapes",
-    "planned_bytes",
-]
+__all__ = ["LIBRARIES", "SCRATCH", "check_kernels", "estimate_arenas", "operator_shapes", "planned_bytes"]
 
 LIBRARIES = {
     "reference": "TensorFlow Lite Micro's reference kernels",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .flatbuffer import operator_name, read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import add_tensor, insert_operator, operator_name, read_flatbuffer, with_files_of, write_flatbuffer
 from .int8_model import Int8Model
 from .latency import LatencyTable, convolution_operators, int8_convolutions, measure_convolutions, time_in_turns
 from .micro import arena_bytes
@@ -152,7 +152,7 @@ def on_copies(content: bytes) -> bytes:
     Args:
         content: the .tflite; where nothing changes it comes back byte by byte.
     """
-    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.schema_py_generated import TensorType
 
     model = read_flatbuffer(content)
     changed = False
@@ -167,41 +167,21 @@ def on_copies(content: bytes) -> bytes:
                 continue
             pointwise = graph.tensors[readers[0].inputs[1]]
             weights = [graph.tensors[number] for number in (*operator.inputs[1:], readers[0].inputs[1])]
-            is_known = all(
-                tensor.type in (schema.TensorType.INT8, schema.TensorType.INT32)
-                and model.buffers[tensor.buffer].data is not None
-                for tensor in weights
-            )
-            if not is_known or list(pointwise.shape[1:]) != [1, 1, channels * copies]:
+            is_int = all(tensor.type in (TensorType.INT8, TensorType.INT32) for tensor in weights)
+            is_known = all(model.buffers[tensor.buffer].data is not None for tensor in weights)
+            if not (is_int and is_known) or list(pointwise.shape[1:]) != [1, 1, channels * copies]:
                 continue
             order = np.arange(channels * copies).reshape(channels, copies).T.ravel()
             for reader, place in ((operator, 1), (operator, 2), (readers[0], 1)):
                 _reorder(model, graph, reader, place, order)
             wide = copy.copy(image)
             wide.shape, wide.shapeSignature, wide.buffer = [*map(int, image.shape[:3]), channels * copies], None, 0
-            graph.tensors.append(wide)
-            join = schema.OperatorT(
-                opcodeIndex=_opcode(model, schema.BuiltinOperator.CONCATENATION),
-                inputs=[operator.inputs[0]] * copies,
-                outputs=[len(graph.tensors) - 1],
-                builtinOptionsType=schema.BuiltinOptions.ConcatenationOptions,
-                builtinOptions=schema.ConcatenationOptionsT(axis=3),
-            )
-            graph.operators.insert(graph.operators.index(operator), join)
-            operator.inputs = [len(graph.tensors) - 1, *operator.inputs[1:]]
+            joined, place = add_tensor(graph, wide), graph.operators.index(operator)
+            sources = [operator.inputs[0]] * copies
+            insert_operator(model, graph, place, "Concatenation", sources, joined, version=2, axis=3)
+            operator.inputs = [joined, *operator.inputs[1:]]
             operator.builtinOptions.depthMultiplier, changed = 1, True
     return with_files_of(write_flatbuffer(model), content) if changed else content
-
-
-def _opcode(model, code) -> int:
-    """Give the number of an operator's code, which is added where it is not there."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    for number, known in enumerate(model.operatorCodes):
-        if max(known.builtinCode, known.deprecatedBuiltinCode) == code:
-            return number
-    model.operatorCodes.append(schema.OperatorCodeT(deprecatedBuiltinCode=code, builtinCode=code, version=2))
-    return len(model.operatorCodes) - 1
 
 
 def _reorder(model, graph, operator, place, order) -> None:
@@ -216,8 +196,7 @@ def _reorder(model, graph, operator, place, order) -> None:
     if scales.scale is not None and len(scales.scale) > 1 and scales.quantizedDimension == len(tensor.shape) - 1:
         tensor.quantization = scales = copy.copy(scales)
         scales.scale = np.asarray(scales.scale)[order]
-    graph.tensors.append(tensor)
-    operator.inputs = [*operator.inputs[:place], len(graph.tensors) - 1, *operator.inputs[place + 1 :]]
+    operator.inputs = [*operator.inputs[:place], add_tensor(graph, tensor), *operator.inputs[place + 1 :]]
 
 
 def _rewrite(model, graph, operator, groups, fewer):
@@ -231,8 +210,8 @@ def _rewrite(model, graph, operator, groups, fewer):
     model.buffers.append(schema.BufferT(wide.view(np.uint8).ravel()))
     if sum(number in other.inputs for other in graph.operators) > 1:
         tensor = copy.copy(tensor)
-        graph.tensors.append(tensor)
-        operator.inputs = [len(graph.tensors) - 1 if n == number else n for n in operator.inputs]
+        own = add_tensor(graph, tensor)
+        operator.inputs = [own if n == number else n for n in operator.inputs]
     tensor.shape, tensor.buffer = list(wide.shape), len(model.buffers) - 1
 
 

@@ -200,7 +200,8 @@ def test_a_table_made_by_the_command_regroups_an_export(net, noise, tmp_path, mo
 
 def test_without_a_source_the_command_measures_the_family(tmp_path, monkeypatch, succeeds):
     measured = set()
-    monkeypatch.setattr(latency, "_inference", lambda shape, groups, threads: measured.add((shape, groups)))
+    monkeypatch.setattr(latency, "one_convolution", lambda *shape_and_groups: shape_and_groups)
+    monkeypatch.setattr(latency, "inference", lambda convolution, threads: measured.add(convolution))
     monkeypatch.setattr(latency, "time_in_turns", lambda calls: np.ones((1, len(calls))))
     succeeds("latencies", "--out", tmp_path / "table.json", "--width", 24)
     planned = {
