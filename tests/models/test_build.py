@@ -9,9 +9,10 @@ from factorizenet_tf.models.weights import copy_weights, load_model, save_weight
 STAGES = ((2, 2), (1, 2))
 
 
-@pytest.mark.parametrize(
-    ("level", "shape"), [*((level, (32, 32, 3)) for level in range(5)), (2, (33, 20, 1)), (4, (96, 96, 3))]
-)
+SIZES = [*((level, (32, 32, 3)) for level in range(5)), (2, (33, 20, 1)), (4, (96, 96, 3))]
+
+
+@pytest.mark.parametrize(("level", "shape"), SIZES)
 def test_every_level_maps_images_to_logits_by_stock_layers_named_by_the_plan(level, shape):
     spec = fnet.ModelSpec(level, width=8, input_shape=shape, num_classes=7, stages=STAGES)
     model = fnet.build(spec)
@@ -20,12 +21,10 @@ def test_every_level_maps_images_to_logits_by_stock_layers_named_by_the_plan(lev
     assert all(type(layer).__module__.startswith("tf_keras.") for layer in model.layers)
     layers = {layer.name: layer for layer in model.layers}
     for planned in spec.plan():
-        is_depthwise = isinstance(layers[planned.name], keras.layers.DepthwiseConv2D)
+        is_depthwise = type(layers[planned.name]).__name__ == "DepthwiseConv2D"
         assert is_depthwise or getattr(layers[planned.name], "groups", 1) == planned.groups
         assert (f"{planned.name}_relu6" in layers) == (planned.name != "logits")
-    assert type(layers["stage1_block2_spatial"]) is (
-        keras.layers.DepthwiseConv2D if level == 4 else keras.layers.Conv2D
-    )
+    assert type(layers["stage1_block2_spatial"]).__name__ == ("DepthwiseConv2D" if level == 4 else "Conv2D")
 
 
 def test_a_residual_sum_is_added_before_the_activation():

@@ -39,10 +39,9 @@ def test_operators_that_stay_in_float_are_said_with_their_layer(own_net, digits)
 
 def test_two_outputs_are_refused(own_net, digits):
     net = own_net()
+    two = keras.Model(net.inputs, [*net.outputs, *net.outputs], name="two")
     with pytest.raises(ValueError, match="'two' has 2 outputs; make one of the classifier's alone"):
-        fnet.to_tflite(
-            keras.Model(net.inputs, [*net.outputs, *net.outputs], name="two"), calibration=digits.calibration(8)
-        )
+        fnet.to_tflite(two, calibration=digits.calibration(8))
 
 
 def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_is_taken(digits):

@@ -49,12 +49,8 @@ def logits(model, images):
 
 def test_each_layer_has_the_levels_that_make_it_cheaper(net):
     # 32 -> 8, 3x1: level 5, by output: 1 * 32 * 8 pointwise and 3 * 8 depthwise. Grouped: 8 channels in 2 become 4 or 8.
-    assert levels_of_layers(net) == {
-        "plain": [0, 1, 2, 3, 4],
-        "strided": [0, 1, 2, 3, 4],
-        "dilated": [0, 1, 2, 3, 4, 5],
-        "grouped": [0, 2, 3],
-    }
+    four = [0, 1, 2, 3, 4]
+    assert levels_of_layers(net) == {"plain": four, "strided": four, "dilated": [*four, 5], "grouped": [0, 2, 3]}
     assert "stem" in levels_of_layers(net, stem=True)
 
 
@@ -131,10 +127,8 @@ def test_the_fit_on_patches_errs_less_there_than_the_kernel_alone():
 
 def test_images_make_a_factorized_net_meet_the_original_better(net, images):
     wanted = logits(net, images)
-    alone, fitted = (
-        np.abs(logits(fnet.factorize(net, 3, calibration=c), images) - wanted).mean() for c in (None, images)
-    )
-    assert fitted < 0.5 * alone
+    alone, fitted = (logits(fnet.factorize(net, 3, calibration=given), images) for given in (None, images))
+    assert np.abs(fitted - wanted).mean() < 0.5 * np.abs(alone - wanted).mean()
 
 
 def test_the_parts_have_the_layers_options_and_the_nets_shape(net, images):
@@ -159,12 +153,9 @@ def test_a_factorized_net_becomes_int8(net, images):
 def test_the_table_has_pencil_costs_and_falling_errors(net, images):
     table = fnet.factorization_table(net, images, middle=(1, 2)).set_index(["layer", "level", "middle"])
     plain = table.loc[("plain", 1, 1)]
-    assert plain.macs == 144 * (9 * 8 * 16 + 16 * 16)
-    assert (plain.groups, plain.params, plain.weight_bytes) == (
-        2,
-        9 * 8 * 16 + 16 * 16 + 16,
-        9 * 8 * 16 + 16 * 16 + 4 * 32,
-    )
+    kernels = 9 * 8 * 16 + 16 * 16
+    assert (plain.groups, plain.macs) == (2, 144 * kernels)
+    assert (plain.params, plain.weight_bytes) == (kernels + 16, kernels + 4 * 32)
     kept = table.xs(0, level="level")
     assert (kept[["energy_lost", "output_error", "logits_error"]] == 0).all().all()
     assert (kept.output_error_int8 > 0).all()

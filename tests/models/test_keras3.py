@@ -21,9 +21,7 @@ DESCRIBED.loader.exec_module(script)
 FAST = ("MobileNet", "MobileNetV3Small")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in script.SIZES]
-)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in script.SIZES])
 def test_the_nets_of_keras_applications_are_the_same_rebuilt(name):
     model, images, pixels = script.application(name)
     before = script.outputs(model, images[:16], pixels)
@@ -90,12 +88,10 @@ def test_activations_that_tf_keras_lacks_or_means_otherwise_are_built_of_stock_l
 
 def test_a_model_of_tf_keras_is_rebuilt_alike_and_what_tfmot_cannot_quantize_replaced():
     k2 = keras.layers
-    rescaled = [
-        keras.Input((8, 8, 3)),
-        k2.Rescaling(1 / 127.5, -1),
-        k2.DepthwiseConv2D(3, activation="swish", name="dw"),
-    ]
-    body = keras.Sequential([*rescaled, k2.ReLU(), k2.BatchNormalization(name="bn"), k2.SeparableConv2D(4, 2)])
+    image, rescaled = keras.Input((8, 8, 3)), k2.Rescaling(1 / 127.5, -1)
+    depthwise = k2.DepthwiseConv2D(3, activation="swish", name="dw")
+    body = [image, rescaled, depthwise, k2.ReLU(), k2.BatchNormalization(name="bn"), k2.SeparableConv2D(4, 2)]
+    body = keras.Sequential(body)
     body.get_layer("bn").set_weights([np.array(v) for v in ([1.0, 2, 3], [0.1, 0, 0], [0.3, 0, 1], [1.0, 2, 3])])
     model = keras.Sequential([keras.Input((8, 8, 3)), body, k2.GlobalAveragePooling2D(), k2.Dense(3)])
     net = assert_same(model, lambda x: x * 255)
@@ -109,12 +105,9 @@ def test_a_model_of_tf_keras_is_rebuilt_alike_and_what_tfmot_cannot_quantize_rep
     leaky = [keras.Input((8, 8, 3)), k2.Conv2D(2, 3, activation=k2.LeakyReLU()), k2.BatchNormalization()]
     with pytest.raises(ValueError, match="has activation 'LeakyReLU', which is not rebuilt"):
         quantizable(keras.Sequential(leaky))
+    first = k2.Conv2D(2, 3, data_format="channels_first", name="first")
     with pytest.raises(ValueError, match="the layer 'first' is channels_first"):
-        fnet.from_keras3(
-            keras.Sequential(
-                [keras.Input((8, 8, 3)), k2.Conv2D(2, 3, data_format="channels_first", name="first"), k2.Flatten()]
-            )
-        )
+        fnet.from_keras3(keras.Sequential([keras.Input((8, 8, 3)), first, k2.Flatten()]))
 
 
 def test_operators_and_open_sizes_are_rebuilt_and_a_softmax_stays():
@@ -161,18 +154,12 @@ def test_what_is_not_known_is_refused_by_its_layers_name():
         (small(layers.Lambda(lambda x: x, name="code")), "the layer 'code' is a Lambda, whose code is not run here"),
         (small(Doubled(name="mine")), "the layer 'mine' is a Doubled of test_keras3, which is not rebuilt"),
         (small(layers.Activation(keras3.ops.sin, name="own")), "the layer 'own' has activation 'sin'"),
-        (
-            small(layers.LayerNormalization(name="norm")),
-            "the layer 'norm' is a LayerNormalization, which is not rebuilt",
-        ),
+        (small(layers.LayerNormalization(name="norm")), "'norm' is a LayerNormalization, which is not rebuilt"),
         (small(layers.Conv2D(3, 1, activation="celu", name="conv1")), "the layer 'conv1' has the activation 'celu'"),
         (keras3.Model(image, layers.Flatten()(shared(shared(image)))), "the layer 'twice' is used more than once"),
         (keras3.Model(image, [flat, flat]), "has 1 inputs and 2 outputs; it needs one of each"),
         (keras3.Model(image, shared(image)), r"gives \(None, 8, 8, 3\); a classifier gives"),
-        (
-            keras3.Sequential([layers.Dense(2)], name="new"),
-            "the unbuilt model 'new'; give its first layer an input shape",
-        ),
+        (keras3.Sequential([layers.Dense(2)], name="new"), "the unbuilt model 'new'; give its first layer an input"),
         (Subclassed(name="sub"), "the subclassed model 'sub'; it needs a functional"),
         (small(shape=(8, 8, 4)), "with 1 or 3 channels"),
         (not_finite, "the layer 'head' has weights that are not finite"),

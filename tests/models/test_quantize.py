@@ -40,11 +40,8 @@ def test_with_calibration_a_fresh_quantized_model_predicts_as_the_float_one(mode
 
 def test_ranges_come_from_the_data_and_the_inputs_is_fixed(models, fresh, digits):
     assert input_range(fresh) == input_range(models.qat) == (0, 1)
-    for name, kind in (
-        ("stem_relu6", "output"),
-        ("stage2_block2_pointwise_relu6", "output"),
-        ("logits", "post_activation"),
-    ):
+    kinds = {"stem_relu6": "output", "stage2_block2_pointwise_relu6": "output", "logits": "post_activation"}
+    for name, kind in kinds.items():
         inner = keras.Model(models.float.input, models.float.get_layer(name).output)
         batches = np.split(logits(inner, digits.calibration(256)), 2)  # 128 images each
         low, high = np.mean([batch.min() for batch in batches]), np.mean([batch.max() for batch in batches])

@@ -10,15 +10,7 @@ from runtimes import on_litert, on_micro
 import factorizenet_tf as fnet
 from factorizenet_tf.tflite import latency
 from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
-from factorizenet_tf.tflite.latency import (
-    Convolution,
-    LatencyTable,
-    int8_convolutions,
-    measure_convolutions,
-    one_convolution,
-    read_table,
-    time_in_turns,
-)
+from factorizenet_tf.tflite.latency import Convolution, LatencyTable, int8_convolutions, one_convolution, read_table
 from factorizenet_tf.tflite.micro import arena_bytes
 from factorizenet_tf.tflite.regroup import on_copies, regroup_fastest, regrouped, with_groups
 from factorizenet_tf.tflite.slim import slim
@@ -146,7 +138,7 @@ def test_written_buffers_lie_where_the_schema_wants_them(net):
 
 def test_a_table_reads_back_and_others_are_refused(tmp_path):
     path = tmp_path / "table.json"
-    measured = measure_convolutions([(SHAPES[1], 4), (SHAPES[0], 1)])
+    measured = latency.measure_convolutions([(SHAPES[1], 4), (SHAPES[0], 1)])
     assert [list(times) for times in measured.milliseconds.values()] == [[1, 2, 4]]
     assert all(0 < ms < 100 for ms in measured.milliseconds[SHAPES[1]].values())
     text = measured.to_json()
@@ -163,10 +155,10 @@ def test_a_table_reads_back_and_others_are_refused(tmp_path):
 
 def test_functions_are_timed_in_turns():
     calls = []
-    times = time_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, seconds=0, runs=2)
+    times = latency.time_in_turns([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, seconds=0, runs=2)
     assert times.shape == (3, 2)
     assert "".join(calls) == "ab" + 3 * "aabb"
-    (slow, fast), *_ = time_in_turns([lambda: time.sleep(0.004), lambda: None], rounds=1, seconds=0, runs=3)
+    (slow, fast), *_ = latency.time_in_turns([lambda: time.sleep(0.004), lambda: None], rounds=1, seconds=0, runs=3)
     assert slow > 4 > fast
 
 

@@ -14,12 +14,7 @@ from runtimes import on_litert
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 from factorizenet_tf.tflite.export import with_metadata
-from factorizenet_tf.tflite.flatbuffer import (
-    associated_files,
-    read_flatbuffer,
-    with_associated_files,
-    write_flatbuffer,
-)
+from factorizenet_tf.tflite.flatbuffer import associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
 from factorizenet_tf.tflite.latency import Convolution, int8_convolutions, one_convolution
 from factorizenet_tf.tflite.micro import arena_bytes, micro_outputs
 from factorizenet_tf.tflite.slim import slim
@@ -88,9 +83,7 @@ def test_files_are_as_small_as_the_goals():
         assert len(slim(fnet.zoo.load(name, "path").read_bytes())) <= goal
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
-)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PUBLISHED])
 def test_a_published_net_is_the_same_on_every_runtime_in_fewer_bytes(name):
     before = fnet.zoo.load(name, "path").read_bytes()
     after = assert_the_same_in_fewer_bytes(before)
@@ -109,9 +102,7 @@ def fat(monkeypatch):
 def test_mobilenet_v2_of_keras_applications_is_the_same(fat, noise):
     keras.utils.set_random_seed(0)
     model = keras.applications.MobileNetV2((32, 32, 3), 0.35, weights=None, classes=10)
-    for (
-        layer
-    ) in model.layers:  # else activations shrink from sum to sum, until the kernels' own checks abort the process
+    for layer in model.layers:  # else activations shrink from sum to sum, until the kernels' checks abort the process
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0
     model(noise(8, (32, 32, 3)) / np.float32(255), training=True)
@@ -147,10 +138,8 @@ def test_labels_metadata_signatures_and_other_files_survive(run):
     content = with_metadata((run.folder / "model.tflite").read_bytes(), name="mine")
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
-    mapped = [
-        [schema.TensorMapT(name=name, tensorIndex=ends[0])]
-        for name, ends in (("x", graph.inputs), ("y", graph.outputs))
-    ]
+    ends = (("x", graph.inputs[0]), ("y", graph.outputs[0]))
+    mapped = [[schema.TensorMapT(name=name, tensorIndex=number)] for name, number in ends]
     model.signatureDefs = [schema.SignatureDefT(*mapped, signatureKey="serve", subgraphIndex=0)]
     for tensor in graph.tensors:
         tensor.name = tensor.name or b"a name"
@@ -182,11 +171,8 @@ def test_equal_kernels_and_options_are_written_once_and_what_is_alike_by_chance_
         graph.operators[-1].outputs = graph.outputs = [len(graph.tensors) + 2]
         graph.tensors += new.tensors[1:]
     # The same bytes or values in other fields: int 1, float 1.0, float -0.0 against 0.0 where neither is the default.
-    for options in (
-        schema.SoftmaxOptionsT(beta=1.0),
-        schema.GatherOptionsT(axis=1),
-        schema.GeluOptionsT(approximate=True),
-    ):
+    others = (schema.SoftmaxOptionsT(beta=1.0), schema.GatherOptionsT(axis=1), schema.GeluOptionsT(approximate=True))
+    for options in others:
         graph.operators.append(schema.OperatorT(inputs=[0], outputs=[0], builtinOptions=options))
         kind = type(options).__name__.removesuffix("T")
         graph.operators[-1].builtinOptionsType = getattr(schema.BuiltinOptions, kind)

@@ -94,9 +94,8 @@ def test_a_run_learns_and_leaves_all_its_files(run, models, digits):
     highest = max(float(row["val_accuracy"]) for row in rows[:6])
     assert fnet.accuracy(best.float_model(), digits.validation) == highest
     assert (best.dataset_name, resolve(run.folder / "qat_best.h5").precision) == ("digits", "int8")
-    with pytest.raises(
-        ValueError, match=r"epochs: the folder has 6, you gave 7; it is finished: for more epochs train from it"
-    ):
+    said = "epochs: the folder has 6, you gave 7; it is finished: for more epochs train from it"
+    with pytest.raises(ValueError, match=said):
         fnet.train(run.spec, digits, out=run.folder, recipe=dataclasses.replace(run.recipe, epochs=7))
 
 
