@@ -220,31 +220,26 @@ def choose_levels(
         ValueError: the finest choice of each layer has more MACs; it is named.
     """
     rows = [row._replace(logits_error_int8=row.logits_error_int8**2) for row in table.itertuples(index=False)]
-    options = {}
-    for row in rows:
-        options.setdefault(row.layer, []).append(row)
-    now = {layer: max(own, key=lambda row: row.macs) for layer, own in options.items()}
+    now = {row.layer: row for row in rows if not row.level}  # each layer as it is
     spare = max_macs - count_macs(model)
 
-    def price(row):
-        before = now[row.layer]
-        return (row.logits_error_int8 - before.logits_error_int8) / (before.macs - row.macs)
+    def saved(row):
+        return now[row.layer].macs - row.macs
+
+    def gained(row):
+        return now[row.layer].logits_error_int8 - row.logits_error_int8
 
     while spare < 0:
-        cheaper = [row for row in rows if row.macs < now[row.layer].macs]
+        cheaper = [row for row in rows if saved(row) > 0]
         if not cheaper:
             least = round(max_macs - spare)
             raise ValueError(f"max_macs is {max_macs:,.0f}; with all layers at their finest the net has {least:,}")
-        row = min(cheaper, key=price)
-        spare += now[row.layer].macs - row.macs
+        row = max(cheaper, key=lambda row: gained(row) / saved(row))
+        spare += saved(row)
         now[row.layer] = row
-    while better := [
-        row
-        for row in rows
-        if row.macs - now[row.layer].macs <= spare and row.logits_error_int8 < now[row.layer].logits_error_int8
-    ]:
-        row = max(better, key=lambda row: now[row.layer].logits_error_int8 - row.logits_error_int8)
-        spare += now[row.layer].macs - row.macs
+    while better := [row for row in rows if gained(row) > 0 and spare + saved(row) >= 0]:
+        row = max(better, key=gained)
+        spare += saved(row)
         now[row.layer] = row
     chosen = [row for row in now.values() if row.level]
     return {row.layer: row.level for row in chosen}, {row.layer: row.middle for row in chosen if row.middle != 1}

@@ -195,10 +195,8 @@ def _affine(layer, channels):
         fields = fields_of(kind, config, name)
         if fields.get("invert") or fields.get("axis") not in (-1, 3, (-1,), [-1], (3,), [3], None):
             raise ValueError(f"the layer {name!r} normalizes another axis than the channels, or inversely; use axis=-1")
-        mean, variance = (
-            np.asarray(keras.backend.get_value(v) if isinstance(v, tf.Variable) else v, float).reshape(-1)
-            for v in (layer.mean, layer.variance)
-        )
+        values = (keras.backend.get_value(v) if isinstance(v, tf.Variable) else v for v in (layer.mean, layer.variance))
+        mean, variance = (np.asarray(value, float).reshape(-1) for value in values)
         scale = 1 / np.maximum(np.sqrt(variance), 1e-7)
         offset = -mean * scale
     if {scale.size, offset.size} - {1, channels}:

@@ -31,6 +31,7 @@ LEFT_OUT, UNUSED = (
         "name trainable dtype seed synchronized renorm_momentum data_format noise_shape",
     )
 )
+OF_TRAINING = ("_initializer", "_regularizer", "_constraint")
 MODELS = ("Functional", "Sequential", "Model")
 MODEL_FIELDS = ("name", "input_layers", "output_layers", "build_input_shape")
 OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")  # of keras.ops, behind x + y and the like
@@ -129,12 +130,7 @@ def fields_of(kind, config, name) -> dict:
             if not _is_plain(value) or callable(value):
                 raise ValueError(f"the layer {name!r} has {key} {_named(value)}, which is not rebuilt; use a stock one")
             fields[key] = value
-        elif (
-            value
-            and (key, value) != ("groups", 1)
-            and key not in UNUSED
-            and not key.endswith(("_initializer", "_regularizer", "_constraint"))
-        ):
+        elif value and (key, value) != ("groups", 1) and key not in UNUSED and not key.endswith(OF_TRAINING):
             raise ValueError(f"the layer {name!r}, a {kind}, has {key} {value!r}, which is not rebuilt; use it without")
     return fields
 

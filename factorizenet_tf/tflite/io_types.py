@@ -67,10 +67,8 @@ def with_serving_signature(content: bytes) -> bytes:
     logits, probabilities = graph.outputs = list(outputs.values())
     insert_operator(model, graph, len(graph.operators), "Dequantize", [inner], logits)
     insert_operator(model, graph, len(graph.operators), "Softmax", [logits], probabilities, beta=1.0)
-    names = (
-        [schema.TensorMapT(name=name, tensorIndex=number) for name, number in tensors.items()]
-        for tensors in ({"image": graph.inputs[0]}, outputs)
-    )
+    ends = {"image": graph.inputs[0]}, outputs
+    names = ([schema.TensorMapT(name=name, tensorIndex=number) for name, number in end.items()] for end in ends)
     model.signatureDefs = [schema.SignatureDefT(*names, signatureKey="serving_default", subgraphIndex=0)]
     return with_files_of(write_flatbuffer(model), content)
 

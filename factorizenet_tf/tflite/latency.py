@@ -138,10 +138,8 @@ def read_table(path: str | os.PathLike) -> LatencyTable:
 def int8_convolutions(content: bytes) -> list[tuple[str, Convolution, int]]:
     """List (name, shape, groups) of each int8 CONV_2D of a .tflite, in order. Raises as `read_flatbuffer`."""
     model = read_flatbuffer(content)
-    return [
-        (output_name(model, graph, graph.operators.index(operator)), *shape)
-        for graph, operator, *shape in convolution_operators(model)
-    ]
+    found = convolution_operators(model)
+    return [(output_name(model, graph, graph.operators.index(op)), *shape) for graph, op, *shape in found]
 
 
 def convolution_operators(model) -> Iterator[tuple]:
@@ -290,9 +288,8 @@ def one_convolution(shape: Convolution, groups: int) -> bytes:
         dilationWFactor=shape.dilation[1],
         fusedActivationFunction=schema.ActivationFunctionType.RELU6,
     )
-    operator = schema.OperatorT(
-        inputs=[0, 1, 2], outputs=[3], builtinOptions=options, builtinOptionsType=schema.BuiltinOptions.Conv2DOptions
-    )
+    kind = schema.BuiltinOptions.Conv2DOptions
+    operator = schema.OperatorT(inputs=[0, 1, 2], outputs=[3], builtinOptions=options, builtinOptionsType=kind)
     conv_2d = schema.BuiltinOperator.CONV_2D
     code = schema.OperatorCodeT(builtinCode=conv_2d, deprecatedBuiltinCode=conv_2d, version=5)
     graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[3], operators=[operator], name="main")

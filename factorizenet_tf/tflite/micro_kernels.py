@@ -225,10 +225,8 @@ def _esp32s3_depthwise(shape, groups) -> int:
 
 def _missing(shape) -> tuple[int, int]:
     """Rows below and columns to the right that a window over the last output would reach beyond the image."""
-    return tuple(
-        max(0, out * stride + kernel - 1 - size)
-        for out, stride, kernel, size in zip(shape.output_shape, shape.stride, shape.kernel, shape.input_shape)
-    )
+    sides = zip(shape.output_shape, shape.stride, shape.kernel, shape.input_shape)
+    return tuple(max(0, out * stride + kernel - 1 - size) for out, stride, kernel, size in sides)
 
 
 SCRATCH = {

@@ -93,6 +93,5 @@ def labelled_by(
     images = np.concatenate(chunks)
     names = [str(number) for number in range(model.output_shape[-1])] if class_names is None else class_names
     data = load_dataset((images, logits(model, images).argmax(1)), class_names=names)
-    return dataclasses.replace(
-        data, title=f"{root.resolve().name}, labelled by {model.name}", reading={"resize": resize}
-    )
+    title = f"{root.resolve().name}, labelled by {model.name}"
+    return dataclasses.replace(data, title=title, reading={"resize": resize})
