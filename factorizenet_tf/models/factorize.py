@@ -255,17 +255,16 @@ def _rebuild(model, graph, chosen, batches, advance):
     for node in graph.nodes[1:]:
         layer, output = node.layer, node.flat_output_ids[0]
         split = chosen.get(layer.name)
-        is_same = all(old[key] is new[key] for key in node.flat_input_ids) if batches else False
         if split is None:
             copy = type(layer).from_config(layer.get_config())
             symbols[output] = call(node, copy, symbols)
             copy.set_weights(layer.get_weights())
-            parts = [copy]
         else:
             source = node.flat_input_ids[0]
             parts = split.parts(_moments(layer, new[source], old[source]) if batches else None)
             symbols[output] = parts[1](parts[0](symbols[source])) if len(parts) > 1 else parts[0](symbols[source])
         if batches:
+            is_same = all(old[key] is new[key] for key in node.flat_input_ids)
             old[output] = run(node, layer, old)
             if split is not None:
                 new[output] = _through(parts, new[source], False)

@@ -1,5 +1,4 @@
 import io
-import json
 import random
 import zipfile
 
@@ -12,7 +11,6 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from runtimes import on_litert
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
 from factorizenet_tf.tflite.export import with_metadata
 from factorizenet_tf.tflite.flatbuffer import associated_files, read_flatbuffer, with_associated_files, write_flatbuffer
 from factorizenet_tf.tflite.latency import Convolution, int8_convolutions, one_convolution
@@ -195,18 +193,19 @@ def test_conversion_is_slim_and_names_are_kept_on_demand(models):
     assert [name for name, *_ in int8_convolutions(small)] == [f"CONV_2D {number}" for number in range(7)]
 
 
-def test_the_commands_write_slim_files_and_keep_names_on_demand(run, tmp_path, capsys):
-    source = str(run.folder)
+def test_the_commands_write_slim_files_keep_names_on_demand_and_overwrite_none(run, tmp_path, prints_json, fails):
     for options, is_named in (([], False), (["--keep-names"], True)):
         out = tmp_path / f"{len(options)}.tflite"
-        assert main(["export", source, "--tflite", str(out), *options]) == 0
+        prints_json("export", run.folder, "--tflite", out, *options)
         names = [name for _, name in fnet.Int8Model(out).operator_outputs]
         assert all(names) == is_named
-    capsys.readouterr()
-    assert main(["slim", str(out), str(tmp_path / "slim.tflite"), "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert (row["bytes"], row["before"]) == ((tmp_path / "slim.tflite").stat().st_size, out.stat().st_size)
-    assert (tmp_path / "slim.tflite").read_bytes() == slim(out.read_bytes())
+    named = out.read_bytes()
+    (row,) = prints_json("slim", out, tmp_path / "slim.tflite")
+    written = (tmp_path / "slim.tflite").read_bytes()
+    assert (row["bytes"], row["before"]) == (len(written), len(named))
+    assert written == slim(named)
+    assert "is there already; choose another name or remove it" in fails("slim", out, out)
+    assert out.read_bytes() == named
 
 
 def truncated_labels(content):
@@ -244,23 +243,11 @@ def no_such_tensor(content):
     ],
 )
 @pytest.mark.parametrize("command", ["slim", "inspect"])
-def test_what_is_damaged_is_refused_in_one_line_and_nothing_is_written(command, damage, reason, tmp_path, capsys):
+def test_what_is_damaged_is_refused_in_one_line_and_nothing_is_written(command, damage, reason, tmp_path, fails):
     (tmp_path / "in.tflite").write_bytes(damage(one_convolution(KERNEL, 4)))
-    out = [str(tmp_path / "out.tflite")] if command == "slim" else []
-    assert main([command, str(tmp_path / "in.tflite"), *out]) == 2
-    error = capsys.readouterr().err
-    assert reason in error
-    assert error.count("\n") == 1
+    out = [tmp_path / "out.tflite"] if command == "slim" else []
+    assert reason in fails(command, tmp_path / "in.tflite", *out)
     assert [path.name for path in tmp_path.iterdir()] == ["in.tflite"]
-
-
-def test_a_file_of_the_users_is_not_overwritten(tmp_path, capsys):
-    given = tmp_path / "in.tflite"
-    given.write_bytes(one_convolution(KERNEL, 4))
-    before = given.read_bytes()
-    assert main(["slim", str(given), str(given)]) == 2
-    assert "is there already; choose another name or remove it" in capsys.readouterr().err
-    assert given.read_bytes() == before
 
 
 def test_bytes_changed_anywhere_are_written_whole_or_refused():
