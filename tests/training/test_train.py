@@ -54,20 +54,19 @@ def epochs_of(history):
     return [(row["phase"], row["epoch"]) for row in history]
 
 
-def test_without_a_test_split_no_test_number_is_measured(models, digits):
-    untested = dataclasses.replace(digits, test=None)
-    found = training.measure({"float": models.float, "tflite": models.int8}, untested, Progress(False))
-    assert list(found["accuracy"]) == ["validation"]
-    assert list(found["images"]) == list(untested.splits) == ["train", "validation"]
-
-
-def test_of_more_than_20_classes_the_five_likeliest_are_measured_too(models, digits):
+def test_the_five_likeliest_of_more_than_20_classes_are_measured_and_no_test_number_without_a_test_split(
+    models, digits
+):
     many = dataclasses.replace(digits, class_names=tuple(map(str, range(21))))
     both = {"float": models.float, "tflite": models.int8}
-    found, usual = (training.measure(both, data, Progress(False)) for data in (many, digits))
+    found, untested = (
+        training.measure(both, data, Progress(False)) for data in (many, dataclasses.replace(digits, test=None))
+    )
     assert list(found["top5_accuracy"]) == ["validation", "test"]
     assert found["accuracy"]["test"]["tflite"] < found["top5_accuracy"]["test"]["tflite"] <= 1
-    assert "top5_accuracy" not in usual
+    assert "top5_accuracy" not in untested
+    assert list(untested["accuracy"]) == ["validation"]
+    assert list(untested["images"]) == ["train", "validation"]
 
 
 def test_a_run_learns_and_leaves_all_its_files(run, models, digits):
