@@ -199,5 +199,5 @@ def _cell(value):
         is_shape = all(type(number) is int for number in value)
         return "x".join(map(str, value)) if is_shape else ", ".join(map(_cell, value))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
+        return "" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -22,6 +22,8 @@ __all__ = ["app", "main"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up notices are not this command's output
 
+CALLERS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError)  # the caller's errors
+CALLERS += (NotADirectoryError, IsADirectoryError)
 app = typer.Typer(
     name="factorizenet",
     help="Which granularity of depth factorization, under int8 quantization, for a budget.",
@@ -30,27 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (
-    levels,
-    describe,
-    prepare,
-    train,
-    quantize,
-    factorize,
-    evaluate,
-    export,
-    analyze,
-    study,
-    verify,
-    publish,
-    gallery,
-    search,
-    latencies,
-    slim,
-    inspect,
-    serve,
-    predict,
-):
+_COMMANDS = [levels, describe, prepare, train, quantize, factorize, evaluate, export, analyze, study, verify, publish]
+_COMMANDS += [gallery, search, latencies, slim, inspect, serve, predict]
+for _command in _COMMANDS:
     app.command()(_command)
 app.command("list")(list_models)
 app.command("card")(show_card)
@@ -74,16 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         if hasattr(error, "format_message"):  # a usage error, of click or of Typer's own copy of it
             return _fail(f"{error.format_message()} (see --help)", 2)
-        callers = (
-            ValueError,
-            TypeError,
-            FileNotFoundError,
-            FileExistsError,
-            NotADirectoryError,
-            IsADirectoryError,
-            PermissionError,
-        )
-        return _fail(_in_options(_message(error), arguments[0]), 2 if isinstance(error, callers) else 1)
+        return _fail(_in_options(_message(error), arguments[0]), 2 if isinstance(error, CALLERS) else 1)
     if code == 130:  # Typer turns Ctrl-C into this code
         return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
     return code

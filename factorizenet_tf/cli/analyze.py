@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from ..console import print_json, require_extra, show
 from ..files import check_new, write_text
@@ -17,27 +17,23 @@ __all__ = ["analyze", "study"]
 
 
 def analyze(
-    context: typer.Context,
-    names: Annotated[
-        list[str], typer.Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Write the report, one HTML file, here.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Write PNG figures to this folder.")] = None,
+    context: Context,
+    names: Annotated[list[str], Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")],
+    out: Annotated[Path | None, Option(help="Write the report, one HTML file, here.")] = None,
+    save: Annotated[Path | None, Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
+    figures: Annotated[Path | None, Option(help="Write PNG figures to this folder.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Data of files; names and runs have their own.", show_default="the nets' own")
+        str | None, Option(help="Data of files; the others have their own.", show_default="the nets' own")
     ] = None,
-    scheme: Annotated[
-        str, typer.Option(help="per_channel, per_tensor, per_channel_percentile or per_tensor_percentile.")
-    ] = "per_channel",
-    weight_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
-    activation_bits: Annotated[int, typer.Option(help="2 to 8.")] = 8,
+    scheme: Annotated[str, Option(help="per_channel or per_tensor, either with _percentile.")] = "per_channel",
+    weight_bits: Annotated[int, Option(help="2 to 8.")] = 8,
+    activation_bits: Annotated[int, Option(help="2 to 8.")] = 8,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Also each layer quantized alone and left out; takes minutes.")
+        bool, Option("--sensitivity", help="Also each layer quantized alone; takes minutes.")
     ] = False,
-    calibration_images: Annotated[int, typer.Option(help="Training images that are looked at.")] = 1_024,
+    calibration_images: Annotated[int, Option(help="Training images that are looked at.")] = 1_024,
     evaluation_images: Annotated[
-        int | None, typer.Option(help="Validation images that accuracies are measured on.", show_default="all")
+        int | None, Option(help="Validation images to measure on.", show_default="all")
     ] = None,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
@@ -85,18 +81,14 @@ def analyze(
 
         write_text(out, report_html(analysis))
     columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
-    rows = json.loads(analysis.output[columns].to_json(orient="records"))
-    if as_json:
-        print_json(rows)
-    else:
-        show([{k: "" if v is None else v for k, v in row.items()} for row in rows], False, "Output by precision")
+    show(json.loads(analysis.output[columns].to_json(orient="records")), as_json, "Output by precision")
 
 
 def study(
-    context: typer.Context,
+    context: Context,
     dataset: options.DatasetOption,
-    out: Annotated[Path, typer.Option(help="The study's folder; the same command continues it.")],
-    levels: Annotated[str, typer.Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
+    out: Annotated[Path, Option(help="The study's folder; the same command continues it.")],
+    levels: Annotated[str, Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
     width: options.Width = 16,
     size: options.DataSize = None,
     channels: options.DataChannels = None,
@@ -108,11 +100,11 @@ def study(
     max_ram_bytes: options.MaxRamBytes = None,
     max_latency_ms: options.MaxLatencyMs = None,
     min_accuracy: options.MinAccuracy = None,
-    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
+    sensitivity: Annotated[bool, Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
     zoo_: Annotated[
-        str | None, typer.Option("--zoo", help="Take nets that it has from this zoo.", show_default="the package's own")
+        str | None, Option("--zoo", help="Take nets from this zoo.", show_default="the package's own")
     ] = None,
-    train_all: Annotated[bool, typer.Option("--train-all", help="Take none from a zoo.")] = False,
+    train_all: Annotated[bool, Option("--train-all", help="Take none from a zoo.")] = False,
     resize: options.Resize = None,
     group_by: options.GroupBy = None,
     skip_broken: options.SkipBroken = False,
@@ -149,17 +141,12 @@ def study(
     if as_json:
         print_json({"levels": found.rows, "answers": [dataclasses.asdict(answer) for answer in found.answers]})
         return
-    columns = ("name", "macs", "size_bytes", "latency_ms")
-    split = data.held_out[0]
-    precisions = [key for key in found.rows[0] if key.startswith(f"{split}_")]
-    show(
-        [
-            {k: row[k] for k in columns} | {p.removeprefix(f"{split}_"): f"{100 * row[p]:.2f} %" for p in precisions}
-            for row in found.rows
-        ],
-        False,
-        f"{data.title}: {split} accuracy",
-    )
+    start, rows = f"{data.held_out[0]}_", []
+    for row in found.rows:
+        costs = {key: row[key] for key in ("name", "macs", "size_bytes", "latency_ms")}
+        scores = {key.removeprefix(start): f"{100 * row[key]:.2f} %" for key in row if key.startswith(start)}
+        rows.append(costs | scores)
+    show(rows, False, f"{data.title}: {data.held_out[0]} accuracy")
     for answer in found.answers:
         print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")
     print(f"{out}: study.csv, answers.csv, report.html, figures")

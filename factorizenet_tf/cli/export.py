@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from ..console import print_json, require_extra, show
 from ..files import check_new
@@ -25,43 +25,28 @@ __all__ = ["export", "latencies", "predict", "serve"]
 
 
 def export(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a Keras model.")
-    ],
-    tflite: Annotated[Path | None, typer.Option(help="Write the int8 .tflite here.")] = None,
-    io: Annotated[str, typer.Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
+    context: Context,
+    source: Annotated[str, Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a Keras model.")],
+    tflite: Annotated[Path | None, Option(help="Write the int8 .tflite here.")] = None,
+    io: Annotated[str, Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
     regroup: Annotated[
         str,
-        typer.Option(
-            "--regroup", "--lower", help="fastest: write grouped convolutions with the groups that run fastest."
-        ),
+        Option("--regroup", "--lower", help="fastest: write grouped convolutions with the groups that run fastest."),
     ] = "none",
     latencies: Annotated[
-        Path | None,
-        typer.Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here"),
+        Path | None, Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here")
     ] = None,
     keep_names: KeepNames = False,
-    saved_model: Annotated[Path | None, typer.Option(help="Write a SavedModel to this new folder.")] = None,
-    micro: Annotated[
-        Path | None, typer.Option(help="Write C and C++ sources for TensorFlow Lite Micro to this new folder.")
-    ] = None,
+    saved_model: Annotated[Path | None, Option(help="Write a SavedModel to this new folder.")] = None,
+    micro: Annotated[Path | None, Option(help="Write C++ sources for TensorFlow Lite Micro to this folder.")] = None,
     kernels: Annotated[
         str,
-        typer.Option(
-            help="With --micro: reference, cmsis-nn (Arm Cortex-M) or esp-nn (ESP32-S3), for the size of the arena."
-        ),
+        Option(help="With --micro, for its arena: reference, cmsis-nn (Cortex-M) or esp-nn (ESP32-S3)."),
     ] = "reference",
-    serving: Annotated[
-        Path | None, typer.Option(help="Write the next version for TensorFlow Serving below this folder.")
-    ] = None,
-    version: Annotated[
-        int | None, typer.Option(help="With --serving: above the newest.", show_default="the next")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="With --serving: for clients.", show_default="the source's")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="With --serving, of a run: int8 or float.", show_default="int8")
-    ] = None,
+    serving: Annotated[Path | None, Option(help="Write a version for TensorFlow Serving below this folder.")] = None,
+    version: Annotated[int | None, Option(help="With --serving: above the newest.", show_default="the next")] = None,
+    name: Annotated[str | None, Option(help="With --serving: for clients.", show_default="the source's")] = None,
+    precision: Annotated[str | None, Option(help="With --serving: int8 or float.", show_default="int8")] = None,
     pixel_range: PixelRange = None,
     pixel_mean: PixelMean = None,
     pixel_deviation: PixelDeviation = None,
@@ -151,15 +136,15 @@ def export(
 
 
 def latencies(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option(help="The table, for `export --regroup fastest --latencies`.")],
+    context: Context,
+    out: Annotated[Path, Option(help="The table, for `export --regroup fastest --latencies`.")],
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="int8 nets whose layers are measured: names of the zoo, runs' folders, .tflite files."),
+        Argument(help="int8 nets to measure: names of the zoo, runs' folders, .tflite files."),
     ] = None,
-    width: Annotated[int, typer.Option(help="Without sources: every level of this width's family.")] = 16,
-    size: Annotated[int, typer.Option(help="Its images' height and width in pixels.")] = 32,
-    threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    width: Annotated[int, Option(help="Without sources: every level of this width's family.")] = 16,
+    size: Annotated[int, Option(help="Its images' height and width in pixels.")] = 32,
+    threads: Annotated[int, Option(help="Of one inference.")] = 1,
     zoo_: ZooOption = None,
     as_json: Json = False,
 ):
@@ -188,14 +173,12 @@ def latencies(
 
 
 def serve(
-    sources: Annotated[
-        list[str], typer.Argument(help="Names of the zoo, runs' folders, .tflite files; other=SOURCE renames.")
-    ],
-    host: Annotated[str, typer.Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8501,
-    threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    sources: Annotated[list[str], Argument(help="Names, runs' folders, .tflite files; other=SOURCE renames.")],
+    host: Annotated[str, Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="0 takes a free one.")] = 8501,
+    threads: Annotated[int, Option(help="Of one inference.")] = 1,
     zoo: ZooOption = None,
-    max_bytes: Annotated[int, typer.Option(help="Of one request.")] = 16 * 2**20,
+    max_bytes: Annotated[int, Option(help="Of one request.")] = 16 * 2**20,
 ):
     """Serve int8 nets over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
     from ..serving.server import serve as serve_nets
@@ -209,9 +192,9 @@ def serve(
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, BMP, WebP or PPM files.")],
-    model: Annotated[str, typer.Option(help="A name of the zoo, a run's folder or a .tflite file: its int8 net.")],
-    top: Annotated[int, typer.Option(help="How many classes of each image, the most probable first.")] = 3,
+    images: Annotated[list[Path], Argument(help="PNG, JPEG, BMP, WebP or PPM files.")],
+    model: Annotated[str, Option(help="A name of the zoo, a run's folder or a .tflite file: its int8 net.")],
+    top: Annotated[int, Option(help="How many classes of each image, the most probable first.")] = 3,
     zoo: ZooOption = None,
     as_json: Json = False,
 ):
@@ -229,13 +212,7 @@ def predict(
     for path in images:
         image = read_image(path, classifier.model.input_shape, classifier.model.resize)
         (probabilities,) = classifier.classify(image[None])["probabilities"]
-        rows += [
-            {
-                "file": str(path),
-                "class": classifier.labels[number],
-                "class_id": int(number),
-                "probability": round(float(probabilities[number]), 4),
-            }
-            for number in (-probabilities).argsort(kind="stable")[:top]
-        ]
+        for number in (-probabilities).argsort(kind="stable")[:top].tolist():
+            found = {"class": classifier.labels[number], "class_id": number}
+            rows.append({"file": str(path)} | found | {"probability": round(float(probabilities[number]), 4)})
     show(rows, as_json, classifier.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -9,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from .. import zoo
 from ..console import print_json, show
@@ -19,9 +20,7 @@ __all__ = ["describe", "gallery", "levels", "list_models", "publish", "show_card
 
 Measure = Annotated[
     bool,
-    typer.Option(
-        "--measure", help="Also bytes, arena and milliseconds of the .tflite, measured here: seconds a net, once."
-    ),
+    Option("--measure", help="Also the .tflite's bytes, arena and milliseconds: seconds a net, once."),
 ]
 
 
@@ -40,26 +39,16 @@ def levels(
 
     first = options.spec_from("0", width, size, channels, classes, macro)
     rows = []
-    for level in range(max_level(first) + 1):
-        spec = options.spec_from(str(level), width, size, channels, classes, macro)
+    specs = [dataclasses.replace(first, level=level) for level in range(max_level(first) + 1)]
+    for spec in specs:
         costs = cost_rows(spec)
         groups = [layer.groups for layer in spec.plan() if layer.kernel == 3 and layer.name != "stem"]
         macs = sum(c.macs for c in costs)
-        base = rows[0]["macs"] if rows else macs
-        rows.append(
-            {
-                "name": spec.name,
-                "level": level,
-                "groups": _span(groups),
-                "macs": macs,
-                "share_of_level_0": round(macs / base, 3),
-                "params": sum(c.params for c in costs),
-                "weight_bytes": sum(c.weight_bytes for c in costs),
-                "largest_activation_bytes": max(c.activation_bytes for c in costs),
-            }
-        )
+        row = {"name": spec.name, "level": spec.level, "groups": _span(groups), "macs": macs}
+        row["share_of_level_0"] = round(macs / (rows[0]["macs"] if rows else macs), 3)
+        row |= {key: sum(getattr(cost, key) for cost in costs) for key in ("params", "weight_bytes")}
+        rows.append(row | {"largest_activation_bytes": max(cost.activation_bytes for cost in costs)})
     if measure:
-        specs = [options.spec_from(str(row["level"]), width, size, channels, classes, macro) for row in rows]
         rows = [row | costs for row, costs in zip(rows, _measured(specs))]
     show(rows, as_json, f"FactorizeNet, width {width}, {size}x{size}x{channels}, {classes} classes")
 
@@ -113,17 +102,15 @@ def _measured(specs) -> list[dict]:
 
 
 def list_models(
-    context: typer.Context,
+    context: Context,
     max_macs: options.MaxMacs = None,
     max_size_bytes: options.MaxSizeBytes = None,
     max_ram_bytes: options.MaxRamBytes = None,
     max_latency_ms: options.MaxLatencyMs = None,
-    precision: Annotated[str | None, typer.Option(help="float or int8.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="E.g. cifar10.")] = None,
-    all_versions: Annotated[bool, typer.Option("--all-versions", help="Not only the newest of each name.")] = False,
-    best: Annotated[
-        bool, typer.Option("--best", help="Only the best by validation accuracy (int8 unless said).")
-    ] = False,
+    precision: Annotated[str | None, Option(help="float or int8.")] = None,
+    dataset: Annotated[str | None, Option(help="E.g. cifar10.")] = None,
+    all_versions: Annotated[bool, Option("--all-versions", help="Not only the newest of each name.")] = False,
+    best: Annotated[bool, Option("--best", help="Only the best by validation accuracy (int8 unless said).")] = False,
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
@@ -154,9 +141,9 @@ def show_card(name: options.Name, zoo_: options.ZooOption = None, as_json: optio
 
 
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Names of `factorizenet list`.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
-    precision: Annotated[str | None, typer.Option(help="With --all: float or int8 only.")] = None,
+    names: Annotated[list[str] | None, Argument(help="Names of `factorizenet list`.")] = None,
+    every: Annotated[bool, Option("--all", help="All models.")] = False,
+    precision: Annotated[str | None, Option(help="With --all: float or int8 only.")] = None,
     zoo_: options.ZooOption = None,
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
@@ -173,37 +160,30 @@ def verify(
         raise ValueError("--precision is for --all; leave it out")
     from ..zoo.verification import verify_all
 
-    results = verify_all(
-        None if every else names, precision=precision, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet
-    )
+    names = None if every else names
+    results = verify_all(names, precision=precision, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet)
     rows = [row for result in results for row in result.rows()]
     if as_json:
         print_json(rows)
     else:
-        shown = [row for row in rows if row["passed"] != "ok"]
-        if shown:
+        if shown := [row for row in rows if row["passed"] != "ok"]:
             show(shown, False, "What failed or was skipped")
         passed = sum(row["passed"] == "ok" for row in rows)
         skipped = Counter(row["what"] for row in rows if row["passed"] == "skipped")
         notes = "".join(f"; {what} of {count} not checked" for what, count in skipped.items())
         print(f"{len(results)} models, {passed} of {len(rows)} checks passed{notes}")
-    failed = [result.name for result in results if not result.passed]
-    if failed:
+    if failed := [result.name for result in results if not result.passed]:
         raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")
 
 
 def publish(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of finished trainings.")] = None,
-    zoo_: Annotated[str | None, typer.Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of a single run, without the precision; else the net's own.")
-    ] = None,
+    runs: Annotated[list[Path] | None, Argument(help="Folders of finished trainings.")] = None,
+    zoo_: Annotated[str | None, Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
+    name: Annotated[str | None, Option(help="Of a single run, without the precision; else the net's own.")] = None,
     licence: Annotated[
-        str | None, typer.Option(help="Of the weights, an SPDX identifier, e.g. CC-BY-4.0.", show_default="none stated")
+        str | None, Option(help="Of the weights, e.g. CC-BY-4.0 (SPDX).", show_default="none stated")
     ] = None,
-    latencies: Annotated[
-        bool, typer.Option("--latencies", help="Measure every model's latency anew, all in one run.")
-    ] = False,
+    latencies: Annotated[bool, Option("--latencies", help="Measure all latencies anew, in one run.")] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
@@ -228,14 +208,13 @@ def publish(
 
 
 def gallery(
-    out: Annotated[Path, typer.Option(help="The folder; a gallery that is there is replaced.")] = Path("site"),
+    out: Annotated[Path, Option(help="The folder; a gallery that is there is replaced.")] = Path("site"),
     zoo_: options.ZooOption = None,
     runtime: Annotated[
-        Path | None,
-        typer.Option(help="A folder with LiteRT.js as `npm pack` writes it.", show_default="fetched once"),
+        Path | None, Option(help="A folder with LiteRT.js as `npm pack` writes it.", show_default="fetched once")
     ] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve it on this machine until Ctrl-C.")] = False,
-    port: Annotated[int, typer.Option(help="With --serve; 0 takes a free one.")] = 8000,
+    serve: Annotated[bool, Option("--serve", help="Serve it on this machine until Ctrl-C.")] = False,
+    port: Annotated[int, Option(help="With --serve; 0 takes a free one.")] = 8000,
 ):
     """Write a zoo as a web page: frontier, cards, and its int8 nets, which classify images in the browser."""
     from ..zoo.gallery import build_gallery, serve_gallery

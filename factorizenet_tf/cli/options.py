@@ -7,67 +7,52 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, BadParameter, Context, Option
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-LevelOption = Annotated[str, typer.Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
-Width = Annotated[int, typer.Option(help="Channels of the stem, a multiple of 8.")]
-Size = Annotated[int, typer.Option(help="Height and width of the images in pixels.")]
-Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (RGB).")]
-Classes = Annotated[int, typer.Option(help="Number of classes.")]
+Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
+LevelOption = Annotated[str, Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
+Width = Annotated[int, Option(help="Channels of the stem, a multiple of 8.")]
+Size = Annotated[int, Option(help="Height and width of the images in pixels.")]
+Channels = Annotated[int, Option(help="1 (grey) or 3 (RGB).")]
+Classes = Annotated[int, Option(help="Number of classes.")]
 MacroOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--macro",
         "--stages",
         help="Macro-architecture: a name, or blocks x stride of each stage, e.g. 2x2,2x2,2x2 or s2,2x2,4x2c64r,p128.",
         show_default="base; early from 64x64 pixels on",
     ),
 ]
-DatasetOption = Annotated[
-    str,
-    typer.Option(
-        "--dataset", help="digits, tiny_imagenet, gtsrb, a TFDS name such as cifar10, or a folder of class folders."
-    ),
-]
-DataDir = Annotated[Path | None, typer.Option(help="Where TFDS keeps its data.", show_default="TFDS_DATA_DIR")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-DataSize = Annotated[
-    int | None, typer.Option("--size", help="Resize the images to this.", show_default="the data's own")
-]
-DataChannels = Annotated[int | None, typer.Option("--channels", help="1 or 3.", show_default="the data's own")]
+DATASETS = "digits, tiny_imagenet, gtsrb, a TFDS name such as cifar10, or a folder of class folders."
+DatasetOption = Annotated[str, Option("--dataset", help=DATASETS)]
+DataDir = Annotated[Path | None, Option(help="Where TFDS keeps its data.", show_default="TFDS_DATA_DIR")]
+Quiet = Annotated[bool, Option("--quiet", help="No progress on stderr.")]
+DataSize = Annotated[int | None, Option("--size", help="Resize the images to this.", show_default="the data's own")]
+DataChannels = Annotated[int | None, Option("--channels", help="1 or 3.", show_default="the data's own")]
 PixelRange = Annotated[
     str | None,
-    typer.Option(
-        help="What a Keras model of yours takes in the place of pixels in 0..1: 0..255 or -1..1.",
-        show_default="0..1, or what its Rescaling wants",
+    Option(
+        help="Pixels that a Keras model of yours takes: 0..255 or -1..1.",
+        show_default="0..1, or as its Rescaling wants",
     ),
 ]
-PixelMean = Annotated[str | None, typer.Option(help="Taken off the pixels, in that range: a number, or one a channel.")]
-PixelDeviation = Annotated[str | None, typer.Option(help="What the rest is divided by, likewise.")]
-OpenSize = Annotated[
-    int | None, typer.Option("--size", help="Of the images of a Keras model of yours that leaves it open.")
-]
+PixelMean = Annotated[str | None, Option(help="Taken off the pixels, in that range: a number, or one a channel.")]
+PixelDeviation = Annotated[str | None, Option(help="What the rest is divided by, likewise.")]
+OpenSize = Annotated[int | None, Option("--size", help="Of the images of a Keras model of yours that leaves it open.")]
 Resize = Annotated[
     str | None,
-    typer.Option(
-        "--resize", help="Images of another aspect: stretch, crop or pad.", show_default="stretch, or as the net's were"
-    ),
+    Option("--resize", help="Of another aspect: stretch, crop or pad.", show_default="stretch, or as the net's were"),
 ]
 GroupBy = Annotated[
-    str | None,
-    typer.Option(help="A regular expression on a folder's file names: images that agree in it stay in one split."),
+    str | None, Option(help="A regular expression on file names: images that agree in it stay in one split.")
 ]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images of a folder that cannot be read.")]
-ZooOption = Annotated[
-    str | None, typer.Option("--zoo", help="A zoo folder or its http(s) address.", show_default="the package's own")
-]
-KeepNames = Annotated[
-    bool, typer.Option("--keep-names", help="Keep the names of inner tensors, for tools that show the graph.")
-]
-Name = Annotated[str, typer.Argument(help="A name of `factorizenet list`.")]
-Epochs = Annotated[int | None, typer.Option(help="Float epochs.", show_default="the recipe's")]
-QatEpochs = Annotated[int | None, typer.Option(help="QAT epochs.", show_default="the recipe's")]
+SkipBroken = Annotated[bool, Option("--skip-broken", help="Leave out images of a folder that cannot be read.")]
+ZooOption = Annotated[str | None, Option("--zoo", help="A zoo's folder or address.", show_default="the package's own")]
+KeepNames = Annotated[bool, Option("--keep-names", help="Keep inner tensors' names, for tools that show them.")]
+Name = Annotated[str, Argument(help="A name of `factorizenet list`.")]
+Epochs = Annotated[int | None, Option(help="Float epochs.", show_default="the recipe's")]
+QatEpochs = Annotated[int | None, Option(help="QAT epochs.", show_default="the recipe's")]
 
 
 def _parse_amount(text):
@@ -76,33 +61,27 @@ def _parse_amount(text):
     try:
         return amount(text)
     except ValueError as error:  # Typer would drop its message
-        raise typer.BadParameter(str(error)) from None
+        raise BadParameter(str(error)) from None
 
 
 def _amount_option(help):
-    return typer.Option(help=help, parser=_parse_amount, metavar="AMOUNT")
+    return Option(help=help, parser=_parse_amount, metavar="AMOUNT")
 
 
 MaxMacs = Annotated[int | None, _amount_option("MACs of one image at most, e.g. 12.5M.")]
 MaxSizeBytes = Annotated[int | None, _amount_option("Bytes of the file (int8: the .tflite) at most, e.g. 100k.")]
 MaxRamBytes = Annotated[
     int | None,
-    _amount_option(
-        "Bytes of RAM at most: the arena of TensorFlow Lite Micro's reference kernels (int8); CMSIS-NN and ESP-NN need more."
-    ),
+    _amount_option("Bytes of RAM at most: TensorFlow Lite Micro's arena, int8, reference kernels; others need more."),
 ]
 MaxLatencyMs = Annotated[
     float | None,
-    typer.Option(
-        help="Milliseconds of one int8 inference at most, one thread, here; in `list`, on the card's machine."
-    ),
+    Option(help="Milliseconds of one int8 inference at most, one thread, here; in `list`, the card's."),
 ]
-MinAccuracy = Annotated[
-    float | None, typer.Option(help="Floor of the int8 validation accuracy, 0..1: fewest MACs that reach it.")
-]
+MinAccuracy = Annotated[float | None, Option(help="Floor of int8 validation accuracy, 0..1: fewest MACs.")]
 
 
-def limits_from(context: typer.Context) -> dict[str, float]:
+def limits_from(context: Context) -> dict[str, float]:
     """Give the limits and the floor that the user gave, e.g. {"max_macs": 12_500_000}."""
     from ..requirement import Requirement
 
@@ -135,7 +114,7 @@ def limits_of(given: dict[str, str], own: dict[str, float] | None = None) -> dic
     return found
 
 
-def recipe_from(context: typer.Context, dataset: str, *, is_tuning: bool = False, **changes):
+def recipe_from(context: Context, dataset: str, *, is_tuning: bool = False, **changes):
     """Make the `Recipe` of a data set, or of tuning on it, with `changes` and, before them, the fields that the user gave."""
     from ..recipe import Recipe, recipe_for, tuning_recipe_for
 
@@ -144,7 +123,7 @@ def recipe_from(context: typer.Context, dataset: str, *, is_tuning: bool = False
     )
 
 
-def own_model(context: typer.Context) -> dict:
+def own_model(context: Context) -> dict:
     """Give `pixels` and `size` of `loading.resolve`, where the user gave some of their options."""
     from ..pixels import Pixels
 
@@ -166,7 +145,7 @@ def _given(context, dataclass):
     return {name: value for name, value in values.items() if value is not None}
 
 
-def given_options(context: typer.Context, *names: str) -> list[str]:
+def given_options(context: Context, *names: str) -> list[str]:
     """List the options, "--qat-epochs" and the like, that the user gave among those of some parameters' names."""
     return [
         next(option for option in parameter.opts if option.startswith("--"))
@@ -176,11 +155,11 @@ def given_options(context: typer.Context, *names: str) -> list[str]:
     ]
 
 
-def shown_options(context: typer.Context, values: dict, left_out: tuple[str, ...], always: tuple[str, ...]) -> str:
+def shown_options(context: Context, values: dict, left_out: tuple[str, ...], always: tuple[str, ...]) -> str:
     """Write a command's options as they were given, for a card.
 
     Args:
-        context: Typer's, of the command.
+        context: of the command.
         values: of its parameters by name.
         left_out: parameters that are not written: folders of this machine, and how it is said.
         always: parameters that are written where they have a value, given or not.
@@ -190,26 +169,16 @@ def shown_options(context: typer.Context, values: dict, left_out: tuple[str, ...
         name, value = parameter.name, values[parameter.name]
         if name in left_out or value is None or not (name in always or given_options(context, name)):
             continue
-        flag = (
-            (parameter.opts if value else parameter.secondary_opts)[0] if isinstance(value, bool) else parameter.opts[0]
-        )
-        parts.append(flag if isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}")
+        if isinstance(value, bool):
+            parts.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            parts.append(f"{parameter.opts[0]} {shlex.quote(str(value))}")
     return " ".join(parts)
 
 
-def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
-    """Refuse options that would have no effect here, where the user gave one.
-
-    Args:
-        context: Typer's, of the command.
-        reason: what makes them so, e.g. "--method ptq trains nothing".
-        names: the parameters' names in the command's function, e.g. "qat_epochs".
-
-    Raises:
-        ValueError: one was given; the message names it.
-    """
-    given = given_options(context, *names)
-    if given:
+def refuse_unused(context: Context, reason: str, *names: str) -> None:
+    """Raise ValueError where the user gave one of the parameters that have no effect for a reason, "--method ptq trains nothing"."""
+    if given := given_options(context, *names):
         raise ValueError(f"{reason}, so {' and '.join(given)} would have no effect; leave it out")
 
 
@@ -217,13 +186,8 @@ def spec_from(level, width, size, channels, classes, macro, input_shape=None):
     """Make the `ModelSpec` of the options; `input_shape` stands for size and channels. Raises ValueError as it does."""
     from ..spec import ModelSpec, level_from_text
 
-    return ModelSpec(
-        level_from_text(level),
-        width=width,
-        input_shape=input_shape or image_shape(size, channels),
-        num_classes=classes,
-        macro=macro,
-    )
+    shape = input_shape or image_shape(size, channels)
+    return ModelSpec(level_from_text(level), width=width, input_shape=shape, num_classes=classes, macro=macro)
 
 
 def load_data(context, dataset, size, channels, data_dir, shape=None, source=None):

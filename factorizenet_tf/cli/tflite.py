@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from ..console import print_json, show, show_rows
 from .options import Json, KeepNames, ZooOption
 
 __all__ = ["inspect", "slim"]
 
-File = Annotated[str, typer.Argument(help="Any .tflite; or a name of the zoo, or a run's folder: its int8 net.")]
+File = Annotated[str, Argument(help="Any .tflite; or a name of the zoo, or a run's folder: its int8 net.")]
 
 
 def slim(
     file: File,
-    out: Annotated[Path, typer.Argument(help="The new file.")],
+    out: Annotated[Path, Argument(help="The new file.")],
     keep_names: KeepNames = False,
     zoo_: ZooOption = None,
     as_json: Json = False,
@@ -54,8 +54,7 @@ def inspect(file: File, zoo_: ZooOption = None, as_json: Json = False):
     parts = report["bytes"].items()
     rows = [{"bytes_for": part, "bytes": count, "share": f"{count / size:.1%}"} for part, count in parts]
     show_rows(rows, title=f"Where the {size:,} bytes are")
-    rows = [{key: "" if value is None else value for key, value in row.items()} for row in report["files"]]
-    show_rows(rows, title=f"On {report['machine']}; RAM: TensorFlow Lite Micro's arena")
+    show_rows(report["files"], title=f"On {report['machine']}; RAM: TensorFlow Lite Micro's arena")
     found = [(row["type"], row["operators"], row["why"]) for row in report["not_int8"]]
     found += [(f"{row['runtime']} refuses", row["operators"], row["reason"]) for row in report["refused"]]
     if found:

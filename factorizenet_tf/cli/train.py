@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from ..console import print_accuracies, print_json, show
 from ..files import check_new, write_text
@@ -20,9 +20,9 @@ MAX_CLASSES = 20  # that are printed; --json has all
 
 
 def prepare(
-    name: Annotated[str, typer.Argument(help="tiny_imagenet or gtsrb.")],
-    archives: Annotated[list[Path], typer.Argument(help="The makers' .zip files.")],
-    out: Annotated[Path, typer.Option(help="The new folder.")],
+    name: Annotated[str, Argument(help="tiny_imagenet or gtsrb.")],
+    archives: Annotated[list[Path], Argument(help="The makers' .zip files.")],
+    out: Annotated[Path, Option(help="The new folder.")],
 ):
     """Lay out the archives of a named data set as class folders."""
     from ..data import named
@@ -33,54 +33,47 @@ def prepare(
 
 
 def train(
-    context: typer.Context,
+    context: Context,
     dataset: options.DatasetOption,
-    out: Annotated[Path, typer.Option(help="The run's folder; the same command continues it.")],
+    out: Annotated[Path, Option(help="The run's folder; the same command continues it.")],
     level: options.LevelOption = "2",
     width: options.Width = 16,
     start: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--from",
-            help="Fine-tune this float model: a name of the zoo or a run's folder; gives level, width and macro-architecture, too.",
+            help="Fine-tune this float net, a name or a run's folder; gives level, width and macro-architecture, too.",
         ),
     ] = None,
     zoo_: options.ZooOption = None,
     freeze: Annotated[
-        int,
-        typer.Option(help="With --from: the stem and the first N stages keep their weights until QAT.", metavar="N"),
+        int, Option(help="With --from: stem and first N stages keep their weights until QAT.", metavar="N")
     ] = 0,
-    baseline: Annotated[str | None, typer.Option(help="Train this baseline instead: resnet8.")] = None,
+    baseline: Annotated[str | None, Option(help="Train this baseline instead: resnet8.")] = None,
     size: options.DataSize = None,
     channels: options.DataChannels = None,
     macro: options.MacroOption = None,
     epochs: options.Epochs = None,
     qat_epochs: options.QatEpochs = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the float phase.", show_default="the recipe's")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="the recipe's")] = None,
+    batch_size: Annotated[int | None, Option(help="Images a step.", show_default="the recipe's")] = None,
+    learning_rate: Annotated[float | None, Option(help="Peak of the float phase.", show_default="the recipe's")] = None,
+    seed: Annotated[int | None, Option(help="Of everything random.", show_default="the recipe's")] = None,
     flip: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--flip/--no-flip",
             help="Mirror half of the images.",
-            show_default="of a named data set but digits and gtsrb",
+            show_default="named sets but digits and gtsrb",
         ),
     ] = None,
     crop_padding: Annotated[
-        float | None, typer.Option(help="Random crops of images padded by this share.", show_default="0.125")
+        float | None, Option(help="Random crops, padded by this share.", show_default="0.125")
     ] = None,
-    rotate: Annotated[float | None, typer.Option(help="Turn by up to so many degrees.", show_default="0")] = None,
-    brightness: Annotated[float | None, typer.Option(help="Change by up to so much, of 1.", show_default="0")] = None,
-    contrast: Annotated[float | None, typer.Option(help="Change by up to this share.", show_default="0")] = None,
-    cutout: Annotated[
-        float | None, typer.Option(help="Side of a zeroed square, of the shorter side.", show_default="0")
-    ] = None,
-    class_weights: Annotated[
-        str | None, typer.Option(help="balanced: rare classes count as much as others.", show_default="none")
-    ] = None,
+    rotate: Annotated[float | None, Option(help="Turn by up to so many degrees.", show_default="0")] = None,
+    brightness: Annotated[float | None, Option(help="Change by up to so much, of 1.", show_default="0")] = None,
+    contrast: Annotated[float | None, Option(help="Change by up to this share.", show_default="0")] = None,
+    cutout: Annotated[float | None, Option(help="Zeroed square's part of the shorter side.", show_default="0")] = None,
+    class_weights: Annotated[str | None, Option(help="balanced: rare ones count alike.", show_default="none")] = None,
     resize: options.Resize = None,
     group_by: options.GroupBy = None,
     skip_broken: options.SkipBroken = False,
@@ -125,9 +118,8 @@ def train(
         print_json(run.metrics)
         return
     print_accuracies(run.metrics)
-    print(
-        f"{run.metrics['macs']:,} MACs, {run.metrics['params']:,} parameters, {run.metrics['size_bytes']:,} bytes; in {run.folder}"
-    )
+    macs, params, size_bytes = (run.metrics[key] for key in ("macs", "params", "size_bytes"))
+    print(f"{macs:,} MACs, {params:,} parameters, {size_bytes:,} bytes; in {run.folder}")
 
 
 def _shown_command(context, source, spec) -> str:
@@ -156,23 +148,18 @@ def source_to_start_from(context, start, zoo, unused=("level", "width", "macro")
 
 
 def quantize(
-    context: typer.Context,
+    context: Context,
     model: Annotated[
         str,
-        typer.Argument(
-            help="Your Keras model, .keras, .h5 or (tf_keras) a SavedModel's folder; or a -float name or a run's float.h5."
-        ),
+        Argument(help="Your Keras model, .keras, .h5 or (tf_keras) SavedModel; or a -float name or a run's float.h5."),
     ],
     dataset: options.DatasetOption,
-    out: Annotated[Path, typer.Option(help="Folder for model.tflite and metrics.json.")],
-    method: Annotated[str, typer.Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
+    out: Annotated[Path, Option(help="Folder for model.tflite and metrics.json.")],
+    method: Annotated[str, Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
     qat_epochs: options.QatEpochs = None,
-    qat_learning_rate: Annotated[float | None, typer.Option(help="Of QAT at its start.", show_default="0.001")] = None,
-    crop_padding: Annotated[
-        float | None,
-        typer.Option(help="Random crops of images padded by this share.", show_default="0"),
-    ] = None,
-    flip: Annotated[bool | None, typer.Option(help="Mirror half of the images.", show_default="no")] = None,
+    qat_learning_rate: Annotated[float | None, Option(help="Of QAT at its start.", show_default="0.001")] = None,
+    crop_padding: Annotated[float | None, Option(help="Random crops, padded by this share.", show_default="0")] = None,
+    flip: Annotated[bool | None, Option(help="Mirror half of the images.", show_default="no")] = None,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
     pixel_deviation: options.PixelDeviation = None,
@@ -189,12 +176,7 @@ def quantize(
     """Quantize a model of your own, by PTQ or QAT."""
     if method in ("ptq", "ptq-per-tensor"):
         options.refuse_unused(
-            context,
-            f"--method {method} trains nothing",
-            "qat_epochs",
-            "qat_learning_rate",
-            "crop_padding",
-            "flip",
+            context, f"--method {method} trains nothing", "qat_epochs", "qat_learning_rate", "crop_padding", "flip"
         )
     from ..loading import resolve
     from ..training.quantize import CAREFUL, quantize_own
@@ -215,27 +197,20 @@ def quantize(
 
 
 def evaluate(
-    context: typer.Context,
-    net: Annotated[
-        str, typer.Argument(help="A name of the zoo, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")
-    ],
+    context: Context,
+    net: Annotated[str, Argument(help="A name, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")],
     dataset: Annotated[
         str | None,
-        typer.Option(
-            "--dataset",
-            help="digits, a TFDS name such as cifar10, or a folder of class folders.",
-            show_default="what the net was trained on",
-        ),
+        Option("--dataset", help=options.DATASETS, show_default="what the net was trained on"),
     ] = None,
     split: Annotated[
-        str | None,
-        typer.Option(help="test, validation or train.", show_default="test, or validation where there is none"),
+        str | None, Option(help="test, validation or train.", show_default="test, else validation")
     ] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(help="Write the images that went wrong here, one HTML file; float and int8 where there are both."),
+        Option(help="Write what went wrong, one HTML file; of float and int8 where there are both."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the latency measurement (.tflite).")] = 1,
+    threads: Annotated[int, Option(help="Threads of the latency measurement (.tflite).")] = 1,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
     pixel_deviation: options.PixelDeviation = None,
@@ -298,9 +273,9 @@ def evaluate(
         "split": split,
         "images": len(images),
         "accuracy": float((classes == images.labels).mean()),
-        **({"top5_accuracy": top5_accuracy(scores, images.labels)} if data.num_classes > TOP5_ABOVE else {}),
-        "balanced_accuracy": balanced_accuracy(matrix),
     }
+    row |= {"top5_accuracy": top5_accuracy(scores, images.labels)} if data.num_classes > TOP5_ABOVE else {}
+    row["balanced_accuracy"] = balanced_accuracy(matrix)
     if source.tflite_file is not None:
         latency = model.latency_ms()
         row |= {"size_bytes": model.size_bytes, "latency_ms": round(latency.median_ms, 4), "threads": threads}
@@ -319,7 +294,6 @@ def evaluate(
     show([row], False, "Accuracy")
     recall = f"recall_{precision}"
     worst = sorted(rows, key=lambda row: 1 if row[recall] is None else row[recall])[:MAX_CLASSES]
-    worst = [{key: "" if value is None else value for key, value in row.items()} for row in worst]
     show(worst, False, "Classes, the lowest recall first")
 
 

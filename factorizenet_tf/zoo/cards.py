@@ -224,12 +224,9 @@ class Cards(tuple):
 
         hidden = {"zoo"} if len({card.zoo for card in self}) == 1 else set()
         rows = [{key: value for key, value in card.row().items() if key not in hidden} for card in self]
-        return text_table([{key: _printed(key, value) for key, value in row.items()} for row in rows])
-
-
-def _printed(key, value):
-    """A cell with what a reader wants of its number."""
-    return "" if value is None else FORMATS[key].format(value) if key in FORMATS else value
+        for row in rows:
+            row |= {key: form.format(row[key]) for key, form in FORMATS.items() if row[key] is not None}
+        return text_table(rows)
 
 
 def index_to_json(cards: Cards) -> str:
