@@ -64,7 +64,6 @@ class PublishedFile:
         role: "weights" (.h5), "tflite", "saved_model" (.zip of the folder) or "history" (.csv, a line an epoch).
         path: below the zoo's folder, with forward slashes.
         sha256: of its content, in hexadecimal.
-        size_bytes: its length.
     """
 
     role: Literal["weights", "tflite", "saved_model", "history"]
@@ -247,13 +246,7 @@ def index_to_json(cards: Cards) -> str:
 
 
 def index_from_json(text: str, source: str, *, zoo: str = "", remedy: str = "restore it") -> Cards:
-    """Read the cards of an index.json.
-
-    Args:
-        text: its content.
-        source: where it is from, for messages.
-        zoo: the folder or address, for the cards.
-        remedy: what to do about a damaged one, for messages.
+    """Read the cards of an index.json; `source` and `remedy` are for messages, `zoo`, folder or address, for the cards.
 
     Raises:
         ValueError: it is no index, of a newer format, or an entry has a field missing, of another type, out of range,
@@ -266,9 +259,8 @@ def index_from_json(text: str, source: str, *, zoo: str = "", remedy: str = "res
     if not isinstance(index, dict) or not isinstance(index.get("models"), list):
         raise ValueError(f"{source} is no index: it needs an object with format and models; {remedy}")
     if index.get("format") != FORMAT or isinstance(index["format"], bool):
-        raise ValueError(
-            f"{source} has format {index.get('format')!r}; this version reads {FORMAT}: update factorizenet_tf"
-        )
+        found = f"{source} has format {index.get('format')!r}"
+        raise ValueError(f"{found}; this version reads {FORMAT}: update factorizenet_tf")
     cards = []
     for number, entry in enumerate(index["models"]):
         try:
@@ -277,8 +269,7 @@ def index_from_json(text: str, source: str, *, zoo: str = "", remedy: str = "res
             name = entry.get("name", number) if isinstance(entry, dict) else number
             raise ValueError(f"{source}: the entry {name!r} is damaged: {_reason(error)}; {remedy}") from None
     names = [card.reference for card in cards]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{source} has {', '.join(twice)} more than once; keep one")
     return Cards(cards)
 
@@ -297,8 +288,7 @@ def _card(entry, zoo) -> Card:
         required.add("tflite")
         if None in (card.agreement, card.ram_bytes, card.input_scale, card.input_zero_point):
             raise ValueError("an int8 model needs agreement, ram_bytes, input_scale and input_zero_point")
-    missing = required - {file.role for file in card.files}
-    if missing:
+    if missing := required - {file.role for file in card.files}:
         raise ValueError(f"it has no file of the role {', '.join(sorted(missing))}")
     return card
 

@@ -21,6 +21,9 @@ PRECISIONS = {
     "tflite": ".tflite",
 }
 MAX_CLASSES = 20  # whose confusion matrix is written out; of more classes the most frequent mistakes alone
+RAM = """\
+RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; \
+`factorizenet export --micro --kernels` shows what others take)"""
 USE = """\
 For small devices, for comparing levels of factorization, and as a start for fine-tuning. It knows its classes and
 images like its training data, nothing else: an image of anything else gets one of these classes, too. Its logits are
@@ -32,13 +35,13 @@ with that of others on the same copies."""
 
 def write_pages(zoo: Path, cards: Cards) -> None:
     """Write README.md, cards/*.md and frontier.svg; without the extra `report` no figure, and an older one is removed."""
-    newest = cards.newest()
-    figure = zoo / "frontier.svg"
+    newest, figure = cards.newest(), zoo / "frontier.svg"
     try:
-        from ..plots import zoo_frontier
+        from .. import plots
 
-        zoo_frontier(newest, figure)
+        plots.zoo_frontier(newest, figure)
     except ModuleNotFoundError:
+        plots = None
         figure.unlink(missing_ok=True)
     write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()))
     stems = {card.name if card in newest else card.reference: card for card in cards}
@@ -48,13 +51,11 @@ def write_pages(zoo: Path, cards: Cards) -> None:
             stale.unlink()
     for stem, card in stems.items():
         figure = zoo / "cards" / f"{stem}.svg"
-        try:
-            from ..plots import confusion_figure
-
-            if card.confusion is not None:
-                confusion_figure({[*card.accuracies][-1]: matrix_from_text(card.confusion)}, card.class_names, figure)
-        except ModuleNotFoundError:
+        if plots is None:
             figure.unlink(missing_ok=True)
+        elif card.confusion is not None:
+            matrices = {[*card.accuracies][-1]: matrix_from_text(card.confusion)}
+            plots.confusion_figure(matrices, card.class_names, figure)
         picture = f"\n![confusion matrix]({figure.name})\n" if figure.is_file() else ""
         write_text(figure.with_suffix(".md"), card_page(card) + picture)
 
@@ -81,11 +82,12 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
         for precision in ("int8", "float"):
             alike = [card for card in cards if (card.dataset, card.precision) == (dataset, precision)]
             counts = sorted({(card.images["validation"], card.images.get("test", 0)) for card in alike})
-            images = " or ".join(
-                f"{validation:,} validation and {f'{test:,}' if test else 'no'} test images"
-                for validation, test in counts
-            )
-            lines += [f"## {dataset}, {precision}", "", *([f"Accuracy on {images}.", ""] if images else [])]
+            images = [f"{some:,} validation and {f'{test:,}' if test else 'no'} test images" for some, test in counts]
+            lines += [
+                f"## {dataset}, {precision}",
+                "",
+                *([f"Accuracy on {' or '.join(images)}.", ""] if images else []),
+            ]
             lines += [*_models(alike, precision), ""]
     return "\n".join(lines)
 
@@ -129,14 +131,11 @@ def _summary(card):
         stages = [f"{stage.blocks} blocks of stride {stage.stride}" + _details(stage) for stage in spec.stages]
         stem = ["stem of stride 2"] * (spec.stem_stride == 2)
         last = [f"{spec.last_channels} channels before the pooling"] * (spec.last_channels is not None)
-        what = (
-            f"A FactorizeNet at level {card.level_text} of depth factorization, width {card.width} "
-            f"({', '.join(stem + stages + last)})."
-        )
+        what = f"A FactorizeNet at level {card.level_text} of depth factorization, width {card.width} "
+        what += f"({', '.join(stem + stages + last)})."
+    kind = "float: 32-bit weights and activations."
     if is_int8:
         kind = "int8: a true int8 `.tflite`, and the quantization-aware Keras model that it was converted from."
-    else:
-        kind = "float: 32-bit weights and activations."
     load = f'net = fnet.zoo.load("{card.name}", format="{"tflite" if is_int8 else "keras"}")'
     return [f"# {card.name}", "", f"{what} {kind}", "", "```python", "import factorizenet_tf as fnet", "", load, "```"]
 
@@ -149,34 +148,18 @@ def _numbers(card):
     ]
     rows = [("MACs", f"{card.macs:,}"), ("parameters", f"{card.params:,}"), ("file, bytes", f"{card.size_bytes:,}")]
     if card.precision == "int8":
-        agreement = card.agreement
+        agreement, split = card.agreement, "validation" if card.accuracy is None else "test"
+        latency = f"{_number(card.latency_ms, '.3f')} ms, {_number(card.latency_ratio, '.2f')} of ResNet-8's"
+        agreed = f"top-1 {_percent(agreement['top1'])}, {_percent(agreement['within_1_lsb'])} of logits within 1 LSB"
+        agreed += f", largest {agreement['largest_lsb']} LSB"
         rows += [
-            (
-                "RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; "
-                "`factorizenet export --micro --kernels` shows what others take)",
-                f"{card.ram_bytes:,}",
-            ),
-            (
-                f"LiteRT latency, 1 thread, {card.latency_machine}",
-                f"{_number(card.latency_ms, '.3f')} ms, {_number(card.latency_ratio, '.2f')} of ResNet-8's",
-            ),
-            (
-                f"agreement with QAT Keras on {agreement['images']:,} {'validation' if card.accuracy is None else 'test'} images",
-                f"top-1 {_percent(agreement['top1'])}, {_percent(agreement['within_1_lsb'])} of logits within 1 LSB, "
-                f"largest {agreement['largest_lsb']} LSB",
-            ),
+            (RAM, f"{card.ram_bytes:,}"),
+            (f"LiteRT latency, 1 thread, {card.latency_machine}", latency),
+            (f"agreement with QAT Keras on {agreement['images']:,} {split} images", agreed),
             ("operators", ", ".join(card.operators)),
         ]
-    heads = ("split", "images", *PRECISIONS.values())
-    return [
-        "## Numbers",
-        "",
-        f"Accuracy on {card.dataset}:",
-        "",
-        *_table(heads, accuracies),
-        "",
-        *_table(("", ""), rows),
-    ]
+    tables = [*_table(("split", "images", *PRECISIONS.values()), accuracies), "", *_table(("", ""), rows)]
+    return ["## Numbers", "", f"Accuracy on {card.dataset}:", "", *tables]
 
 
 def _classes(card):
@@ -185,11 +168,8 @@ def _classes(card):
         return []
     matrix, names = matrix_from_text(card.confusion), card.class_names
     rows = [map(_cell, row.values()) for row in class_rows({"": matrix}, names)]
-    lines = [
-        "## Classes",
-        "",
-        f"On the {matrix.sum():,} {[*card.accuracies][-1]} images. Balanced accuracy, the mean recall of the classes:",
-    ]
+    on = f"On the {matrix.sum():,} {[*card.accuracies][-1]} images."
+    lines = ["## Classes", "", f"{on} Balanced accuracy, the mean recall of the classes:"]
     lines += [f"{_percent(balanced_accuracy(matrix))}.", "", *_table(("class", "images", "recall", "precision"), rows)]
     if len(names) <= MAX_CLASSES:
         rows = [(name, *map(str, row)) for name, row in zip(names, matrix.tolist())]
@@ -210,9 +190,8 @@ def _input_and_output(card):
             f"Out: int8 logits of {classes} classes. `Int8Model.predict` takes uint8 and gives float logits.",
         ]
     else:
-        lines = [
-            f"float32 (batch, {shape}) in 0..1: a uint8 image divided by 255, nothing else. Out: logits of {classes} classes."
-        ]
+        what = f"float32 (batch, {shape}) in 0..1: a uint8 image divided by 255, nothing else."
+        lines = [f"{what} Out: logits of {classes} classes."]
     return ["## Input and output", "", *lines, "", f"Classes: {', '.join(card.class_names)}."]
 
 

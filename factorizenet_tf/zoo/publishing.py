@@ -42,13 +42,8 @@ OPERATORS = frozenset(
 )
 LATENCY_ROUNDS, LATENCY_RUNS = 9, 100
 FILES = {  # of a publication, by precision and role
-    "float": {"weights": FLOAT_FILE, "saved_model": "float_saved_model.zip", "history": HISTORY_FILE},
-    "int8": {
-        "weights": QAT_FILE,
-        "tflite": TFLITE_FILE,
-        "saved_model": "int8_saved_model.zip",
-        "history": HISTORY_FILE,
-    },
+    "float": {"weights": FLOAT_FILE, "saved_model": "float_saved_model.zip"},
+    "int8": {"weights": QAT_FILE, "tflite": TFLITE_FILE, "saved_model": "int8_saved_model.zip"},
 }
 LOCK_SECONDS = 600  # for several publishers before this one
 
@@ -92,17 +87,11 @@ def publish_errors(run: Run) -> list[str]:
 
 
 def training_command(run: Run, dataset: dict) -> str:
-    """Write what trains the run again: the command that trained it, else Python.
-
-    Args:
-        run: the finished run.
-        dataset: its dataset.json.
-    """
+    """Write what trains the run of a dataset.json again: the command that trained it, else Python."""
     if "command" in run.metrics:
         return run.metrics["command"]
-    data, initial, zoo, notes = shown_sources(
-        dataset["name"], run.metrics.get("initial"), run.metrics.get("initial_zoo")
-    )
+    initial, zoo = (run.metrics.get(key) for key in ("initial", "initial_zoo"))
+    data, initial, zoo, notes = shown_sources(dataset["name"], initial, zoo)
     reading = "".join(f", {name}={value!r}" for name, value in dataset.get("reading", {}).items())
     images = "(images, labels)" if data == "arrays" else repr(data)
     start = {None: "", IN_MEMORY: ", initial=model"}.get(initial, f", initial={initial!r}")
@@ -122,19 +111,14 @@ def training_command(run: Run, dataset: dict) -> str:
 
 def _as_python(value) -> str:
     """Write Python that makes a spec or a recipe again."""
-    return re.sub(r"(ModelSpec|Stage|Recipe)\(", r"fnet.\1(", repr(value)).replace(
-        "ResNet8(", "fnet.baselines.ResNet8("
-    )
+    text = re.sub(r"(ModelSpec|Stage|Recipe)\(", r"fnet.\1(", repr(value))
+    return text.replace("ResNet8(", "fnet.baselines.ResNet8(")
 
 
 def shown_sources(data: str, initial: str | None, zoo: str | None) -> tuple[str, str | None, str | None, str]:
     """Give what a card names of data, of the net that a training started from and of its zoo, and a comment on them.
 
-    A folder is not named: the path is this machine's own.
-
-    Args:
-        data: what `load_dataset` takes.
-        initial, zoo: metrics.json's `initial` and `initial_zoo`.
+    A folder is not named: the path is this machine's own. `initial` and `zoo` are metrics.json's.
     """
     notes = []
 
@@ -193,8 +177,7 @@ def publish(
     run = run if isinstance(run, Run) else load_run(run)
     name = run.spec.name if name is None else name
     check_name(name)
-    errors = publish_errors(run)
-    if errors:
+    if errors := publish_errors(run):
         raise PublishError(f"{run.spec.name} is not published: {'; '.join(errors)}")
     _make_writable(zoo)
     dataset = json.loads((run.folder / DATASET_FILE).read_text())
@@ -241,10 +224,8 @@ def measure_latencies(zoo: Path, *, verbose: bool = True) -> Cards:
         for cards in alike.values():
             progress.say(f"measuring the latency of {len(cards)} models of {cards[0].spec.input_shape}")
             contents = [store.path(card.file("tflite")).read_bytes() for card in cards]
-            new |= {
-                card.reference: latency | {"older": {}}
-                for card, latency in zip(cards, _latencies(contents, cards[0].spec))
-            }
+            for card, latency in zip(cards, _latencies(contents, cards[0].spec)):
+                new[card.reference] = latency | {"older": {}}
     with FileLock(zoo / ".lock", LOCK_SECONDS):
         cards = Cards(dataclasses.replace(card, **new.get(card.reference, {})) for card in store.cards())
         _write_index(zoo, cards)
@@ -312,21 +293,16 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
     """Make the cards of a run, float and int8; `measured` is RAM and latency, `place` version, licence and zoo."""
     metrics = run.metrics
     scale, zero_point = run.int8_model().input_quantization
-    int8 = measured | {
-        "agreement": metrics["agreement"],
-        "operators": tuple(metrics["operators"]),
-        "input_scale": float(scale),
-        "input_zero_point": int(zero_point),
-    }
+    int8 = measured | {"agreement": metrics["agreement"], "operators": tuple(metrics["operators"])}
+    int8 |= {"input_scale": float(scale), "input_zero_point": int(zero_point)}
+    as_measured = {key: metrics[key] for key in ("images", "macs", "params", "training_seconds", "versions")}
     own = {"float": dict.fromkeys(int8) | {"operators": ()}, "int8": int8}
     cards = []
     for precision, main, scored in (("float", "weights", "float"), ("int8", "tflite", "tflite")):
-        files = {
-            role: PublishedFile(
-                role, f"{folder}/{file}", hashlib.sha256(contents[file]).hexdigest(), len(contents[file])
-            )
-            for role, file in FILES[precision].items()
-        }
+        files = {}
+        for role, file in (FILES[precision] | {"history": HISTORY_FILE}).items():
+            digest, size = hashlib.sha256(contents[file]).hexdigest(), len(contents[file])
+            files[role] = PublishedFile(role, f"{folder}/{file}", digest, size)
         card = Card(
             name=f"{name}-{precision}",
             spec=run.spec,
@@ -335,9 +311,6 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             dataset_name=_from_home(dataset["name"]),
             class_names=tuple(dataset["class_names"]),
             reading=dataset.get("reading", {}),
-            images=metrics["images"],
-            macs=metrics["macs"],
-            params=metrics["params"],
             size_bytes=files[main].size_bytes,
             older={},
             validation_accuracy=metrics["accuracy"]["validation"][scored],
@@ -346,12 +319,11 @@ def _new_cards(run, name, dataset, folder, contents, measured, place) -> list[Ca
             top5=metrics.get("top5_accuracy"),
             recipe=run.recipe.to_dict(),
             command=training_command(run, dataset),
-            training_seconds=metrics["training_seconds"],
             training_machine=metrics["machine"],
-            versions=metrics["versions"],
             published=datetime.date.today().isoformat(),
             files=tuple(files.values()),
             confusion=tuple([*metrics["confusion"].values()][-1][precision]) if "confusion" in metrics else None,
+            **as_measured,
             **own[precision],
             **place,
         )

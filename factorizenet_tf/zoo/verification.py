@@ -25,13 +25,9 @@ AGREEMENT_BAND = 0.005
 
 @dataclass(frozen=True)
 class Check:
-    """One property of a published model.
+    """One property of a published model: what the card states, and what was found, or why nothing could be.
 
-    Args:
-        what: it is.
-        passed: whether it holds; None where it could not be looked at.
-        stated: what the card says.
-        found: what was measured, or why nothing could be.
+    `passed` is None where it could not be looked at.
     """
 
     what: str
@@ -137,9 +133,8 @@ def _verify(card, dataset, reason) -> Verification:
         if dataset is not None and dataset.title != card.dataset:
             dataset, reason = None, f"the data here is {dataset.title}, the number is of {card.dataset}"
         if dataset is None:
-            checks.append(
-                Check("accuracy", None, card.validation_accuracy if card.accuracy is None else card.accuracy, reason)
-            )
+            stated = card.validation_accuracy if card.accuracy is None else card.accuracy
+            checks.append(Check("accuracy", None, stated, reason))
         else:
             checks += _accuracy_checks(card, model, measured, dataset)
     return Verification(card.name, tuple(checks))
