@@ -72,7 +72,9 @@ MaxMacs = Annotated[int | None, _amount_option("MACs of one image at most, e.g. 
 MaxSizeBytes = Annotated[int | None, _amount_option("Bytes of the file (int8: the .tflite) at most, e.g. 100k.")]
 MaxRamBytes = Annotated[
     int | None,
-    _amount_option("Bytes of RAM at most: TensorFlow Lite Micro's arena, int8, reference kernels; others need more."),
+    _amount_option(
+        "Bytes of RAM at most: the arena of TensorFlow Lite Micro's reference kernels (int8); others need more."
+    ),
 ]
 MaxLatencyMs = Annotated[
     float | None,

@@ -110,9 +110,8 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
         ValueError: another rank, size or order of axes, or none at all.
     """
     if not isinstance(images, np.ndarray):
-        raise TypeError(
-            f"{what} is a {type(images).__name__}; it must be a uint8 numpy array (n, height, width, channels)"
-        )
+        kind = type(images).__name__
+        raise TypeError(f"{what} is a {kind}; it must be a uint8 numpy array (n, height, width, channels)")
     if images.dtype != np.uint8:
         kind = "float" if images.dtype.kind == "f" else str(images.dtype)
         remedy = TO_UINT8.get(kind, TO_UINT8["other"])
@@ -120,16 +119,13 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
     if images.ndim == 3 and shape is not None and images.shape[1:] == tuple(shape[:2]) and shape[2] == 1:
         raise ValueError(f"{what} has shape {images.shape}, without channels; add the axis: images[..., None]")
     if images.ndim != 4:
-        raise ValueError(
-            f"{what} has shape {images.shape}; it must be (n, height, width, channels), for one image images[None]"
-        )
+        wanted = "(n, height, width, channels), for one image images[None]"
+        raise ValueError(f"{what} has shape {images.shape}; it must be {wanted}")
     if not len(images):
         raise ValueError(f"{what} is empty; at least one image is needed")
     if shape is not None and images.shape[1:] != tuple(shape):
-        raise ValueError(
-            f"{what} are {images.shape[1:]} (height, width, channels); the model takes {tuple(shape)}: "
-            f"{_to_shape(images.shape[1:], tuple(shape))}"
-        )
+        found, remedy = images.shape[1:], _to_shape(images.shape[1:], tuple(shape))
+        raise ValueError(f"{what} are {found} (height, width, channels); the model takes {tuple(shape)}: {remedy}")
     return images
 
 

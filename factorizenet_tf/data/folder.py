@@ -83,17 +83,13 @@ def _list(root) -> _Listing:
             raise ValueError(f"{root} has two folders for {split}, {split_folders[split]} and {folder}; keep one")
     has_splits = "train" in split_folders and (len(split_folders) > 1 or len(folders) == 1)
     if split_folders and not has_splits and len(split_folders) == len(folders):
-        names = ", ".join(map(os.path.basename, folders))
-        raise ValueError(
-            f"{root} has the folders {names}, names of splits and none of them of training images; call that one train, "
-            "and give each one subfolder of images a class"
-        )
+        what = f"the folders {', '.join(map(os.path.basename, folders))}, names of splits and none of them of training images"
+        raise ValueError(f"{root} has {what}; call that one train, and give each one subfolder of images a class")
     split_folders = split_folders if has_splits else {"train": str(root)}
     classes = [os.path.basename(folder) for folder in _folders(split_folders["train"])]
     if len(classes) < 2:
-        raise ValueError(
-            f"{split_folders['train']} has {len(classes)} class folders; it needs one subfolder of images a class, at least 2"
-        )
+        what = f"{split_folders['train']} has {len(classes)} class folders"
+        raise ValueError(f"{what}; it needs one subfolder of images a class, at least 2")
     listing = _Listing(classes, {})
     if has_splits:
         _count_files(root, listing.left_out)
@@ -106,8 +102,7 @@ def _list(root) -> _Listing:
 
 
 def _list_split(root, train_root, listing) -> list[_File]:
-    unknown = sorted({os.path.basename(folder) for folder in _folders(root)} - {*listing.classes})
-    if unknown:
+    if unknown := sorted({os.path.basename(folder) for folder in _folders(root)} - {*listing.classes}):
         raise ValueError(f"{root} has the classes {', '.join(unknown)}, {train_root} not; make them alike")
     files = []
     _count_files(root, listing.left_out)
@@ -121,9 +116,8 @@ def _list_split(root, train_root, listing) -> list[_File]:
             else:
                 listing.left_out[(ending or "without ending") if entry.is_file() else "dead links"] += 1
         if not found:
-            raise ValueError(
-                f"the class folder {folder} has no images ({', '.join(sorted(IMAGE_ENDINGS))}); add some or remove it"
-            )
+            endings = ", ".join(sorted(IMAGE_ENDINGS))
+            raise ValueError(f"the class folder {folder} has no images ({endings}); add some or remove it")
         files += sorted(found, key=lambda file: file.path.split(os.sep))
     return files
 
@@ -168,10 +162,8 @@ def _build(root, files, allocate, shape, resize, group_by, skip_broken):
             if not broken:
                 break
             if not skip_broken:
-                raise ValueError(
-                    f"{next(iter(broken.values()))}, or leave out all that are broken ({len(broken):,}): --skip-broken, in "
-                    "Python skip_broken=True"
-                )
+                remedy = f"leave out all that are broken ({len(broken):,}): --skip-broken, in Python skip_broken=True"
+                raise ValueError(f"{next(iter(broken.values()))}, or {remedy}")
             left_out += len(broken)
             whole = {split: [file for file in found if file.path not in broken] for split, found in files.items()}
             if any({f.label for f in files[split]} != {f.label for f in found} for split, found in whole.items()):
@@ -188,10 +180,9 @@ def _common_shape(root, files, progress) -> tuple[int, int, int]:
     sizes = Counter(size for chunk in image_sizes(paths) for size in chunk if size is not None)
     if len(sizes) > 1:
         most = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in sizes.most_common(3))
-        raise ValueError(
-            f"the images of {root} have {len(sizes)} sizes: {most}{', ...' if len(sizes) > 3 else ''}; give the one to bring "
-            "them to: --size, in Python input_shape=(height, width, channels)"
-        )
+        found = f"{len(sizes)} sizes: {most}{', ...' if len(sizes) > 3 else ''}"
+        remedy = "give the one to bring them to: --size, in Python input_shape=(height, width, channels)"
+        raise ValueError(f"the images of {root} have {found}; {remedy}")
     (width, height), *_ = sizes or [(1, 1)]  # all are broken, which is said next
     return height, width, 3
 
@@ -222,7 +213,7 @@ def _decode(files, write, shape, resize, progress) -> tuple[list[str], dict[str,
 
 
 def _twice(splits, hashes) -> list[str]:
-    """Say in a list of one line that files of equal content are in several splits."""
+    """Note that files of equal content are in several splits."""
     first, shared, at = {}, [], 0
     for split, files in splits.items():
         for file, digest in zip(files, hashes[at:]):

@@ -60,9 +60,7 @@ def _content(path) -> bytes:
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
     except OSError as error:
-        raise ValueError(
-            f"the image {os.fspath(path)} cannot be read ({error.strerror}); replace or remove it"
-        ) from None
+        raise ValueError(f"the image {path} cannot be read ({error.strerror}); replace or remove it") from None
 
 
 @contextlib.contextmanager
@@ -88,8 +86,10 @@ def _opened(content, what):
 
 
 def _read(content, what, shape, resize):
+    from PIL import ImageOps
+
     with _opened(content, what) as picture:
-        picture = _in_8_bits(_upright(picture))
+        picture = _in_8_bits(picture if _orientation(picture) == 1 else ImageOps.exif_transpose(picture))
         return _fit_picture(picture, shape or (picture.height, picture.width, 3), resize)
 
 
@@ -98,12 +98,6 @@ def _orientation(picture) -> int:
         return picture.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF is damaged; the pixels may be whole
         return 1
-
-
-def _upright(picture):
-    from PIL import ImageOps
-
-    return picture if _orientation(picture) == 1 else ImageOps.exif_transpose(picture)
 
 
 def _in_8_bits(picture):
@@ -151,9 +145,7 @@ def fit(images: np.ndarray, shape: Sequence[int], resize: str = "stretch") -> np
 def decoded(paths: Sequence[str], shape: Sequence[int], resize: str) -> Iterator[tuple[np.ndarray, list[str], dict]]:
     """Read files on all cores; yield, of one chunk of them after another, images, hashes of the files, and errors.
 
-    Returns:
-        Images uint8 (n, height, width, channels) of the chunk's files, hashes of their contents, and, by number in the
-        chunk, messages of those that are broken, whose images are black.
+    Images are uint8 (n, height, width, channels), black where a file is broken; errors are messages by number in the chunk.
     """
     return _on_all_cores(_decode, paths, tuple(shape), resize)
 
@@ -170,9 +162,8 @@ def _on_all_cores(function, paths, *arguments):
         return (function(chunk, *arguments) for chunk in chunks)
     import joblib  # its processes run no code of the caller's script, and outlive a call
 
-    return joblib.Parallel(cores, return_as="generator")(
-        joblib.delayed(function)(chunk, *arguments) for chunk in chunks
-    )
+    jobs = (joblib.delayed(function)(chunk, *arguments) for chunk in chunks)
+    return joblib.Parallel(cores, return_as="generator")(jobs)
 
 
 def _decode(paths, shape, resize):

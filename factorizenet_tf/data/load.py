@@ -79,14 +79,13 @@ def load_dataset(
         raise ValueError(f"input_shape is {input_shape}; it must be (height, width, channels) with 1 or 3 channels")
     check_resize(resize)
     shape = input_shape and tuple(input_shape)
-    reading = {"resize": resize} if resize != "stretch" else {}
+    reading, known = {"resize": resize} if resize != "stretch" else {}, None
     if isinstance(name, tuple | dict) or hasattr(name, "element_spec"):
         name, (title, classes, splits) = "arrays", _arrays(name, class_names)
-        class_names, known = None, None
+        class_names = None
     elif name == "digits":
         shape = shape or (32, 32, 3)
         title, classes, splits = _digits()
-        known = None
     elif is_folder(name := os.fspath(name)):
         options = {"group_by": group_by, "skip_broken": skip_broken}
         reading |= {option: value for option, value in options.items() if value}
@@ -97,10 +96,10 @@ def load_dataset(
         read = read_named(name, shape, resize) if is_named else read_tfds(name, shape, data_dir, download, resize)
         title, classes, images = read
         splits, known = images.splits, images.sha256
-    if group_by is not None or skip_broken or class_names is not None:
-        raise ValueError(
-            f"{name} is {'no arrays' if class_names is not None else 'no folder'}, so {'class_names' if class_names is not None else 'group_by or skip_broken'} would have no effect; leave it out"
-        )
+    if class_names is not None:
+        raise ValueError(f"{name} is no arrays, so class_names would have no effect; leave it out")
+    if group_by is not None or skip_broken:
+        raise ValueError(f"{name} is no folder, so group_by or skip_broken would have no effect; leave it out")
     if known is None:
         splits = _cut(splits, title, shape, resize)
     hashed = None if known is None else (tuple(splits.values()), known)
@@ -131,15 +130,13 @@ def _arrays(given, class_names):
     elif isinstance(given, tuple):
         pairs = given if given and isinstance(given[0], tuple) else (given,)
         if not 1 <= len(pairs) <= 2:
-            raise ValueError(
-                f"arrays is a tuple of {len(given)}; it must be (images, labels) or ((images, labels), (test_images, test_labels))"
-            )
+            wanted = "(images, labels) or ((images, labels), (test_images, test_labels))"
+            raise ValueError(f"arrays is a tuple of {len(given)}; it must be {wanted}")
         given = dict(zip(("train", "test"), pairs))
     given = {name: value for name, value in given.items() if value is not None}
     if "train" not in given or not set(given) <= set(SPLITS):
-        raise ValueError(
-            f"arrays has the splits {', '.join(map(str, given))}; give train, and validation and test where there are"
-        )
+        names = ", ".join(map(str, given))
+        raise ValueError(f"arrays has the splits {names}; give train, and validation and test where there are")
     if class_names is None:
         class_names = getattr(given["train"], "class_names", None)  # as image_dataset_from_directory leaves them
     pairs = {name: _pair(name, value) for name, value in given.items()}
@@ -150,11 +147,9 @@ def _arrays(given, class_names):
     values = np.unique(np.concatenate([labels for _, labels in pairs.values()]))
     if class_names is None:
         class_names = [str(value) for value in values]
-        missing = sorted({*values.tolist()} - {*pairs["train"][1].tolist()})
-        if missing:
-            raise ValueError(
-                f"no training image has the label {missing[0]}, others have; give some, or class_names of all labels"
-            )
+        if missing := sorted({*values.tolist()} - {*pairs["train"][1].tolist()}):
+            remedy = "give some, or class_names of all labels"
+            raise ValueError(f"no training image has the label {missing[0]}, others have; {remedy}")
         pairs = {name: (images, np.searchsorted(values, labels)) for name, (images, labels) in pairs.items()}
     elif values.max() >= len(class_names):
         raise ValueError(f"a label is {values.max()}, class_names has {len(class_names)} names; labels count from 0")
@@ -170,9 +165,8 @@ def _pair(name, value):
         raise ValueError(f"the {name} arrays are no pair; give (images, labels) or a tf.data.Dataset of such")
     images, labels = check_images(value[0]), np.asarray(value[1])
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels are {labels.dtype} {labels.shape}; {len(images)} images need integers ({len(images)},)"
-        )
+        needed = f"{len(images)} images need integers ({len(images)},)"
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}; {needed}")
     if labels.min() < 0:
         raise ValueError(f"a label is {labels.min()}; labels count from 0")
     return images, labels

@@ -36,9 +36,8 @@ def _tiny_imagenet(paths, read):
     """The labels of the official test images are not public, so the official validation images are the test split."""
     train = [match for path in paths if (match := re.search(r"train/(n\d+)/images/[^/]+\.JPEG$", path))]
     words = dict(line.split("\t", 1) for line in read("words.txt").splitlines())
-    first = {
-        wnid: re.sub(r"[^\w'-]+", "_", words[wnid].split(",")[0].strip()) for wnid in {match[1] for match in train}
-    }
+    wnids = {match[1] for match in train}
+    first = {wnid: re.sub(r"[^\w'-]+", "_", words[wnid].split(",")[0].strip()) for wnid in wnids}
     uses = Counter(first.values())
     names = {wnid: word if uses[word] == 1 else f"{word}_{wnid}" for wnid, word in first.items()}
     yield from ((match.string, f"train/{names[match[1]]}") for match in train)

@@ -20,8 +20,7 @@ SPLIT_SEED = 0
 def cut_at_random(count: int, title: str, *, has_validation: bool = False, has_test: bool) -> dict[str, np.ndarray]:
     """Shuffle `count` training images and cut off what there is not: test, unless there is validation, and validation.
 
-    Returns:
-        Of each split that is made of them, the images' numbers.
+    Gives the images' numbers by split.
 
     Raises:
         ValueError: there are too few.
@@ -54,11 +53,8 @@ def cut_by_class(labels: np.ndarray, groups: np.ndarray, title: str, *, has_test
     for split in ("validation",) if has_test else ("test", "validation"):
         share = TEST_SHARE if split == "test" else min(VALIDATION_SHARE, MAX_VALIDATION_IMAGES / max(len(order), 1))
         if len(set(groups[order].tolist())) < 2:
-            what = (
-                "images"
-                if len(set(groups.tolist())) == len(labels)
-                else f"images in {len(set(groups.tolist()))} groups"
-            )
+            count = len(set(groups.tolist()))
+            what = "images" if count == len(labels) else f"images in {count} groups"
             raise ValueError(f"{title} has {len(labels)} {what}; the splits need more, at least a group each")
         chosen = _chosen(labels[order], groups[order], share, random)
         cuts[split], order = order[chosen], order[~chosen]
@@ -66,19 +62,10 @@ def cut_by_class(labels: np.ndarray, groups: np.ndarray, title: str, *, has_test
 
 
 def _chosen(labels: np.ndarray, groups: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Choose about a share of the images of each class, whole groups only.
+    """Choose about a share, 0..1, of the images of each class, whole groups only: bool (n,).
 
     Groups are taken in random order, each where it brings the numbers of images of the classes nearer to the share; at
     least one image of a class of two or more is aimed at. Where each group is too large, the smallest one is taken.
-
-    Args:
-        labels: int (n,).
-        groups: int (n,), the number of each image's group.
-        share: 0..1.
-        random: decides the order.
-
-    Returns:
-        Chosen or not, bool (n,).
     """
     counts = np.bincount(labels)
     lacking = np.where(counts >= 2, np.maximum(share * counts, 1), share * counts).tolist()
@@ -114,16 +101,12 @@ def groups_of(paths: Sequence[str], pattern: str | None) -> np.ndarray:
         raise ValueError(f"group_by is {pattern!r}, no regular expression ({error})") from None
     alone = sum(match is None for match in found)
     if alone == len(paths):
-        raise ValueError(
-            f"group_by is {pattern!r} and matches none of {len(paths):,} file names, e.g. {paths[0]}; correct it or leave it out"
-        )
+        none = f"none of {len(paths):,} file names, e.g. {paths[0]}"
+        raise ValueError(f"group_by is {pattern!r} and matches {none}; correct it or leave it out")
     if alone:
         example = next(path for path, match in zip(paths, found) if match is None)
-        warnings.warn(
-            f"group_by {pattern!r} does not match {alone:,} files, e.g. {example}; each is its own group",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        message = f"group_by {pattern!r} does not match {alone:,} files, e.g. {example}; each is its own group"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     keys = [(path,) if match is None else match.groups() or (match[0],) for path, match in zip(paths, found)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])

@@ -17,13 +17,7 @@ TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fas
 
 
 def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[str, list[str], Images]:
-    """Read title, class names and images of a TFDS set, all at `shape`, or at its own.
-
-    Args:
-        name: with a config and a version where it has several, name/config:1.0.0.
-        shape: (height, width, channels) or None.
-        data_dir, download, resize: as for `load_dataset`.
-    """
+    """Read title, class names and images of a TFDS set, all at `shape`, or at its own; arguments as for `load_dataset`."""
     from .. import _keras  # noqa: F401 (decides, before TFDS imports TensorFlow, on what that says)
 
     # isort: split
@@ -70,14 +64,8 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
         return labels, {split: len(cuts[split]) for split in SPLITS}, []
 
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(builder.data_dir).iterdir())
-    key = {
-        "tfds": builder.info.full_name,
-        "folder": str(builder.data_dir),
-        "files": files,
-        "shape": shape,
-        "resize": resize,
-    }
-    images = stored(key, build)
+    key = {"tfds": builder.info.full_name, "folder": str(builder.data_dir), "files": files}
+    images = stored(key | {"shape": shape, "resize": resize}, build)
     title = TITLES.get(builder.info.name, builder.info.name) + (" (JPEG)" if _is_lossy_copy(builder, own) else "")
     return title, features["label"].names, images
 
@@ -92,10 +80,8 @@ def _prepare(builder, name, download):
         except Exception as error:  # requests, TFDS and the builder's own code each raise their own
             first_line = str(error).strip().partition("\n")[0]
             reason = f" and could not be fetched ({first_line[:200]})"
-    raise FileNotFoundError(
-        f"the data set {name!r} is not in {builder.data_dir}{reason}; run `tfds build {name}` where there is a network, or "
-        "set TFDS_DATA_DIR to the folder that has it"
-    )
+    remedy = f"run `tfds build {name}` where there is a network, or set TFDS_DATA_DIR to the folder that has it"
+    raise FileNotFoundError(f"the data set {name!r} is not in {builder.data_dir}{reason}; {remedy}")
 
 
 def _is_offline() -> bool:
