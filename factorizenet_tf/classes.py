@@ -6,15 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = [
-    "balanced_accuracy",
-    "balanced_weights",
-    "class_rows",
-    "confusion",
-    "matrix_from_text",
-    "matrix_to_text",
-    "mistakes",
-]
+__all__ = ["balanced_accuracy", "balanced_weights", "class_rows", "confusion", "matrix_from_text", "matrix_to_text"]
+__all__ += ["mistakes"]
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -16,16 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = [
-    "Progress",
-    "print_accuracies",
-    "print_json",
-    "quiet_native_stderr",
-    "require_extra",
-    "show",
-    "show_rows",
-    "text_table",
-]
+__all__ = ["Progress", "print_accuracies", "print_json", "quiet_native_stderr", "require_extra", "show", "show_rows"]
+__all__ += ["text_table"]
 
 WIDE = 200  # columns of a table in a file or a pipe, which have no screen to fit
 
@@ -91,13 +83,8 @@ class Progress(rich.progress.Progress):
     """Say on stderr how far a long job is: lines, and a bar on a terminal. Use as a context; silent where not verbose."""
 
     def __init__(self, verbose: bool = True):
-        console = Console(stderr=True, quiet=not verbose)
-        columns = (
-            TextColumn("{task.description}{task.fields[loss]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
+        console, text = Console(stderr=True, quiet=not verbose), TextColumn("{task.description}{task.fields[loss]}")
+        columns = text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         super().__init__(*columns, console=console, transient=True, disable=not (verbose and console.is_terminal))
 
     def say(self, text: str) -> None:
@@ -124,21 +111,14 @@ class Progress(rich.progress.Progress):
 
 
 def require_extra(*modules: str, extra: str, what: str) -> None:
-    """Look for the top-level modules that a job will import, before it starts; none of them is imported.
-
-    Args:
-        modules: e.g. "altair".
-        extra: the extra of factorizenet_tf that installs them, e.g. "report".
-        what: what needs them, as a gerund: "drawing figures", "measuring RAM".
+    """Look for the top-level modules, of an extra, that `what` will import, "drawing figures"; none of them is imported.
 
     Raises:
         ModuleNotFoundError: some are not installed; the message names them and the remedy, its `name` is the first one.
     """
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'", name=missing[0]
-        )
+    if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
+        text = f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'"
+        raise ModuleNotFoundError(text, name=missing[0])
 
 
 def print_json(value) -> None:

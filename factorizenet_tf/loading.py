@@ -18,17 +18,7 @@ from typing import TYPE_CHECKING
 
 from .data import Dataset, is_folder
 from .pixels import Pixels
-from .runs import (
-    BEST_FILES,
-    DATASET_FILE,
-    FLOAT_FILE,
-    METRICS_FILE,
-    QAT_FILE,
-    SPEC_FILE,
-    TFLITE_FILE,
-    Run,
-    not_finished,
-)
+from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, NET_FILES, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
 from .tflite.int8_model import Int8Model, TFLiteModel
 from .zoo.cards import Card
@@ -41,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Source", "check_served_name", "named_source", "resolve"]
 
 MODEL_FILES = (".tflite", ".h5", ".hdf5", ".keras")
-RUN_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE, *BEST_FILES.values())
 
 
 def resolve(
@@ -72,9 +61,8 @@ def resolve(
     if not isinstance(source, Source):
         source = _resolved(source, zoo_dir, pixels, size)
     if source.kind != "keras" and (pixels is not None or size is not None):
-        raise ValueError(
-            f"{source.given} has its size and takes pixels in 0..1; what says others is for a Keras model of your own: leave it out"
-        )
+        remedy = "what says others is for a Keras model of your own: leave it out"
+        raise ValueError(f"{source.given} has its size and takes pixels in 0..1; {remedy}")
     return source
 
 
@@ -94,9 +82,8 @@ def _resolved(source, zoo_dir, pixels, size) -> Source:
     if path.exists():
         return Source(given, _kind_of_file(path), path=path, pixels=pixels, size=size)
     if path.suffix.lower() in MODEL_FILES or len(path.parts) > 1:
-        raise FileNotFoundError(
-            f"no model at {given}; give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
-        )
+        remedy = "give a .tflite, .h5 or .keras file, a run's folder, or a name of `factorizenet list`"
+        raise FileNotFoundError(f"no model at {given}; {remedy}")
     try:
         card, store = find(given, zoo_dir)
     except ValueError as error:
@@ -105,11 +92,7 @@ def _resolved(source, zoo_dir, pixels, size) -> Source:
 
 
 def named_source(text: str) -> tuple[str | None, str]:
-    """Split "name=source" into the two; a path that exists or that has "=" in a folder's name is a source alone.
-
-    Returns:
-        The name, or None where the text has none, and the source.
-    """
+    """Split "name=source" into the two; a path that exists or has "=" in a folder's name is a source alone, its name None."""
     name, equals, source = text.partition("=")
     if not equals or Path(text).exists() or "/" in name or os.sep in name:
         return None, text
@@ -123,9 +106,8 @@ def check_served_name(name: str) -> str:
         ValueError: it has a slash, a space or another character that cannot.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ValueError(
-            f"the name {name!r} cannot be served; use letters, digits, dots, hyphens and underscores, e.g. fnet-l2-int8"
-        )
+        remedy = "use letters, digits, dots, hyphens and underscores, e.g. fnet-l2-int8"
+        raise ValueError(f"the name {name!r} cannot be served; {remedy}")
     return name
 
 
@@ -349,24 +331,20 @@ class Source:
         """Raise ValueError where it is not known what data it was trained on."""
         if self.dataset_name is None:
             reason = "was trained on arrays" if self.dataset_title else "is not known to go with any data"
-            raise ValueError(
-                f"{self.given} {reason}; give --dataset, in Python dataset= or, for an analysis, calibration: uint8 training images"
-            )
+            remedy = "give --dataset, in Python dataset= or, for an analysis, calibration: uint8 training images"
+            raise ValueError(f"{self.given} {reason}; {remedy}")
 
     def warn_if_other_data(self, dataset: Dataset) -> None:
         """Warn where a data set has another title than the one that the net was trained on."""
         if self.dataset_title not in (None, dataset.title):
-            warnings.warn(
-                f"{self.given}: the data here is {dataset.title}, it was trained on {self.dataset_title}; its accuracies "
-                "here do not compare with those measured then",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            what = f"the data here is {dataset.title}, it was trained on {self.dataset_title}"
+            text = f"{self.given}: {what}; its accuracies here do not compare with those measured then"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     @cached_property
     def _run_folder(self) -> Path | None:
         """The folder of the run that this is or is a file of; None where there is none."""
-        if self.path is None or (self.kind != "run" and self.path.name not in RUN_FILES):
+        if self.path is None or (self.kind != "run" and self.path.name not in NET_FILES):
             return None
         folder = self.path if self.kind == "run" else self.path.parent
         return folder if (folder / SPEC_FILE).is_file() else None
@@ -397,10 +375,9 @@ class Source:
 
     def _keras(self, precision):
         if self.kind == "tflite":
-            raise ValueError(
-                f"{self.given} is a .tflite: quantized already, and no Keras model is in it; give its run's folder, or the "
-                ".h5 or .keras file that it was made from; `factorizenet inspect` shows its layers and scales"
-            )
+            remedy = "give its run's folder, or the .h5 or .keras file that it was made from"
+            what = f"{self.given} is a .tflite: quantized already, and no Keras model is in it"
+            raise ValueError(f"{what}; {remedy}; `factorizenet inspect` shows its layers and scales")
         if self.kind != "run" and self.precision != precision:
             raise self._other_precision(precision)
         if self.kind == "keras":
@@ -418,32 +395,27 @@ class Source:
             return self.path / name
         if not (self.path / METRICS_FILE).is_file():
             raise not_finished(self.path, name)
+        lacks = f"{self.path} has no {name}"
         if self.spec is None:
-            raise ValueError(
-                f"{self.path} has no {name}: it holds a model of your own, quantized; give the file that it was made from"
-            )
+            raise ValueError(f"{lacks}: it holds a model of your own, quantized; give the file that it was made from")
         if name == QAT_FILE:
-            raise ValueError(
-                f"{self.path} has no {name}: it was trained without QAT; train with --qat-epochs 1 or more"
-            )
+            raise ValueError(f"{lacks}: it was trained without QAT; train with --qat-epochs 1 or more")
         raise FileNotFoundError(f"{self.path / name} is missing; restore it from a copy, or train into a new folder")
 
     def _other_precision(self, wanted) -> ValueError:
-        offered = f"; give {self.sibling.card.name}" if self.sibling is not None else ""
+        offered = f"give {self.sibling.card.name}" if self.sibling is not None else ""
         if wanted == "float":
-            offered = offered or "; give a -float name, a run's folder or its float.h5"
-            return ValueError(f"{self.given} is int8, quantized already; a float model is needed{offered}")
-        offered = offered or "; `factorizenet quantize` makes it int8 with calibration images"
-        return ValueError(f"{self.given} is a float model; an int8 one is needed{offered}")
+            offered = offered or "give a -float name, a run's folder or its float.h5"
+            return ValueError(f"{self.given} is int8, quantized already; a float model is needed; {offered}")
+        offered = offered or "`factorizenet quantize` makes it int8 with calibration images"
+        return ValueError(f"{self.given} is a float model; an int8 one is needed; {offered}")
 
 
 def _kind_of_folder(path) -> str:
     if (path / "saved_model.pb").is_file():
         if not (path / "keras_metadata.pb").is_file():
-            raise ValueError(
-                f"{path} is a SavedModel for serving, which tf_keras cannot load; give the name, the run or the .h5 that it "
-                "was made from"
-            )
+            remedy = "give the name, the run or the .h5 that it was made from"
+            raise ValueError(f"{path} is a SavedModel for serving, which tf_keras cannot load; {remedy}")
         return "keras"
     if not (path / SPEC_FILE).is_file() and not (path / TFLITE_FILE).is_file():
         raise FileNotFoundError(

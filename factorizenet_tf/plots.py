@@ -20,7 +20,7 @@ import numpy as np
 from .console import require_extra
 from .files import atomic_write, write_bytes
 from .requirement import frontier as frontier_of
-from .spec import Architecture, level_text
+from .spec import Architecture
 
 require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 
@@ -35,10 +35,8 @@ __all__ = [
     "confusion_figure",
     "factorization_map",
     "history_figure",
-    "layer_figures",
-    "lines",
 ]
-__all__ += ["save", "search_frontier", "write_figures", "zoo_frontier"]
+__all__ += ["layer_figures", "lines", "save", "search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
 MARKS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
@@ -69,11 +67,8 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     """Write an SVG or PNG: int8 test accuracy of published models over MACs; the same cards give the same bytes.
 
     A line joins a width's uniform levels; a ring marks a model that no other beats with fewer MACs, by validation
-    accuracy. Nothing is written where there is no int8 model with a test accuracy.
-
-    Args:
-        cards: of one zoo; those of the data set with the most models are drawn.
-        path: of the figure; its suffix says which.
+    accuracy. Of the cards, all of one zoo, those of the data set with the most models are drawn. Nothing is written where
+    there is no int8 model with a test accuracy.
     """
     cards = [card for card in cards if card.precision == "int8" and card.accuracy is not None]
     if not cards:
@@ -81,15 +76,11 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     datasets = [card.dataset for card in cards]
     dataset = max(sorted(set(datasets)), key=datasets.count)
     cards = [card for card in cards if card.dataset == dataset]
-    rows = [
-        {
-            "net": card.name,
-            "level": f"l{level_text(card.level)}" if card.level is not None else "",
-            "series": _series(card),
-        }
-        | {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
-        for card in cards
-    ]
+    rows = []
+    for card in cards:
+        named = {"net": card.name, "level": f"l{card.level_text}" if card.level_text else "", "series": _series(card)}
+        numbers = {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
+        rows.append(named | numbers)
     x, y = _macs([row["macs"] for row in rows]), _percent("test accuracy of the int8 .tflite, %")
     order = sorted({row["series"] for row in rows})
     layers = []
@@ -106,13 +97,8 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
 def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLike, *, title: str) -> None:
     """Write a PNG or SVG of a search: each trained net's objective over MACs, by width, and the frontier as a line.
 
-    Nothing is written where no net was trained.
-
-    Args:
-        rows: of results.csv.
-        objective: the column to draw, 0..1.
-        path: of the figure; its suffix says which.
-        title: says data and requirement.
+    Nothing is written where no net was trained. `objective` is the column of results.csv's rows to draw, 0..1; `title`
+    says data and requirement.
     """
     trained = [row for row in rows if row["status"] == "trained"]
     if not trained:
@@ -120,16 +106,11 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
     is_model = "middle" in trained[0]  # of a model's layers
     is_one_macro = is_model or len({row["macro"] for row in trained}) == 1
     group = "middle" if is_model else "width"
-    drawn = [
-        {
-            "net": row["name"],
-            group: f"{group} {row[group]}",
-            "macs": row["macs"] / 1e6,
-            "percent": 100 * row[objective],
-        }
-        | {"level": str(row["level"]) if is_one_macro else row["name"].removeprefix("fnet-")}
-        for row in sorted(trained, key=lambda row: row[group])
-    ]
+    drawn = []
+    for row in sorted(trained, key=lambda row: row[group]):
+        level = str(row["level"]) if is_one_macro else row["name"].removeprefix("fnet-")
+        numbers = {"macs": row["macs"] / 1e6, "percent": 100 * row[objective], "level": level}
+        drawn.append({"net": row["name"], group: f"{group} {row[group]}"} | numbers)
     x, y = _macs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
     best = frontier_of(drawn, "macs", "percent")
     line = alt.Chart(pandas.DataFrame(best)).mark_line(color="#333", strokeWidth=1).encode(x, y)
@@ -141,11 +122,10 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
 
 
 def factorization_map(table: pandas.DataFrame, path: str | os.PathLike) -> None:
-    """Write a PNG or SVG of what each layer bears: a row a layer, a column a level and middle, coloured by the error at the logits.
+    """Write a PNG or SVG of a `factorization_table`, what each layer bears.
 
-    Args:
-        table: of `factorization_table`; the number in a cell is the share of the layer's MACs that is left, in percent.
-        path: of the figure; its suffix says which.
+    A row is a layer, a column a level and middle; a cell is coloured by the error at the logits, and its number is the share
+    of the layer's MACs that is left, in percent.
     """
     cells = table[table["level"] > 0].sort_values(["level", "middle"], kind="stable")
     columns = [f"{level}, {middle:g}" for level, middle in zip(cells["level"], cells["middle"])]
@@ -157,27 +137,17 @@ def factorization_map(table: pandas.DataFrame, path: str | os.PathLike) -> None:
     legend = alt.Legend(title=["error of the logits, int8,", "of their deviation"])
     filled = base.mark_rect().encode(alt.Color("error:Q", scale=scale, legend=legend))
     numbers = base.mark_text(fontSize=10).encode(text=alt.Text("percent:Q", format=".0f"))
-    title = {
-        "text": "What each layer bears, alone",
-        "subtitle": "in the cells: percent of the layer's MACs that are left",
-    }
+    subtitle = "in the cells: percent of the layer's MACs that are left"
+    title = {"text": "What each layer bears, alone", "subtitle": subtitle}
     save(alt.layer(filled, numbers, title=title).properties(height=alt.Step(22)), path)
 
 
 def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str], path: str | os.PathLike) -> None:
-    """Write an SVG or PNG of confusion matrices side by side: a row a class, coloured by the share of its images.
-
-    Args:
-        matrices: by title; as `classes.confusion` counts them.
-        class_names: by number.
-        path: of the figure; its suffix says which.
-    """
+    """Write an SVG or PNG of `classes.confusion` matrices, by title, side by side: a row a class, coloured by its shares."""
     names, panels = [str(name) for name in class_names], []
-    x, y = (
-        alt.X("taken_for:N", title="taken for", sort=names, axis=alt.Axis(labelOverlap=True, labelAngle=-60)),
-        alt.Y("class:N", sort=names, axis=alt.Axis(labelOverlap=True)),
-    )
-    x.scale = y.scale = alt.Scale(domain=names, padding=0)
+    options = {"sort": names, "scale": alt.Scale(domain=names, padding=0)}
+    x = alt.X("taken_for:N", title="taken for", axis=alt.Axis(labelOverlap=True, labelAngle=-60), **options)
+    y = alt.Y("class:N", axis=alt.Axis(labelOverlap=True), **options)
     color = alt.Color("share:Q", legend=None, scale=alt.Scale(scheme="blues", domain=[0, 1]))
     for title, matrix in matrices.items():
         places = np.argwhere(matrix)
@@ -193,20 +163,14 @@ def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str]
 
 
 def history_figure(history: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Write an SVG or PNG of a training: loss, and accuracy on training and validation images, epoch by epoch.
-
-    Args:
-        history: history.csv of a run.
-        path: of the figure; its suffix says which.
-    """
+    """Write an SVG or PNG of a run's history.csv: loss, and accuracy on training and validation images, epoch by epoch."""
     rows = pandas.read_csv(history)
     rows["number"] = range(1, len(rows) + 1)
     x, panels = alt.X("number:Q", title="epoch", axis=alt.Axis(tickMinStep=1)), []
     for title, columns in (("loss", ["loss"]), ("accuracy", ["accuracy", "val_accuracy"])):
         drawn = rows.melt(["number", "phase"], columns, "kind", "value")
-        drawn["kind"] = (
-            drawn["phase"] + ", " + drawn["kind"].replace({"accuracy": "training", "val_accuracy": "validation"})
-        )
+        kinds = drawn["kind"].replace({"accuracy": "training", "val_accuracy": "validation"})
+        drawn["kind"] = drawn["phase"] + ", " + kinds
         y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
         panels.append(lines(drawn[["number", "kind", "value"]], x, y, "kind", panel=title))
     save(beside(panels).resolve_scale(color="independent", shape="independent"), path)
@@ -254,10 +218,8 @@ def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
     keys = {"net": "Net", "layer": "Layer", "tensor": "Tensor"}
     values = {key: list(dict.fromkeys(tensor[key] for tensor in tensors)) for key in keys}
     first = next((tensor for tensor in tensors if tensor["layer"].endswith("_spatial")), tensors[0])
-    params = [
-        alt.param(name=key, value=first[key], bind=alt.binding_select(options=values[key], name=title))
-        for key, title in keys.items()
-    ]
+    selects = {key: alt.binding_select(options=values[key], name=title) for key, title in keys.items()}
+    params = [alt.param(name=key, value=first[key], bind=select) for key, select in selects.items()]
     is_chosen = " && ".join(f"datum.{key} === {key}" for key in keys)
     chosen = alt.Chart(alt.NamedData("tensors")).transform_filter(is_chosen)
     bins = len(tensors[0]["rows"][0]) if tensors[0]["rows"] else 1
@@ -284,9 +246,8 @@ def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
     facts = facts.encode(x=alt.value(0), y=alt.value(-20), text="facts:N")
     absent = alt.Chart(alt.NamedData("tensors")).transform_calculate(is_chosen=f"({is_chosen}) ? 1 : 0")
     absent = absent.transform_aggregate(found="max(is_chosen)").transform_filter("datum.found === 0")
-    absent = absent.mark_text(align="left", fontSize=13).encode(
-        x=alt.value(10), y=alt.value(20), text=alt.value("This net has no such layer, or it has no range to draw.")
-    )
+    text = alt.value("This net has no such layer, or it has no range to draw.")
+    absent = absent.mark_text(align="left", fontSize=13).encode(x=alt.value(10), y=alt.value(20), text=text)
     return alt.layer(cells, facts, absent, height=420).add_params(*params)
 
 
@@ -297,9 +258,8 @@ def _accuracies(analysis):
     title = "accuracy, %" if is_measured else "images of the float net's class, %"
     percent = (100 * output["accuracy" if is_measured else "top1_agreement"]).round(4)
     rows = output.assign(macs=output["net"].map(macs), percent=percent, net=output["net"].map(_short(analysis)))
-    rows["precision"] = [
-        name.replace("_", " ").replace("W8A8", "int8").replace("qat", "QAT") for name in rows["precision"]
-    ]
+    for code, text in (("_", " "), ("W8A8", "int8"), ("qat", "QAT")):
+        rows["precision"] = rows["precision"].str.replace(code, text)
     rows = rows.dropna(subset="percent")[["net", "precision", "macs", "percent", "weight_bits"]]
     wide, order = rows[rows["weight_bits"] >= 8], list(rows["precision"].unique())
     if not len(wide) or len(wide) == len(rows):
@@ -371,20 +331,13 @@ def lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, int
     picked = alt.selection_point(name=name, fields=[series], bind="legend")
     shown = dict.fromkeys(key for key in ("net", "layer", series, "macs") if key in rows)
     number = [alt.Tooltip(f"{y.shorthand}", format=".4g")]
-    chart = alt.Chart(rows, title=title)
     point = alt.OverlayMarkDef(size=45, filled=True, opacity=1)
-    return (
-        chart.mark_line(strokeWidth=stroke, interpolate=interpolate, point=point)
-        .encode(
-            x,
-            y,
-            alt.Color(f"{series}:N", scale=alt.Scale(domain=order, range=colors), legend=legend),
-            alt.Shape(f"{series}:N", scale=alt.Scale(domain=order, range=marks), legend=legend),
-            opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15)),
-            tooltip=[alt.Tooltip(f"{key}:N") for key in shown] + number,
-        )
-        .add_params(picked)
-    )
+    chart = alt.Chart(rows, title=title).mark_line(strokeWidth=stroke, interpolate=interpolate, point=point)
+    color = alt.Color(f"{series}:N", scale=alt.Scale(domain=order, range=colors), legend=legend)
+    shape = alt.Shape(f"{series}:N", scale=alt.Scale(domain=order, range=marks), legend=legend)
+    opacity = alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15))
+    tooltip = [alt.Tooltip(f"{key}:N") for key in shown] + number
+    return chart.encode(x, y, color, shape, opacity=opacity, tooltip=tooltip).add_params(picked)
 
 
 def _names(rows, x, y, field):

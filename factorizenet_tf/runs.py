@@ -18,27 +18,14 @@ from .recipe import Recipe, recipe_from_json
 from .spec import ModelSpec, spec_from_json
 from .tflite.int8_model import Int8Model
 
-__all__ = [
-    "IN_MEMORY",
-    "Checkpoint",
-    "Run",
-    "dataset_fingerprint",
-    "load_run",
-    "not_finished",
-    "open_folder",
-    "open_run_folder",
-    "read_checkpoint",
-    "write_checkpoint",
-    "write_metrics",
-]
+__all__ = ["IN_MEMORY", "Checkpoint", "Run", "dataset_fingerprint", "load_run", "not_finished", "open_folder"]
+__all__ += ["open_run_folder", "read_checkpoint", "write_checkpoint", "write_metrics"]
 
 SPEC_FILE = "spec.json"
 RECIPE_FILE = "recipe.json"
 DATASET_FILE = "dataset.json"
 INITIAL_FILE = "initial.json"
-TABLE_FILE = (
-    "table.csv"  # what each layer of a model bears, by which a search over it goes; it is there before the rest
-)
+TABLE_FILE = "table.csv"  # what each layer of a model bears, by which a search goes; it is there before the rest
 START_FILE = "start.h5"  # what a factorized net's tuning starts from; it is there before the rest
 CHECKPOINT_FILE = "checkpoint.npz"
 HISTORY_FILE = "history.csv"
@@ -49,10 +36,8 @@ METRICS_FILE = "metrics.json"
 CLASSES_FILE = "classes.csv"
 CONFUSION_FILE = "confusion.svg"
 HISTORY_FIGURE = "history.svg"
-BEST_FILES = {
-    "float": "float_best.h5",
-    "qat": "qat_best.h5",
-}  # by phase: of its epoch with the best validation accuracy
+BEST_FILES = {"float": "float_best.h5", "qat": "qat_best.h5"}  # by phase: its epoch of the best validation accuracy
+NET_FILES = (FLOAT_FILE, QAT_FILE, TFLITE_FILE, *BEST_FILES.values())
 IN_MEMORY = "a model in memory"  # metrics.json's `initial` where a training started from no file
 
 
@@ -117,24 +102,20 @@ def write_metrics(folder: Path, metrics: dict) -> None:
 
     The figures need the extra `report`; without it there are none. Raises OSError as `write_text`.
     """
-    if "confusion" in metrics:
+    rows = []
+    for split, texts in metrics.get("confusion", {}).items():
         names = json.loads((folder / DATASET_FILE).read_text())["class_names"]
-        splits = {
-            split: {net: matrix_from_text(rows) for net, rows in matrices.items()}
-            for split, matrices in metrics["confusion"].items()
-        }
-        rows = [{"split": split} | row for split, nets in splits.items() for row in class_rows(nets, names)]
+        matrices = {net: matrix_from_text(text) for net, text in texts.items()}
+        rows += [{"split": split} | row for row in class_rows(matrices, names)]
+        last = {f"{net}, {split}": matrix for net, matrix in matrices.items()}
+    if rows:
         write_csv(folder / CLASSES_FILE, rows)
-        with contextlib.suppress(ModuleNotFoundError):
-            from .plots import confusion_figure
+    with contextlib.suppress(ModuleNotFoundError):
+        from .plots import confusion_figure, history_figure
 
-            split, nets = list(splits.items())[-1]
-            titles = {f"{net}, {split}": matrix for net, matrix in nets.items()}
-            confusion_figure(titles, names, folder / CONFUSION_FILE)
-    if (folder / HISTORY_FILE).is_file():
-        with contextlib.suppress(ModuleNotFoundError):
-            from .plots import history_figure
-
+        if rows:
+            confusion_figure(last, names, folder / CONFUSION_FILE)
+        if (folder / HISTORY_FILE).is_file():
             history_figure(folder / HISTORY_FILE, folder / HISTORY_FIGURE)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
 
@@ -159,12 +140,8 @@ def open_run_folder(
 ) -> None:
     """Write into a new folder what run it is for, or check that it is for this one.
 
-    Args:
-        folder: of the run; made where there is none.
-        dataset, recipe, spec_json: what is trained, how, on what.
-        initial: fingerprint of the weights that the training starts from; None: random ones.
-        teacher: fingerprint of the net that it learns from; None: from the labels alone.
-        freeze: stages that keep their weights.
+    `initial` is the fingerprint of the weights that the training starts from, None of random ones; `teacher` that of the net
+    that it learns from; `freeze` stages keep their weights.
 
     Raises:
         ValueError: the folder holds another run (every difference is named) or other files.
@@ -178,20 +155,14 @@ def open_run_folder(
         INITIAL_FILE: json.dumps(start, indent=2) + "\n",
     }
     if initial is not None and (folder / SPEC_FILE).exists() and not (folder / INITIAL_FILE).exists():
-        raise ValueError(
-            f"the folder {folder} holds another run (it started from random weights, you gave weights to start from); "
-            "choose a new one or give the same arguments"
-        )
+        difference = "it started from random weights, you gave weights to start from"
+        remedy = "choose a new one or give the same arguments"
+        raise ValueError(f"the folder {folder} holds another run ({difference}); {remedy}")
     open_folder(folder, texts, "run")
 
 
 def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
-    """Write the JSON files that say what a folder is for, or check that those in it say the same.
-
-    Args:
-        folder: made where there is none.
-        texts: content by file name.
-        what: "run" or "search", for messages.
+    """Write the JSON files, by name, that say what a folder is for, or check that those in it say the same.
 
     Raises:
         ValueError: the folder is for something else (every difference is named), holds other files or a damaged one.
@@ -217,9 +188,8 @@ def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
         more = [line for line in differences if not re.match(r"recipe\.(qat_)?epochs:", line)]
         if not more and (folder / METRICS_FILE).exists():
             differences.append(f"it is finished: for more epochs train from it, --from {folder}, into a new folder")
-        raise ValueError(
-            f"the folder {folder} holds another {what} ({'; '.join(differences)}); choose a new one or give the same arguments"
-        )
+        found, remedy = "; ".join(differences), "choose a new one or give the same arguments"
+        raise ValueError(f"the folder {folder} holds another {what} ({found}); {remedy}")
     for name in reversed(texts):  # initial.json first: a folder without it is an older run's, from random weights
         if name not in present:
             write_text(folder / name, texts[name])
@@ -233,8 +203,8 @@ def dataset_fingerprint(dataset: Dataset) -> str:
         "class_names": list(dataset.class_names),
         "images": {name: len(split) for name, split in dataset.splits.items()},
         "sha256": dataset.sha256,
-        **({"reading": dataset.reading} if dataset.reading else {}),
     }
+    fields |= {"reading": dataset.reading} if dataset.reading else {}
     return json.dumps(fields, indent=2) + "\n"
 
 
@@ -260,12 +230,10 @@ class Checkpoint:
         Raises:
             ValueError: number or shapes differ.
         """
-        shapes = [a.shape for a in self.arrays]
-        wanted = [tuple(v.shape) for v in variables]
+        shapes, wanted = [a.shape for a in self.arrays], [tuple(v.shape) for v in variables]
         if shapes != wanted:
-            raise ValueError(
-                f"the checkpoint holds {len(shapes)} variables of another model or optimizer; {len(wanted)} are needed"
-            )
+            held = f"{len(shapes)} variables of another model or optimizer"
+            raise ValueError(f"the checkpoint holds {held}; {len(wanted)} are needed")
         for variable, array in zip(variables, self.arrays):
             variable.assign(array)
 
@@ -290,6 +258,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
             arrays = [file[f"v{i}"] for i in range(len(file.files) - 1)]
         return Checkpoint(meta["phase"], meta["epoch"], meta["history"], arrays)
     except Exception as error:  # zipfile and NumPy's header each raise many kinds on damaged bytes
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({error}); delete it to train this run from its start"
-        ) from None
+        remedy = "delete it to train this run from its start"
+        raise ValueError(f"the checkpoint {path} is damaged ({error}); {remedy}") from None

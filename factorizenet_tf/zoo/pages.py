@@ -37,11 +37,11 @@ def write_pages(zoo: Path, cards: Cards) -> None:
     """Write README.md, cards/*.md and frontier.svg; without the extra `report` no figure, and an older one is removed."""
     newest, figure = cards.newest(), zoo / "frontier.svg"
     try:
-        from .. import plots
+        from ..plots import confusion_figure, zoo_frontier
 
-        plots.zoo_frontier(newest, figure)
+        zoo_frontier(newest, figure)
     except ModuleNotFoundError:
-        plots = None
+        confusion_figure = None
         figure.unlink(missing_ok=True)
     write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()))
     stems = {card.name if card in newest else card.reference: card for card in cards}
@@ -51,11 +51,11 @@ def write_pages(zoo: Path, cards: Cards) -> None:
             stale.unlink()
     for stem, card in stems.items():
         figure = zoo / "cards" / f"{stem}.svg"
-        if plots is None:
+        if confusion_figure is None:
             figure.unlink(missing_ok=True)
         elif card.confusion is not None:
             matrices = {[*card.accuracies][-1]: matrix_from_text(card.confusion)}
-            plots.confusion_figure(matrices, card.class_names, figure)
+            confusion_figure(matrices, card.class_names, figure)
         picture = f"\n![confusion matrix]({figure.name})\n" if figure.is_file() else ""
         write_text(figure.with_suffix(".md"), card_page(card) + picture)
 
