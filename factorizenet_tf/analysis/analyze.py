@@ -16,19 +16,8 @@ from ..data import Dataset, Split, check_images, load_dataset
 from ..loading import Source, resolve
 from ..models.convert import with_full_range_pixels
 from ..spec import level_text
+from . import measure
 from .graph import fuse
-from .measure import (
-    SENSITIVITY,
-    activations,
-    batch_count,
-    distribution_tables,
-    error_tables,
-    notes,
-    output_ranges,
-    output_row,
-    outputs,
-    sensitivity_table,
-)
 from .simulation import QAT, Scheme, quantize_graph
 from .tables import SCHEME, Analysis, concat, stacked
 
@@ -127,14 +116,9 @@ def compare_levels(
     if twice := [str(key) for number, key in enumerate(keys) if key in keys[:number]]:
         raise ValueError(f"{', '.join(twice)} is given twice; give each net once")
     names, data = _distinct_names(nets), _data(nets, dataset, data_dir, calibration is None)
-    return concat(
-        [
-            subject
-            if isinstance(subject, Analysis)
-            else _analyze(subject, names[subject], data[subject], calibration, evaluation, config, verbose)
-            for subject in subjects
-        ]
-    )
+    how = calibration, evaluation, config, verbose
+    made = {net: _analyze(net, names[net], data[net], *how) for net in dict.fromkeys(nets)}
+    return concat([made.get(subject, subject) for subject in subjects])
 
 
 def _net_name(net: Source) -> str:
@@ -204,30 +188,30 @@ def _analyze(net: Source, name, data, calibration, evaluation, config, verbose) 
 
 def _measure(graph, reference, tensors, calibration, split, config, progress, title) -> dict[str, pandas.DataFrame]:
     """Measure one net's weights; outputs are compared with the reference's, whose own precision is float."""
-    progress.bar(f"{title} activations and errors", 3 * batch_count(calibration))
-    distributions = activations(graph, calibration, progress.step)
+    progress.bar(f"{title} activations and errors", 3 * measure.batch_count(calibration))
+    distributions = measure.activations(graph, calibration, progress.step)
     asked = Scheme(config.scheme, config.weight_bits, config.activation_bits)
     schemes = [QAT] if graph.is_quantize_aware else dict.fromkeys((asked, *ALWAYS))
     quantizations = [
-        quantize_graph(graph, scheme, output_ranges(distributions, scheme.percentile)) for scheme in schemes
+        quantize_graph(graph, scheme, measure.output_ranges(distributions, scheme.percentile)) for scheme in schemes
     ]
-    errors = pandas.concat(error_tables(graph, calibration, quantizations, tensors, progress.step))
+    errors = pandas.concat(measure.error_tables(graph, calibration, quantizations, tensors, progress.step))
     images = calibration if split is None else split.images
-    before, is_softmax = outputs(reference, images), reference.ends_in_softmax
+    before, is_softmax = measure.outputs(reference, images), reference.ends_in_softmax
     rows = []
     if graph is reference:
         precision = {"precision": "float"} | dict(zip(SCHEME, ("float", 32, 32)))
-        rows.append(precision | output_row(before, before, split, is_softmax=is_softmax))
+        rows.append(precision | measure.output_row(before, before, split, is_softmax=is_softmax))
     for quantization in quantizations:
         precision = {"precision": quantization.scheme.title} | quantization.scheme.key
-        after = outputs(graph, images, quantization)
-        rows.append(precision | output_row(before, after, split, is_softmax=is_softmax))
-    sensitivity = pandas.DataFrame(columns=SENSITIVITY)
+        after = measure.outputs(graph, images, quantization)
+        rows.append(precision | measure.output_row(before, after, split, is_softmax=is_softmax))
+    sensitivity = pandas.DataFrame(columns=measure.SENSITIVITY)
     if config.sensitivity:
-        progress.bar(f"{title} sensitivity", (3 + 2 * len(graph.kernels)) * batch_count(images))
-        sensitivity = sensitivity_table(graph, images, quantizations[0], before, split, progress.step)
+        progress.bar(f"{title} sensitivity", (3 + 2 * len(graph.kernels)) * measure.batch_count(images))
+        sensitivity = measure.sensitivity_table(graph, images, quantizations[0], before, split, progress.step)
     found = {"errors": errors, "output": pandas.DataFrame(rows), "sensitivity": sensitivity}
-    return distribution_tables(graph, distributions) | found | {"notes": notes(graph, distributions)}
+    return measure.distribution_tables(graph, distributions) | found | {"notes": measure.notes(graph, distributions)}
 
 
 def _evaluation(data, evaluation, config):
@@ -239,10 +223,8 @@ def _evaluation(data, evaluation, config):
     if not isinstance(evaluation, Split):
         evaluation = Split(np.asarray(evaluation[0]), np.asarray(evaluation[1]))
     if evaluation.labels.shape != (len(evaluation.images),):
-        raise ValueError(
-            f"evaluation has {len(evaluation.images)} images and labels of shape {evaluation.labels.shape}; give one "
-            "label an image"
-        )
+        found = f"{len(evaluation.images)} images and labels of shape {evaluation.labels.shape}"
+        raise ValueError(f"evaluation has {found}; give one label an image")
     return evaluation
 
 

@@ -61,15 +61,16 @@ def errors_html(logits: Mapping[str, np.ndarray], split: Split, class_names: Seq
 
 def _table(matrices, class_names):
     rows = class_rows(matrices, class_names)
-    cells = [
-        [f"{v:.1%}" if isinstance(v, float) else "-" if v is None else str(v) for v in row.values()] for row in rows
-    ]
     head = "".join(f"<th>{key.replace('_', ' ')}</th>" for key in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row.values())}</tr>" for row in rows)
     means = ", ".join(f"{net} {balanced_accuracy(matrix):.2%}" for net, matrix in matrices.items())
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     about = f"<p>Balanced accuracy, the mean recall of the classes: {means}.</p>"
     return f'<section><h2>Class by class</h2>{about}<div class="scroll" tabindex="0">{table}</div></section>'
+
+
+def _cell(value):
+    return f"{value:.1%}" if isinstance(value, float) else "-" if value is None else html.escape(str(value))
 
 
 def _figure(image, label, sureness, class_names):

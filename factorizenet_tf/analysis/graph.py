@@ -115,10 +115,8 @@ def fuse(model: keras.Model) -> FusedGraph:
     """
     functional_model(model, "the analysis")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            f"the model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
-            "the analysis takes one of each"
-        )
+        has = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
+        raise ValueError(f"the model {model.name!r} has {has}; the analysis takes one of each")
     nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
     readers = collections.defaultdict(list)  # by tensor id
     for node in nodes:
@@ -143,22 +141,15 @@ def fuse(model: keras.Model) -> FusedGraph:
 
 
 def _check_layer(layer):
+    name, what = type(layer).__name__, None
     if isinstance(layer, keras.Model):
-        raise ValueError(
-            f"the layer {layer.name!r} is a model inside the model; the analysis takes flat ones: build it as one "
-            "functional model"
-        )
-    name = type(layer).__name__
-    if any(part in name for part in UNKNOWN) or (name not in KERNELS and any(map(_is_kernel, layer.weights))):
-        raise ValueError(
-            f"the layer {layer.name!r} is a {name}, whose weights the analysis cannot read; replace it by stock "
-            "convolutions and dense layers"
-        )
-    if getattr(layer, "data_format", None) == "channels_first":
-        raise ValueError(
-            f"the layer {layer.name!r} is channels_first; TFLite and the analysis take channels_last: build the model "
-            "with data_format='channels_last'"
-        )
+        what = "a model inside the model; the analysis takes flat ones: build it as one functional model"
+    elif any(part in name for part in UNKNOWN) or (name not in KERNELS and any(map(_is_kernel, layer.weights))):
+        what = f"a {name}, whose weights the analysis cannot read; replace it by stock convolutions and dense layers"
+    elif getattr(layer, "data_format", None) == "channels_first":
+        what = "channels_first; TFLite and the analysis take channels_last: build it with data_format='channels_last'"
+    if what:
+        raise ValueError(f"the layer {layer.name!r} is {what}")
 
 
 def _chain(node, readers):

@@ -45,13 +45,7 @@ def values_by_channel(output: tf.Tensor) -> np.ndarray:
 def activations(
     graph: FusedGraph, images: np.ndarray, advance: Callable[[], None] | None = None
 ) -> dict[str, Distribution]:
-    """Measure the distribution of each operation's float output over images, in two passes.
-
-    Args:
-        graph: the net.
-        images: uint8 (n, height, width, channels).
-        advance: called after each batch of each pass.
-    """
+    """Measure the distribution of each operation's float output over images, uint8 (n, height, width, channels), in two passes."""
     found = {}
     for take_in in (Distribution.widen, Distribution.add):
         for batch in batches(images, advance):
@@ -101,12 +95,7 @@ def operation_table(graph: FusedGraph, operations: Sequence[FusedOp]) -> pandas.
 
 
 def distribution_tables(graph: FusedGraph, outs: Mapping[str, Distribution]) -> dict[str, pandas.DataFrame]:
-    """Give the tables weights, activations, channels and histograms (the bins that hold values).
-
-    Args:
-        graph: the net.
-        outs: the outputs' distributions, of `activations`.
-    """
+    """Give the tables weights, activations, channels and histograms (the bins that hold values); `outs` is of `activations`."""
     rows = {"weights": [], "activations": []}
     channels, histograms = [], []
     for op, at in zip(graph.operations, operation_table(graph, graph.operations).to_dict("records")):
@@ -142,9 +131,8 @@ def notes(graph: FusedGraph, outs: Mapping[str, Distribution]) -> pandas.DataFra
     for name, out in outs.items():
         still, on = int((out.channel_ranges == 0).sum()), "activations"
         if out.not_finite:
-            found.append(
-                (name, on, f"{out.not_finite} of {out.not_finite + out.finite.sum()} outputs are NaN or infinite")
-            )
+            total = out.not_finite + out.finite.sum()
+            found.append((name, on, f"{out.not_finite} of {total} outputs are NaN or infinite"))
         if out.range == 0:
             found.append((name, on, f"the output is constant ({out.minimum:g}) on the calibration images"))
         elif still:
@@ -175,14 +163,8 @@ def error_tables(
     """Measure the error of each kernel and of each quantized output against the float net's, a table a quantization.
 
     Alone: this layer's kernel, bias and output are quantized and its input is the float net's. Accumulated: everything
-    before it is quantized, too.
-
-    Args:
-        graph: the net.
-        images: uint8 (n, height, width, channels).
-        quantizations: of the net.
-        tensors: by layer the output in the net's .tflite, where there is one.
-        advance: called after each batch.
+    before it is quantized, too. Images are uint8 (n, height, width, channels); `tensors` has by layer the output in the
+    net's .tflite, where there is one.
     """
     sums = {op.name: np.zeros((len(quantizations), 4)) for op in graph.quantized}
     for batch in batches(images, advance):
@@ -202,13 +184,10 @@ def error_tables(
     tables = []
     for which, quantization in enumerate(quantizations):
         numbers, signal, alone, accumulated = np.array([sums[op.name][which] for op in graph.quantized]).T
-        kernels = [
-            (np.nan, np.nan) if op.kernel is None else kernel_error(op, quantization.kernels[op.name])
-            for op in graph.quantized
-        ]
+        kernels = {op.name: kernel_error(op, quantization.kernels[op.name]) for op in graph.kernels}
         table = operation_table(graph, graph.quantized)
         table["tensor"] = [tensors.get(layer) for layer in table["layer"]]
-        table[["weight_mse", "weight_sqnr_db"]] = kernels
+        table[["weight_mse", "weight_sqnr_db"]] = [kernels.get(layer, (np.nan, np.nan)) for layer in table["layer"]]
         table[["output_low", "output_high"]] = [quantization.ranges[layer] for layer in table["layer"]]
         table["mse"], table["sqnr_db"] = alone / numbers, sqnr_db(signal, alone)
         table["accumulated_mse"], table["accumulated_sqnr_db"] = accumulated / numbers, sqnr_db(signal, accumulated)
@@ -239,11 +218,7 @@ def output_row(reference: np.ndarray, found: np.ndarray, split: Split | None, *,
         return row | {"accuracy": np.nan, "decrease_points": np.nan, "decrease_percent": np.nan}
     before, after = (float(np.mean(values.argmax(1) == split.labels)) for values in (reference, found))
     lost = 100 * (before - after)
-    return row | {
-        "accuracy": after,
-        "decrease_points": lost,
-        "decrease_percent": lost / before if before else np.nan,
-    }
+    return row | {"accuracy": after, "decrease_points": lost, "decrease_percent": lost / before if before else np.nan}
 
 
 def _log_probabilities(values, is_softmax):

@@ -78,14 +78,9 @@ QAT = Scheme("qat", is_learned=True)  # a quantization-aware model with the rang
 def quantized_kernel(
     kernel: np.ndarray, kind: str, *, per_channel: bool, bits: int = 8, limits: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize a kernel as TFLite does: symmetric, S = max |w| / (2**(bits - 1) - 1), zero point 0.
+    """Quantize a folded kernel, of the shapes of `by_channel`, as TFLite does: S = max |w| / (2**(bits - 1) - 1), zero point 0.
 
-    Args:
-        kernel: float32, BatchNorm folded in; shapes as for `by_channel`.
-        kind: of the operation.
-        per_channel: a scale for each output channel, or one in all.
-        bits: 2 to 8; integers reach from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1.
-        limits: max |w| to take instead of the kernel's own, (channels,) or (1,).
+    `limits`, (channels,) or (1,), stand for the kernel's own max |w|.
 
     Returns:
         (the kernel dequantized, scales float32 (channels,) or (1,)). A channel of zeros has scale 0 and stays zero.
@@ -175,11 +170,8 @@ def converter_ranges(graph: FusedGraph, ranges: Mapping[str, tuple[float, float]
 def quantize_graph(graph: FusedGraph, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> Quantization:
     """Quantize a net's kernels and biases, and fix its outputs' ranges.
 
-    Args:
-        graph: the net.
-        scheme: how.
-        ranges: (low, high) of each quantized output over the calibration images, or between its percentiles. Minima
-            and maxima become what TFLite's converter records (`converter_ranges`).
+    `ranges` has (low, high) of each quantized output over the calibration images, or between its percentiles. Minima and
+    maxima become what TFLite's converter records (`converter_ranges`).
     """
     if scheme.percentile == 100 and not scheme.is_learned:
         ranges = converter_ranges(graph, ranges)
@@ -209,8 +201,7 @@ def forward(
         graph: the net.
         images: float32 (batch, height, width, channels) in 0..1.
         quantization: None computes in float.
-        weights: the operations whose kernels are quantized; None: all.
-        activations: the operations whose outputs are quantized; None: all.
+        weights, activations: the operations whose kernels, or outputs, are quantized; None: all.
 
     Yields:
         (operation, its inputs by tensor id, its output), float32 (batch, ..., channels) each.

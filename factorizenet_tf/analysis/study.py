@@ -113,9 +113,8 @@ def study(
             card = None if train_all else _published(spec, dataset, recipe, zoo_dir)
             if card is None:
                 source = train(spec, dataset, out=folder / "runs" / spec.name, recipe=recipe, verbose=verbose)
-                row = _row(
-                    spec, "trained", source.metrics | _ram(source), source.metrics["accuracy"], source.int8_model()
-                )
+                numbers, scores = source.metrics | _ram(source), source.metrics["accuracy"]
+                row = _row(spec, "trained", numbers, scores, source.int8_model())
             else:
                 source = resolve(card.reference, zoo_dir=card.zoo)
                 row = _row(spec, "zoo", vars(card), card.accuracies, source.int8_model())
@@ -140,16 +139,7 @@ def study(
 
 
 def choose_level(rows: Sequence[dict], name: str, value: float) -> LevelChoice:
-    """Choose the best level under one requirement by int8 validation accuracy.
-
-    Args:
-        rows: of `Study`.
-        name: a field of `Requirement`.
-        value: of the field.
-
-    Raises:
-        ValueError, TypeError: as `Requirement`.
-    """
+    """Choose the best of a study's rows under one field of `Requirement`, by int8 validation accuracy; raises as that does."""
     requirement = Requirement(**{name: value})
     text = f"{name}={getattr(requirement, name):g}" if isinstance(value, float) else f"{name}={value}"
     is_limit = name in LIMITS
@@ -173,14 +163,12 @@ def _check(specs, recipe, requirements):
     if not specs:
         raise ValueError("no levels to study; give at least one spec")
     names = [spec.name for spec in specs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} is given twice; give each level once")
     for spec in specs:
         if _family(spec) != _family(specs[0]):
-            raise ValueError(
-                f"{spec.name} differs from {specs[0].name} in more than its level; study one family at a time"
-            )
+            what = f"{spec.name} differs from {specs[0].name} in more than its level"
+            raise ValueError(f"{what}; study one family at a time")
     if not recipe.qat_epochs:
         raise ValueError("qat_epochs is 0; a study compares quantization-aware training, too: use at least 1")
     if requirements:

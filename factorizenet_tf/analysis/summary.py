@@ -38,10 +38,8 @@ def net_table(analysis: Analysis) -> pandas.DataFrame:
             parts = dict(list(lost[lost["source"] == lost["source"].iloc[0]].groupby("part")))
             row |= {f"{part}_points": parts[part]["decrease_points"].iloc[0] for part in ("weights", "activations")}
             only = parts["only"].sort_values("kl", ascending=False)
-            row |= {
-                "worst_layer": only["layer"].iloc[0],
-                "worst_share": only["kl"].iloc[0] / (only["kl"].sum() or np.nan),
-            }
+            share = only["kl"].iloc[0] / (only["kl"].sum() or np.nan)
+            row |= {"worst_layer": only["layer"].iloc[0], "worst_share": share}
         rows.append(row)
     return pandas.DataFrame(rows)
 

@@ -113,9 +113,8 @@ def load_analysis(folder: str | os.PathLike) -> Analysis:
     try:
         return Analysis(**{name: pandas.read_parquet(folder / f"{name}.parquet") for name in TABLES})
     except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-        raise ValueError(
-            f"the analysis in {folder} is damaged ({error}); remove the folder and analyze again"
-        ) from None
+        remedy = "remove the folder and analyze again"
+        raise ValueError(f"the analysis in {folder} is damaged ({error}); {remedy}") from None
 
 
 def concat(analyses: Sequence[Analysis]) -> Analysis:
@@ -149,10 +148,7 @@ def node_data(analysis: Analysis, net: str) -> dict:
     """
     chosen = analysis.accumulation(net).query("kind != 'input'")
     names = chosen["tensor"].where(chosen["tensor"].notna(), chosen["layer"])
-    results = {
-        name: {"value": round(float(db), 4)}
-        for name, db in zip(names, chosen["accumulated_sqnr_db"])
-        if np.isfinite(db)
-    }
+    values = zip(names, chosen["accumulated_sqnr_db"])
+    results = {name: {"value": round(float(db), 4)} for name, db in values if np.isfinite(db)}
     colors = [{"stop": stop, "bgColor": color} for stop, color in ((0, RED), (0.5, YELLOW), (1, GREEN))]
     return {"results": results, "gradient": colors}

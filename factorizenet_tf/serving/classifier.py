@@ -56,9 +56,8 @@ def load_classifier(
     model = net.int8_model(threads=threads)
     labels = net.labels or tuple(map(str, range(model.num_classes)))
     if len(labels) != model.num_classes:
-        raise ValueError(
-            f"{net.given} has {len(labels)} labels for {model.num_classes} classes; convert it again with one a class"
-        )
+        found = f"{len(labels)} labels for {model.num_classes} classes"
+        raise ValueError(f"{net.given} has {found}; convert it again with one a class")
     return Classifier(name, model, labels)
 
 

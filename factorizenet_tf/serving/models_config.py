@@ -25,10 +25,7 @@ LOCK_SECONDS = 30
 def next_version(folder: str | os.PathLike, name: str, version: int | None = None) -> Path:
     """Choose where an export goes, `folder/name/version`, and check all that would stop it; nothing is written.
 
-    Args:
-        folder: what the server sees as MOUNT; need not be there.
-        name: of the model.
-        version: an integer above the newest one; None takes the next.
+    The folder, what the server sees as MOUNT, need not be there; the version is above the newest one, None the next.
 
     Raises:
         ValueError: the name cannot be served, the version is not above the newest, or models.config is no text proto of
@@ -55,14 +52,8 @@ def add_model(folder: str | os.PathLike, name: str) -> bool:
     """Add a model to `folder/models.config`, for the server to answer with its highest version.
 
     The file's own text, comments included, stays as it is: the entry is inserted before the brace that ends the list.
-    A model that is in it already is left as it is, and so is the file; one whose base_path is elsewhere is warned of.
-
-    Args:
-        folder: what the server sees as MOUNT; the model's versions lie in `folder/name`.
-        name: of the model.
-
-    Returns:
-        Whether the file was written.
+    A model that is in it already is left as it is, and so is the file; one whose base_path is elsewhere is warned of. Gives
+    whether the file was written.
 
     Raises:
         ValueError: as `next_version`, of the file.
@@ -79,12 +70,9 @@ def add_model(folder: str | os.PathLike, name: str) -> bool:
         raise TimeoutError(f"another export has held {folder} for {LOCK_SECONDS} s; wait for its end") from None
     versions = Path(folder) / name
     if base_path.rstrip("/") != f"{MOUNT}/{name}" and os.path.realpath(base_path) != os.path.realpath(versions):
-        warnings.warn(
-            f"{path} has {name} at {base_path}, where a server does not find the versions in {versions}; edit the entry's "
-            f"base_path ({MOUNT}/{name} for a container that sees the folder as {MOUNT}), or export under another name",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        what = f"{path} has {name} at {base_path}, where a server does not find the versions in {versions}"
+        remedy = f"edit the entry's base_path ({MOUNT}/{name} for a container that sees the folder as {MOUNT})"
+        warnings.warn(f"{what}; {remedy}, or export under another name", RuntimeWarning, stacklevel=3)
     return text is not None
 
 
@@ -97,15 +85,14 @@ def _with_model(path, name):
         text = path.read_bytes().decode() if path.exists() else ""
         config = text_format.Parse(text, ModelServerConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
-        raise ValueError(
-            f"{path} is no models.config that can be added to ({error}); it was left as it is: mend it, or export to "
-            "another folder"
-        ) from None
-    if config.HasField("custom_model_config"):
-        raise ValueError(
-            f"{path} has a custom_model_config, beside which there is no list of models; it was left as it is: export to "
-            "another folder"
+        what, remedy = (
+            f"{path} is no models.config that can be added to ({error})",
+            "mend it, or export to another folder",
         )
+        raise ValueError(f"{what}; it was left as it is: {remedy}") from None
+    if config.HasField("custom_model_config"):
+        what = f"{path} has a custom_model_config, beside which there is no list of models"
+        raise ValueError(f"{what}; it was left as it is: export to another folder")
     for model in config.model_config_list.config:
         if model.name == name:
             return None, model.base_path

@@ -74,9 +74,8 @@ def serving_module(model: keras.Model, labels: Sequence[str], resize: str = "str
         size, part = tf.cast(tf.shape(image)[:2], tf.float64), tf.constant((height, width), tf.float64)
         if resize == "crop":
             part = tf.cast(tf.maximum(1.0, tf.round(part * tf.reduce_min(size / part))), tf.int32)
-            image = tf.image.crop_to_bounding_box(
-                image, *tf.unstack((tf.shape(image)[:2] - part) // 2), *tf.unstack(part)
-            )
+            corner = (tf.shape(image)[:2] - part) // 2
+            image = tf.image.crop_to_bounding_box(image, *tf.unstack(corner), *tf.unstack(part))
         part = (height, width)
         if resize == "pad":
             part = tf.cast(tf.maximum(1.0, tf.round(size * tf.reduce_min(part / size))), tf.int32)
@@ -111,14 +110,7 @@ def _with_constants(model, image):
 
 @dataclass(frozen=True)
 class ServingExport:
-    """A written version.
-
-    Args:
-        folder: of the version, DIR/name/version.
-        name, version, precision: of the model.
-        size_bytes: of all its files.
-        tflite_bytes: of the model.tflite beside the graph; None for float.
-    """
+    """A written version: its folder, DIR/name/version, the bytes of all its files, and of model.tflite, None for float."""
 
     folder: Path
     name: str
@@ -199,14 +191,10 @@ def export(
 def _write_version(folder: Path, model: keras.Model, described: dict, tflite: bytes | None, resize: str) -> None:
     module, signatures = serving_module(model, described["labels"], resize)
     with tempfile.TemporaryDirectory() as temporary:
-        texts = {
-            "labels.txt": "\n".join(described["labels"]) + "\n",
-            "metadata.json": json.dumps(described, indent=2) + "\n",
-        }
-        module.files = []
-        for name, text in texts.items():
+        module.files, labels = [], "\n".join(described["labels"])
+        for name, text in (("labels.txt", labels), ("metadata.json", json.dumps(described, indent=2))):
             path = Path(temporary) / name
-            path.write_text(text, encoding="utf-8")
+            path.write_text(f"{text}\n", encoding="utf-8")
             module.files.append(tf.saved_model.Asset(str(path)))
         tf.saved_model.save(module, str(folder), signatures=signatures)
     if tflite is not None:
@@ -223,8 +211,6 @@ def _warm_up(name, shape) -> bytes:
     from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
     images = np.random.default_rng(shape[0]).integers(0, 256, shape, np.uint8)
-    request = PredictRequest(
-        model_spec={"name": name, "signature_name": "serving_default"},
-        inputs={"image": tf.make_tensor_proto(images)},
-    )
+    spec, inputs = {"name": name, "signature_name": "serving_default"}, {"image": tf.make_tensor_proto(images)}
+    request = PredictRequest(model_spec=spec, inputs=inputs)
     return PredictionLog(predict_log={"request": request}).SerializeToString()

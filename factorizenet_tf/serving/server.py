@@ -75,10 +75,8 @@ def serve(
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while attempting")[0]
-        raise ConnectionError(
-            f"cannot listen on {shown}:{port} ({reason}); choose an address of this machine with --host, or another port "
-            "with --port, 0 for a free one"
-        ) from None
+        remedy = "choose an address of this machine with --host, or another port with --port, 0 for a free one"
+        raise ConnectionError(f"cannot listen on {shown}:{port} ({reason}); {remedy}") from None
     config = uvicorn.Config(
         make_app(classifiers, max_bytes),
         http="h11",
@@ -220,10 +218,8 @@ def _pixels(values, shape):
         array = np.array(values, object)
     if array.dtype.kind not in "iu" or array.shape[1:] != shape:
         kind = {"i": "integers", "u": "integers", "f": "fractions"}.get(array.dtype.kind, "not all integers")
-        raise ValueError(
-            f"the images are of shape {array.shape}, {kind}; they must be integers 0..255 of shape (n, "
-            f"{', '.join(map(str, shape))})"
-        )
+        wanted = f"integers 0..255 of shape (n, {', '.join(map(str, shape))})"
+        raise ValueError(f"the images are of shape {array.shape}, {kind}; they must be {wanted}")
     if array.min() < 0 or array.max() > 255:
         raise ValueError(f"the images have pixels of {array.min()} to {array.max()}; they must be 0..255")
     return array.astype(np.uint8)
