@@ -53,9 +53,7 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def class_rows(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[dict]:
     """Give a dict a class: its images, and of each net recall and precision, None where it is not defined.
 
-    Args:
-        matrices: confusion matrices of the same images, by net ("float", "int8"); the name ends the keys, "recall_int8".
-        class_names: by number.
+    The confusion matrices are of the same images, by net, "int8", whose name ends the keys, "recall_int8".
     """
     columns = {"images": next(iter(matrices.values())).sum(1).tolist()}
     for net, matrix in matrices.items():

@@ -210,14 +210,7 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after a whole epoch.
-
-    Args:
-        phase: "float" or "qat".
-        epoch: epochs of the phase that are done.
-        history: one dict an epoch, of all phases so far.
-        arrays: the values of the step's variables, in order.
-    """
+    """State after a whole epoch, the number of its phase, "float" or "qat": a dict an epoch so far, the variables' values."""
 
     phase: str
     epoch: int

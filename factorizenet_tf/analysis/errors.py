@@ -22,11 +22,7 @@ MAX_BYTES = 8_000_000
 def errors_html(logits: Mapping[str, np.ndarray], split: Split, class_names: Sequence[str], *, title: str) -> str:
     """Make the page, at most 8 MB: where needed, of each kind of mistake the surest ones only.
 
-    Args:
-        logits: (n, classes) of the split's images, or probabilities, by net: "float" and "int8", or one of them.
-        split: the images and their labels.
-        class_names: by number.
-        title: heading of the page.
+    `logits` are (n, classes) of the split's images, or probabilities, by net: "float" and "int8", or one of them.
     """
     template = resources.files(__package__).joinpath("errors.html").read_text(encoding="utf-8")
     classes = {net: scores.argmax(1) for net, scores in logits.items()}

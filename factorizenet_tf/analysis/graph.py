@@ -68,12 +68,9 @@ class FusedOp:
 
 @dataclass(frozen=True, eq=False)
 class FusedGraph:
-    """A model's operations in order; the last one gives the logits.
+    """A model's operations in order, the last one for the logits, for images (height, width, channels).
 
-    Args:
-        operations: all of them.
-        input_shape: (height, width, channels).
-        is_quantize_aware: whether ranges and limits were learnt.
+    It is quantization-aware where ranges and limits were learnt.
     """
 
     operations: tuple[FusedOp, ...]

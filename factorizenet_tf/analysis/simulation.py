@@ -110,13 +110,9 @@ def activation_scale(low: float, high: float, bits: int = 8) -> tuple[float, int
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """A net's quantized constants under one scheme, by operation.
+    """A net's quantized constants under one scheme, by operation: the kernel dequantized, (low, high) of the output, the bias.
 
-    Args:
-        scheme: which.
-        kernels: the dequantized kernel.
-        ranges: (low, high) of the output.
-        biases: the bias on its int32 grid, input scale x kernel scale.
+    The bias is on its int32 grid, input scale x kernel scale.
     """
 
     scheme: Scheme

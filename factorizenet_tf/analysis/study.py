@@ -33,13 +33,7 @@ LIMITS = tuple(f"max_{cost}" for cost in COSTS)
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """The best level under one requirement.
-
-    Args:
-        requirement: e.g. "max_macs=2000000".
-        name: of the net; None where no level meets it.
-        why: in words, with the numbers.
-    """
+    """The best level under one requirement, "max_macs=2000000": its net's name, None where none meets it, and why, in words."""
 
     requirement: str
     name: str | None

@@ -9,17 +9,7 @@ from typer import Argument, Context, Option
 
 from ..console import print_json, require_extra, show
 from ..files import check_new
-from .options import (
-    Json,
-    KeepNames,
-    OpenSize,
-    PixelDeviation,
-    PixelMean,
-    PixelRange,
-    ZooOption,
-    own_model,
-    refuse_unused,
-)
+from . import options
 
 __all__ = ["export", "latencies", "predict", "serve"]
 
@@ -36,7 +26,7 @@ def export(
     latencies: Annotated[
         Path | None, Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here")
     ] = None,
-    keep_names: KeepNames = False,
+    keep_names: options.KeepNames = False,
     saved_model: Annotated[Path | None, Option(help="Write a SavedModel to this new folder.")] = None,
     micro: Annotated[Path | None, Option(help="Write C++ sources for TensorFlow Lite Micro to this folder.")] = None,
     kernels: Annotated[
@@ -47,12 +37,12 @@ def export(
     version: Annotated[int | None, Option(help="With --serving: above the newest.", show_default="the next")] = None,
     name: Annotated[str | None, Option(help="With --serving: for clients.", show_default="the source's")] = None,
     precision: Annotated[str | None, Option(help="With --serving: int8 or float.", show_default="int8")] = None,
-    pixel_range: PixelRange = None,
-    pixel_mean: PixelMean = None,
-    pixel_deviation: PixelDeviation = None,
-    size: OpenSize = None,
-    zoo_: ZooOption = None,
-    as_json: Json = False,
+    pixel_range: options.PixelRange = None,
+    pixel_mean: options.PixelMean = None,
+    pixel_deviation: options.PixelDeviation = None,
+    size: options.OpenSize = None,
+    zoo_: options.ZooOption = None,
+    as_json: options.Json = False,
 ):
     """Write a trained net where it is used: as .tflite, SavedModel, C++ sources, or for TensorFlow Serving.
 
@@ -64,28 +54,27 @@ def export(
     from ..tflite.micro_kernels import check_kernels
 
     if tflite is None and saved_model is None and micro is None and serving is None:
-        raise ValueError(
-            "nothing to export; give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
-        )
+        remedy = "give --tflite FILE, --saved-model FOLDER, --micro FOLDER or --serving FOLDER, or several"
+        raise ValueError(f"nothing to export; {remedy}")
     if tflite is None:
-        refuse_unused(
+        options.refuse_unused(
             context, "without --tflite FILE no .tflite is written", "io", "regroup", "latencies", "keep_names"
         )
     if serving is None:
-        refuse_unused(context, "without --serving FOLDER no version is written", "version", "name", "precision")
+        options.refuse_unused(context, "without --serving FOLDER no version is written", "version", "name", "precision")
     if micro is None:
-        refuse_unused(context, "without --micro FOLDER no sources are written", "kernels")
+        options.refuse_unused(context, "without --micro FOLDER no sources are written", "kernels")
     else:
         require_extra("tflite_micro", extra="micro", what="export --micro")
     if regroup not in ("none", "fastest"):
         raise ValueError(f"--regroup is {regroup!r}; it must be none or fastest")
     if regroup == "none":
-        refuse_unused(context, "without --regroup fastest nothing is chosen by a table", "latencies")
+        options.refuse_unused(context, "without --regroup fastest nothing is chosen by a table", "latencies")
     check_io(io)
     check_kernels(kernels)
     check_new(tflite, saved_model, micro)
     table = None if latencies is None else read_table(latencies)
-    net = resolve(source, zoo_dir=zoo_, **own_model(context))
+    net = resolve(source, zoo_dir=zoo_, **options.own_model(context))
     if serving is not None:
         from ..serving.models_config import next_version
 
@@ -145,8 +134,8 @@ def latencies(
     width: Annotated[int, Option(help="Without sources: every level of this width's family.")] = 16,
     size: Annotated[int, Option(help="Its images' height and width in pixels.")] = 32,
     threads: Annotated[int, Option(help="Of one inference.")] = 1,
-    zoo_: ZooOption = None,
-    as_json: Json = False,
+    zoo_: options.ZooOption = None,
+    as_json: options.Json = False,
 ):
     """Measure on this machine how fast grouped convolutions run in fewer groups.
 
@@ -158,14 +147,14 @@ def latencies(
 
     check_new(out)
     if sources:
-        refuse_unused(context, "the sources' own layers are measured", "width", "size")
+        options.refuse_unused(context, "the sources' own layers are measured", "width", "size")
         nets = [resolve(source, zoo_dir=zoo_) for source in sources]  # a file as it is, whatever its input
         contents = [net.path.read_bytes() if net.kind == "tflite" else net.tflite() for net in nets]
         convolutions = [row[1:] for content in contents for row in int8_convolutions(content)]
         if not any(groups > 1 for _, groups in convolutions):
             raise ValueError(f"no grouped convolution in {', '.join(sources)}: there is nothing to measure")
     else:
-        refuse_unused(context, "without sources no net is looked up", "zoo_")
+        options.refuse_unused(context, "without sources no net is looked up", "zoo_")
         convolutions = planned_convolutions(width, (size, size, 3))
     table = measure_convolutions(convolutions, threads=threads)
     write_text(out, table.to_json())
@@ -177,7 +166,7 @@ def serve(
     host: Annotated[str, Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
     port: Annotated[int, Option(help="0 takes a free one.")] = 8501,
     threads: Annotated[int, Option(help="Of one inference.")] = 1,
-    zoo: ZooOption = None,
+    zoo: options.ZooOption = None,
     max_bytes: Annotated[int, Option(help="Of one request.")] = 16 * 2**20,
 ):
     """Serve int8 nets over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
@@ -187,16 +176,16 @@ def serve(
         for name, classifier in classifiers.items():
             print(f"{url}/v1/models/{name}: int8 LiteRT, {len(classifier.labels)} classes", flush=True)
 
-    options = {"host": host, "port": port, "threads": threads, "zoo_dir": zoo, "max_bytes": max_bytes}
-    serve_nets(sources, **options, started=print_addresses)
+    where = {"host": host, "port": port, "threads": threads, "zoo_dir": zoo, "max_bytes": max_bytes}
+    serve_nets(sources, **where, started=print_addresses)
 
 
 def predict(
     images: Annotated[list[Path], Argument(help="PNG, JPEG, BMP, WebP or PPM files.")],
     model: Annotated[str, Option(help="A name of the zoo, a run's folder or a .tflite file: its int8 net.")],
     top: Annotated[int, Option(help="How many classes of each image, the most probable first.")] = 3,
-    zoo: ZooOption = None,
-    as_json: Json = False,
+    zoo: options.ZooOption = None,
+    as_json: options.Json = False,
 ):
     """Classify image files by an int8 net, on this machine and without TensorFlow."""
     from ..data import read_image

@@ -5,15 +5,5 @@ from .images import MAX_PIXELS, RESIZES, check_resize, read_image
 from .load import is_folder, load_dataset
 from .named import NAMED
 
-__all__ = [
-    "MAX_PIXELS",
-    "NAMED",
-    "RESIZES",
-    "Dataset",
-    "Split",
-    "check_images",
-    "check_resize",
-    "is_folder",
-    "load_dataset",
-    "read_image",
-]
+__all__ = ["MAX_PIXELS", "NAMED", "RESIZES", "Dataset", "Split", "check_images", "check_resize", "is_folder"]
+__all__ += ["load_dataset", "read_image"]

@@ -25,13 +25,7 @@ MAX_BYTES_IN_MEMORY = 2**30  # of images whose cache cannot be written
 
 @dataclass(frozen=True)
 class Images:
-    """Splits of images that a cache holds, and what was noted of them.
-
-    Args:
-        splits: by name, in the order train, validation, test; an absent one is left out.
-        notes: what the builder gave.
-        sha256: of all images and labels, as `content_hash` gives it.
-    """
+    """Splits of images that a cache holds, in the order train, validation, test, the builder's notes, and `content_hash`."""
 
     splits: dict[str, Split]
     notes: list

@@ -72,12 +72,9 @@ def folder_variable(name: str) -> str:
 
 
 def prepare(name: str, archives: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict[str, int]:
-    """Lay out a named set's archives as the class folders that `load_dataset(name)` reads; give the images by split.
+    """Lay out a set's archives, in any order, as the class folders that `load_dataset(name)` reads; give the images by split.
 
-    Args:
-        name: "tiny_imagenet" or "gtsrb".
-        archives: the makers' .zip files, in any order.
-        out: the new folder, whole or absent.
+    The new folder is whole or absent.
 
     Raises:
         ValueError: there is no such set, or these are not its archives.

@@ -97,10 +97,8 @@ def find(name: str, zoo_dir: str | os.PathLike | None = None) -> tuple[Card, Fol
             raise ValueError(f"{error}{where}") from None
     if len(holders) > 1 and len({_content(cards, name) for _, cards in holders}) > 1:
         first, second = (store.location for store, _ in holders)
-        raise ValueError(
-            f"two zoos have a model {base!r}, and not the same: {first} and {second} ({ZOO_VARIABLE}); "
-            "say which is meant by zoo_dir=, or publish yours under another name"
-        )
+        what = f"two zoos have a model {base!r}, and not the same: {first} and {second} ({ZOO_VARIABLE})"
+        raise ValueError(f"{what}; say which is meant by zoo_dir=, or publish yours under another name")
     store, cards = holders[0]
     return cards.find(name), store
 

@@ -62,26 +62,21 @@ def publish_errors(run: Run) -> list[str]:
     errors = []
     agreement = metrics["agreement"]
     if agreement["top1"] < MIN_AGREEMENT:
-        errors.append(
-            f"its .tflite and its QAT Keras model agree on {100 * agreement['top1']:.1f} % of {agreement['images']:,} "
-            f"images (at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
-        )
+        found = f"{100 * agreement['top1']:.1f} % of {agreement['images']:,} images"
+        remedy = f"(at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
+        errors.append(f"its .tflite and its QAT Keras model agree on {found} {remedy}")
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
     loss = validation["float"] - validation["tflite"]
     max_loss, max_gain = (max(share, 3 / images) for share in (MAX_LOSS, MAX_GAIN))  # of a small split, three images
     if loss > max_loss:
-        errors.append(
-            f"int8 is {100 * loss:.2f} points below float on validation (at most {100 * max_loss:.2f} are allowed); "
-            "train it with more qat_epochs"
-        )
+        found = f"{100 * loss:.2f} points below float on validation (at most {100 * max_loss:.2f} are allowed)"
+        errors.append(f"int8 is {found}; train it with more qat_epochs")
     if -loss > max_gain:
-        errors.append(
-            f"float is {-100 * loss:.2f} points below int8 on validation (at most {100 * max_gain:.2f} are allowed): it was "
-            "not trained to its end, or its BatchNorm statistics lag behind its weights; train it again with this version, "
-            "with more epochs or a smaller batch_size"
-        )
-    strange = sorted(set(metrics["operators"]) - OPERATORS)
-    if strange:
+        found = f"{-100 * loss:.2f} points below int8 on validation (at most {100 * max_gain:.2f} are allowed)"
+        reason = "it was not trained to its end, or its BatchNorm statistics lag behind its weights"
+        remedy = "train it again with this version, with more epochs or a smaller batch_size"
+        errors.append(f"float is {found}: {reason}; {remedy}")
+    if strange := sorted(set(metrics["operators"]) - OPERATORS):
         errors.append(f"its .tflite has the operators {', '.join(strange)}, which small devices do not run in int8")
     return errors
 
@@ -103,10 +98,9 @@ def training_command(run: Run, dataset: dict) -> str:
         shown = "teacher" if teacher == IN_MEMORY else repr(shown_sources("digits", teacher, None)[1])
         start += f", teacher={shown}"
     start += f", freeze={run.metrics['freeze']!r}" if "freeze" in run.metrics else ""
-    return (
-        f"fnet.train({spec}, fnet.load_dataset({images}, input_shape={run.spec.input_shape}{reading}), "
-        f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}){notes}"
-    )
+    data = f"fnet.load_dataset({images}, input_shape={run.spec.input_shape}{reading})"
+    how = f"out='runs/{run.spec.name}', recipe={_as_python(run.recipe)}{start}"
+    return f"fnet.train({spec}, {data}, {how}){notes}"
 
 
 def _as_python(value) -> str:
@@ -358,11 +352,12 @@ def _check_new(cards, name, content, run, dataset):
             raise FileExistsError(f"this run is published already, as {card.reference}")
         taken = (card.dataset, card.spec.input_shape, card.class_names)
         if taken != given:
-            what = [f"{title}, images {shape}, {len(classes)} classes" for title, shape, classes in (taken, given)]
-            raise PublishError(
-                f"the name {name} is taken by a net of other data ({card.reference}: {what[0]}; this run: {what[1]}"
-                f"{'' if what[0] != what[1] else ', of other names'}); publish it under another name: --name, or name="
+            there, here = (
+                f"{title}, images {shape}, {len(classes)} classes" for title, shape, classes in (taken, given)
             )
+            here += ", of other names" if there == here else ""
+            what = f"the name {name} is taken by a net of other data ({card.reference}: {there}; this run: {here})"
+            raise PublishError(f"{what}; publish it under another name: --name, or name=")
 
 
 def _write_index(zoo, cards):

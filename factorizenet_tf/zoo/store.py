@@ -44,9 +44,8 @@ class FolderStore:
         try:
             stamp = path.stat()
         except OSError:
-            raise FileNotFoundError(
-                f"no zoo in {self.folder}: it has no {INDEX_FILE}; `factorizenet publish --zoo` makes one"
-            ) from None
+            what = f"no zoo in {self.folder}: it has no {INDEX_FILE}"
+            raise FileNotFoundError(f"{what}; `factorizenet publish --zoo` makes one") from None
         return _read_index(path, self.location, self._remedy, stamp.st_mtime_ns, stamp.st_size)
 
     def path(self, file: PublishedFile) -> Path:
@@ -64,10 +63,8 @@ class FolderStore:
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != file.sha256:
-            raise ValueError(
-                f"{path} is damaged: expected SHA-256 {file.sha256} ({file.size_bytes:,} bytes), found {found} "
-                f"({len(content):,} bytes); {self._remedy}"
-            )
+            expected, found = f"{file.sha256} ({file.size_bytes:,} bytes)", f"{found} ({len(content):,} bytes)"
+            raise ValueError(f"{path} is damaged: expected SHA-256 {expected}, found {found}; {self._remedy}")
         return path
 
 
@@ -241,6 +238,5 @@ def _writing(folder):
         raise
     except OSError as error:
         variable = CACHE_VARIABLE if folder.is_relative_to(cache_folder()) else "TMPDIR"
-        raise type(error)(
-            f"the folder {folder} cannot be written ({error.strerror or error}); set {variable} to one that can"
-        ) from None
+        what = f"the folder {folder} cannot be written ({error.strerror or error})"
+        raise type(error)(f"{what}; set {variable} to one that can") from None
