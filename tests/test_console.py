@@ -80,15 +80,11 @@ def test_a_missing_extra_is_named_with_its_remedy_and_nothing_is_imported(monkey
 
 
 def test_whole_numbers_of_a_table_have_separators_and_others_what_a_reader_wants(capsys):
-    row = {
-        "macs": 5259904,
-        "share": 0.36029,
-        "shape": (1024, 16, 3),
-        "found": (0.0039216, -128),
-        "operators": ("A", "B"),
-    }
+    row = {"macs": 5259904, "share": 0.36029, "shape": (1024, 16, 3), "found": (0.0039216, -128)}
+    row |= {"operators": ("A", "B"), "unknown": None}
     show_rows([row], title="A net")
     printed = capsys.readouterr().out
     for text in ("5,259,904", "0.3603", "1024x16x3", "0.003922, -128", "A, B"):
         assert text in printed
         assert text in text_table([row])
+    assert "None" not in printed

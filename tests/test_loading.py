@@ -248,9 +248,7 @@ def test_a_lambda_layer_inside_a_nested_model_is_refused_and_its_code_not_run(tm
     assert in_safe_mode() is before
 
 
-def test_what_pixels_a_model_of_ones_own_takes_is_kept_and_said_of_no_other(
-    sources, own_net, succeeds, fails, tmp_path
-):
+def test_the_pixels_of_ones_own_model_are_kept_and_said_of_no_other(sources, own_net, succeeds, fails, tmp_path):
     net = resolve(sources["own.keras"], pixels=Pixels("-1..1", 0.5)).model()
     image = np.random.default_rng(0).random((2, 16, 16, 1)).astype(np.float32)
     expected = resolve(sources["own.keras"]).model()(2 * image - 1 - 0.5)

@@ -35,14 +35,12 @@ def test_tables_have_both_nets_and_every_layer(analysis, spec):
         weights = analysis.weights[analysis.weights["source"] == source]
         for tensor in ("raw", "folded"):
             assert weights[weights["tensor"] == tensor]["layer"].tolist() == kernels
-        assert {"image", "pool", "stage2_block2_pointwise"} <= set(
-            analysis.activations[analysis.activations["source"] == source]["layer"]
-        )
+        outputs = analysis.activations[analysis.activations["source"] == source]["layer"]
+        assert {"image", "pool", "stage2_block2_pointwise"} <= set(outputs)
     assert set(analysis.errors["scheme"]) == {"per_channel", "per_tensor", "qat"}
     assert set(analysis.errors[analysis.errors["source"] == "qat"]["scheme"]) == {"qat"}
-    assert analysis.nets[["net", "macs", "calibration_images", "evaluation_images"]].to_dict("records") == [
-        {"net": spec.name, "macs": fnet.count_macs(spec), "calibration_images": 64, "evaluation_images": 60}
-    ]
+    net = {"net": spec.name, "macs": fnet.count_macs(spec), "calibration_images": 64, "evaluation_images": 60}
+    assert analysis.nets[[*net]].to_dict("records") == [net]
 
 
 def test_rows_agree_with_numpy_on_weights_and_outputs(analysis, models, digits):
@@ -140,9 +138,8 @@ def test_the_overlay_has_a_value_for_each_operation(analysis, models, spec):
     names = {tensor["index"]: tensor["name"] for tensor in plain.get_tensor_details()}
     operators = plain._get_ops_details()  # without a name in a slim file, and the number is Model Explorer's name of it
     assert list(overlay["results"]) == [names[op["outputs"][0]] or str(op["index"]) for op in operators]
-    assert overlay["results"][list(overlay["results"])[-1]]["value"] == pytest.approx(
-        analysis.errors.query("source == 'qat' and layer == 'logits'")["accumulated_sqnr_db"].iloc[0], abs=1e-3
-    )
+    logits = analysis.errors.query("source == 'qat' and layer == 'logits'")["accumulated_sqnr_db"].iloc[0]
+    assert overlay["results"][list(overlay["results"])[-1]]["value"] == pytest.approx(logits, abs=1e-3)
     with pytest.raises(ValueError, match="no net 'other'"):
         node_data(analysis, "other")
     without_file = dataclasses.replace(analysis, errors=analysis.errors.assign(tensor=None))

@@ -15,9 +15,7 @@ from factorizenet_tf.analysis import report
 from factorizenet_tf.analysis.report import report_html
 from factorizenet_tf.analysis.summary import accumulated, net_table
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,8 @@ def charts_of(page):
 
 
 def test_the_report_loads_nothing_and_is_small(page):
-    own = page.replace(
-        re.search(r"<script type=\"module\">(.{500000,}?)</script>", page, re.DOTALL)[1], ""
-    )  # less Vega
+    vega = re.search(r"<script type=\"module\">(.{500000,}?)</script>", page, re.DOTALL)[1]
+    own = page.replace(vega, "")
     assert not re.findall(r"(?:src|href)=\"(?!#)", own)
     named = set(re.findall(r"https?:[\w./-]+", own))  # what the charts' format is called
     assert all(address.startswith("https://vega.github.io/schema/vega-lite/") for address in named)
@@ -48,19 +45,14 @@ def test_its_figures_are_the_analysis(page, analysis, spec):
     (rows,) = charts["channel_precision-0"]["datasets"].values()
     drawn = {row["layer"]: row["value"] for row in rows}
     weights = analysis.weights.query("source == 'float' and tensor == 'folded'").set_index("layer")
-    assert drawn["stage1_block1_spatial"] == pytest.approx(
-        weights.loc["stage1_block1_spatial", "average_channel_precision"], rel=1e-4
-    )
+    layer = "stage1_block1_spatial"
+    assert drawn[layer] == pytest.approx(weights.loc[layer, "average_channel_precision"], rel=1e-4)
     assert "stage1_block1_pointwise" not in drawn  # of 3x3 kernels alone
-    tensor = next(
-        tensor
-        for tensor in charts["channels-0"]["datasets"]["tensors"]
-        if (tensor["net"], tensor["layer"]) == (f"{spec.name}, float", "stage1_block1_spatial")
-        and tensor["tensor"].startswith("weights")
-    )
+    tensors = {(t["net"], t["layer"], t["tensor"][:7]): t for t in charts["channels-0"]["datasets"]["tensors"]}
+    tensor = tensors[f"{spec.name}, float", layer, "weights"]
     assert len(tensor["rows"]) == 8
     counts = analysis.histograms.query(
-        "source == 'float' and tensor == 'folded' and layer == 'stage1_block1_spatial' and channel == 3"
+        f"source == 'float' and tensor == 'folded' and layer == '{layer}' and channel == 3"
     )
     assert [i for i, letter in enumerate(tensor["rows"][3]) if letter != "0"] == counts["bin"].tolist()
 

@@ -72,11 +72,9 @@ def pooling():
 @pytest.fixture(scope="module")
 def nets(models, digits):
     """Trained float nets: the session's grouped one, one of all other kinds of layers, one of average pooling."""
-    mixed_net, pooling_net = (
-        trained(mixed(), digits, 10, from_logits=True),
-        trained(pooling(), digits, 3, from_logits=False),
-    )
-    return {"grouped": models.float, "mixed": mixed_net, "pooling": pooling_net}
+    own = {"mixed": trained(mixed(), digits, 10, from_logits=True)}
+    own["pooling"] = trained(pooling(), digits, 3, from_logits=False)
+    return {"grouped": models.float} | own
 
 
 GROUPED, POOLING = ([(name, scheme) for scheme in ("per_channel", "qat")] for name in ("grouped", "pooling"))
@@ -179,28 +177,23 @@ def test_layer_errors_are_those_of_tensorflows_debugger(simulation, digits):
 
 def debugged(model, images):
     """MSE of each operation's output, in order, by tf.lite.experimental.QuantizationDebugger."""
-    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(
-        tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
-    )
+    shape = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
+    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(shape)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([to_float(i[None])] for i in with_full_range_pixels(images))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the debugger uses the interpreter that TensorFlow deprecates
-        debugger = tf.lite.experimental.QuantizationDebugger(
-            converter=converter, debug_dataset=lambda: ([to_float(image[None])] for image in images)
-        )
+        data = {"debug_dataset": lambda: ([to_float(image[None])] for image in images)}
+        debugger = tf.lite.experimental.QuantizationDebugger(converter=converter, **data)
         debugger.run()
     return [found["mean_squared_error"] for found in debugger.layer_statistics.values()]
 
 
 def computed(file, images):
     """(operator, scale, zero point, int8 output) of the input and of each operation, by LiteRT's reference kernels."""
-    interpreter = Interpreter(
-        model_content=file._content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-        experimental_preserve_all_tensors=True,
-    )
+    options = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF, "experimental_preserve_all_tensors": True}
+    interpreter = Interpreter(model_content=file._content, **options)
     place = interpreter.get_input_details()[0]["index"]
     interpreter.resize_tensor_input(place, (len(images), *file.input_shape))
     interpreter.allocate_tensors()

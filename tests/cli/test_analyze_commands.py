@@ -33,9 +33,7 @@ def test_analyze_says_what_is_wrong_before_it_measures(fails, run, own_net, tmp_
     assert "give --dataset" in fails("analyze", tmp_path / "mine.keras", "--quiet")
 
 
-def test_study_takes_the_levels_and_limits_that_are_asked_for_and_prints_the_answers(
-    prints_json, succeeds, tmp_path, monkeypatch
-):
+def test_study_takes_levels_and_limits_and_prints_the_answers(prints_json, succeeds, tmp_path, monkeypatch):
     asked = {}
 
     def study(data, specs, **options):

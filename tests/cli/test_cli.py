@@ -80,9 +80,7 @@ def test_train_prints_the_metrics_it_wrote_and_a_second_time_gives_the_same_run(
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "on a disk with room"),
     ],
 )
-def test_a_training_that_stops_says_why_and_by_its_code_whose_fault_it_was(
-    fails, monkeypatch, tmp_path, error, code, message
-):
+def test_a_training_that_stops_says_why_and_whose_fault_it_was(fails, monkeypatch, tmp_path, error, code, message):
     def stop(*arguments, **options):
         raise error
 
@@ -123,9 +121,7 @@ def test_a_baseline_is_trained_by_name(succeeds, fails, run, trained, tmp_path):
 # Quantize
 
 
-def test_quantize_writes_a_file_of_ones_own_model_and_prints_what_was_measured(
-    own_net, prints_json, succeeds, tmp_path, monkeypatch
-):
+def test_quantize_writes_a_file_of_ones_own_model(own_net, prints_json, succeeds, tmp_path, monkeypatch):
     own_net().save(tmp_path / "mine.h5")
     out = tmp_path / "out"
     command = ["quantize", tmp_path / "mine.h5", "--dataset", "digits", "--method", "ptq", "--out", out, "--quiet"]

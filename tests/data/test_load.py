@@ -46,34 +46,19 @@ def write_images(root, classes=("cat", "dog"), count=6, size=(9, 7), seed=0):
 
 
 def test_a_folder_of_class_folders_is_read_and_a_train_and_a_test_one_kept_apart(tmp_path):
-    pets, apart = tmp_path / "pets", tmp_path / "apart"
-    write_images(pets)
-    split = fnet.load_dataset(pets, input_shape=(8, 8, 3))
-    assert (split.class_names, split.image_shape) == (("cat", "dog"), (8, 8, 3))
-    assert len(split.train) + len(split.validation) + len(split.test) == 12
-    assert fnet.load_dataset(pets).image_shape == (7, 9, 3)
-    assert fnet.load_dataset(str(pets), input_shape=(8, 8, 1)).image_shape == (8, 8, 1)
-    write_images(apart / "train")
-    write_images(apart / "test", count=2, seed=1)
-    split = fnet.load_dataset(apart)
-    assert (len(split.test), len(split.train) + len(split.validation)) == (4, 12)
-    (apart / "test" / "emu").mkdir()
-    with pytest.raises(ValueError, match="test has the classes emu"):
-        fnet.load_dataset(apart)
-
-
-def test_an_empty_folder_or_class_and_a_half_read_image_are_named(tmp_path):
     with pytest.raises(ValueError, match="has 0 class folders"):
         fnet.load_dataset(tmp_path)
-    write_images(tmp_path, size=(64, 64))
-    broken = tmp_path / "cat" / "0.jpg"
-    Image.open(tmp_path / "cat" / "0.png").save(broken)
-    broken.write_bytes(broken.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cat/0\.jpg is broken .*truncated"):
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test", count=2, seed=1)
+    split = fnet.load_dataset(tmp_path)
+    assert (split.class_names, split.image_shape) == (("cat", "dog"), (7, 9, 3))
+    assert (len(split.test), len(split.train) + len(split.validation)) == (4, 12)
+    assert fnet.load_dataset(str(tmp_path), input_shape=(8, 8, 1)).image_shape == (8, 8, 1)
+    (tmp_path / "test" / "emu").mkdir()
+    with pytest.raises(ValueError, match="test has the classes emu"):
         fnet.load_dataset(tmp_path)
-    broken.unlink()
-    (tmp_path / "emu").mkdir()
-    with pytest.raises(ValueError, match=r"emu has no images"):
+    (tmp_path / "train" / "emu").mkdir()
+    with pytest.raises(ValueError, match="emu has no images"):
         fnet.load_dataset(tmp_path)
 
 

@@ -88,16 +88,11 @@ def test_gtsrb_has_its_signs_by_name_whole_tracks_for_validation_and_is_not_mirr
     monkeypatch.setenv("FACTORIZENET_GTSRB", str(prepared["gtsrb"]))
     data = fnet.load_dataset("gtsrb", input_shape=(16, 16, 3))
     assert data.title == "GTSRB"
-    assert [data.class_names[i] for i in (0, 14, 42)] == [
-        "speed limit 20",
-        "stop",
-        "end of no passing for vehicles over 3.5 t",
-    ]
+    signs = ["speed limit 20", "stop", "end of no passing for vehicles over 3.5 t"]
+    assert [data.class_names[i] for i in (0, 14, 42)] == signs
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 86, "validation": 86, "test": 43}
-    assert [path.name for path in sorted((prepared["gtsrb"] / "validation" / "00007").iterdir())] == [
-        "00005_00000.ppm",
-        "00005_00001.ppm",
-    ]
+    track = sorted((prepared["gtsrb"] / "validation" / "00007").iterdir())
+    assert [path.name for path in track] == ["00005_00000.ppm", "00005_00001.ppm"]
     assert (prepared["gtsrb"] / "test" / "00042" / "00000.ppm").is_file()  # by the truth's table
     assert not fnet.recipe_for("gtsrb").flip
     assert fnet.recipe_for("tiny_imagenet").flip
@@ -125,9 +120,8 @@ def test_a_set_that_is_not_here_and_a_folder_of_something_else_say_what_to_do(tm
     monkeypatch.setenv("FACTORIZENET_GTSRB", str(tmp_path))
     with pytest.raises(ValueError, match="of 0 train classes"):
         fnet.load_dataset("gtsrb")
-    assert "--data-dir is where TFDS keeps its data" in fails(
-        "train", "--dataset", "gtsrb", "--data-dir", tmp_path, "--out", tmp_path / "run"
-    )
+    line = fails("train", "--dataset", "gtsrb", "--data-dir", tmp_path, "--out", tmp_path / "run")
+    assert "--data-dir is where TFDS keeps its data" in line
 
 
 def test_a_folder_called_like_a_set_is_a_folder_until_the_set_is_here(tmp_path, monkeypatch):
@@ -139,9 +133,7 @@ def test_a_folder_called_like_a_set_is_a_folder_until_the_set_is_here(tmp_path, 
     assert not fnet.data.is_folder("gtsrb")
 
 
-def test_the_command_says_what_it_wrote_and_leaves_nothing_of_archives_that_are_not_whole(
-    archives, tmp_path, succeeds, fails
-):
+def test_the_command_says_what_it_wrote_and_of_bad_archives_leaves_nothing(archives, tmp_path, succeeds, fails):
     out = tmp_path / "signs"
     printed = succeeds("prepare", "gtsrb", *archives["gtsrb"], "--out", out)
     assert re.fullmatch(rf"86 train images, .*43 test images\nexport FACTORIZENET_GTSRB={out}\n", printed)
@@ -155,7 +147,6 @@ def test_the_command_says_what_it_wrote_and_leaves_nothing_of_archives_that_are_
         ((training, test, Path(__file__)), "File is not a zip file"),
     ):
         assert said in fails("prepare", "gtsrb", *given, "--out", other)
-    assert "name is 'mnist'; sets that come as archives are tiny_imagenet, gtsrb" in fails(
-        "prepare", "mnist", training, "--out", other
-    )
+    said = fails("prepare", "mnist", training, "--out", other)
+    assert "name is 'mnist'; sets that come as archives are tiny_imagenet, gtsrb" in said
     assert [path.name for path in tmp_path.iterdir()] == ["signs"]

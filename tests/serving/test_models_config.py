@@ -76,7 +76,7 @@ def test_a_model_that_is_there_is_left_and_one_elsewhere_is_warned_of(file, tmp_
     text = EDITED.replace("'old'", "'net'")
     file.write_text(text)
     with pytest.warns(
-        RuntimeWarning, match=r"has net at /elsewhere/old, where .*; edit the entry's base_path \(/models/net"
+        RuntimeWarning, match=r"net at /elsewhere/old, where .*; edit the entry's base_path \(/models/net"
     ):
         assert not add_model(tmp_path, "net")
     assert file.read_text() == text

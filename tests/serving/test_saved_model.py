@@ -82,9 +82,8 @@ def test_labels_metadata_and_a_warm_up_request_of_each_batch_size_lie_beside_the
 
 def test_the_tflite_beside_takes_the_warm_up_too_and_gives_the_int8_nets_logits(int8, models, digits):
     interpreter = Interpreter(str(int8.folder / "model.tflite"))
-    assert interpreter.get_signature_list() == {
-        "serving_default": {"inputs": ["image"], "outputs": ["logits", "probabilities"]}
-    }
+    signature = {"inputs": ["image"], "outputs": ["logits", "probabilities"]}
+    assert interpreter.get_signature_list() == {"serving_default": signature}
     images = digits.test.images[:16]
     given = interpreter.get_signature_runner("serving_default")(image=images)
     np.testing.assert_array_equal(given["logits"], models.int8.predict(images))
@@ -105,9 +104,8 @@ def quick(run, models, tmp_path, monkeypatch):
 
     monkeypatch.setattr(saved_model, "_write_version", write)
     monkeypatch.setattr(Source, "model", lambda source: models.float)
-    return lambda **options: export(
-        run.folder, tmp_path / "models", **({"precision": "float", "name": "net"} | options)
-    )
+    own = {"precision": "float", "name": "net"}
+    return lambda **options: export(run.folder, tmp_path / "models", **own | options)
 
 
 @pytest.fixture

@@ -103,10 +103,8 @@ def test_the_metadata_is_the_saved_models_own(server, loaded):
     kinds = {"DT_FLOAT": "float32", "DT_INT64": "int64", "DT_STRING": "string", "DT_UINT8": "uint8"}
 
     def shown(tensors):
-        return {
-            name: (kinds[tensor["dtype"]], [int(size["size"]) for size in tensor["tensor_shape"]["dim"]])
-            for name, tensor in tensors.items()
-        }
+        sizes = {name: [int(size["size"]) for size in t["tensor_shape"]["dim"]] for name, t in tensors.items()}
+        return {name: (kinds[tensor["dtype"]], sizes[name]) for name, tensor in tensors.items()}
 
     def own(specs):
         return {name: (spec.dtype.name, [-1 if n is None else n for n in spec.shape]) for name, spec in specs.items()}
@@ -268,10 +266,7 @@ def test_sources_that_cannot_be_served_are_refused(run, tmp_path):
     folder = run.folder
     for sources, message in (
         ([], "nothing to serve"),
-        (
-            [f"a={folder}", folder / "model.tflite", f"a={folder}"],
-            "two models are called .*; name one otherwise: other=",
-        ),
+        ([f"a={folder}", folder / "model.tflite", f"a={folder}"], "two models are called .*; name one otherwise: oth"),
         ([f"a b={folder}"], "cannot be served; use letters"),
         ([tmp_path / "lr=0.1"], r"no model at .*lr=0\.1"),
     ):

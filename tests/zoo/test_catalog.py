@@ -119,9 +119,7 @@ def test_a_name_in_two_zoos_is_never_silently_one_of_them(cards, changed, two, f
     two(mine)
     for name in ("a-int8", "a-int8@1"):
         for call in (fnet.zoo.load, fnet.zoo.card, fnet.zoo.verify):
-            with pytest.raises(
-                ValueError, match=r"two zoos have a model 'a-int8', and not the same: .*zoo_dir="
-            ) as error:
+            with pytest.raises(ValueError, match=r"two zoos have a model 'a-int8', and not.*zoo_dir=") as error:
                 call(name)
             assert str(family) in str(error.value)
             assert str(mine) in str(error.value)

@@ -30,18 +30,10 @@ def test_each_wrong_number_fails_its_check(changed, cards, digits, monkeypatch):
     accuracies["test"]["tflite"] -= 0.01  # validation stays, so that one of the two fails
     wrong = {"macs": 1, "params": 1, "size_bytes": 1, "ram_bytes": 1, "operators": ["CUSTOM"], "input_zero_point": 0}
     zoo = changed(1, **wrong, accuracies=accuracies, top5=dict.fromkeys(accuracies, dict.fromkeys(ACCURACIES, 0.5)))
-    assert failed(fnet.zoo.verify(INT8, dataset=digits, zoo_dir=zoo)) == [
-        "MACs",
-        "parameters",
-        "size in bytes",
-        "operators",
-        "input scale and zero point",
-        "TFLite Micro arena, bytes",
-        "agreement with Keras",
-        "test accuracy, 359 images",
-        "test top-5 accuracy, 359 images",
-        "validation top-5 accuracy, 144 images",
-    ]
+    costs = "MACs, parameters, size in bytes, operators, input scale and zero point, TFLite Micro arena, bytes"
+    scores = "agreement with Keras, test accuracy, 359 images, test top-5 accuracy, 359 images"
+    found = ", ".join(failed(fnet.zoo.verify(INT8, dataset=digits, zoo_dir=zoo)))
+    assert found == f"{costs}, {scores}, validation top-5 accuracy, 144 images"
 
 
 def test_accuracy_is_skipped_where_the_data_is_another(zoo, digits):
