@@ -27,16 +27,8 @@ require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 import altair as alt  # noqa: E402
 import pandas  # noqa: E402
 
-__all__ = [
-    "BIN_CHARS",
-    "beside",
-    "channel_map",
-    "chart_spec",
-    "confusion_figure",
-    "factorization_map",
-    "history_figure",
-]
-__all__ += ["layer_figures", "lines", "save", "search_frontier", "write_figures", "zoo_frontier"]
+__all__ = ["BIN_CHARS", "beside", "channel_map", "chart_spec", "confusion_figure", "factorization_map"]
+__all__ += ["history_figure", "layer_figures", "lines", "save", "search_frontier", "write_figures", "zoo_frontier"]
 
 COLORS = ["#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#9467bd", "#8c8c3a", "#7f7f7f"]
 MARKS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]

@@ -188,18 +188,10 @@ def _operations(chain, name) -> Iterator[FusedOp]:
         fixed = FIXED.get(activation, fixed)
     steps = [node for node in chain[1:] if not _is_a(node, "BatchNormalization")]
     before = output if is_fused else f"{output}-{activation}"
-    yield FusedOp(
-        name,
-        kind,
-        before,
-        tuple(first.flat_input_ids),
-        _layers(first, layer, is_fused, steps),
-        groups,
-        is_quantized=type_name not in SAME_SCALE or fixed is not None,
-        fixed_range=fixed,
-        rounds_like_average_pool=_is_a(last, "AveragePooling2D"),
-        **weights,
-    )
+    compute, inputs = _layers(first, layer, is_fused, steps), tuple(first.flat_input_ids)
+    output_is = {"is_quantized": type_name not in SAME_SCALE or fixed is not None, "fixed_range": fixed}
+    output_is["rounds_like_average_pool"] = _is_a(last, "AveragePooling2D")
+    yield FusedOp(name, kind, before, inputs, compute, groups, **output_is, **weights)
     if not is_fused:
         function = _unwrapped_activation(layer.activation)
         compute, fixed = (lambda values, kernel, bias: function(values[before])), FIXED.get(activation)

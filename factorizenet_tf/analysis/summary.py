@@ -22,9 +22,8 @@ def net_table(analysis: Analysis) -> pandas.DataFrame:
     """
     rows = []
     for net in analysis.names:
-        weights, errors, lost = (
-            table[table["net"] == net] for table in (analysis.weights, analysis.errors, analysis.sensitivity)
-        )
+        tables = analysis.weights, analysis.errors, analysis.sensitivity
+        weights, errors, lost = (table[table["net"] == net] for table in tables)
         kernels = weights[(weights["source"] == weights["source"].iloc[0]) & (weights["tensor"] == "folded")]
         spatial = kernels.loc[kernels["layer"].str.endswith("_spatial"), "average_channel_precision"]
         row = {"net": net, "channel_precision_3x3": float(spatial.mean())}

@@ -220,9 +220,8 @@ def gallery(
     from ..zoo.gallery import build_gallery, serve_gallery
 
     cards = build_gallery(out, zoo_dir=zoo_, runtime=runtime)
-    print(
-        f"{out}: {len(cards)} models; any web server can serve it, and `factorizenet gallery --serve` does", flush=True
-    )
+    remedy = "any web server can serve it, and `factorizenet gallery --serve` does"
+    print(f"{out}: {len(cards)} models; {remedy}", flush=True)
     if serve:
         serve_gallery(out, port=port, started=lambda url: print(f"{url} until Ctrl-C", flush=True))
 

@@ -32,17 +32,14 @@ DataSize = Annotated[int | None, Option("--size", help="Resize the images to thi
 DataChannels = Annotated[int | None, Option("--channels", help="1 or 3.", show_default="the data's own")]
 PixelRange = Annotated[
     str | None,
-    Option(
-        help="Pixels that a Keras model of yours takes: 0..255 or -1..1.",
-        show_default="0..1, or as its Rescaling wants",
-    ),
+    Option(help="Pixels that a Keras model of yours takes: 0..255 or -1..1.", show_default="0..1, or its Rescaling's"),
 ]
 PixelMean = Annotated[str | None, Option(help="Taken off the pixels, in that range: a number, or one a channel.")]
 PixelDeviation = Annotated[str | None, Option(help="What the rest is divided by, likewise.")]
 OpenSize = Annotated[int | None, Option("--size", help="Of the images of a Keras model of yours that leaves it open.")]
 Resize = Annotated[
     str | None,
-    Option("--resize", help="Of another aspect: stretch, crop or pad.", show_default="stretch, or as the net's were"),
+    Option("--resize", help="Other aspects: stretch, crop or pad.", show_default="stretch, or as the net's were"),
 ]
 GroupBy = Annotated[
     str | None, Option(help="A regular expression on file names: images that agree in it stay in one split.")
@@ -70,15 +67,10 @@ def _amount_option(help):
 
 MaxMacs = Annotated[int | None, _amount_option("MACs of one image at most, e.g. 12.5M.")]
 MaxSizeBytes = Annotated[int | None, _amount_option("Bytes of the file (int8: the .tflite) at most, e.g. 100k.")]
-MaxRamBytes = Annotated[
-    int | None,
-    _amount_option(
-        "Bytes of RAM at most: the arena of TensorFlow Lite Micro's reference kernels (int8); others need more."
-    ),
-]
+RAM = "Bytes of RAM at most: the arena of TensorFlow Lite Micro's reference kernels (int8); others need more."
+MaxRamBytes = Annotated[int | None, _amount_option(RAM)]
 MaxLatencyMs = Annotated[
-    float | None,
-    Option(help="Milliseconds of one int8 inference at most, one thread, here; in `list`, the card's."),
+    float | None, Option(help="Milliseconds of one int8 inference at most, one thread, here; in `list`, the card's.")
 ]
 MinAccuracy = Annotated[float | None, Option(help="Floor of int8 validation accuracy, 0..1: fewest MACs.")]
 
@@ -120,9 +112,8 @@ def recipe_from(context: Context, dataset: str, *, is_tuning: bool = False, **ch
     """Make the `Recipe` of a data set, or of tuning on it, with `changes` and, before them, the fields that the user gave."""
     from ..recipe import Recipe, recipe_for, tuning_recipe_for
 
-    return (tuning_recipe_for if is_tuning else recipe_for)(
-        dataset, begun=context.params.get("out"), **changes | _given(context, Recipe)
-    )
+    make = tuning_recipe_for if is_tuning else recipe_for
+    return make(dataset, begun=context.params.get("out"), **changes | _given(context, Recipe))
 
 
 def own_model(context: Context) -> dict:

@@ -85,10 +85,8 @@ def _with_model(path, name):
         text = path.read_bytes().decode() if path.exists() else ""
         config = text_format.Parse(text, ModelServerConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
-        what, remedy = (
-            f"{path} is no models.config that can be added to ({error})",
-            "mend it, or export to another folder",
-        )
+        what = f"{path} is no models.config that can be added to ({error})"
+        remedy = "mend it, or export to another folder"
         raise ValueError(f"{what}; it was left as it is: {remedy}") from None
     if config.HasField("custom_model_config"):
         what = f"{path} has a custom_model_config, beside which there is no list of models"

@@ -13,13 +13,8 @@ from .cards import Card, Cards
 
 __all__ = ["card_page", "table_page", "write_pages"]
 
-PRECISIONS = {
-    "float": "float",
-    "ptq_per_tensor": "PTQ per tensor",
-    "ptq_per_channel": "PTQ per channel",
-    "qat": "QAT",
-    "tflite": ".tflite",
-}
+PRECISIONS = {"float": "float", "ptq_per_tensor": "PTQ per tensor", "ptq_per_channel": "PTQ per channel"}
+PRECISIONS |= {"qat": "QAT", "tflite": ".tflite"}
 MAX_CLASSES = 20  # whose confusion matrix is written out; of more classes the most frequent mistakes alone
 RAM = """\
 RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; \

@@ -63,7 +63,9 @@ def publish_errors(run: Run) -> list[str]:
     agreement = metrics["agreement"]
     if agreement["top1"] < MIN_AGREEMENT:
         found = f"{100 * agreement['top1']:.1f} % of {agreement['images']:,} images"
-        remedy = f"(at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
+        remedy = (
+            f"(at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
+        )
         errors.append(f"its .tflite and its QAT Keras model agree on {found} {remedy}")
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
     loss = validation["float"] - validation["tflite"]
@@ -352,9 +354,8 @@ def _check_new(cards, name, content, run, dataset):
             raise FileExistsError(f"this run is published already, as {card.reference}")
         taken = (card.dataset, card.spec.input_shape, card.class_names)
         if taken != given:
-            there, here = (
-                f"{title}, images {shape}, {len(classes)} classes" for title, shape, classes in (taken, given)
-            )
+            nets = (taken, given)
+            there, here = (f"{title}, images {shape}, {len(classes)} classes" for title, shape, classes in nets)
             here += ", of other names" if there == here else ""
             what = f"the name {name} is taken by a net of other data ({card.reference}: {there}; this run: {here})"
             raise PublishError(f"{what}; publish it under another name: --name, or name=")
