@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
 
-from factorizenet_tf.classes import (
-    balanced_accuracy,
-    balanced_weights,
-    class_rows,
-    confusion,
-    matrix_from_text,
-    matrix_to_text,
-    mistakes,
-)
+from factorizenet_tf.classes import balanced_accuracy, balanced_weights, class_rows, confusion, mistakes
+from factorizenet_tf.classes import matrix_from_text as from_text
+from factorizenet_tf.classes import matrix_to_text as to_text
 from factorizenet_tf.plots import confusion_figure
 
 LABELS = np.array([0, 0, 0, 0, 1, 1], np.int32)
@@ -19,10 +13,10 @@ MATRIX = np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]])  # rows by label; the third
 
 def test_a_confusion_matrix_counts_labels_by_rows_and_comes_back_from_its_text():
     np.testing.assert_array_equal(confusion(PREDICTED, LABELS, 3), MATRIX)
-    assert matrix_to_text(MATRIX) == ["3 1 0", "1 1 0", "0 0 0"]
-    np.testing.assert_array_equal(matrix_from_text(matrix_to_text(MATRIX)), MATRIX)
+    assert to_text(MATRIX) == ["3 1 0", "1 1 0", "0 0 0"]
+    np.testing.assert_array_equal(from_text(to_text(MATRIX)), MATRIX)
     with pytest.raises(ValueError, match=r"is \(1, 2\); it must be \(classes, classes\)"):
-        matrix_from_text(["1 2"])
+        from_text(["1 2"])
 
 
 def test_recall_and_precision_are_shares_of_a_row_and_a_column_and_absent_without_images():

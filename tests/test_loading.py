@@ -63,9 +63,8 @@ def sources(run, own_net, tmp_path_factory):
         import keras as keras3
 
         body = keras3.Sequential([keras3.Input((16, 16, 1)), keras3.layers.Conv2D(4, 3), keras3.layers.Flatten()])
-        net = keras3.Sequential(
-            [keras3.Input((16, 16, 1)), keras3.layers.Rescaling(1 / 255), body, keras3.layers.Dense(10)]
-        )
+        inner = [keras3.layers.Rescaling(1 / 255), body, keras3.layers.Dense(10)]
+        net = keras3.Sequential([keras3.Input((16, 16, 1)), *inner])
         net.save(folder / "own3.keras")
     names = {"int8-name": INT8, "float-name@1": f"{FLOAT}@1"}
     weights = {name: str(run.folder / name) for name in ("float.h5", "qat.h5")}

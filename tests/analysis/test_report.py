@@ -39,9 +39,8 @@ def test_the_report_loads_nothing_and_is_small(page):
 
 def test_its_figures_are_the_analysis(page, analysis, spec):
     charts = charts_of(page)
-    assert {name.rpartition("-")[0] for name in charts} == {
-        *("accuracy", "channel_precision", "ranges", "sqnr", "accumulation", "sensitivity", "channels")
-    }
+    names = {"accuracy", "channel_precision", "ranges", "sqnr", "accumulation", "sensitivity", "channels"}
+    assert {name.rpartition("-")[0] for name in charts} == names
     (rows,) = charts["channel_precision-0"]["datasets"].values()
     drawn = {row["layer"]: row["value"] for row in rows}
     weights = analysis.weights.query("source == 'float' and tensor == 'folded'").set_index("layer")
@@ -51,9 +50,8 @@ def test_its_figures_are_the_analysis(page, analysis, spec):
     tensors = {(t["net"], t["layer"], t["tensor"][:7]): t for t in charts["channels-0"]["datasets"]["tensors"]}
     tensor = tensors[f"{spec.name}, float", layer, "weights"]
     assert len(tensor["rows"]) == 8
-    counts = analysis.histograms.query(
-        f"source == 'float' and tensor == 'folded' and layer == '{layer}' and channel == 3"
-    )
+    of_layer = f"source == 'float' and tensor == 'folded' and layer == '{layer}'"
+    counts = analysis.histograms.query(f"{of_layer} and channel == 3")
     assert [i for i, letter in enumerate(tensor["rows"][3]) if letter != "0"] == counts["bin"].tolist()
 
 

@@ -298,9 +298,8 @@ def test_a_dense_layer_by_hand():
 
 
 def test_errors_alone_and_accumulated_by_hand():
-    model = keras.Sequential(
-        [keras.Input((1, 1, 1)), layers.Flatten(), layers.Dense(1, name="a"), layers.Dense(1, name="b")]
-    )
+    dense = [layers.Dense(1, name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((1, 1, 1)), layers.Flatten(), *dense])
     one = [np.ones((1, 1), np.float32), np.zeros(1, np.float32)]
     model.get_layer("a").set_weights(one)
     model.get_layer("b").set_weights(one)

@@ -196,13 +196,15 @@ def test_a_nets_way_to_resize_is_in_its_file_and_read_from_there(digits, models,
 @pytest.mark.parametrize("size", [(40, 61), (61, 40), (7, 16), (16, 16)])
 def test_a_graph_for_tensorflow_serving_resizes_as_the_reader_does(models, resize, size, monkeypatch):
     y, x = np.mgrid[0 : size[0], 0 : size[1]]
-    file = io.BytesIO()
+    file, seen = io.BytesIO(), []
     Image.fromarray((2 * y + x).astype(np.uint8)).save(file, "PNG")
     content = file.getvalue()
-    seen = []
-    monkeypatch.setattr(
-        saved_model, "_with_constants", lambda model, image: lambda image: [seen.append(image) or tf.zeros((1, 10))]
-    )
+
+    def net(image):
+        seen.append(image)
+        return [tf.zeros((1, 10))]
+
+    monkeypatch.setattr(saved_model, "_with_constants", lambda model, image: net)
     module, _ = saved_model.serving_module(models.float, map(str, range(10)), resize)
     tf.config.run_functions_eagerly(True)
     try:

@@ -131,10 +131,8 @@ def test_a_tfds_name_may_have_a_config_and_a_version(tmp_path):
 
         def _info(self):
             side = 4 if self.builder_config.name == "small" else 6
-            features = {
-                "image": tfds.features.Image(shape=(side, side, 3)),
-                "label": tfds.features.ClassLabel(num_classes=2),
-            }
+            features = {"image": tfds.features.Image(shape=(side, side, 3))}
+            features["label"] = tfds.features.ClassLabel(num_classes=2)
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager):
