@@ -23,11 +23,10 @@ def slim(
     as_json: Json = False,
 ):
     """Write a .tflite in fewer bytes: the same outputs to the bit, and the same arena."""
-    from ..files import write_bytes
+    from ..files import check_new, write_bytes
     from ..tflite.slim import slim as slim_bytes
 
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; choose another name or remove it")
+    check_new(out)
     content = _content(file, zoo_)
     slimmed = slim_bytes(content, keep_names=keep_names)
     write_bytes(out, slimmed)
