@@ -30,8 +30,7 @@ def export(
     saved_model: Annotated[Path | None, Option(help="Write a SavedModel to this new folder.")] = None,
     micro: Annotated[Path | None, Option(help="Write C++ sources for TensorFlow Lite Micro to this folder.")] = None,
     kernels: Annotated[
-        str,
-        Option(help="With --micro, for its arena: reference, cmsis-nn (Cortex-M) or esp-nn (ESP32-S3)."),
+        str, Option(help="With --micro, for its arena: reference, cmsis-nn (Cortex-M) or esp-nn (ESP32-S3).")
     ] = "reference",
     serving: Annotated[Path | None, Option(help="Write a version for TensorFlow Serving below this folder.")] = None,
     version: Annotated[int | None, Option(help="With --serving: above the newest.", show_default="the next")] = None,
@@ -128,8 +127,7 @@ def latencies(
     context: Context,
     out: Annotated[Path, Option(help="The table, for `export --regroup fastest --latencies`.")],
     sources: Annotated[
-        list[str] | None,
-        Argument(help="int8 nets to measure: names of the zoo, runs' folders, .tflite files."),
+        list[str] | None, Argument(help="int8 nets to measure: names of the zoo, runs' folders, .tflite files.")
     ] = None,
     width: Annotated[int, Option(help="Without sources: every level of this width's family.")] = 16,
     size: Annotated[int, Option(help="Its images' height and width in pixels.")] = 32,

@@ -19,8 +19,7 @@ from . import options
 __all__ = ["describe", "gallery", "levels", "list_models", "publish", "show_card", "verify"]
 
 Measure = Annotated[
-    bool,
-    Option("--measure", help="Also the .tflite's bytes, arena and milliseconds: seconds a net, once."),
+    bool, Option("--measure", help="Also the .tflite's bytes, arena and milliseconds: seconds a net, once.")
 ]
 
 

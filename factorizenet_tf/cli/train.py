@@ -60,11 +60,7 @@ def train(
     seed: Annotated[int | None, Option(help="Of everything random.", show_default="the recipe's")] = None,
     flip: Annotated[
         bool | None,
-        Option(
-            "--flip/--no-flip",
-            help="Mirror half of the images.",
-            show_default="named sets but digits and gtsrb",
-        ),
+        Option("--flip/--no-flip", help="Mirror half of the images.", show_default="named sets but digits and gtsrb"),
     ] = None,
     crop_padding: Annotated[
         float | None, Option(help="Random crops, padded by this share.", show_default="0.125")
@@ -200,15 +196,13 @@ def evaluate(
     context: Context,
     net: Annotated[str, Argument(help="A name, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")],
     dataset: Annotated[
-        str | None,
-        Option("--dataset", help=options.DATASETS, show_default="what the net was trained on"),
+        str | None, Option("--dataset", help=options.DATASETS, show_default="what the net was trained on")
     ] = None,
     split: Annotated[
         str | None, Option(help="test, validation or train.", show_default="test, else validation")
     ] = None,
     errors: Annotated[
-        Path | None,
-        Option(help="Write what went wrong, one HTML file; of float and int8 where there are both."),
+        Path | None, Option(help="Write what went wrong, one HTML file; of float and int8 where there are both.")
     ] = None,
     threads: Annotated[int, Option(help="Threads of the latency measurement (.tflite).")] = 1,
     pixel_range: options.PixelRange = None,
