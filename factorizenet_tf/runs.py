@@ -210,7 +210,7 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after a whole epoch, the number of its phase, "float" or "qat": a dict an epoch so far, the variables' values."""
+    """State after an epoch, the number of its phase, "float" or "qat": a dict for each so far, and the variables' values."""
 
     phase: str
     epoch: int

@@ -48,15 +48,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Images = TypedDict("Images", dict.fromkeys(("train", "validation"), Count) | {"test": NotRequired[Count]})
 Scores = TypedDict("Scores", dict.fromkeys(ACCURACIES, Share))
 Accuracies = TypedDict("Accuracies", {"validation": Scores} | {"test": NotRequired[Scores]})
-
-
-class Agreed(TypedDict):
-    top1: Share
-    within_1_lsb: Share
-    largest_lsb: Count
-    images: Count
-
-
+Agreed = TypedDict(
+    "Agreed", dict.fromkeys(("top1", "within_1_lsb"), Share) | dict.fromkeys(("largest_lsb", "images"), Count)
+)
 Confusion = Annotated[tuple[str, ...], AfterValidator(lambda rows: (matrix_from_text(rows), rows)[1])]
 Spec = Annotated[ModelSpec | ResNet8 | Architecture, PlainValidator(lambda fields: spec_from_json(json.dumps(fields)))]
 RecipeFields = Annotated[dict, AfterValidator(lambda fields: recipe_from_json(json.dumps(fields)).to_dict())]

@@ -78,12 +78,8 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
             alike = [card for card in cards if (card.dataset, card.precision) == (dataset, precision)]
             counts = sorted({(card.images["validation"], card.images.get("test", 0)) for card in alike})
             images = [f"{some:,} validation and {f'{test:,}' if test else 'no'} test images" for some, test in counts]
-            lines += [
-                f"## {dataset}, {precision}",
-                "",
-                *([f"Accuracy on {' or '.join(images)}.", ""] if images else []),
-            ]
-            lines += [*_models(alike, precision), ""]
+            counted = [f"Accuracy on {' or '.join(images)}.", ""] if images else []
+            lines += [f"## {dataset}, {precision}", "", *counted, *_models(alike, precision), ""]
     return "\n".join(lines)
 
 

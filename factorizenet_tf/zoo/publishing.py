@@ -63,10 +63,9 @@ def publish_errors(run: Run) -> list[str]:
     agreement = metrics["agreement"]
     if agreement["top1"] < MIN_AGREEMENT:
         found = f"{100 * agreement['top1']:.1f} % of {agreement['images']:,} images"
-        remedy = (
-            f"(at least {100 * MIN_AGREEMENT:g} % is asked for); convert it again, or look for the layer with analyze"
-        )
-        errors.append(f"its .tflite and its QAT Keras model agree on {found} {remedy}")
+        asked = f"at least {100 * MIN_AGREEMENT:g} % is asked for"
+        remedy = "convert it again, or look for the layer with analyze"
+        errors.append(f"its .tflite and its QAT Keras model agree on {found} ({asked}); {remedy}")
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
     loss = validation["float"] - validation["tflite"]
     max_loss, max_gain = (max(share, 3 / images) for share in (MAX_LOSS, MAX_GAIN))  # of a small split, three images
