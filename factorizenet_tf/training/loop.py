@@ -171,10 +171,8 @@ def make_step(
                 soft = tf.nn.softmax(teacher(inputs, training=False) / TEMPERATURE)
                 distance = tf.nn.softmax_cross_entropy_with_logits(soft, logits / TEMPERATURE)
                 loss = 0.5 * loss + 0.5 * TEMPERATURE**2 * tf.reduce_mean(distance)
-        gradients = tape.gradient(loss, trainable)
-        gradients = [
-            g + recipe.weight_decay * v if is_decayed else g for g, v, is_decayed in zip(gradients, trainable, decayed)
-        ]
+        found, decay = zip(tape.gradient(loss, trainable), trainable, decayed), recipe.weight_decay
+        gradients = [g + decay * v if is_decayed else g for g, v, is_decayed in found]
         optimizer.learning_rate.assign(learning_rate)
         optimizer.apply_gradients(zip(gradients, trainable))
         accuracy = tf.reduce_mean(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
@@ -273,11 +271,10 @@ def train_epoch(
     steps = len(split) // recipe.batch_size
     callbacks = callbacks or keras.callbacks.CallbackList()
     losses, accuracies, rate = [], [], 0.0
+    schedule = {"steps": epochs * steps, "warmup_steps": round(warmup_epochs * steps), "peak": peak}
     for i, (images, labels, seed) in enumerate(batches(split, recipe, phase, epoch)):
         callbacks.on_train_batch_begin(i)
-        rate = learning_rate_at(
-            epoch * steps + i, steps=epochs * steps, warmup_steps=round(warmup_epochs * steps), peak=peak
-        )
+        rate = learning_rate_at(epoch * steps + i, **schedule)
         loss, hit = (float(value) for value in run(images, labels, rate, seed))
         if not math.isfinite(loss):
             raise diverged(f"the loss is {loss} at step {i + 1} of {phase} epoch {epoch + 1}", last_saved)
@@ -340,10 +337,10 @@ class TrainingLoop:
             OSError: the folder cannot be written.
         """
         warn_without_native_gradient(model)
-        recipe, split = self.recipe, self.dataset.train
+        recipe, split, weights = self.recipe, self.dataset.train, None
         epochs = _schedule(recipe, phase)[0]
-        is_balanced = recipe.class_weights == "balanced"
-        weights = balanced_weights(split.labels, self.dataset.num_classes) if is_balanced else None
+        if recipe.class_weights == "balanced":
+            weights = balanced_weights(split.labels, self.dataset.num_classes)
         step = make_step(model, recipe, self.teacher, weights)
         first = self._restore(phase, step)
         run = compiled_step(step)
@@ -351,9 +348,8 @@ class TrainingLoop:
         steps = len(split) // recipe.batch_size
         model.optimizer = step.optimizer  # where callbacks look for it
         advance = keras.callbacks.LambdaCallback(on_batch_end=lambda _, logs: self.progress.step(loss=logs["loss"]))
-        callbacks = keras.callbacks.CallbackList(
-            [*self.callbacks, advance], model=model, epochs=epochs, steps=steps, verbose=0
-        )
+        told = [*self.callbacks, advance]
+        callbacks = keras.callbacks.CallbackList(told, model=model, epochs=epochs, steps=steps, verbose=0)
         model.stop_training = False
         callbacks.on_train_begin()
         for epoch in range(first, epochs):
@@ -365,13 +361,8 @@ class TrainingLoop:
                 with np.errstate(all="ignore"):
                     estimate()
             _check_finite(done["loss"], model, f"{phase} epoch {epoch + 1}", saved)
-            row = {
-                "phase": phase,
-                "epoch": epoch + 1,
-                **done,
-                "val_accuracy": accuracy(model, self.dataset.validation),
-                "seconds": round(time.perf_counter() - start, 2),
-            }
+            row = {"phase": phase, "epoch": epoch + 1, **done, "val_accuracy": accuracy(model, self.dataset.validation)}
+            row["seconds"] = round(time.perf_counter() - start, 2)
             best = max((past["val_accuracy"] for past in self.history if past["phase"] == phase), default=-1)
             if self.keep is not None and row["val_accuracy"] > best:
                 self.keep(phase, model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from ..cost import cost_rows
 from ..data import Dataset
 from ..files import write_bytes
 from ..models.convert import to_tflite
-from ..models.evaluate import agreement
 from ..models.keras3 import check_weights, quantizable
 from ..models.load import taken_in
 from ..models.quantize import is_quantize_aware, quantize_aware, with_softmax, without_softmax
@@ -27,19 +25,13 @@ from ..recipe import Recipe
 from ..runs import CHECKPOINT_FILE, TFLITE_FILE, open_run_folder, write_metrics
 from ..tflite.int8_model import Int8Model
 from .loop import TrainingLoop
-from .train import AGREEMENT_IMAGES, check_batch, check_data, conversion_of, measure
+from .train import check_batch, check_data, conversion_of, measure
 
 __all__ = ["CAREFUL", "quantize_own"]
 
 METHODS = ("qat", "ptq", "ptq-per-tensor")
 # Of a net that is trained, by its user's own recipe: no augmentation or smoothing that this may not have had.
-CAREFUL = {
-    "qat_learning_rate": 0.001,
-    "label_smoothing": 0,
-    "weight_decay": 0,
-    "crop_padding": 0,
-    "flip": False,
-}
+CAREFUL = {"qat_learning_rate": 0.001, "label_smoothing": 0, "weight_decay": 0, "crop_padding": 0, "flip": False}
 LEAST_AGREEMENT, LARGEST_STEPS = 0.98, 16  # of a .tflite with its QAT model, beyond which it is said
 FALL = 0.02  # of the validation accuracy from float to int8, from which on it is said
 
@@ -77,8 +69,12 @@ def quantize_own(
         ValueError, TypeError, OSError, DivergedError: as `train` and `quantize_aware`.
     """
     recipe = recipe or Recipe(**CAREFUL)
-    model = taken_in(model)
-    _check_model(model, dataset, method)
+    float_model = model = taken_in(model)
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if is_quantize_aware(model):
+        raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
+    check_data(dataset, model.input_shape[1:], model.output_shape[-1])
     if method == "qat":
         check_batch(dataset, recipe)
         if not recipe.qat_epochs:
@@ -86,11 +82,10 @@ def quantize_own(
     check_weights(model)
     cost_rows(model)  # raises on a layer that nobody can count
     calibration = dataset.calibration(recipe.calibration_images)
-    float_model, has_softmax = model, without_softmax(model) is not model
-    if method == "qat":
+    quantized = None
+    if method == "qat":  # what the model cannot do shows before anything is written
         model = without_softmax(model)
-    # What the model cannot do shows before anything is written.
-    quantized = quantize_aware(quantizable(model), calibration=calibration) if method == "qat" else None
+        quantized = quantize_aware(quantizable(model), calibration=calibration)
     folder = Path(out)
     is_new = not folder.exists()
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(float_model)}
@@ -100,19 +95,15 @@ def quantize_own(
         if quantized is not None:
             loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress)
             loop.fit("qat", quantized)
-            quantized = with_softmax(quantized) if has_softmax else quantized
+            quantized = quantized if model is float_model else with_softmax(quantized)
             with conversion_of(loop):
                 content = to_tflite(quantized, **options)
-                int8_model = Int8Model(content)
+                models = {"float": float_model, "qat": quantized, "tflite": Int8Model(content)}
         else:
             content = to_tflite(model, calibration=calibration, per_channel=method == "ptq", **options)
-            int8_model = Int8Model(content)
-        models = {"float": float_model} | ({} if quantized is None else {"qat": quantized}) | {"tflite": int8_model}
+            models = {"float": float_model, "tflite": Int8Model(content)}
         write_bytes(folder / TFLITE_FILE, content)
         metrics = {"name": model.name, "method": method, **measure(models, dataset, progress)}
-        if quantized is not None:
-            found = agreement(quantized, int8_model, dataset.held_out[1].images[:AGREEMENT_IMAGES])
-            metrics["agreement"] = dataclasses.asdict(found)
         write_metrics(folder, metrics)
     _warn(metrics, model)
     return metrics
@@ -142,9 +133,8 @@ def _warn(metrics, model):
             stacklevel=3,
         )
     if accuracy["float"] - accuracy["tflite"] >= FALL:
-        remedy = (
-            "method qat" if metrics["method"] != "qat" else "a lower qat_learning_rate, more qat_epochs, or method ptq"
-        )
+        is_qat = metrics["method"] == "qat"
+        remedy = "a lower qat_learning_rate, more qat_epochs, or method ptq" if is_qat else "method qat"
         warnings.warn(
             f"the validation accuracy fell from {100 * accuracy['float']:.1f} % in float to {100 * accuracy['tflite']:.1f} % "
             f"in int8; try {remedy}",
@@ -160,11 +150,3 @@ def _has_dead_filters(layer) -> bool:
         return False
     largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(0)
     return bool((largest < 1e-6 * largest.max()).any())
-
-
-def _check_model(model, dataset, method):
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    if is_quantize_aware(model):
-        raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
-    check_data(dataset, model.input_shape[1:], model.output_shape[-1])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import runs
 from .._keras import keras
 from ..classes import confusion, matrix_to_text
 from ..console import Progress
@@ -29,19 +30,7 @@ from ..models.keras3 import check_pixels
 from ..models.quantize import quantize_aware, without_softmax, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, augmentations, recipe_for
-from ..runs import (
-    BEST_FILES,
-    FLOAT_FILE,
-    IN_MEMORY,
-    METRICS_FILE,
-    QAT_FILE,
-    SPEC_FILE,
-    TFLITE_FILE,
-    Run,
-    load_run,
-    open_run_folder,
-    write_metrics,
-)
+from ..runs import Run
 from ..spec import Architecture, ModelSpec
 from ..tflite.int8_model import Int8Model
 from ..zoo.store import other_zoo
@@ -108,15 +97,16 @@ def train(
     if teacher_model is not None:
         check_data(dataset, teacher_model.input_shape[1:], teacher_model.output_shape[-1])
     folder = Path(out)
-    if isinstance(spec, Architecture) and recipe.qat_epochs and not (folder / SPEC_FILE).exists():
+    if isinstance(spec, Architecture) and recipe.qat_epochs and not (folder / runs.SPEC_FILE).exists():
         wrap_for_qat(build(spec))  # a layer that it refuses shows before the float epochs
     weights = [None if model is None else fingerprint(model) for model in (start, teacher_model)]
-    open_run_folder(folder, dataset, recipe, spec.to_json(), *weights, freeze)
-    if (folder / METRICS_FILE).exists():
-        return load_run(folder)
+    runs.open_run_folder(folder, dataset, recipe, spec.to_json(), *weights, freeze)
+    if (folder / runs.METRICS_FILE).exists():
+        return runs.load_run(folder)
 
     def keep(phase, model):
-        save_weights(model, folder / BEST_FILES[phase], spec=spec, precision="float" if phase == "float" else "int8")
+        precision = "float" if phase == "float" else "int8"
+        save_weights(model, folder / runs.BEST_FILES[phase], spec=spec, precision=precision)
 
     with Progress(verbose) as progress:
         progress.say(f"{spec.name} on {dataset.title}: {augmentations(recipe)}")
@@ -124,36 +114,30 @@ def train(
         float_model = _train_float(loop, spec, start, freeze)
         qat_model = _train_qat(loop, spec, float_model) if recipe.qat_epochs else None
         models = _convert(loop, float_model, qat_model)
+        taught = taught_by and _reference(taught_by)
+        options = {"initial_zoo": zoo, "teacher": taught, "freeze": freeze, "command": command}
         metrics = {
             "name": spec.name,
             **measure(models, dataset, progress),
             "initial": source and _reference(source),
-            **({"initial_zoo": zoo} if zoo else {}),
-            **({"teacher": _reference(taught_by)} if taught_by else {}),
-            **({"freeze": freeze} if freeze else {}),
+            **{key: value for key, value in options.items() if value},
             "machine": cpu_name(),
             "versions": versions(),
             "training_seconds": round(sum(row["seconds"] for row in loop.history), 1),
-            **({"command": command} if command else {}),
         }
-        if qat_model is not None:
-            images = dataset.held_out[1].images[:AGREEMENT_IMAGES]
-            metrics["agreement"] = dataclasses.asdict(agreement(qat_model, models["tflite"], images))
-        write_metrics(folder, metrics)
+        runs.write_metrics(folder, metrics)
     return Run(folder, spec, recipe, metrics)
 
 
 def _reference(source) -> str:
-    return source.reference if source.memory is None else IN_MEMORY
+    return source.reference if source.memory is None else runs.IN_MEMORY
 
 
 def check_data(dataset: Dataset, input_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise ValueError where a net and a data set differ in image size or number of classes."""
-    shape = tuple(input_shape)
-    if tuple(dataset.image_shape) != shape:
-        raise ValueError(
-            f"the images are {dataset.image_shape}, the net takes {shape}; load the data with input_shape={shape}"
-        )
+    given, shape = tuple(dataset.image_shape), tuple(input_shape)
+    if given != shape:
+        raise ValueError(f"the images are {given}, the net takes {shape}; load the data with input_shape={shape}")
     if dataset.num_classes != num_classes:
         raise ValueError(
             f"{dataset.title} has {dataset.num_classes} classes, the net {num_classes}; give data of the net's classes, or "
@@ -163,10 +147,9 @@ def check_data(dataset: Dataset, input_shape: tuple[int, int, int], num_classes:
 
 def check_batch(dataset: Dataset, recipe: Recipe) -> None:
     """Raise ValueError where the training images do not fill one batch: nothing would be trained."""
-    if recipe.batch_size > len(dataset.train):
-        raise ValueError(
-            f"batch_size is {recipe.batch_size}, the training images are {len(dataset.train):,}; use at most that many"
-        )
+    size, images = recipe.batch_size, len(dataset.train)
+    if size > images:
+        raise ValueError(f"batch_size is {size}, the training images are {images:,}; use at most that many")
 
 
 def _check_freeze(freeze, spec, initial):
@@ -178,7 +161,7 @@ def _check_freeze(freeze, spec, initial):
 
 
 def _train_float(loop, spec, start, freeze):
-    path = loop.folder / FLOAT_FILE
+    path = loop.folder / runs.FLOAT_FILE
     keras.utils.set_random_seed(loop.recipe.seed)
     if loop.resumes("float") and path.exists():
         return load_model(path, spec=spec, precision="float")
@@ -195,7 +178,7 @@ def _train_float(loop, spec, start, freeze):
 
 
 def _train_qat(loop, spec, float_model):
-    path = loop.folder / QAT_FILE
+    path = loop.folder / runs.QAT_FILE
     loop.progress.say("inserting fake quantization")
     if loop.resumes("qat") and path.exists():
         return load_model(path, spec=spec, precision="int8")
@@ -222,7 +205,7 @@ def _convert(loop, float_model, qat_model) -> dict:
             models["qat"] = qat_model
             content = to_tflite(qat_model, **kept)
         models["tflite"] = Int8Model(content)
-    write_bytes(loop.folder / TFLITE_FILE, content)
+    write_bytes(loop.folder / runs.TFLITE_FILE, content)
     return models
 
 
@@ -246,7 +229,8 @@ def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
     """Measure a net's accuracies on validation and test, where there is one, and its costs, as metrics.json has them.
 
     Args:
-        models: by precision: "float", a tf_keras model, "tflite", an Int8Model, and others of either kind.
+        models: by precision: "float", a tf_keras model, "tflite", an Int8Model, and others of either kind; where there is
+            "qat", how far the .tflite agrees with it is measured, too.
         dataset: its data.
         progress: where a line a split goes.
     """
@@ -263,7 +247,7 @@ def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
             title: matrix_to_text(confusion(found[kind], split.labels, dataset.num_classes))
             for kind, title in (("float", "float"), ("tflite", "int8"))
         }
-    int8_model = models["tflite"]
+    int8_model, images = models["tflite"], dataset.held_out[1].images[:AGREEMENT_IMAGES]
     return {
         "dataset": dataset.title,
         "images": {"train": len(dataset.train)} | {name: len(split) for name, split in splits.items()},
@@ -275,4 +259,5 @@ def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
         "size_bytes": int8_model.size_bytes,
         "operators": sorted(set(int8_model.operators)),
         "tensor_types": sorted(int8_model.tensor_types),
+        **({"agreement": dataclasses.asdict(agreement(models["qat"], int8_model, images))} if "qat" in models else {}),
     }
