@@ -47,11 +47,7 @@ def run(digits, spec, recipe, tmp_path_factory):
 def no_conversion(run, monkeypatch):
     """Trainings end with the run's own .tflite and numbers: converting and measuring is most of a short one's time."""
     content = (run.folder / "model.tflite").read_bytes()
-    for name, result in (
-        ("to_tflite", content),
-        ("measure", run.metrics),
-        ("agreement", fnet.Agreement(**run.metrics["agreement"])),
-    ):
+    for name, result in (("to_tflite", content), ("measure", run.metrics)):
         monkeypatch.setattr(f"factorizenet_tf.training.train.{name}", lambda *a, result=result, **options: result)
 
 

@@ -279,9 +279,11 @@ def _rebuild(model, graph, chosen, batches, advance):
 def _through(parts, batches, is_rounded: bool) -> list:
     """Compute the layers of a split one after the other; rounded: their kernels and the values between them, to 8 bits."""
     for number, part in enumerate(parts):
-        weights = part.get_weights()
-        if is_rounded:
-            part.set_weights([_rounded(weights[0], type(part).__name__), *weights[1:]])
+        kernel, *rest = weights = part.get_weights()
+        if is_rounded:  # symmetric, a scale for each output channel
+            axes = (0, 1) if type(part).__name__ == "DepthwiseConv2D" else (0, 1, 2)
+            scale = np.maximum(np.abs(kernel).max(axes, keepdims=True) / 127, 1e-30)
+            part.set_weights([np.round(kernel / scale) * scale, *rest])
         batches = [part(batch) for batch in batches]
         part.set_weights(weights)
         if is_rounded and number + 1 < len(parts):
@@ -289,13 +291,6 @@ def _through(parts, batches, is_rounded: bool) -> list:
             low, high = min(low, 0.0), max(high, 0.0)
             batches = [tf.quantization.fake_quant_with_min_max_vars(batch, low, high) for batch in batches]
     return batches
-
-
-def _rounded(kernel: np.ndarray, kind: str) -> np.ndarray:
-    """Round a kernel to int8, symmetric, a scale for each output channel."""
-    axes = (0, 1) if kind == "DepthwiseConv2D" else (0, 1, 2)
-    scale = np.maximum(np.abs(kernel).max(axes, keepdims=True) / 127, 1e-30)
-    return np.round(kernel / scale) * scale
 
 
 def _relative_error(found, wanted) -> float:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import flatbuffers
+
 from ..files import check_new, write_bytes
 from ..pixels import RANGES
 from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files, read_flatbuffer, with_files_of, write_flatbuffer
@@ -81,17 +83,11 @@ def with_metadata(content: bytes, *, name: str) -> bytes:
         output[6] = [{0: LABELS_FILE, 1: "class names by number, one a line", 2: TENSOR_AXIS_LABELS}]
     root = {0: name, 1: DESCRIPTION, 2: "1", 3: [{2: [input_], 3: [output]}], 7: PARSER_VERSION}
     others = [entry for entry in model.metadata or () if entry.name not in (METADATA_NAME, METADATA_NAME.encode())]
-    model.buffers.append(schema.BufferT(list(_flatbuffer(root))))
+    builder = flatbuffers.Builder()
+    builder.Finish(_write(builder, root), file_identifier=IDENTIFIER)
+    model.buffers.append(schema.BufferT(list(builder.Output())))
     model.metadata = [*others, schema.MetadataT(name=METADATA_NAME, buffer=len(model.buffers) - 1)]
     return with_files_of(write_flatbuffer(model), content)
-
-
-def _flatbuffer(root) -> bytes:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(_write(builder, root), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
 
 
 def _write(builder, value) -> int:

@@ -49,19 +49,25 @@ def metadata(content):
     return Table(data, struct.unpack_from("<I", data)[0])
 
 
-def test_the_buffer_says_what_an_app_must_do_with_an_image(content):
+def described(content):
+    """The tables of a file's net, its input and its output, and what normalizes a pixel."""
     root = metadata(with_metadata(content, name="mine"))
-    assert [root.text(field) for field in (0, 2, 7)] == ["mine", "1", "1.0.0"]
-    assert root.text(1).startswith("An int8 image classifier")
     (graph,) = root.tables(3)
     (input_,), (output,) = graph.tables(2), graph.tables(3)
+    (unit,) = input_.tables(4)
+    return root, input_, output, unit
+
+
+def test_the_buffer_says_what_an_app_must_do_with_an_image(content):
+    root, input_, output, unit = described(content)
+    assert [root.text(field) for field in (0, 2, 7)] == ["mine", "1", "1.0.0"]
+    assert root.text(1).startswith("An int8 image classifier")
     assert (input_.text(0), output.text(0)) == ("image", "logits")
     image = input_.table(3)
     assert image.number(0, "<B") == 2  # ImageProperties
     properties = image.table(1)
     assert properties.number(0, "<b") == 2  # GRAYSCALE
     assert [properties.table(1).number(field, "<I") for field in (0, 1)] == [16, 16]
-    (unit,) = input_.tables(4)
     assert unit.number(0, "<B") == 1  # NormalizationOptions
     assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([0.0], [255.0])
     (file,) = output.tables(6)
@@ -72,9 +78,7 @@ def test_a_file_of_pixels_in_another_range_runs_by_it_and_says_so(around_0, nois
     _, content = around_0
     images = noise(20, (4, 4, 1))
     np.testing.assert_array_equal(fnet.Int8Model(content).predict(images), TFLiteModel(content).predict(images))
-    (graph,) = metadata(with_metadata(content, name="theirs")).tables(3)
-    (input_,) = graph.tables(2)
-    (unit,) = input_.tables(4)
+    _, input_, _, unit = described(content)
     assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([127.5], [127.5])
     assert "brought to -1..1" in input_.text(1)
 
@@ -82,11 +86,11 @@ def test_a_file_of_pixels_in_another_range_runs_by_it_and_says_so(around_0, nois
 def test_a_wide_colour_image_has_its_width_first(content):
     model = read_flatbuffer(content)
     model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].shape = [1, 20, 30, 3]
-    (graph,) = metadata(with_metadata(write_flatbuffer(model), name="wide")).tables(3)
-    properties = graph.tables(2)[0].table(3).table(1)
+    _, input_, output, _ = described(write_flatbuffer(model))
+    properties = input_.table(3).table(1)
     assert properties.number(0, "<b") == 1  # RGB
     assert [properties.table(1).number(field, "<I") for field in (0, 1)] == [30, 20]
-    assert graph.tables(3)[0].tables(6) == []  # the bare flatbuffer has no labels
+    assert output.tables(6) == []  # the bare flatbuffer has no labels
 
 
 def test_metadata_changes_no_output_and_is_replaced_by_newer(content, models, digits):

@@ -337,13 +337,14 @@ def test_weight_decay_reaches_kernels_only_and_the_step_is_pure():
 def test_class_weights_weigh_each_images_loss():
     model = fnet.build(fnet.ModelSpec(0, width=8, input_shape=(8, 8, 1), stages=((1, 2),)))
     model.layers[-1].bias.assign(np.arange(10.0))
-    batch = tf.zeros((4, 8, 8, 1), tf.uint8), tf.constant([0, 0, 1, 1]), tf.constant(0.0), tf.constant([1, 2])
-    plain, weighed = (
-        float(make_step(model, fnet.Recipe(batch_size=4), class_weights=weights).train(*batch)[0])
-        for weights in (None, np.array([0.5, 1.5] + 8 * [7.0]))
-    )
-    first = float(make_step(model, fnet.Recipe(batch_size=4)).train(batch[0], tf.zeros((4,), tf.int32), *batch[2:])[0])
-    second = 2 * plain - first
+
+    def loss(labels, weights=None):
+        step = make_step(model, fnet.Recipe(batch_size=4), class_weights=weights)
+        images, rate, seed = tf.zeros((4, 8, 8, 1), tf.uint8), tf.constant(0.0), tf.constant([1, 2])
+        return float(step.train(images, tf.constant(labels), rate, seed)[0])
+
+    first, second = loss([0, 0, 0, 0]), loss([1, 1, 1, 1])
+    weighed = loss([0, 0, 1, 1], np.array([0.5, 1.5] + 8 * [7.0]))
     assert weighed == pytest.approx(0.25 * first + 0.75 * second, rel=1e-4)
     assert first != pytest.approx(second, rel=1e-4)
 
