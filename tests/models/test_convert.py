@@ -48,12 +48,8 @@ def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_i
     layers = keras.layers
     net = [keras.Input((16, 16, 1)), layers.RandomFlip(), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)]
     model, images = keras.Sequential(net, name="theirs"), digits.calibration(8)
-    calls = (
-        fnet.quantize_aware,
-        lambda net: fnet.to_tflite(net, calibration=images),
-        lambda net: fnet.factorize(net, 1),
-    )
-    for call in calls:
+    converted, factorized = lambda net: fnet.to_tflite(net, calibration=images), lambda net: fnet.factorize(net, 1)
+    for call in (fnet.quantize_aware, converted, factorized):
         with pytest.raises(ValueError, match=r"the layer 'rescaling.*' of 'theirs' scales pixels of 0\.\.255"):
             call(model)
     found = fnet.Int8Model(fnet.to_tflite(fnet.from_keras3(model), calibration=images)).predict(images)

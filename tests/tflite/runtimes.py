@@ -1,13 +1,13 @@
 """The runtimes that a .tflite must give the same numbers on: LiteRT and TensorFlow Lite Micro."""
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+
+from factorizenet_tf.tflite.latency import new_interpreter
 
 
-def on_litert(content, images, **options):
+def on_litert(content, images, kernels="AUTO"):
     """The outputs of inputs (n, ...), one after the other, by LiteRT."""
-    interpreter = Interpreter(model_content=content, **options)
-    interpreter.allocate_tensors()
+    interpreter = new_interpreter(content, kernels=kernels)
     (input_,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     results = []
     for image in images:

@@ -22,21 +22,18 @@ PRINT = """
 #include <stdio.h>
 #include "mine_1_golden.h"
 #include "foreign_net_0_golden.h"
+#define PRINT(format, count, value) for (i = 0; i < (count); ++i) printf(format, value); printf("\\n");
 int main(void) {
   int i;
   printf("%d %d %d %.9g ", MINE_1_ARENA_BYTES, MINE_1_CLASSES, MINE_1_OUTPUT_ZERO_POINT, MINE_1_OUTPUT_SCALE);
   printf("%d\\n", (int)((uintptr_t)mine_1_model % 16));
-  for (i = 0; i < MINE_1_CLASSES; ++i) printf("%s ", mine_1_labels[i]);
-  printf("\\n");
-  for (i = 0; i < MINE_1_IMAGE_BYTES; ++i) printf("%d ", mine_1_golden_input[i]);
-  printf("\\n");
-  for (i = 0; i < MINE_1_CLASSES; ++i) printf("%d ", mine_1_golden_output[i]);
-  printf("\\n");
-  for (i = 0; i < MINE_1_MODEL_BYTES; ++i) printf("%02x", mine_1_model[i]);
-  printf("\\n%d %.9g\\n", FOREIGN_NET_0_INPUT_ZERO_POINT, FOREIGN_NET_0_INPUT_SCALE);
-  for (i = 0; i < 256; ++i) printf("%d ", mine_1_quantize((uint8_t)i));
-  printf("\\n");
-  for (i = 0; i < 256; ++i) printf("%d ", foreign_net_0_quantize((uint8_t)i));
+  PRINT("%s ", MINE_1_CLASSES, mine_1_labels[i])
+  PRINT("%d ", MINE_1_IMAGE_BYTES, mine_1_golden_input[i])
+  PRINT("%d ", MINE_1_CLASSES, mine_1_golden_output[i])
+  PRINT("%02x", MINE_1_MODEL_BYTES, mine_1_model[i])
+  printf("%d %.9g\\n", FOREIGN_NET_0_INPUT_ZERO_POINT, FOREIGN_NET_0_INPUT_SCALE);
+  PRINT("%d ", 256, mine_1_quantize((uint8_t)i))
+  PRINT("%d ", 256, foreign_net_0_quantize((uint8_t)i))
   return 0;
 }
 """

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.interpreter import Interpreter
 from runtimes import on_litert
 
 import factorizenet_tf as fnet
@@ -27,21 +27,17 @@ GOALS = {
 }
 QUICK = ("fnet-l6-int8@1", "baseline-resnet8-int8@1")  # depthwise; with residual sums
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
-RUNTIMES = {
-    "XNNPACK": {},
-    "builtin": {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES},
-    "reference": {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF},
-}
+RUNTIMES = ("AUTO", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF")
 KERNEL = Convolution((8, 8, 16), 16, (3, 3), (1, 1), (1, 1), "SAME")
 
 
 def outputs(content, runtime):
     """What a .tflite gives for noise, raw bytes or floats; for one input where kernels are slow."""
     (taken,) = Interpreter(model_content=content).get_input_details()
-    shape = (1 if runtime == "reference" else 6, *taken["shape"][1:])
+    shape = (1 if runtime == "BUILTIN_REF" else 6, *taken["shape"][1:])
     noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     is_byte = np.dtype(taken["dtype"]).itemsize == 1
-    return on_litert(content, noise.view(taken["dtype"]) if is_byte else np.float32(noise / 255), **RUNTIMES[runtime])
+    return on_litert(content, noise.view(taken["dtype"]) if is_byte else np.float32(noise / 255), runtime)
 
 
 def meaning(content):
@@ -63,7 +59,7 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, (list, np.ndarray)) else value
 
 
-def assert_the_same_in_fewer_bytes(before, *, runtimes=tuple(RUNTIMES)):
+def assert_the_same_in_fewer_bytes(before, *, runtimes=RUNTIMES):
     after = slim(before)
     assert len(after) < len(before)
     assert slim(after) == after
@@ -147,7 +143,7 @@ def test_labels_metadata_signatures_and_other_files_survive(run):
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    after = assert_the_same_in_fewer_bytes(packed.getvalue(), runtimes=["XNNPACK"])
+    after = assert_the_same_in_fewer_bytes(packed.getvalue(), runtimes=["AUTO"])
     assert associated_files(after) == files
     assert len(after) < 1000 + len(run.folder.joinpath("model.tflite").read_bytes())  # the words stay packed
     assert Interpreter(model_content=after).get_signature_list() == {"serve": {"inputs": ["x"], "outputs": ["y"]}}

@@ -59,9 +59,8 @@ def test_the_five_likeliest_of_more_than_20_classes_are_measured_and_no_test_num
 ):
     many = dataclasses.replace(digits, class_names=tuple(map(str, range(21))))
     both = {"float": models.float, "tflite": models.int8}
-    found, untested = (
-        training.measure(both, data, Progress(False)) for data in (many, dataclasses.replace(digits, test=None))
-    )
+    rest = dataclasses.replace(digits, test=None)
+    found, untested = (training.measure(both, data, Progress(False)) for data in (many, rest))
     assert list(found["top5_accuracy"]) == ["validation", "test"]
     assert found["accuracy"]["test"]["tflite"] < found["top5_accuracy"]["test"]["tflite"] <= 1
     assert "top5_accuracy" not in untested
