@@ -11,9 +11,10 @@ __all__ = ["architecture_of", "build_architecture"]
 
 _CONV = "kernel_size strides padding dilation_rate activation use_bias"
 _POOL = "pool_size strides padding"
+MERGES = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
 # The fields that say what a layer computes, by class; initializers, regularizers and the like say nothing of it.
 FIELDS = {
-    "InputLayer": "",
+    **dict.fromkeys(("InputLayer", "Flatten", *MERGES), ""),
     "Conv2D": f"filters groups {_CONV}",
     "DepthwiseConv2D": f"depth_multiplier {_CONV}",
     "SeparableConv2D": f"filters depth_multiplier {_CONV}",
@@ -23,25 +24,20 @@ FIELDS = {
     "Rescaling": "scale offset",
     "Activation": "activation",
     "ReLU": "max_value negative_slope threshold",
-    "LeakyReLU": "alpha",
     "PReLU": "shared_axes",
-    "ELU": "alpha",
-    "Softmax": "axis",
+    **dict.fromkeys(("ELU", "LeakyReLU"), "alpha"),
+    **dict.fromkeys(("Concatenate", "Softmax"), "axis"),
     **dict.fromkeys(("MaxPooling2D", "AveragePooling2D"), _POOL),
     **dict.fromkeys(("GlobalAveragePooling2D", "GlobalMaxPooling2D"), "keepdims"),
     "ZeroPadding2D": "padding",
     "Cropping2D": "cropping",
     "UpSampling2D": "size interpolation",
-    "Concatenate": "axis",
-    "Flatten": "",
     "Reshape": "target_shape",
     "Permute": "dims",
     "Dropout": "rate",
-    **dict.fromkeys(("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"), ""),
 }
 FIELDS = {kind: tuple(fields.split()) for kind, fields in FIELDS.items()}
-MERGES = ("Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract")
-# Of one meaning in both Kerases, and relu6, which Keras 3 has no function of that name for.
+# Activations of one meaning in both Kerases (`activate` builds the others of Keras 3's, relu6 among them).
 SAME = tuple("linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish".split())  # noqa: SIM905
 ACTIVATIONS = (*SAME, "relu6")
 
