@@ -11,7 +11,7 @@ from ..tflite.int8_model import Int8Model, TFLiteModel
 
 __all__ = ["TOP5_ABOVE", "Agreement", "accuracy", "agreement", "logits", "split_logits", "top5_accuracy"]
 
-CHUNK = 2_500  # images that are floats in memory at a time
+CHUNK = 500  # images that are floats in memory at a time
 TOP5_ABOVE = 20  # classes, of more of which the five likeliest are looked at, too
 
 
@@ -23,7 +23,7 @@ def logits(model, images: np.ndarray) -> np.ndarray:
 
     check_images(images, model.input_shape[1:])
     chunks = (images[i : i + CHUNK] for i in range(0, len(images), CHUNK))
-    return np.concatenate([model.predict(to_float(chunk), batch_size=500, verbose=0) for chunk in chunks])
+    return np.concatenate([model.predict(to_float(chunk), batch_size=CHUNK, verbose=0) for chunk in chunks])
 
 
 def accuracy(model, split: Split) -> float:
