@@ -80,7 +80,10 @@ def to_tflite(
         converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
-    with _quiet_logger(), quiet_native_stderr():
+    logger = tf.get_logger()  # which tells where the converter put its temporary files
+    with contextlib.ExitStack() as stack, quiet_native_stderr():
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel("WARNING")
         named = converter.convert()
         content = slim(named, keep_names=keep_names)
     _warn_of_float(named, model)
@@ -109,18 +112,6 @@ def _warn_of_float(content, model) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-@contextlib.contextmanager
-def _quiet_logger():
-    """Keep the converter from telling where it put its temporary files."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def with_full_range_pixels(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
+import timeit
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,12 +196,8 @@ class TFLiteModel:
         """Time one inference at batch 1, or the file's own, on synthetic images, input copy and output copy included."""
         if runs < 1:
             raise ValueError(f"runs is {runs}; it must be at least 1")
-        infer, times = self.inference(), []
-        for _ in range(warm_up + runs):
-            start = time.perf_counter()
-            infer()
-            times.append(1e3 * (time.perf_counter() - start))
-        p10, median, p90 = (float(v) for v in np.percentile(times[warm_up:], (10, 50, 90)))
+        seconds = timeit.repeat(self.inference(), number=1, repeat=warm_up + runs)[warm_up:]
+        p10, median, p90 = (1e3 * float(v) for v in np.percentile(seconds, (10, 50, 90)))
         return Latency(median, p10, p90, runs, self.threads)
 
     def inference(self) -> Callable[[], np.ndarray]:
