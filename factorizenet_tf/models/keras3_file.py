@@ -14,7 +14,7 @@ from pathlib import Path
 from . import architecture
 from .architecture import unknown_layer
 
-__all__ = ["FIELDS", "LEFT_OUT", "MODELS", "OPERATIONS", "fields_of", "load_keras3"]
+__all__ = ["FIELDS", "LEFT_OUT", "MODELS", "OPERATIONS", "fields_of", "held", "load_keras3"]
 
 # What an architecture knows, and what is rebuilt as some of that.
 FIELDS = architecture.FIELDS | {
@@ -47,14 +47,7 @@ def load_keras3(path: str | os.PathLike):
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}; give a .keras or .h5 file")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                config = json.loads(file.read("config.json"))
-        else:
-            import h5py
-
-            with h5py.File(path, "r") as file:
-                config = json.loads(file.attrs["model_config"])
+        config = json.loads(held(path, "config.json", "model_config"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or no whole model of Keras 3's ({error}); save the model again") from None
     clean = _clean_model(config, str(path))
@@ -68,6 +61,17 @@ def load_keras3(path: str | os.PathLike):
         version = keras3.__version__
         raise ValueError(f"{path} cannot be read by Keras {version} ({reason}); save the model again with it") from None
     return model
+
+
+def held(path: Path, name: str, attribute: str) -> str | bytes:
+    """Read what a .keras file has in its archive, as bytes, or an .h5 file as an attribute, as text."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            return file.read(name)
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return file.attrs[attribute]
 
 
 # A file's architecture, as JSON

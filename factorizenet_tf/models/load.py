@@ -10,7 +10,7 @@ from pathlib import Path
 from .._keras import functional_model, keras
 from ..pixels import Pixels
 from .keras3 import INPUT, check_weights, rebuilt
-from .keras3_file import load_keras3
+from .keras3_file import held, load_keras3
 from .native import use_native_kernels
 
 __all__ = ["load_keras_model", "taken_in"]
@@ -79,12 +79,7 @@ def load_keras_model(path: str | os.PathLike, pixels: Pixels | None = None, size
 def _keras_version(path) -> str:
     """The version of Keras that a .keras or .h5 file says it was saved by, or ""."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                return json.loads(file.read("metadata.json"))["keras_version"]
-        import h5py
-
-        with h5py.File(path, "r") as file:
-            return file.attrs.get("keras_version", "")
+        found = held(path, "metadata.json", "keras_version")
+        return json.loads(found)["keras_version"] if isinstance(found, bytes) else found
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return ""

@@ -37,13 +37,6 @@ def test_operators_that_stay_in_float_are_said_with_their_layer(own_net, digits)
         fnet.to_tflite(elu, calibration=digits.calibration(8))
 
 
-def test_two_outputs_are_refused(own_net, digits):
-    net = own_net()
-    two = keras.Model(net.inputs, [*net.outputs, *net.outputs], name="two")
-    with pytest.raises(ValueError, match="'two' has 2 outputs; make one of the classifier's alone"):
-        fnet.to_tflite(two, calibration=digits.calibration(8))
-
-
 def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_is_taken(digits):
     layers = keras.layers
     net = [keras.Input((16, 16, 1)), layers.RandomFlip(), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)]
@@ -56,9 +49,11 @@ def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_i
     np.testing.assert_allclose(found, model(images.astype(np.float32), training=False), atol=0.1)
 
 
-def test_arguments_that_do_not_go_together_are_refused(models, digits):
-    images = digits.calibration(8)
+def test_two_outputs_and_arguments_that_do_not_go_together_are_refused(models, digits):
+    images, outputs = digits.calibration(8), models.float.outputs
+    two = keras.Model(models.float.inputs, [*outputs, *outputs], name="two")
     for model, options, message in (
+        (two, {"calibration": images}, "'two' has 2 outputs; make one of the classifier's alone"),
         (models.float, {}, "a float model needs calibration"),
         (models.qat, {"calibration": images}, "leave calibration out"),
         (models.qat, {"per_channel": False}, "per_channel=False is for PTQ"),
