@@ -5,10 +5,10 @@ is undone here, too.
 
 Private names of libraries that the package touches, with the version they were read from:
 
-* tf_keras 2.21: `Conv2D._jit_compiled_convolution_op` (models.native), `Model._nodes_by_depth` (cost, analysis.graph, models.keras3),
+* tf_keras 2.21: `Conv2D._jit_compiled_convolution_op` (models.native), `Model._nodes_by_depth` (here),
   `Model._is_graph_network` (here), the packages of `tf_keras.src.layers` (cost), and of `tf_keras.src.saving`
   `hdf5_format.save_weights_to_hdf5_group` (models.weights) and `serialization_lib.SafeModeScope` (models.load).
-* Keras 3.15: a functional model's `_nodes_by_depth` and a Sequential's `_functional` (models.keras3).
+* Keras 3.15: a functional model's `_nodes_by_depth` (here) and a Sequential's `_functional` (models.keras3).
 * TFMOT 0.8.1: the wrappers' `_weight_vars`, `_quantize_activations`, `_output_quantizers`, `_output_quantizer_vars` and
   `quantizer_vars`, an activation's `_pre_activation_vars` and `_post_activation_vars` (models.quantize, analysis.graph),
   `python.core.quantization.keras.quantizers`, `default_8bit`'s scheme, and its registry's `_layer_quantize_map` and
@@ -28,7 +28,8 @@ with quiet_native_stderr():  # the C++ side's start-up notices come before it re
     import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["functional_model", "is_input_quantizer", "is_wrapped", "keras", "tf", "to_float", "unwrap"]
+__all__ = ["flat_nodes", "functional_model", "is_input_quantizer", "is_wrapped", "keras", "nodes_of", "tf", "to_float"]
+__all__ += ["unwrap"]
 
 
 def functional_model(model: object, what: str) -> keras.Model:
@@ -54,6 +55,30 @@ def functional_model(model: object, what: str) -> keras.Model:
     if not model.built or not model.inputs:
         raise ValueError(f"{what} got the unbuilt model {model.name!r}; give its first layer an input shape")
     return model
+
+
+def nodes_of(model) -> list:
+    """List the nodes of a functional model of either Keras, inputs first."""
+    return [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+
+
+def flat_nodes(model: object, what: str) -> list:
+    """List the nodes of a flat model of one input and one output, inputs first; arguments as for `functional_model`.
+
+    Raises:
+        TypeError, ValueError: as `functional_model`; several inputs or outputs, a model inside it, channels_first.
+    """
+    functional_model(model, what)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        has = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
+        raise ValueError(f"the model {model.name!r} has {has}; {what} takes one of each")
+    nodes = nodes_of(model)
+    for layer in (unwrap(node.layer) for node in nodes):
+        if isinstance(layer, keras.Model):
+            raise ValueError(f"the layer {layer.name!r} is a model inside the model; build it as one functional model")
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
+    return nodes
 
 
 def to_float(images):

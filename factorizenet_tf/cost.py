@@ -114,32 +114,28 @@ KERNELS = {
 
 
 def _from_model(model) -> list[Cost]:
-    from ._keras import keras, unwrap
+    from ._keras import keras, nodes_of, unwrap
 
     rows: list[Cost] = []
     row_of = {}  # node of a convolution or dense layer -> its row
     seen = set()  # layers counted before: used again they cost MACs, and no more weights
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer = node.layer
-            bare = unwrap(layer)
-            if isinstance(bare, keras.Model):
-                new = _from_model(bare)
-            elif _has_no_macs(bare):
-                continue
-            elif type(bare).__name__ == "BatchNormalization":
-                parent = row_of.get(node.parent_nodes[0]) if node.parent_nodes else None
-                new = [_batchnorm(bare, _shape(bare, node.output_shapes))]
-                if parent is not None:
-                    rows[parent] = rows[parent]._replace(
-                        params=rows[parent].params + (bare.name not in seen) * new[0].params
-                    )
-                    new = []
-            else:
-                row_of[node] = len(rows)
-                new = [_multiplying(bare, node)]
-            rows += [row._replace(params=0, weight_bytes=0) for row in new] if bare.name in seen else new
-            seen.add(bare.name)
+    for node in nodes_of(model):
+        bare = unwrap(node.layer)
+        if isinstance(bare, keras.Model):
+            new = _from_model(bare)
+        elif _has_no_macs(bare):
+            continue
+        elif type(bare).__name__ == "BatchNormalization":
+            parent = row_of.get(node.parent_nodes[0]) if node.parent_nodes else None
+            new = [_batchnorm(bare, _shape(bare, node.output_shapes))]
+            if parent is not None:
+                params = rows[parent].params + (bare.name not in seen) * new[0].params
+                rows[parent], new = rows[parent]._replace(params=params), []
+        else:
+            row_of[node] = len(rows)
+            new = [_multiplying(bare, node)]
+        rows += [row._replace(params=0, weight_bytes=0) for row in new] if bare.name in seen else new
+        seen.add(bare.name)
     return rows
 
 

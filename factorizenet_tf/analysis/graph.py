@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._keras import functional_model, is_wrapped, keras, tf, unwrap
+from .._keras import flat_nodes, is_wrapped, keras, tf, unwrap
 from ..cost import layer_kind
 from ..models.quantize import is_quantize_aware
 
@@ -110,11 +110,7 @@ def fuse(model: keras.Model) -> FusedGraph:
         ValueError: an unbuilt or nested model, one with several inputs or outputs, or a layer whose weights cannot be
             read (named).
     """
-    functional_model(model, "the analysis")
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        has = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
-        raise ValueError(f"the model {model.name!r} has {has}; the analysis takes one of each")
-    nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+    nodes = flat_nodes(model, "the analysis")
     readers = collections.defaultdict(list)  # by tensor id
     for node in nodes:
         _check_layer(unwrap(node.layer))
@@ -138,15 +134,9 @@ def fuse(model: keras.Model) -> FusedGraph:
 
 
 def _check_layer(layer):
-    name, what = type(layer).__name__, None
-    if isinstance(layer, keras.Model):
-        what = "a model inside the model; the analysis takes flat ones: build it as one functional model"
-    elif any(part in name for part in UNKNOWN) or (name not in KERNELS and any(map(_is_kernel, layer.weights))):
-        what = f"a {name}, whose weights the analysis cannot read; replace it by stock convolutions and dense layers"
-    elif getattr(layer, "data_format", None) == "channels_first":
-        what = "channels_first; TFLite and the analysis take channels_last: build it with data_format='channels_last'"
-    if what:
-        raise ValueError(f"the layer {layer.name!r} is {what}")
+    name, remedy = type(layer).__name__, "replace it by stock convolutions and dense layers"
+    if any(part in name for part in UNKNOWN) or (name not in KERNELS and any(map(_is_kernel, layer.weights))):
+        raise ValueError(f"the layer {layer.name!r} is a {name}, whose weights the analysis cannot read; {remedy}")
 
 
 def _chain(node, readers):

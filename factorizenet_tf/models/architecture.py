@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .._keras import functional_model, keras
+from .._keras import flat_nodes, keras
 from ..spec import Architecture
 
 __all__ = ["architecture_of", "build_architecture"]
@@ -53,24 +53,20 @@ def architecture_of(model: keras.Model, name: str | None = None) -> Architecture
         TypeError: a Keras 3 model.
         ValueError: a layer or one of its fields is not in the tables; it is named.
     """
-    functional_model(model, "architecture_of")
     rows, producers = [], {}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer, kind = node.layer, type(node.layer).__name__
-            if kind not in FIELDS or not type(layer).__module__.startswith("tf_keras.src."):
-                raise unknown_layer(layer.name, kind)
-            if layer.name in (row[0] for row in rows):
-                raise ValueError(f"the layer {layer.name!r} is used more than once; give each use its own layer")
-            config = layer.get_config()
-            if config.get("data_format") == "channels_first":
-                raise ValueError(f"the layer {layer.name!r} is channels_first; build the model with channels_last")
-            fields = {field: config[field] for field in FIELDS[kind] if field in config}
-            fields = json.loads(json.dumps(fields, default=_plain))
-            _check_fields(layer.name, kind, fields)
-            inputs = [] if node.is_input else [producers[tensor] for tensor in node.flat_input_ids]
-            producers[node.flat_output_ids[0]] = layer.name
-            rows.append([layer.name, kind, fields, inputs])
+    for node in flat_nodes(model, "architecture_of"):
+        layer, kind = node.layer, type(node.layer).__name__
+        if kind not in FIELDS or not type(layer).__module__.startswith("tf_keras.src."):
+            raise unknown_layer(layer.name, kind)
+        if layer.name in (row[0] for row in rows):
+            raise ValueError(f"the layer {layer.name!r} is used more than once; give each use its own layer")
+        config = layer.get_config()
+        fields = {field: config[field] for field in FIELDS[kind] if field in config}
+        fields = json.loads(json.dumps(fields, default=_plain))
+        _check_fields(layer.name, kind, fields)
+        inputs = [] if node.is_input else [producers[tensor] for tensor in node.flat_input_ids]
+        producers[node.flat_output_ids[0]] = layer.name
+        rows.append([layer.name, kind, fields, inputs])
     layers, shape = json.dumps(rows, separators=(",", ":")), tuple(model.input_shape[1:])
     name, classes = model.name if name is None else name, model.output_shape[-1]
     return Architecture(name=name, input_shape=shape, num_classes=classes, layers=layers)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
-from .._keras import functional_model, keras, to_float
+from .._keras import flat_nodes, to_float
 from .keras3 import check_pixels, check_weights
 from .quantize import is_quantize_aware
 
@@ -25,23 +26,12 @@ class Graph:
     @classmethod
     def of(cls, model) -> Graph:
         """Walk a flat float model. Raises TypeError and ValueError as `factorize` says, the layer named."""
-        functional_model(model, "factorize")
+        nodes = flat_nodes(model, "factorize")
         if is_quantize_aware(model):
             raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise ValueError(
-                f"the model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it needs one of each"
-            )
-        nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
-        names = [node.layer.name for node in nodes]
-        for node in nodes:
-            layer, name = node.layer, node.layer.name
-            if isinstance(layer, keras.Model):
-                raise ValueError(f"the layer {name!r} is a model inside the model; build it as one functional model")
-            if (uses := names.count(name)) > 1:
-                raise ValueError(f"the layer {name!r} is used {uses} times; give each use its own layer")
-            if getattr(layer, "data_format", None) == "channels_first":
-                raise ValueError(f"the layer {name!r} is channels_first; build the model with channels_last")
+        name, uses = Counter(node.layer.name for node in nodes).most_common(1)[0]
+        if uses > 1:
+            raise ValueError(f"the layer {name!r} is used {uses} times; give each use its own layer")
         check_weights(model)
         check_pixels(model)
         readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}

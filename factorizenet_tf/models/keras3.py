@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._keras import functional_model, keras, tf
+from .._keras import functional_model, keras, nodes_of, tf
 from ..pixels import Pixels
 from .architecture import MERGES, SAME, unknown_layer
 from .keras3_file import FIELDS, LEFT_OUT, MODELS, OPERATIONS, fields_of, load_keras3
@@ -160,13 +160,11 @@ def _graph(model):
 
 def _nodes(graph):
     """(layer or operation, tensors in, tensors out, arguments) of each node of either Keras, inputs left out, in order."""
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            if hasattr(node, "operation"):
-                if not node.is_input:
-                    yield node.operation, node.input_tensors, node.outputs, node.arguments.args
-            elif not node.is_input:
-                yield node.layer, node.keras_inputs, tf.nest.flatten(node.outputs), node.call_args
+    for node in nodes_of(graph):
+        if not node.is_input and hasattr(node, "operation"):
+            yield node.operation, node.input_tensors, node.outputs, node.arguments.args
+        elif not node.is_input:
+            yield node.layer, node.keras_inputs, tf.nest.flatten(node.outputs), node.call_args
 
 
 def _image_shape(model, shape, size):
