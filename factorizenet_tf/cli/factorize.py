@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option
 
 from ..console import Progress, print_accuracies, print_json, show_rows
 from ..files import atomic_write, check_new, write_text
@@ -21,62 +21,43 @@ SHOWN = (*RECIPE, *OF_DATA, "stem", "pixel_range", "pixel_mean", "pixel_deviatio
 
 
 def factorize(
-    context: typer.Context,
+    context: Context,
     model: Annotated[
         str,
-        typer.Argument(
-            help="Your tf_keras model, .keras, .h5 or a SavedModel's folder; a -float name or a run's folder."
-        ),
+        Argument(help="Your tf_keras model, .keras, .h5 or a SavedModel's folder; a -float name or a run's folder."),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="The factorized net, a new .keras file.", show_default="none is written")
-    ] = None,
+    out: Annotated[Path | None, Option(help="The factorized net, a new .keras file.", show_default="none")] = None,
     level: Annotated[
         str | None,
-        typer.Option(
-            help="Of all layers, 3, or of some, conv2=1,conv3=4: 2**level groups.", show_default="by --max-macs"
-        ),
+        Option(help="Of all layers, 3, or of some, conv2=1,conv3=4: 2**level groups.", show_default="by --max-macs"),
     ] = None,
     middle: Annotated[
         str | None,
-        typer.Option(
-            help="Channels between the two parts by those before, of all layers or some, as --level.", show_default="1"
-        ),
+        Option(help="Channels between the parts by those before, of all layers or some as --level.", show_default="1"),
     ] = None,
     max_macs: Annotated[
         str | None,
-        typer.Option(
-            help="Choose levels and middles from the table: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"
-        ),
+        Option(help="Choose levels and middles by the table: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"),
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="Tune it, with the original as teacher, in this run's folder; the same command continues."),
+        Option(help="Tune it, with the original as teacher, in this run's folder; the same command continues."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Float epochs of --run.", show_default="5")] = None,
-    qat_epochs: Annotated[int | None, typer.Option(help="QAT epochs of --run.", show_default="1")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the float epochs of --run.", show_default="0.02")
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Write what each layer bears at each level, before any training, into this CSV.")
-    ] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw that table into this .png or .svg (extra report).")] = None,
+    epochs: Annotated[int | None, Option(help="Float epochs of --run.", show_default="5")] = None,
+    qat_epochs: Annotated[int | None, Option(help="QAT epochs of --run.", show_default="1")] = None,
+    learning_rate: Annotated[float | None, Option(help="Peak of --run's float epochs.", show_default="0.02")] = None,
+    table: Annotated[Path | None, Option(help="Write what each layer bears at each level, untrained, as .csv.")] = None,
+    figure: Annotated[Path | None, Option(help="Draw that table into this .png or .svg (extra report).")] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            "--dataset", help="Whose training images the layers are fitted on.", show_default="what it was trained on"
-        ),
+        Option("--dataset", help="Whose training images layers are fitted on.", show_default="what it was trained on"),
     ] = None,
     unlabelled: Annotated[
-        Path | None,
-        typer.Option(
-            help="In the place of --dataset: a folder of images without labels, which get those that the net gives."
-        ),
+        Path | None, Option(help="Instead of --dataset: a folder of images, which get the labels that the net gives.")
     ] = None,
-    images: Annotated[int, typer.Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
-    seed: Annotated[int | None, typer.Option(help="Of everything random in --run.", show_default="0")] = None,
-    stem: Annotated[bool, typer.Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
+    images: Annotated[int, Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
+    seed: Annotated[int | None, Option(help="Of everything random in --run.", show_default="0")] = None,
+    stem: Annotated[bool, Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
     pixel_deviation: options.PixelDeviation = None,
@@ -132,9 +113,7 @@ def factorize(
     if run is not None and not is_begun:
         check_tunable(own, run.resolve().name, qat_epochs != 0)
     offered = levels_of_layers(own, stem=stem)
-    limit = None
-    if max_macs is not None:
-        limit = options.limits_of({"max_macs": max_macs}, {"max_macs": count_macs(own)})["max_macs"]
+    limits = {} if max_macs is None else options.limits_of({"max_macs": max_macs}, {"max_macs": count_macs(own)})
     data, calibration = None, None
     if images:
         if dataset is None and unlabelled is None:
@@ -154,15 +133,15 @@ def factorize(
     found, result = None, load_begun(run, command) if is_begun else None
     files = [path for path in (table, figure) if path is not None and not path.exists()]  # a begun run may have some
     with Progress(not quiet) as progress:
-        if files or (limit is not None and not is_begun):
+        if files or (limits and not is_begun):
             progress.bar("what each layer bears", len(own.layers) - 1)
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
             if table in files:
                 write_text(table, found.to_csv(index=False))
             if figure in files:
                 factorization_map(found, figure)
-        if limit is not None and not is_begun:
-            levels, middles = choose_levels(own, found, limit)
+        if limits and not is_begun:
+            levels, middles = choose_levels(own, found, limits["max_macs"])
         if levels is not None and not is_begun:
             progress.bar("factorizing", len(own.layers) - 1)
             choices = {"middle": middles, "calibration": calibration, "stem": stem}
