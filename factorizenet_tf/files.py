@@ -11,17 +11,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = [
-    "CACHE_VARIABLE",
-    "atomic_folder",
-    "atomic_write",
-    "cache_folder",
-    "check_new",
-    "remove_partial_files",
-    "write_bytes",
-    "write_csv",
-    "write_text",
-]
+__all__ = ["CACHE_VARIABLE", "atomic_folder", "atomic_write", "cache_folder", "check_new", "remove_partial_files"]
+__all__ += ["write_bytes", "write_csv", "write_text"]
 
 CACHE_VARIABLE = "FACTORIZENET_CACHE"
 _PARTIAL = ".aside-"
@@ -81,9 +72,8 @@ def atomic_folder(path: str | os.PathLike, *, within: Path | None = None) -> Ite
         try:
             partial.rename(path)
         except OSError:
-            if not path.exists():
-                raise
-            raise FileExistsError(f"{path} is there already; choose another name or remove it") from None
+            check_new(path)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -118,15 +118,9 @@ class ModelSpec:
             raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
         lasts = _last_levels(width, stages)
         levels = _levels(level, lasts)
-        uniform = max(levels)
-        is_uniform = levels == tuple(min(uniform, last) for last in lasts)
-        object.__setattr__(self, "level", uniform if is_uniform else levels)
-        object.__setattr__(self, "width", width)
-        object.__setattr__(self, "input_shape", input_shape)
-        object.__setattr__(self, "num_classes", num_classes)
-        object.__setattr__(self, "stages", stages)
-        object.__setattr__(self, "stem_stride", stem_stride)
-        object.__setattr__(self, "last_channels", last_channels)
+        level = max(levels) if levels == _levels(max(levels), lasts) else levels
+        vars(self).update(level=level, width=width, input_shape=input_shape, num_classes=num_classes)
+        vars(self).update(stages=stages, stem_stride=stem_stride, last_channels=last_channels)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -215,19 +209,13 @@ class Architecture:
         except (ValueError, TypeError):
             is_list = False
         if not is_list:
-            raise ValueError(
-                f"layers of {self.name} is {self.layers[:80]!r}; it must be JSON of [name, class, fields, inputs]"
-            )
+            kind = "JSON of [name, class, fields, inputs]"
+            raise ValueError(f"layers of {self.name} is {self.layers[:80]!r}; it must be {kind}")
 
     def to_json(self) -> str:
         """Write the spec as JSON that `spec_from_json` reads back."""
-        fields = {
-            "family": "layers",
-            "name": self.name,
-            "input_shape": self.input_shape,
-            "num_classes": self.num_classes,
-        }
-        return json.dumps(fields | {"layers": json.loads(self.layers)}, indent=None) + "\n"
+        fields = {"family": "layers", **vars(self), "layers": json.loads(self.layers)}
+        return json.dumps(fields) + "\n"
 
 
 def level_text(level: int | tuple[int, ...]) -> str:
@@ -286,10 +274,9 @@ def _stages(stages: object, width: int) -> tuple[Stage, ...]:
         if not isinstance(residual, bool):
             raise TypeError(f"residual of stage {i} is {residual!r}; it must be True or False")
         if residual and blocks == 1 and (stride != 1 or before != after):
-            raise ValueError(
-                f"stage {i} is to have residual sums, but its one block has stride {stride} and {before} channels in, {after} "
-                "out; give it another block, or stride 1 and equal channels"
-            )
+            what = f"its one block has stride {stride} and {before} channels in, {after} out"
+            remedy = "give it another block, or stride 1 and equal channels"
+            raise ValueError(f"stage {i} is to have residual sums, but {what}; {remedy}")
         checked.append(Stage(blocks, stride, None if after == implied else after, residual))
         before = after
     return tuple(checked)
@@ -305,12 +292,10 @@ def _input_shape(input_shape: object) -> tuple[int, int, int]:
 
 
 def _check_size(input_shape: tuple[int, int, int], stride: int) -> None:
-    height, width, _channels = input_shape
+    height, width, _ = input_shape
     if min(height, width) < stride:
-        raise ValueError(
-            f"input of {height}x{width} is smaller than the strides' product {stride}; "
-            f"use images of at least {stride}x{stride} or fewer strides of 2"
-        )
+        remedy = f"use images of at least {stride}x{stride} or fewer strides of 2"
+        raise ValueError(f"input of {height}x{width} is smaller than the strides' product {stride}; {remedy}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -346,9 +331,8 @@ def _levels(level: object, lasts: tuple[int, ...]) -> tuple[int, ...]:
     deepest = max(lasts)
     if isinstance(level, (tuple, list)):
         if len(level) != len(lasts):
-            raise ValueError(
-                f"level {tuple(level)} has {len(level)} entries; there are {len(lasts)} stages, so give {len(lasts)}"
-            )
+            stages = f"there are {len(lasts)} stages, so give {len(lasts)}"
+            raise ValueError(f"level {tuple(level)} has {len(level)} entries; {stages}")
         levels = tuple(_integer("level", v) for v in level)
     else:
         levels = (_integer("level", level),) * len(lasts)
@@ -402,20 +386,13 @@ def spec_from_json(text: str):
     if family not in ("factorizenet", "resnet8", "layers"):
         raise ValueError(f"not a spec of this package: {text[:80]!r}")
     try:
+        own = {"input_shape": tuple(fields["input_shape"]), "num_classes": fields["num_classes"]}
         if family == "resnet8":
-            return ResNet8(input_shape=tuple(fields["input_shape"]), num_classes=fields["num_classes"])
+            return ResNet8(**own)
         if family == "layers":
             layers = json.dumps(fields["layers"], separators=(",", ":"))
-            shape = {"input_shape": tuple(fields["input_shape"]), "num_classes": fields["num_classes"]}
-            return Architecture(name=fields["name"], layers=layers, **shape)
-        return ModelSpec(
-            tuple(fields["level"]) if isinstance(fields["level"], list) else fields["level"],
-            width=fields["width"],
-            input_shape=tuple(fields["input_shape"]),
-            num_classes=fields["num_classes"],
-            stages=tuple(tuple(stage) for stage in fields["stages"]),
-            stem_stride=fields.get("stem_stride"),
-            last_channels=fields.get("last_channels"),
-        )
+            return Architecture(name=fields["name"], layers=layers, **own)
+        own |= {field: fields[field] for field in ("level", "width", "stages")}
+        return ModelSpec(**own, stem_stride=fields.get("stem_stride"), last_channels=fields.get("last_channels"))
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a spec: {error!r} in {text[:200]!r}") from None

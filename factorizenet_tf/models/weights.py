@@ -15,15 +15,8 @@ from ..spec import ModelSpec, ResNet8, spec_from_json
 from .build import build
 from .quantize import wrap_for_qat
 
-__all__ = [
-    "FactorizeNet",
-    "copy_weights",
-    "fingerprint",
-    "is_weights_file",
-    "load_model",
-    "read_header",
-    "save_weights",
-]
+__all__ = ["FactorizeNet", "copy_weights", "fingerprint", "is_weights_file", "load_model", "read_header"]
+__all__ += ["save_weights"]
 
 
 def load_model(

@@ -9,21 +9,9 @@ import zipfile
 import flatbuffers
 import numpy as np
 
-__all__ = [
-    "LABELS_FILE",
-    "RESIZE_FILE",
-    "add_tensor",
-    "associated_files",
-    "data_bytes",
-    "insert_operator",
-    "operator_name",
-    "output_name",
-    "read_flatbuffer",
-    "tensor_name",
-    "with_associated_files",
-    "with_files_of",
-    "write_flatbuffer",
-]
+__all__ = ["LABELS_FILE", "RESIZE_FILE", "add_tensor", "associated_files", "data_bytes", "insert_operator"]
+__all__ += ["operator_name", "output_name", "read_flatbuffer", "tensor_name", "with_associated_files"]
+__all__ += ["with_files_of", "write_flatbuffer"]
 
 RESIZE_FILE = "resize.txt"  # the associated file that says how images of another aspect were resized, if not stretched
 LABELS_FILE = "labels.txt"  # the associated file with the class names, one a line

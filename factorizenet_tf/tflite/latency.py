@@ -17,19 +17,9 @@ from ..console import quiet_native_stderr
 from ..spec import ModelSpec, max_level
 from .flatbuffer import operator_name, output_name, read_flatbuffer, write_flatbuffer
 
-__all__ = [
-    "Convolution",
-    "LatencyTable",
-    "convolution_of",
-    "convolution_operators",
-    "inference",
-    "int8_convolutions",
-    "measure_convolutions",
-    "new_interpreter",
-    "planned_convolutions",
-    "read_table",
-    "time_in_turns",
-]
+__all__ = ["Convolution", "LatencyTable", "convolution_of", "convolution_operators", "inference"]
+__all__ += ["int8_convolutions", "measure_convolutions", "new_interpreter", "planned_convolutions", "read_table"]
+__all__ += ["time_in_turns"]
 
 FORMAT = 1
 

@@ -24,19 +24,8 @@ from ..models.native import warn_without_native_gradient
 from ..recipe import Recipe, learning_rate_at
 from ..runs import CHECKPOINT_FILE, HISTORY_FILE, Checkpoint, read_checkpoint, write_checkpoint
 
-__all__ = [
-    "DivergedError",
-    "NanLossError",
-    "Step",
-    "TrainingLoop",
-    "augment",
-    "batches",
-    "batchnorm_estimator",
-    "compiled_step",
-    "diverged",
-    "make_step",
-    "train_epoch",
-]
+__all__ = ["DivergedError", "NanLossError", "Step", "TrainingLoop", "augment", "batches", "batchnorm_estimator"]
+__all__ += ["compiled_step", "diverged", "make_step", "train_epoch"]
 
 PHASES = ("float", "qat")
 DIVERGED_LOSS = 10  # an epoch's mean loss of that many times ln(classes), the loss of guessing, counts as diverged

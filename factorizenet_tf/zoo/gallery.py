@@ -145,9 +145,8 @@ def _check_out(out) -> None:
 
 def _tarball(package, sha256, runtime) -> bytes:
     """Read a package of LiteRT.js from a folder, or fetch it; its content is what the hash says."""
-    remedy = (
-        f"run `npm pack {' '.join(f'@litertjs/{name}@{VERSION}' for name in RUNTIME)}` and give its folder by runtime="
-    )
+    packages = " ".join(f"@litertjs/{name}@{VERSION}" for name in RUNTIME)
+    remedy = f"run `npm pack {packages}` and give its folder by runtime="
     if runtime is None:
         registry = next(filter(None, map(os.environ.get, REGISTRY_VARIABLES)), REGISTRY).rstrip("/")
         url = f"{registry}/@litertjs/{package}/-/{package}-{VERSION}.tgz"
@@ -201,9 +200,8 @@ def _int8(card, folder, layers) -> dict:
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
     logits = graph.tensors[graph.outputs[0]].quantization
-    pixels = (
-        quantize_pixels(np.arange(256, dtype=np.uint8), (card.input_scale, card.input_zero_point)).astype(int) + 128
-    )
+    numbers = quantize_pixels(np.arange(256, dtype=np.uint8), (card.input_scale, card.input_zero_point))
+    pixels = numbers.astype(int) + 128
     run = {"path": f"nets/{path.name}", "pixels": None if (pixels == range(256)).all() else pixels.tolist()}
     run |= {"scale": float(logits.scale[0]), "zero_point": int(logits.zeroPoint[0])}
     if not layers:
