@@ -112,7 +112,10 @@ class ModelSpec:
         if last_channels is not None:
             last_channels = _channels("last_channels", last_channels)
         stages = _stages(stages, width)
-        _check_size(input_shape, stem_stride * math.prod(stage.stride for stage in stages))
+        stride = stem_stride * math.prod(stage.stride for stage in stages)
+        if min(input_shape[:2]) < stride:
+            size, remedy = "x".join(map(str, input_shape[:2])), f"at least {stride}x{stride} or fewer strides of 2"
+            raise ValueError(f"input of {size} is smaller than the strides' product {stride}; use images of {remedy}")
         num_classes = _integer("num_classes", num_classes)
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
@@ -289,13 +292,6 @@ def _input_shape(input_shape: object) -> tuple[int, int, int]:
     if channels not in (1, 3):
         raise ValueError(f"input_shape has {channels} channels; images have 1 or 3")
     return height, width, channels
-
-
-def _check_size(input_shape: tuple[int, int, int], stride: int) -> None:
-    height, width, _ = input_shape
-    if min(height, width) < stride:
-        remedy = f"use images of at least {stride}x{stride} or fewer strides of 2"
-        raise ValueError(f"input of {height}x{width} is smaller than the strides' product {stride}; {remedy}")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,6 +1,10 @@
 """What is dear to make, made once: data, a trained run, its models. And how tests run a command: in this process."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,6 +71,19 @@ def zoo(run, tmp_path_factory):
         patch.setattr(publishing, "_reference", lambda *_: (run.folder / "model.tflite").read_bytes())
         fnet.zoo.publish(run, zoo_dir=folder, verbose=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the checkout without a network, so that no older build is in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(Path(__file__).parent.parent, folder / "checkout", ignore=ignored)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check", "--outdir", folder]
+    result = subprocess.run([*build, folder / "checkout"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a board needs: the commands of a net that run without TensorFlow, and the small install that they run in."""
 
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -57,9 +56,7 @@ def test_the_boards_requirements_are_the_packages_own_with_the_same_bounds():
 
 
 @pytest.mark.slow
-def test_the_small_install_has_no_tensorflow_and_runs_the_commands(board):
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, board / "checkout", ignore=ignored)
+def test_the_small_install_has_no_tensorflow_and_runs_the_commands(board, wheel):
     venv.create(board / "venv", with_pip=True)
     python = board / "venv" / "bin" / "python"
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -69,9 +66,6 @@ def test_the_small_install_has_no_tensorflow_and_runs_the_commands(board):
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    build = ["--no-deps", "--no-build-isolation", "--wheel-dir", board]
-    call(sys.executable, "-m", "pip", "wheel", "--quiet", *build, board / "checkout")
-    (wheel,) = board.glob("factorizenet_tf-*.whl")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     call(*install, "--no-deps", wheel)
     find = "import importlib.util as u; print(*u.find_spec('factorizenet_tf').submodule_search_locations)"

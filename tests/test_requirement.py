@@ -1,4 +1,5 @@
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,11 +25,8 @@ def test_amounts_are_read_as_people_write_them():
     "text", ["", "M", "-1", "0", "12.5", "0.0001k", "many", "nan", "inf", "-2k", "1e999999", "1MB"]
 )
 def test_what_is_no_amount_is_refused_with_examples(text):
-    with pytest.raises(
-        ValueError, match=r"is no amount; give a whole number above 0, e\.g\. .*12\.5M or 100k"
-    ) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(text))} is no amount; give a whole number .*M or 100k"):
         amount(text)
-    assert repr(text) in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,7 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.macro import MACROS, Macro, Stage
-from factorizenet_tf.spec import (
-    groups_at,
-    last_level,
-    level_from_text,
-    level_text,
-    spec_from_json,
-)
+from factorizenet_tf.spec import groups_at, last_level, level_from_text, level_text, spec_from_json
 
 METHOD_STAGES = ((1, 1), (3, 2), (4, 2))
 
@@ -76,9 +70,8 @@ def test_the_name_has_macro_architecture_level_and_width():
     assert fnet.ModelSpec((1, 2, 4), width=32, stages=METHOD_STAGES).name == "fnet-1x1.3x2.4x2-l1.2.4-x2"
     assert fnet.ModelSpec(0, width=24).name == "fnet-l0-x1.5"
     assert fnet.ModelSpec(2, input_shape=(96, 96, 3), width=8).name == "fnet-early-l2-x0.5"
-    assert fnet.ModelSpec(0, stages=((2, 2, 48, True), (1, 1)), stem_stride=2, last_channels=64).name == (
-        "fnet-s2.2x2c48r.1x1.p64-l0"
-    )
+    parts = {"stages": ((2, 2, 48, True), (1, 1)), "stem_stride": 2, "last_channels": 64}
+    assert fnet.ModelSpec(0, **parts).name == "fnet-s2.2x2c48r.1x1.p64-l0"
 
 
 @pytest.mark.parametrize("name", MACROS)
@@ -200,12 +193,8 @@ def test_an_argument_of_another_type_is_a_type_error(arguments):
 
 
 def test_numbers_of_numpy_are_taken_and_written():
-    spec = fnet.ModelSpec(
-        (np.int64(1), np.int8(0)),
-        width=np.int32(8),
-        num_classes=np.uint8(4),
-        stages=((np.int64(1), np.int64(2)), (1, 1)),
-    )
+    numbers = {"width": np.int32(8), "num_classes": np.uint8(4), "stages": ((np.int64(1), np.int64(2)), (1, 1))}
+    spec = fnet.ModelSpec((np.int64(1), np.int8(0)), **numbers)
     assert spec == fnet.ModelSpec((1, 0), width=8, num_classes=4, stages=((1, 2), (1, 1)))
     assert spec_from_json(spec.to_json()) == spec
 

@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,19 +8,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the checkout without a network, so that no older build is in it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, folder / "checkout", ignore=ignored)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check", "--outdir", folder]
-    result = subprocess.run([*build, folder / "checkout"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (path,) = folder.glob("*.whl")
-    return path
 
 
 @pytest.fixture(scope="module")

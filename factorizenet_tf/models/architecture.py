@@ -62,7 +62,10 @@ def architecture_of(model: keras.Model, name: str | None = None) -> Architecture
             raise ValueError(f"the layer {layer.name!r} is used more than once; give each use its own layer")
         config = layer.get_config()
         fields = {field: config[field] for field in FIELDS[kind] if field in config}
-        fields = json.loads(json.dumps(fields, default=_plain))
+        plain = json.dumps(fields, default=lambda value: value.item() if hasattr(value, "item") else str(value))
+        fields = json.loads(
+            plain
+        )  # a number of NumPy's as Python's; what else JSON does not know is text, and no field's
         _check_fields(layer.name, kind, fields)
         inputs = [] if node.is_input else [producers[tensor] for tensor in node.flat_input_ids]
         producers[node.flat_output_ids[0]] = layer.name
@@ -107,11 +110,6 @@ def _check_fields(name, kind, fields) -> None:
             raise ValueError(
                 f"the layer {name!r}, a {kind}, has {field} {str(value)[:80]!r}, which is not taken; use a stock one"
             )
-
-
-def _plain(value):
-    """Give a number of NumPy's as Python's; what else JSON does not know becomes text, which no field takes."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _leaves(value):

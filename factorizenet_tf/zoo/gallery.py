@@ -89,7 +89,11 @@ def build_gallery(
         with resources.as_file(resources.files(__package__) / "gallery_page") as page:
             shutil.copytree(page, folder, dirs_exist_ok=True)
         for package, (sha256, files) in RUNTIME.items():
-            _unpack(_tarball(package, sha256, runtime), files, folder / "runtime" / package)
+            (folder / "runtime" / package).mkdir(parents=True)
+            with tarfile.open(fileobj=io.BytesIO(_tarball(package, sha256, runtime))) as archive:
+                for name in files:
+                    content = archive.extractfile(f"package/{name}").read()
+                    (folder / "runtime" / package / name.rpartition("/")[2]).write_bytes(content)
         nets = [_net(card, zoo_dir, folder) for card in cards]
         (folder / "zoo" / INDEX_FILE).write_text(index_to_json(cards), encoding="utf-8")
         written = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -163,13 +167,6 @@ def _tarball(package, sha256, runtime) -> bytes:
     if _sha256(content) != sha256:
         raise ValueError(f"{path} is damaged: expected SHA-256 {sha256}, found {_sha256(content)}; {remedy}")
     return content
-
-
-def _unpack(tarball, names, folder) -> None:
-    folder.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(tarball)) as archive:
-        for name in names:
-            (folder / name.rpartition("/")[2]).write_bytes(archive.extractfile(f"package/{name}").read())
 
 
 def _net(card: Card, zoo_dir, folder: Path) -> dict:

@@ -132,9 +132,8 @@ def test_few_images_fill_a_smaller_batch():
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(mine, fails, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert message in fails(
-        "factorize", mine, *DATA, *(arguments if "--out" in arguments else [*arguments, "--out", "net.keras"])
-    )
+    out = [] if "--out" in arguments else ["--out", "net.keras"]
+    assert message in fails("factorize", mine, *DATA, *arguments, *out)
     assert not any(tmp_path.iterdir())
 
 
