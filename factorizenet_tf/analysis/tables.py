@@ -138,13 +138,9 @@ def stacked(tables: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
 def node_data(analysis: Analysis, net: str) -> dict:
     """Colour a net's graph in Model Explorer: green where a layer keeps its signal, red where it loses it.
 
-    The value is the accumulated SQNR in dB, of the quantization-aware weights where there are, else of the scheme asked
-    for. The keys are the output tensors of the net's .tflite, or the numbers of its operators where it is slim, which
-    Model Explorer matches when that file is open in it; for a net without a file they are its layers' names, which match
-    no node.
-
-    Raises:
-        ValueError: no such net.
+    The value is the SQNR in dB of `Analysis.accumulation`, which raises for an unknown net. The keys are the output tensors
+    of the net's .tflite, or the numbers of its operators where it is slim, which Model Explorer matches when that file is
+    open in it; for a net without a file they are its layers' names, which match no node.
     """
     chosen = analysis.accumulation(net).query("kind != 'input'")
     names = chosen["tensor"].where(chosen["tensor"].notna(), chosen["layer"])

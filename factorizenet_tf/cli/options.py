@@ -149,13 +149,9 @@ def given_options(context: Context, *names: str) -> list[str]:
 
 
 def shown_options(context: Context, values: dict, left_out: tuple[str, ...], always: tuple[str, ...]) -> str:
-    """Write a command's options as they were given, for a card.
+    """Write a command's options as they were given, for a card, with the values of its parameters by name.
 
-    Args:
-        context: of the command.
-        values: of its parameters by name.
-        left_out: parameters that are not written: folders of this machine, and how it is said.
-        always: parameters that are written where they have a value, given or not.
+    Parameters that are left out are folders of this machine and how it is said; some are always written that have a value.
     """
     parts = []
     for parameter in context.command.params:

@@ -49,12 +49,6 @@ def test_study_takes_levels_and_limits_and_prints_the_answers(prints_json, succe
     assert all(text in table for text in ("1,000,000", "90.00 %", "at most 100 M MACs: fnet-l3: the best"))
 
 
-def test_study_says_what_is_wrong_before_it_trains(fails, tmp_path):
-    command = ["study", *SMALL, "--out", tmp_path / "study"]
-    assert "levels is 'most'" in fails(*command, "--levels", "most")
-    assert not (tmp_path / "study").exists()
-
-
 def test_a_missing_extra_is_found_before_the_work(fails, run, tmp_path, monkeypatch):
     monkeypatch.setattr("factorizenet_tf.analysis.analyze.compare_levels", None)  # nothing is measured
     for module, options in (

@@ -209,6 +209,7 @@ def test_export_writes_both_and_says_bytes_and_latency(prints_json, fails, run, 
         ("train --dataset digits --out {new} --data-dir {new}", "digits is none of its sets"),
         ("train --dataset digits --out {new} --baseline resnet8 --level 2", "so --level would have no effect"),
         ("quantize m --dataset digits --out {new} --method ptq --qat-epochs 3", "--qat-epochs would have no effect"),
+        ("study --dataset digits --out {new} --levels most", "--levels is 'most'; it must be all, or numbers"),
     ],
 )
 def test_an_argument_out_of_range_is_one_line_with_its_value_and_writes_nothing(fails, tmp_path, arguments, message):

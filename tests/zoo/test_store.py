@@ -16,7 +16,7 @@ import pytest
 import factorizenet_tf as fnet
 from factorizenet_tf.zoo import store
 from factorizenet_tf.zoo.catalog import find
-from factorizenet_tf.zoo.store import FolderStore, UrlStore, bundled_zoo, open_store, unzip
+from factorizenet_tf.zoo.store import FolderStore, UrlStore, open_store, unzip
 
 NAME = "fnet-1x2.2x2-l1-x0.5-int8"
 
@@ -79,7 +79,6 @@ def served(folder, failures=(), log=None):
 
 
 def test_a_zoo_is_a_folder_or_an_address(tmp_path):
-    assert (bundled_zoo() / "index.json").is_file()
     assert isinstance(open_store("https://example.com/zoo"), UrlStore)
     assert open_store("~/zoo").folder == tmp_path.home() / "zoo"
 
