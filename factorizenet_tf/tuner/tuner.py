@@ -379,6 +379,8 @@ class FactorizationTuner(keras_tuner.Tuner):
     def _training(self, trial) -> Training:
         values = trial.hyperparameters.values
         net, folder = self.space.net_from(values), self.run_folder(trial.trial_id).absolute()
+        if not isinstance(self.space, Space):
+            self.progress.say(f"fitting {net.name}")
         return Training(
             self.space.spec_of(net),
             self.recipe,
