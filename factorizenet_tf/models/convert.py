@@ -18,7 +18,7 @@ from ..tflite import flatbuffer
 from ..tflite.slim import slim
 from .keras3 import check_pixels, check_weights
 from .native import inference_kernels
-from .quantize import is_quantize_aware
+from .quantize import is_quantize_aware, with_room_for_biases
 
 __all__ = ["to_tflite", "with_full_range_pixels", "write_saved_model"]
 
@@ -82,6 +82,8 @@ def to_tflite(
         converter._experimental_disable_per_channel = not per_channel
     logger = tf.get_logger()  # which tells where the converter put its temporary files
     with contextlib.ExitStack() as stack, quiet_native_stderr():
+        if aware:
+            stack.enter_context(with_room_for_biases(model))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel("WARNING")
         named = converter.convert()

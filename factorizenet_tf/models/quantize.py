@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
-from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float
+from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float, unwrap
 from ..data import check_images
 from .keras3 import check_pixels
 from .native import use_native_kernels
 
-__all__ = ["is_quantize_aware", "quantize_aware", "with_softmax", "without_softmax", "wrap_for_qat"]
+__all__ = [
+    "is_quantize_aware",
+    "quantize_aware",
+    "with_room_for_biases",
+    "with_softmax",
+    "without_softmax",
+    "wrap_for_qat",
+]
 
 CALIBRATION_BATCH = 128
+BIAS_BITS = 29  # of a bias at most: 31 and a sign there are, and the products come on top
 # Layers without weights that TFMOT's own registry lacks: their outputs are quantized.
 OUTPUT_ALONE = ("Average", "ELU", "Maximum", "Minimum", "Multiply", "Rescaling", "Subtract")
 
@@ -103,6 +114,48 @@ def _scheme():
 def is_quantize_aware(model: keras.Model) -> bool:
     """Whether a model came out of TFMOT's `quantize_model`."""
     return any(is_input_quantizer(layer) or is_wrapped(layer) for layer in model.layers)
+
+
+@contextlib.contextmanager
+def with_room_for_biases(model: keras.Model) -> Iterator[None]:
+    """Widen for a while, in a quantization-aware model, the scales of filters whose biases would not fit into 32 bits.
+
+    A .tflite has a bias in steps of the input's scale times the filter's. A filter that weight decay has emptied has weights of
+    next to nothing and so has its scale; its bias would be cut off, and the sum overflow. With wider scales its weights become 0.
+    """
+    lows = {w.name: w for w in model.weights if w.name.endswith("_min:0") and "kernel" not in w.name}
+    highs = {w.name: w for w in model.weights if w.name.endswith("_max:0")}
+    ranges = [float(highs[name.replace("_min:0", "_max:0")].numpy()) - float(low.numpy()) for name, low in lows.items()]
+    step = min((width for width in ranges if width > 0), default=1.0) / 255  # the smallest scale that an input may have
+    changed = []
+    for layer in filter(is_wrapped, model.layers):
+        for *_, variables in layer._weight_vars:
+            gain, bias = _folded(layer)
+            if variables["max_var"].shape != gain.shape:
+                continue  # of one scale for all filters
+            least = 127 * np.abs(bias) / (np.maximum(np.abs(gain), 1e-12) * step * 2.0**BIAS_BITS)
+            limits = np.maximum(variables["max_var"].numpy(), least)
+            if (limits > variables["max_var"].numpy()).any():
+                changed += [(variable, variable.numpy()) for variable in variables.values()]
+                variables["max_var"].assign(limits)
+                variables["min_var"].assign(np.minimum(variables["min_var"].numpy(), -limits))
+    try:
+        yield
+    finally:
+        for variable, value in changed:
+            variable.assign(value)
+
+
+def _folded(layer) -> tuple[np.ndarray, np.ndarray]:
+    """Give what the BatchNorm behind a wrapped layer multiplies its outputs by, and the bias that comes of both, (filters,) each."""
+    bare = unwrap(layer)
+    bias = bare.bias.numpy() if bare.use_bias else np.zeros(layer.output_shape[-1], np.float32)
+    for node in layer.outbound_nodes:
+        norm = unwrap(node.layer)
+        if type(norm).__name__ == "BatchNormalization":
+            gain = (norm.gamma.numpy() if norm.scale else 1) / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+            return gain, (bias - norm.moving_mean.numpy()) * gain + (norm.beta.numpy() if norm.center else 0)
+    return np.ones_like(bias), bias
 
 
 def without_softmax(model: keras.Model) -> keras.Model:

@@ -5,6 +5,7 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
+from factorizenet_tf.models.evaluate import agreement
 from factorizenet_tf.models.quantize import is_quantize_aware
 
 
@@ -79,3 +80,29 @@ def test_models_and_calibration_that_cannot_be_quantized_are_refused_with_the_re
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             fnet.quantize_aware(model, **options)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_filter_that_training_emptied_answers_in_int8_as_it_does_in_keras(sign, digits):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 1)),
+            keras.layers.Conv2D(8, 3, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(4),
+        ]
+    )
+    kernel, gamma, beta, *statistics = model.layers[0].get_weights() + model.layers[1].get_weights()
+    kernel[..., 0], kernel[..., 1], beta[:2] = 1e-9, -3e-8, sign  # biases of 10**11 steps
+    model.layers[0].set_weights([kernel])
+    model.layers[1].set_weights([gamma, beta, *statistics])
+    images = digits.train.images[:64]
+    aware = fnet.quantize_aware(model, calibration=images)
+    before = aware.get_weights()
+    found = agreement(aware, fnet.Int8Model(fnet.to_tflite(aware)), images)
+    assert found.largest_lsb <= 2
+    assert all((a == b).all() for a, b in zip(before, aware.get_weights()))
