@@ -215,6 +215,13 @@ class Architecture:
             kind = "JSON of [name, class, fields, inputs]"
             raise ValueError(f"layers of {self.name} is {self.layers[:80]!r}; it must be {kind}")
 
+    def with_head(self, num_classes: int) -> Architecture:
+        """Give it with another number of classes, where its last layer is dense; any other stays, and fits or does not."""
+        *others, (name, kind, fields, inputs) = json.loads(self.layers)
+        fields |= {"units": num_classes} if kind == "Dense" else {}
+        layers = json.dumps([*others, [name, kind, fields, inputs]], separators=(",", ":"))
+        return dataclasses.replace(self, num_classes=num_classes, layers=layers)
+
     def to_json(self) -> str:
         """Write the spec as JSON that `spec_from_json` reads back."""
         fields = {"family": "layers", **vars(self), "layers": json.loads(self.layers)}

@@ -24,7 +24,7 @@ def factorize(
     context: Context,
     model: Annotated[
         str,
-        Argument(help="Your tf_keras model, .keras, .h5 or a SavedModel's folder; a -float name or a run's folder."),
+        Argument(help="Your Keras model, .keras, .h5 or a SavedModel's folder; a -float name or a run's folder."),
     ],
     out: Annotated[Path | None, Option(help="The factorized net, a new .keras file.", show_default="none")] = None,
     level: Annotated[

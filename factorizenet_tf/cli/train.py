@@ -81,7 +81,7 @@ def train(
 
     Then converts it to int8 and evaluates float, PTQ, QAT and .tflite on the whole validation and test splits.
     """
-    from ..spec import ResNet8
+    from ..spec import Architecture, ResNet8
 
     recipe = options.recipe_from(context, dataset)
     source, spec, shape = None, None, None
@@ -104,7 +104,9 @@ def train(
     if spec is None:
         spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     else:
-        spec = dataclasses.replace(spec, input_shape=data.image_shape, num_classes=data.num_classes)
+        is_own = isinstance(spec, Architecture)
+        spec = spec.with_head(data.num_classes) if is_own else dataclasses.replace(spec, num_classes=data.num_classes)
+        spec = dataclasses.replace(spec, input_shape=data.image_shape)
     from ..training.train import train as train_net
 
     command = _shown_command(context, source, spec)

@@ -11,7 +11,7 @@ import numpy as np
 __all__ = ["Dataset", "Split", "check_images", "content_hash"]
 
 TO_UINT8 = {  # what makes images of a dtype such ones
-    "float": "multiply images in 0..1 by 255 and round",
+    "float": "images in 0..1 times 255, those in 0..255 as they are: images.round().astype(np.uint8)",
     "int8": "an int8 model's input is the image minus 128: images.view(np.uint8) ^ 128",
     "uint16": "of 16-bit images keep the upper byte: (images >> 8).astype(np.uint8)",
     "bool": "images.astype(np.uint8) * 255",

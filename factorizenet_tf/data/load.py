@@ -46,7 +46,7 @@ def load_dataset(
 
     Where the data have no validation split, 10 % of the training images are it, at most 5,000, drawn with a fixed seed;
     data with neither that nor a test split give 20 % of their images to one, drawn likewise; data with a validation split
-    and no test split have none. Of a folder each class gives the same share. Grey images become RGB, and RGB ones grey, as
+    and no test split have none. Of a TFDS set's own validation images none are validation: they are test where it has none. Of a folder each class gives the same share. Grey images become RGB, and RGB ones grey, as
     asked.
 
     The images of a folder and of a TFDS set are decoded once, on all cores, into a file below FACTORIZENET_CACHE that is

@@ -137,12 +137,12 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
     return spec_from_json(spec), precision
 
 
-def copy_weights(source, model, *, head: str = "logits") -> list[str]:
+def copy_weights(source, model, *, head: str | None = None) -> list[str]:
     """Copy a model's weights into another of the same layers, by name; a head of another class count stays as it is.
 
     Args:
         source, model: float tf_keras models.
-        head: name of the layer that may differ.
+        head: name of the layer that may differ; None: the last one with weights.
 
     Returns:
         The names of the layers that were not copied.
@@ -151,10 +151,9 @@ def copy_weights(source, model, *, head: str = "logits") -> list[str]:
         ValueError: a layer other than the head is missing in the source or has other shapes.
     """
     source_layers = {layer.name: layer for layer in source.layers}
-    not_copied = []
-    for layer in model.layers:
-        if not layer.weights:
-            continue
+    weighted, not_copied = [layer for layer in model.layers if layer.weights], []
+    head = weighted[-1].name if head is None else head
+    for layer in weighted:
         values = source_layers[layer.name].get_weights() if layer.name in source_layers else []
         given, needed = [v.shape for v in values], [tuple(w.shape) for w in layer.weights]
         if given == needed:

@@ -162,6 +162,8 @@ def on_copies(content: bytes) -> bytes:
             copies = operator.builtinOptions.depthMultiplier
             channels, output = int(image.shape[3]), operator.outputs[0]
             readers = [op for op in graph.operators if output in op.inputs]
+            if len(operator.inputs) < 3 or min(operator.inputs) < 0:  # no bias
+                continue
             is_alone = len(readers) == 1 and output not in graph.outputs
             if copies < 2 or not is_alone or operator_name(model, readers[0]) != "CONV_2D":
                 continue

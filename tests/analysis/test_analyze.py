@@ -180,7 +180,7 @@ def test_nan_constants_and_dead_channels_are_noted_and_crash_nothing():
     [
         ({"calibration": None}, ValueError, "calibration: uint8 training images"),
         ({"calibration": IMAGES[:0]}, ValueError, "calibration is empty"),
-        ({"calibration": IMAGES / 255}, TypeError, r"multiply images in 0\.\.1 by 255"),
+        ({"calibration": IMAGES / 255}, TypeError, r"images in 0\.\.1 times 255"),
         ({"calibration": IMAGES[:, 1:]}, ValueError, "the model takes"),
         ({"evaluation": (IMAGES, np.zeros(3, int))}, ValueError, "give one label an image"),
         ({"activation_bits": 1}, ValueError, "activation_bits is 1; it must be an int from 2 to 8"),

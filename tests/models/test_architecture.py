@@ -8,6 +8,7 @@ from tf_keras import Input, Model, layers
 
 import factorizenet_tf as fnet
 from factorizenet_tf.models.architecture import architecture_of, build_architecture
+from factorizenet_tf.models.weights import copy_weights
 from factorizenet_tf.spec import spec_from_json
 
 
@@ -32,6 +33,14 @@ def test_a_model_built_from_its_architecture_computes_the_same_and_goes_through_
     np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5)
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
     assert architecture_of(again, "theirs") == spec
+
+
+def test_for_other_classes_the_last_dense_layer_is_a_new_head_and_the_others_keep_their_weights():
+    model = theirs()
+    other = fnet.build(architecture_of(model).with_head(3))
+    assert other.output_shape == (None, 3)
+    assert copy_weights(model, other) == [model.layers[-1].name]
+    np.testing.assert_array_equal(other.layers[2].get_weights()[0], model.layers[2].get_weights()[0])
 
 
 def mine(x):
