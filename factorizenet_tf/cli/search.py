@@ -142,12 +142,13 @@ def search(
             executor = stack.enter_context(RayExecutor(ray))
         if model is None:
             shape = None if start is None else options.image_shape(size, channels, spec.input_shape)
-            data = options.load_data(context, dataset, size, channels, data_dir, shape=shape)
+            data = options.load_data(context, dataset, size, channels, data_dir, shape=shape, source=source)
             if start is None:
                 spec = options.spec_from("0", choices["widths"][0], None, None, 10, macro, data.image_shape)
             nets = dataclasses.replace(spec, level=0, input_shape=data.image_shape, num_classes=data.num_classes)
         else:
             data, nets, costs = _model_space(context, choices, given)
+            recipe = options.fitting(recipe, data)
             requirement, choices = Requirement(**options.limits_of(given, costs), min_accuracy=min_accuracy), {}
         from ..tuner import search as searching
         from ..tuner.oracle import FactorizationOracle

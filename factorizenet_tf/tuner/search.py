@@ -200,12 +200,14 @@ def _summary(oracle, state, rows, meets, dataset):
     what = "the answer is" if meets else "no net reaches the floor; the best is"
     costs = ", ".join(f"{row[cost]:,.10g} {cost}" for cost in COSTS if row[cost] != "")
     accuracy, objective = row[oracle.objective.name], oracle.objective.name
-    lines.append(f"{what} {state.best.name}: {100 * accuracy:.2f} % {objective}, {costs} ({row['reason']})")
+    lines.append(
+        f"{what} {state.best.name}: {100 * accuracy:.2f} % {objective}, {costs} ({row['reason']}); its run is trial_{row['trial']}/run"
+    )
     lines += _chance_warning(accuracy, dataset)
     lines.append("in points, estimated from all of them, another choice in one stage alone would change it by:")
     changes = oracle.effects()
     for respect, nets in oracle.space.alternatives(state.best).items():
-        choices = f"0 to {max(nets)}" if respect.endswith("level") else ", ".join(map(str, nets))
+        choices = f"0 to {max(nets)}" if respect.endswith("level") else ", ".join(f"{choice:g}" for choice in nets)
         effects = {choice: "not tried" if c is None else f"{c:+.1f}" for choice, c in changes[respect].items()}
         texts = ["it is here" if net == state.best else effects[choice] for choice, net in nets.items()]
         lines.append(f"  {respect} {choices}: {', '.join(texts)}")
