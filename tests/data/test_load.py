@@ -171,7 +171,7 @@ def test_grey_becomes_rgb_rgb_grey_and_a_flat_image_stays_flat_at_another_size(c
 @pytest.mark.parametrize(
     ("images", "channels", "message"),
     [
-        (np.zeros((2, 4, 4, 3), np.float32), 3, "float32; it must be uint8 .*multiply"),
+        (np.zeros((2, 4, 4, 3), np.float32), 3, "float32; it must be uint8 .*times 255"),
         (np.zeros((2, 4, 4, 3), np.int64), 3, r"int64; it must be uint8 .*images.astype\(np.uint8\)"),
         (np.zeros((2, 4, 4, 3), np.int8), 3, r"int8; it must be uint8 .*images.view\(np.uint8\) \^ 128"),
         (np.zeros((2, 4, 4, 3), np.uint16), 3, "uint16; it must be uint8 .*images >> 8"),
