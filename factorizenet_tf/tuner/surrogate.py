@@ -26,10 +26,7 @@ INTERACTION_VARIANCE = 0.3  # of what is no sum of effects, where each effect ha
 MACRO_CORRELATION = 0.5  # between the effects of any two macro-architectures
 PAIRS_VARIANCE = 1.0  # of all effects of two choices together, where there are more choices than level and width
 CONSTANT_VARIANCE = 4.0
-TREND, TREND_DEVIATION = (
-    6.0,
-    6.0,
-)  # points that a net loses for each unit of the space's measurement, and how sure that is
+TREND, TREND_DEVIATION = 12.0, 10.0  # points lost for each unit of what was measured before, and how sure that is
 NOISE = 0.7  # standard deviation of a training's accuracy over seeds in points, where each effect has 1 point
 
 
