@@ -19,8 +19,9 @@ import numpy as np
 
 from .console import require_extra
 from .files import atomic_write, write_bytes
+from .macro import default_macro
 from .requirement import frontier as frontier_of
-from .spec import Architecture
+from .spec import Architecture, ModelSpec
 
 require_extra("altair", "vl_convert", extra="report", what="drawing figures")
 
@@ -70,7 +71,12 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     cards = [card for card in cards if card.dataset == dataset]
     rows = []
     for card in cards:
-        named = {"net": card.name, "level": f"l{card.level_text}" if card.level_text else "", "series": _series(card)}
+        label, series = f"l{card.level_text}" if card.level_text else "", _series(card)
+        named = {
+            "net": card.name,
+            "level": card.name.removesuffix("-int8") if "macro" in series else label,
+            "series": series,
+        }
         numbers = {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
         rows.append(named | numbers)
     x, y = _macs([row["macs"] for row in rows]), _percent("test accuracy of the int8 .tflite, %")
@@ -368,6 +374,8 @@ def save(chart, path: str | os.PathLike) -> None:
 def _series(card):
     if isinstance(card.spec, Architecture):
         return "other nets, factorized"
+    if isinstance(card.spec, ModelSpec) and card.spec.macro != default_macro(card.spec.input_shape):
+        return "other macro-architectures"
     if isinstance(card.level, int):
         return f"width {card.width}"
     return "per-stage levels" if card.level else "ResNet-8"
