@@ -107,7 +107,7 @@ class ModelSpace(NetSpace):
         self._is_offered, self._saved, self._loss = np.zeros(shape, bool), np.zeros(shape, int), np.zeros(shape)
         errors = {} if table is None else _errors(table)
         for group, names in enumerate(self._groups.values()):
-            seen = {}
+            seen = set()
             for level, (place, middle) in itertools.product(range(lasts[group] + 1), enumerate(self.middles)):
                 chosen = {name: min(level, max(own for own, _ in splits[name])) for name in names}
                 chosen = {name: own for name, own in chosen.items() if own and (own, middle) in splits[name]}
@@ -120,7 +120,7 @@ class ModelSpace(NetSpace):
                 for name, new, old in zip(names, becomes, as_it_is) if table is not None else ():
                     self._loss[group, level, place] += errors[name, new[0], new[2]] - errors[name, old[0], old[2]]
                 self._is_offered[group, level, place] = tuple(becomes) not in seen
-                seen[tuple(becomes)] = level, place
+                seen.add(tuple(becomes))
         self._has_table = table is not None
         self._macs = count_macs(model)
         self._fingerprint = fingerprint(model)
