@@ -69,10 +69,11 @@ def publish_errors(run: Run) -> list[str]:
     validation, images = metrics["accuracy"]["validation"], metrics["images"]["validation"]
     loss = validation["float"] - validation["tflite"]
     max_loss, max_gain = (max(share, 3 / images) for share in (MAX_LOSS, MAX_GAIN))  # of a small split, three images
-    if loss > max_loss:
+    lost = round(loss * images)  # in whole images: a difference of two fractions is a little off
+    if lost > max_loss * images:
         found = f"{100 * loss:.2f} points below float on validation (at most {100 * max_loss:.2f} are allowed)"
         errors.append(f"int8 is {found}; train it with more qat_epochs")
-    if -loss > max_gain:
+    if -lost > max_gain * images:
         found = f"{-100 * loss:.2f} points below int8 on validation (at most {100 * max_gain:.2f} are allowed)"
         reason = "it was not trained to its end, or its BatchNorm statistics lag behind its weights"
         remedy = "train it again with this version, with more epochs or a smaller batch_size"

@@ -152,6 +152,15 @@ def test_a_run_that_does_not_pass_a_gate_is_refused_with_the_reason(run, tmp_pat
     assert not publish_errors(run)
 
 
+def test_three_images_of_a_small_split_may_be_lost_whatever_the_fractions_round_to(run):
+    metrics = json.loads(json.dumps(run.metrics))
+    metrics["images"]["validation"] = 144
+    for lost, refused in ((3, False), (4, True)):
+        for float_right in range(4, 145):
+            metrics["accuracy"]["validation"].update(float=float_right / 144, tflite=(float_right - lost) / 144)
+            assert bool(publish_errors(dataclasses.replace(run, metrics=metrics))) == refused
+
+
 def test_two_publishers_at_once_lose_nothing(copy, run, other, publish):
     with ThreadPoolExecutor(2) as pool:
         for cards in pool.map(lambda each: publish(each, name="mine"), (run, other)):
