@@ -9,12 +9,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # with them what a file or a folder makes once.
 TWO := -n 2 --dist worksteal
 
-.PHONY: help install demo levels gallery test test-slow test-without-onednn test-gallery lint benchmark clean
+.PHONY: help install demo levels gallery docs test test-slow test-without-onednn test-gallery lint benchmark clean
 
 help:
 	@echo "make demo       search digits' best net under 1 M MACs, publish it to a local zoo, load it back (runs/search)"
 	@echo "make levels     train every level on digits, compare float, PTQ, QAT and int8 (runs/levels)"
 	@echo "make gallery    serve the zoo as a web page, whose nets run in the browser (site/)"
+	@echo "make docs       build the documentation, notebooks run (docs/_build/html/index.html)"
 	@echo "make test       run the tests"
 	@echo "make test-without-onednn  run the tests of grouped convolutions, quantization and training with oneDNN off"
 	@echo "make test-slow  run the tests that train for minutes or use whole test splits"
@@ -40,6 +41,10 @@ levels: install
 
 gallery: install
 	$(BIN)/factorizenet gallery --out site --serve
+
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d docs/_build/doctrees . docs/_build/html
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(TWO)

@@ -15,6 +15,7 @@ EXTRAS = {
     "micro": ["tflite-micro"],
 }
 EXTRAS["browser"] = ["playwright>=1.40", "pytest>=8"]  # beside a Chromium: the tests of the gallery's page
+EXTRAS["docs"] = ["myst-nb>=1.4", "pydata-sphinx-theme>=0.16", "sphinx>=8"]
 EXTRAS["test"] = [
     *EXTRAS["report"],
     *EXTRAS["micro"],
@@ -30,6 +31,7 @@ EXTRAS["test"] = [
     "pytest>=8",
     "ruff==0.17.6",
     "setuptools>=77",
+    "sybil>=9",
 ]
 
 setup(

@@ -98,7 +98,9 @@ def replay(model: keras.Model, seeds: int) -> None:
         rows = space.rows()[space.count_macs(space.rows()) <= budget]
         nets, loss = [space.net_of(row) for row in rows], space.trend(rows)
         best = max(accuracies[net.name] for net in nets)
-        good = {net.name for net in nets if round(best - accuracies[net.name], 4) <= WITHIN}  # of 5,000 images: four places
+        good = {
+            net.name for net in nets if round(best - accuracies[net.name], 4) <= WITHIN
+        }  # of 5,000 images: four places
         for name in ("with the table", "without", "by the table alone", "at random"):
             spent = []
             for seed in range(seeds):

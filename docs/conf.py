@@ -1,0 +1,60 @@
+"""The documentation site: `make docs`. Its source is the whole checkout, so that a page's links are right here and on the site."""
+
+import factorizenet_tf
+
+project = "factorizenet_tf"
+version = release = factorizenet_tf.__version__
+copyright = "Apache-2.0"
+root_doc = "docs/index"
+include_patterns = [
+    "docs/*.md",
+    "docs/*.rst",
+    "notebooks/*.ipynb",
+    "zoo/*.md",
+    "zoo/cards/*.md",
+    "tuner/results/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
+exclude_patterns = [
+    ".*",
+    "docs/_build",
+    "runs",
+    "site",
+    "build",
+    "dist",
+    "tests",
+    "factorizenet_tf",
+    "**/.ipynb_checkpoints",
+]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 4
+# A notebook runs when it or its own output changed; what an earlier build gave is kept.
+nb_execution_mode = "cache"
+nb_execution_cache_path = "docs/_build/jupyter_cache"
+nb_execution_in_temp = True
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings say shapes and units; the signature stays readable
+default_role = "code"
+
+html_theme = "pydata_sphinx_theme"
+html_title = "factorizenet_tf"
+html_static_path = ["_static"]
+html_extra_path = ["_root"]  # a page at / that leads to docs/
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "header_links_before_dropdown": 7,
+    "navbar_align": "left",
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
