@@ -38,6 +38,7 @@ setup(
     name="factorizenet_tf",
     version="0.1.0",
     description="Which granularity of depth factorization, under int8 quantization, for my budget: FactorizeNet on TensorFlow",
+    # Its links and the picture are relative, for readers of the checkout and the site: the project has no address to name.
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

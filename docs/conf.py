@@ -1,5 +1,7 @@
 """The documentation site: `make docs`. Its source is the whole checkout, so that a page's links are right here and on the site."""
 
+import re
+
 import factorizenet_tf
 
 project = "factorizenet_tf"
@@ -58,3 +60,15 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+
+
+def setup(app):
+    """Let docstrings say `tf.data.Dataset`s, which reStructuredText takes for no end of the quotation."""
+
+    def end_quotations(app, what, name, obj, options, lines):
+        ended = re.sub(
+            r"(`[^`]+`)(\w?)", lambda found: found[1] + ("\\ " + found[2]) * bool(found[2]), "\n".join(lines)
+        )
+        lines[:] = ended.split("\n")
+
+    app.connect("autodoc-process-docstring", end_quotations)

@@ -69,7 +69,7 @@ def test_the_small_install_has_no_tensorflow_and_runs_the_commands(board, wheel)
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     call(*install, "--no-deps", wheel)
     find = "import importlib.util as u; print(*u.find_spec('factorizenet_tf').submodule_search_locations)"
-    assert find in (ROOT / "docs" / "deploy.md").read_text()
+    assert find in (ROOT / "docs" / "litert.md").read_text()
     call(*install, "-r", Path(call(python, "-c", find).strip()) / "requirements-board.txt")
     installed = call(python, "-m", "pip", "list", "--format=freeze")
     assert "factorizenet" in installed

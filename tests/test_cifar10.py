@@ -27,7 +27,7 @@ def test_a_short_training_on_cifar10_agrees_in_all_precisions(tmp_path):
     assert abs(accuracies["qat"] - accuracies["tflite"]) <= 0.004
     agreement = run.metrics["agreement"]
     assert agreement["images"] == 1_000
-    # Rounding ties that fall otherwise in one layer grow through the next ones (README, "A real run").
+    # Rounding ties that fall otherwise in one layer grow through the next ones (docs/train.md, "A real run").
     assert agreement["within_1_lsb"] >= 0.9
     assert agreement["largest_lsb"] <= 6
     assert agreement["top1"] >= 0.98

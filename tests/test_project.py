@@ -38,13 +38,13 @@ def test_the_quick_start_notebook_runs(tmp_path):
     assert "median_ms" in text
 
 
-def test_each_command_option_and_make_target_of_the_readme_exists():
+def test_each_command_is_in_the_readme_or_the_docs_and_each_option_and_make_target_there_exists():
     commands = typer.main.get_command(app).commands
-    readme = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^(?:\w+=\S+ )*factorizenet (\w+) ([^#\n]*)", readme, re.MULTILINE)
+    pages = "\n".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    lines = re.findall(r"^(?:\w+=\S+ )*factorizenet (\w+) ([^#\n]*)", pages, re.MULTILINE)
     assert {name for name, _ in lines} == set(commands)
     used = {(name, option) for name, rest in lines for option in re.findall(r"--[\w-]+", rest)}
     assert ("train", "--out") in used
     assert used <= {(name, option) for name, command in commands.items() for p in command.params for option in p.opts}
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"demo", "test"} <= set(re.findall(r"^make (\w+)", readme, re.MULTILINE)) <= targets
+    assert {"demo", "test"} <= set(re.findall(r"^make (\w+)", pages, re.MULTILINE)) <= targets

@@ -42,7 +42,7 @@ def test_its_metadata_has_the_requirements_the_extras_and_the_pythons(wheel, nam
         assert any(line.startswith(f"{name}>=") and "extra" not in line for line in requirements), name
     for name in ("tf_keras", "ai-edge-litert"):
         assert any(line.replace("-", "_").startswith(f"{name.replace('-', '_')}>=") for line in requirements), name
-    assert set(metadata.get_all("Provides-Extra")) == {"browser", "micro", "ray", "report", "serve", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"browser", "docs", "micro", "ray", "report", "serve", "test"}
     assert set(metadata["Requires-Python"].split(",")) == {">=3.11", "<3.14"}
     assert metadata["License"] == "Apache-2.0" or metadata["License-Expression"] == "Apache-2.0"
     assert (ROOT / "README.md").read_text(encoding="utf-8").strip()[:500] in metadata.get_payload(decode=True).decode()

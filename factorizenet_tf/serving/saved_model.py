@@ -22,7 +22,7 @@ from .models_config import add_model, next_version
 
 __all__ = ["BATCH_SIZES", "WARM_UP_FILE", "ServingExport", "export", "serving_module"]
 
-BATCH_SIZES = (1, 4, 16, 64)  # of the warm-up requests: those of the batching parameters in docs/deploy.md
+BATCH_SIZES = (1, 4, 16, 64)  # of the warm-up requests: those of the batching parameters in docs/serve.md
 CHANNELS_OF_A_GROUP = 16  # a vector of AVX-512: below it oneDNN's float kernels are slower than with zeros filled in
 LUMA = (19595, 38470, 7471)  # 0.299, 0.587, 0.114 of 2 ** 16: Pillow's own integers
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"

@@ -252,8 +252,8 @@ def test_analyses_of_one_name_are_numbered_and_not_mixed(tmp_path):
     assert (tmp_path / "saved" / "overlay-tiny_2_.json").is_file()
 
 
-def test_readmes_lines_on_an_analysis_give_the_int8_layers_that_lose_most(analysis):
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_pages_lines_on_an_analysis_give_the_int8_layers_that_lose_most(analysis):
+    text = (Path(__file__).parents[2] / "docs" / "analyze.md").read_text(encoding="utf-8")
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "fnet.analyze(" in block]
     lines = [line for line in block.splitlines() if "analysis.errors" in line or line.startswith("errors")]
     names = {"analysis": analysis}

@@ -1,4 +1,4 @@
-"""The walk-through of docs/deploy.md, run as it stands."""
+"""The walk-throughs of docs/serve.md, litert.md and microcontroller.md, run as they stand."""
 
 import json
 import re
@@ -19,7 +19,8 @@ from factorizenet_tf.cli import app, main
 from factorizenet_tf.data import read_image
 
 NAME = "fnet-l2-int8"
-TEXT = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
+PAGES = ("serve", "litert", "microcontroller")
+TEXT = "\n".join((Path(__file__).parents[2] / "docs" / f"{page}.md").read_text() for page in PAGES)
 START = "From zoo to server in three commands"
 HERE = "http://localhost:8501"
 
@@ -80,7 +81,7 @@ def test_curl_and_the_python_lines_get_answers(picture, logits, server, capfd):
 
 
 def test_the_lines_for_a_board_and_a_microcontroller_run_as_they_stand(picture, logits, capfd):
-    title = "A phone or a board with LiteRT"
+    title = "Export and ask"
     Path("classify.py").write_text(blocks(title, "python")[0])
     run_lines("".join(blocks(title)))
     run_lines(f"factorizenet export {NAME} --tflite int8.tflite\npython classify.py int8.tflite image.npy")
@@ -88,7 +89,7 @@ def test_the_lines_for_a_board_and_a_microcontroller_run_as_they_stand(picture, 
     assert label == other
     names = fnet.zoo.card(NAME).class_names
     assert label in [names[number] for number in logits.argsort()[-3:]]  # the line there resizes by another filter
-    run_lines(blocks("A microcontroller")[0])
+    run_lines(blocks("Sources for TensorFlow Lite Micro")[0])
     assert list(Path("sources").glob("*model.h"))
 
 
