@@ -2,8 +2,6 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
 import typer
 
@@ -27,15 +25,6 @@ def test_only_the_package_is_a_package():
         assert not list((ROOT / folder).rglob("__init__.py"))
     assert not list((ROOT / "zoo").rglob("*.py"))
     assert "[project]" not in (ROOT / "pyproject.toml").read_text()
-
-
-@pytest.mark.slow
-def test_the_quick_start_notebook_runs(tmp_path):
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "fnet-l2 of levels 0 to" in text
-    assert "median_ms" in text
 
 
 def test_each_command_is_in_the_readme_or_the_docs_and_each_option_and_make_target_there_exists():
