@@ -114,7 +114,7 @@ def replay(model: keras.Model, seeds: int) -> None:
             row = {"max_macs": budget, "nets": len(nets), "good": len(good), "strategy": name}
             found.append(row | {"trainings": np.mean(spent), "most": max(spent)})
     write_csv(REPLAY, found)
-    show_rows(found)
+    show_rows(found, title="Trainings until a net within 0.3 points of the best")
 
 
 def searched(space: ModelSpace, budget: int, accuracies: dict, seed: int, random: np.random.Generator) -> list[str]:
