@@ -119,8 +119,8 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
     save(alt.layer(line, points, named, title={"text": textwrap.wrap(title, 72), "subtitle": subtitle}), path)
 
 
-def factorization_map(table: pandas.DataFrame, path: str | os.PathLike) -> None:
-    """Write a PNG or SVG of a `factorization_table`, what each layer bears.
+def factorization_map(table: pandas.DataFrame) -> alt.LayerChart:
+    """Draw a `factorization_table`, what each layer bears.
 
     A row is a layer, a column a level and middle; a cell is coloured by the error at the logits, and its number is the share
     of the layer's MACs that is left, in percent.
@@ -137,7 +137,7 @@ def factorization_map(table: pandas.DataFrame, path: str | os.PathLike) -> None:
     numbers = base.mark_text(fontSize=10).encode(text=alt.Text("percent:Q", format=".0f"))
     subtitle = "in the cells: percent of the layer's MACs that are left"
     title = {"text": "What each layer bears, alone", "subtitle": subtitle}
-    save(alt.layer(filled, numbers, title=title).properties(height=alt.Step(22)), path)
+    return alt.layer(filled, numbers, title=title).properties(height=alt.Step(22))
 
 
 def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str], path: str | os.PathLike) -> None:

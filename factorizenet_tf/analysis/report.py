@@ -6,9 +6,11 @@ import functools
 import html
 import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 
 import numpy as np
+import pandas
 
 from .distributions import CHANNEL_BINS
 from .summary import net_table, precision_title
@@ -44,19 +46,31 @@ SECTIONS = {  # by figure: heading, and what it shows
         "KL divergence of the net's output from the float net's, with one layer quantized and with all but one.",
     ),
 }
+BEARS = "Each layer alone made grouped and pointwise in closed form, before any training: the error that this makes at the logits of the "
+BEARS += "int8 net, by level and middle (the channels between the two parts, of its own)."
 PRECISION_COLUMNS = ("net", "precision", "accuracy", "decrease_points", "standard_error_points", "top1_agreement", "kl")
 LAYER_COLUMNS = ("layer", "kind", "range", "average_channel_precision", "kurtosis", "output_range", "precision")
 LAYER_COLUMNS += ("weight_sqnr_db", "sqnr_db", "accumulated_sqnr_db", "decrease_points")
 
 
-def report_html(analysis: Analysis, *, title: str | None = None) -> str:
+def report_html(
+    analysis: Analysis, *, title: str | None = None, factorization: Mapping[str, pandas.DataFrame] | None = None
+) -> str:
     """Make the page, at most 1.5 MB: where needed, fewer channels of each layer are drawn.
+
+    Args:
+        analysis: what is shown.
+        title: None: the names of the nets.
+        factorization: tables of `factorization_table`, by title, of nets that were analysed.
 
     Raises:
         ModuleNotFoundError: Altair or vl-convert is not installed.
-        ValueError: so many nets that they do not fit into 1.5 MB.
+        ValueError: so many nets that they do not fit into 1.5 MB, or a table that is none of theirs.
     """
-    from ..plots import channel_map, chart_spec, layer_figures
+    from ..plots import channel_map, chart_spec, factorization_map, layer_figures
+
+    for name, table in (factorization or {}).items():
+        _check_factorization(name, table, analysis)
 
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     title = title or f"What quantization does to {', '.join(analysis.names)}"
@@ -69,6 +83,10 @@ def report_html(analysis: Analysis, *, title: str | None = None) -> str:
         charts |= {f"{name}-{number}": panel for number, panel in enumerate(panels)}
         table = _accuracy_table(analysis) if name == "accuracy" else ""
         sections.append(_section(name, *SECTIONS[name], [f"{name}-{n}" for n in range(len(panels))], table))
+    for number, (name, table) in enumerate((factorization or {}).items()):
+        charts[f"factorization-{number}"] = factorization_map(table)
+        heading = f"What each layer bears: {html.escape(name)}"
+        sections.append(_section(f"bears-{number}", heading, BEARS, [f"factorization-{number}"]))
     about = "How often each value occurs in each channel, on a logarithmic scale from dark to bright, a row for each channel."
     sections.append(_section("channels", "One layer, channel by channel", about, ["channels-0"]))
     sections.append(_section("layers", "All layers", "A click on a heading sorts.", [], _layer_tables(analysis)))
@@ -87,6 +105,17 @@ def report_html(analysis: Analysis, *, title: str | None = None) -> str:
         if size <= MAX_BYTES:
             return page
     raise ValueError(f"{len(analysis.names)} nets make a report of {size:,} bytes, over {MAX_BYTES:,}; report fewer")
+
+
+def _check_factorization(name, table, analysis) -> None:
+    if missing := {"layer", "level", "middle", "macs_share", "logits_error_int8"} - {*table.columns}:
+        raise ValueError(f"{name} has no column {min(missing)!r}; give what `factorizenet factorize --table` wrote")
+    layers, nets = {*table["layer"]}, analysis.weights.groupby("net")["layer"].agg(set)
+    strange = min((layers - own for own in nets), key=len)
+    if strange:
+        raise ValueError(
+            f"{name} is of another net than {', '.join(nets.index)}: no layer {min(strange)!r}; give theirs"
+        )
 
 
 def _section(name, heading, about, charts, more=""):

@@ -31,6 +31,9 @@ def analyze(
     sensitivity: Annotated[
         bool, Option("--sensitivity", help="Also each layer quantized alone; takes minutes.")
     ] = False,
+    factorization: Annotated[
+        list[Path] | None, Option(help="Show this table of `factorize --table` in the report, too.")
+    ] = None,
     calibration_images: Annotated[int, Option(help="Training images that are looked at.")] = 1_024,
     evaluation_images: Annotated[
         int | None, Option(help="Validation images to measure on.", show_default="all")
@@ -49,6 +52,9 @@ def analyze(
     Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side.
     """
     check_new(out, save)
+    if out is None:
+        options.refuse_unused(context, "without --out there is no report", "factorization")
+    bears = {path.name: _read_table(path) for path in factorization or ()}
     if out is not None or figures is not None:
         require_extra("altair", "vl_convert", extra="report", what="drawing figures")
     if save is not None:
@@ -79,9 +85,18 @@ def analyze(
     if out is not None:
         from ..analysis.report import report_html
 
-        write_text(out, report_html(analysis))
+        write_text(out, report_html(analysis, factorization=bears))
     columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
     show(json.loads(analysis.output[columns].to_json(orient="records")), as_json, "Output by precision")
+
+
+def _read_table(path):
+    import pandas
+
+    try:
+        return pandas.read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table ({error}); give what `factorizenet factorize --table` wrote") from None
 
 
 def study(

@@ -96,7 +96,7 @@ def factorize(
         if path is not None and not is_begun:
             check_new(path)
     if figure is not None:
-        from ..plots import factorization_map
+        from ..plots import factorization_map, save
     from ..cost import count_macs, count_params
     from ..loading import check_served_name, resolve
     from ..models.evaluate import accuracy
@@ -139,7 +139,7 @@ def factorize(
             if table in files:
                 write_text(table, found.to_csv(index=False))
             if figure in files:
-                factorization_map(found, figure)
+                save(factorization_map(found), figure)
         if limits and not is_begun:
             levels, middles = choose_levels(own, found, limits["max_macs"])
         if levels is not None and not is_begun:

@@ -12,7 +12,7 @@ SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--
 def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path, monkeypatch):
     drawn = []  # they have tests of their own
     monkeypatch.setattr("factorizenet_tf.plots.write_figures", lambda analysis, path: drawn.append(path))
-    monkeypatch.setattr("factorizenet_tf.analysis.report.report_html", lambda analysis: "the page")
+    monkeypatch.setattr("factorizenet_tf.analysis.report.report_html", lambda analysis, factorization: "the page")
     paths = [tmp_path / name for name in ("figures", "report.html", "tables")]
     options = ["--figures", paths[0], "--out", paths[1], "--save", paths[2], "--quiet"]
     images = ["--calibration-images", 32, "--evaluation-images", 40, "--weight-bits", 4]
@@ -29,6 +29,11 @@ def test_analyze_says_what_is_wrong_before_it_measures(fails, run, own_net, tmp_
     own_net().save(tmp_path / "mine.keras")
     (tmp_path / "report.html").write_text("mine")
     assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
+    table = ["--factorization", tmp_path / "report.html"]
+    assert "without --out there is no report" in fails("analyze", run.folder, *table)
+    (tmp_path / "empty.csv").touch()
+    message = fails("analyze", run.folder, "--out", tmp_path / "new.html", "--factorization", tmp_path / "empty.csv")
+    assert "empty.csv is no table" in message
     assert "--weight-bits is 9" in fails("analyze", run.folder, "--weight-bits", 9, "--quiet")
     assert "give --dataset" in fails("analyze", tmp_path / "mine.keras", "--quiet")
 
