@@ -17,7 +17,9 @@ Private names of libraries that the package touches, with the version they were 
 * ai-edge-litert 2.3: `Interpreter._get_ops_details` (tflite.int8_model, analysis.tables).
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails is raised; its lines are of CUDA that is not there
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -28,8 +30,20 @@ with quiet_native_stderr():  # the C++ side's start-up notices come before it re
     import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["flat_nodes", "functional_model", "is_input_quantizer", "is_wrapped", "keras", "nodes_of", "tf", "to_float"]
-__all__ += ["unwrap"]
+__all__ = ["flat_nodes", "functional_model", "is_input_quantizer", "is_wrapped", "keras", "nodes_of"]
+__all__ += ["quiet_notices", "tf", "to_float", "unwrap"]
+
+
+@contextlib.contextmanager
+def quiet_notices() -> Iterator[None]:
+    """Within the block TensorFlow's Python side says nothing below a warning, such as where its temporary files are."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def functional_model(model: object, what: str) -> keras.Model:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._keras import functional_model, keras, tf, to_float
+from .._keras import functional_model, keras, quiet_notices, tf, to_float
 from ..console import quiet_native_stderr
 from ..data import check_images, check_resize
 from ..files import atomic_folder, check_new
@@ -80,12 +80,7 @@ def to_tflite(
         converter.representative_dataset = lambda: ([to_float(image[None])] for image in images)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
-    logger = tf.get_logger()  # which tells where the converter put its temporary files
-    with contextlib.ExitStack() as stack, quiet_native_stderr():
-        if aware:
-            stack.enter_context(with_room_for_biases(model))
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel("WARNING")
+    with with_room_for_biases(model) if aware else contextlib.nullcontext(), quiet_notices(), quiet_native_stderr():
         named = converter.convert()
         content = slim(named, keep_names=keep_names)
     _warn_of_float(named, model)
@@ -139,6 +134,6 @@ def write_saved_model(model: keras.Model, folder: Path) -> int:
     module.variables_used = model.variables
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="image")
     module.predict = tf.function(lambda image: {"logits": model(image, training=False)}, input_signature=[signature])
-    with atomic_folder(folder) as aside, inference_kernels(model):
+    with atomic_folder(folder) as aside, inference_kernels(model), quiet_notices():
         tf.saved_model.save(module, str(aside), signatures={"serving_default": module.predict})
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

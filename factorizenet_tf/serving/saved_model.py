@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._keras import keras, tf, to_float
+from .._keras import keras, quiet_notices, tf, to_float
 from ..files import atomic_folder
 from ..loading import resolve
 from ..machine import versions as package_versions
@@ -196,7 +196,8 @@ def _write_version(folder: Path, model: keras.Model, described: dict, tflite: by
             path = Path(temporary) / name
             path.write_text(f"{text}\n", encoding="utf-8")
             module.files.append(tf.saved_model.Asset(str(path)))
-        tf.saved_model.save(module, str(folder), signatures=signatures)
+        with quiet_notices():
+            tf.saved_model.save(module, str(folder), signatures=signatures)
     if tflite is not None:
         (folder / "model.tflite").write_bytes(tflite)
     (folder / WARM_UP_FILE).parent.mkdir()

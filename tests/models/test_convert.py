@@ -3,6 +3,7 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
+from factorizenet_tf.models.convert import write_saved_model
 
 DARK = np.full((8, 16, 16, 1), 20, np.uint8)
 
@@ -29,6 +30,13 @@ def test_the_cost_table_has_the_bytes_of_the_file(models, spec):
     table = fnet.cost_table(spec)
     assert [sizes[op["inputs"][1]] + sizes[op["inputs"][2]] for op in operators] == table.weight_bytes.tolist()
     assert [sizes[op["outputs"][0]] for op in operators] == table.activation_bytes.tolist()
+
+
+def test_no_line_tells_where_temporary_files_are(models, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="tensorflow"):
+        write_saved_model(models.float, tmp_path / "new")
+        fnet.to_tflite(models.float, calibration=DARK)
+    assert caplog.messages == []
 
 
 def test_operators_that_stay_in_float_are_said_with_their_layer(own_net, digits):
