@@ -153,6 +153,24 @@ def test_every_net_gives_the_logits_of_int8_model(open_page, zoo):
         assert give(page, file) == {DIGITS: expected(DIGITS, file, zoo).tolist()}
 
 
+def test_sample_images_are_of_the_nets_classes_and_none_of_others(open_page):
+    def titles(page):
+        return page.eval_on_selector_all("#samples img", "all => all.map((each) => each.alt)")
+
+    def of_screws(route):
+        data = route.fetch().json()
+        nets = [net | {"class_names": ["screw", "nut"]} for net in data["nets"]]
+        route.fulfill(json=data | {"nets": nets})
+
+    page = open_page()
+    assert titles(page) == ["A tabby cat's face", "A drawn ship", "A drawn airplane", "A drawn truck"]
+    choose(page, "digits")
+    assert titles(page) == ["A handwritten 3", "A handwritten 5", "A handwritten 8"]
+    asks = "#caption:text('Choose, drop, paste, photograph or draw an image.')"
+    page = open_page(wait=asks, before=lambda page: page.route("**/gallery.json", of_screws))
+    assert titles(page) == []
+
+
 def test_images_are_fitted_as_the_package_does_it(open_page):
     page = open_page()
     script = """async ([bytes, shape, resize]) => {

@@ -3,17 +3,19 @@ import { bar, element, percent, table } from "./elements.js";
 import { fitted, readImage } from "./pixels.js";
 import { classify, obstacle } from "./runtime.js";
 
-const SAMPLES = {
-  1: [["digit-3.png", "A handwritten 3"], ["digit-5.png", "A handwritten 5"], ["digit-8.png", "A handwritten 8"]],
-  3: [["cat.jpg", "A tabby cat's face"], ["ship.jpg", "A drawn ship"], ["airplane.jpg", "A drawn airplane"], ["truck.jpg", "A drawn truck"]],
-};
+const SAMPLES = [ // file, what it shows, its class
+  ["cat.jpg", "A tabby cat's face", "cat"], ["ship.jpg", "A drawn ship", "ship"], ["airplane.jpg", "A drawn airplane", "airplane"],
+  ["truck.jpg", "A drawn truck", "truck"], ["stop.jpg", "A drawn stop sign", "stop"], ["yield.jpg", "A drawn yield sign", "yield"],
+  ["no-entry.jpg", "A drawn no entry sign", "no entry"], ["priority.jpg", "A drawn priority sign", "priority road"],
+  ["digit-3.png", "A handwritten 3", "3"], ["digit-5.png", "A handwritten 5", "5"], ["digit-8.png", "A handwritten 8", "8"],
+];
 const TOP = 3; // classes of a net that are drawn as bars
 const WAYS = { stretch: "stretched", crop: "its middle", pad: "with black bars" };
 const by = (id) => document.getElementById(id);
 const pad = by("pad"), context = pad.getContext("2d", { willReadFrequently: true });
 let nets = [], picked = new Set(), image = null, turn = 0;
 
-/** Offer these int8 nets; `first` are picked. The first sample of their kind is classified. */
+/** Offer these int8 nets; `first` are picked. The first sample of a class of theirs is classified. */
 export function offer(offered, first) {
   [nets, picked] = [offered, new Set(first)];
   by("picks").replaceChildren(...nets.map((net) => {
@@ -23,13 +25,16 @@ export function offer(offered, first) {
     } });
     return element("label", {}, box, ` ${net.name}`);
   }));
-  const samples = SAMPLES[nets[0]?.input_shape[2]] ?? SAMPLES[3];
+  const samples = SAMPLES.filter((row) => nets[0]?.class_names.includes(row[2]));
   by("samples").replaceChildren(...samples.map(([file, title]) =>
     element("button", { type: "button", onclick: () => sample(file, title) },
       element("img", { src: `samples/${file}`, alt: title, width: 52, height: 52 }))));
   const problem = nets.length ? obstacle() : "This zoo has no int8 net of this data set; nothing can run here.";
   trouble(problem);
-  if (!problem) sample(...samples[0]);
+  if (problem) return;
+  if (samples.length) sample(...samples[0]);
+  else if (image) run();
+  else say("Choose, drop, paste, photograph or draw an image.");
 }
 
 /** Listen to all ways by which an image comes. */
