@@ -131,7 +131,7 @@ def test_a_search_over_a_model_tunes_goes_on_and_publishes_what_its_card_can_mak
     out, zoo = tmp_path / "search", tmp_path / "zoo"
     command = ["search", "--model", run.folder, "--dataset", "digits", "--max-macs", "70%", "--out", out, "--quiet"]
     command += ["--images", 64, "--middle", "1,2", "--epochs", 3, "--patience", 0]
-    found = prints_json(*command, "--max-trials", 1)
+    found = prints_json(*command, "--max-trials", 1, "--ray", "local")
     (trained,) = [row for row in found["nets"] if row["status"] == "trained"]
     metrics = json.loads((out / "trial_0" / "run" / "metrics.json").read_text())
     assert metrics["macs"] == trained["macs"] <= 0.7 * run.metrics["macs"]
