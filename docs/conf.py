@@ -45,6 +45,9 @@ autodoc_typehints = "none"  # docstrings say shapes and units; the signature sta
 default_role = "code"
 
 html_theme = "pydata_sphinx_theme"
+html_context = {"default_mode": "auto"}
+html_favicon = "_static/logo.svg"
+html_sidebars = {f"docs/{page}": [] for page in ("quickstart", "concepts", "api", "faq")}
 html_title = "factorizenet_tf"
 html_static_path = ["_static"]
 html_extra_path = ["_root"]  # a page at / that leads to docs/
@@ -52,6 +55,7 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
+    "logo": {"image_light": "_static/logo.svg", "image_dark": "_static/logo.svg", "text": "factorizenet_tf"},
     "header_links_before_dropdown": 7,
     "navbar_align": "left",
     "show_toc_level": 2,
