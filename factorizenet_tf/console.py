@@ -7,11 +7,15 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 
 import rich.progress
+from rich.box import Box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,7 +23,8 @@ from rich.table import Table
 __all__ = ["Progress", "print_accuracies", "print_json", "quiet_native_stderr", "require_extra", "show", "show_rows"]
 __all__ += ["text_table"]
 
-WIDE = 200  # columns of a table in a file or a pipe, which have no screen to fit
+PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+FOLDED = 30  # characters of a line of text in a table that is too wide
 
 
 class _Silence:
@@ -70,10 +75,10 @@ def quiet_native_stderr() -> Iterator[None]:
     """Keep off stderr what C++ libraries write there within the block; Python's own lines pass.
 
     TensorFlow at its import, its converter and LiteRT write notices that no log level stops. Blocks may be nested and
-    run in several threads. FACTORIZENET_TRACEBACK shows all.
+    run in several threads. FACTORIZENET_TRACEBACK, or 0 as TF_CPP_MIN_LOG_LEVEL, shows all.
     """
     with contextlib.ExitStack() as stack:
-        if not os.environ.get("FACTORIZENET_TRACEBACK"):
+        if not os.environ.get("FACTORIZENET_TRACEBACK") and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
             with contextlib.suppress(OSError):  # the process has no stderr
                 stack.enter_context(_SILENCE)
         yield
@@ -151,27 +156,51 @@ def show(rows: list[dict], as_json: bool, title: str) -> None:
         show_rows(rows, title=title)
 
 
-def show_rows(rows: list[dict], *, title: str) -> None:
+def show_rows(rows: list[dict], *, title: str = "") -> None:
     """Print dicts of equal keys as a table on stdout."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    console.print(_table(rows, title=title))
+    print(f"{title}\n" * bool(title) + text_table(rows))
 
 
-def text_table(rows: list[dict]) -> str:
-    """Give dicts of equal keys as the text of a table."""
-    console = Console(file=io.StringIO(), width=WIDE)
-    console.print(_table(rows))
-    return console.file.getvalue().rstrip("\n")
+def text_table(rows: list[dict], *, brief: tuple[str, ...] = ()) -> str:
+    """Give dicts of equal keys as the plain text of a table, whole in a file or a pipe, and no wider than a terminal.
 
+    Where that is too narrow a single row becomes one line a column; of several the `brief` columns are shown, or heads
+    and texts are folded, and columns that are still too many follow below, beside the first one again.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = {key: [key.replace("_", " "), *(_cell(row[key]) for row in rows)] for key in rows[0]}
 
-def _table(rows, title=None):
-    table = Table(title=title, title_justify="left")
-    for key in rows[0]:
-        justify = "right" if any(isinstance(row[key], (int, float)) for row in rows) else "left"
-        table.add_column(key.replace("_", " "), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    return table
+    def total(keys):
+        return sum(max(map(cell_len, "\n".join(columns[key]).splitlines())) + 2 for key in keys) - 2
+
+    blocks = [[first := next(iter(columns))]]
+    if width is None or total(columns) <= width:
+        blocks, others = [columns], []
+    elif len(rows) == 1:
+        wide = max(map(len, columns))
+        fold = textwrap.TextWrapper(width, subsequent_indent=" " * (wide + 2), break_long_words=False)
+        return "\n".join(fold.fill(f"{head:{wide}}  {cell}") for head, cell in columns.values())
+    elif left_out := [columns[key][0] for key in columns if brief and key not in brief]:
+        note = textwrap.fill(f"In a wider window or a pipe, too: {', '.join(left_out)}.", width)
+        return text_table([{key: row[key] for key in brief} for row in rows]) + "\n" + note
+    else:
+        for key, (head, *cells) in columns.items():
+            columns[key] = [head.replace(" ", "\n"), *(textwrap.fill(cell, FOLDED) for cell in cells)]
+        others = [*columns][1:]
+    for key in others:
+        if len(blocks[-1]) > 1 and total([*blocks[-1], key]) > width:
+            blocks.append([first])
+        blocks[-1].append(key)
+    console = Console(file=io.StringIO(), width=sum(map(total, blocks)), color_system=None, markup=False, emoji=False)
+    for keys in blocks:
+        table = Table(box=PLAIN, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for key in keys:
+            is_number = any(isinstance(row[key], (int, float)) for row in rows)
+            table.add_column(columns[key][0], justify="right" if is_number else "left")
+        for cells in zip(*(columns[key][1:] for key in keys)):
+            table.add_row(*cells)
+        console.print(table, "")
+    return "\n".join(map(str.rstrip, console.file.getvalue().rstrip().splitlines()))
 
 
 def _cell(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def cpu_name() -> str:
     return ", ".join([name, f"{os.cpu_count()} cores", *fastest])
 
 
-def versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that results depend on."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Give the versions of Python and of the packages that results depend on, or of others, as far as they are there."""
     numbers = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             numbers[package] = version(package)
         except PackageNotFoundError:  # a bare checkout

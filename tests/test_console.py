@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from factorizenet_tf import console
 from factorizenet_tf.console import quiet_native_stderr, require_extra, show_rows, text_table
 
 
@@ -88,3 +89,56 @@ def test_whole_numbers_of_a_table_have_separators_and_others_what_a_reader_wants
         assert text in printed
         assert text in text_table([row])
     assert "None" not in printed
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Tables are made for a terminal of 40 columns."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(console.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+
+
+def test_a_table_in_a_pipe_is_plain_and_whole():
+    row = {"layer_name": "[red]x[/red] :smile:", "macs": 1_000, "why": "so " * 100 + "it is"}
+    head, rule, line = text_table([row]).splitlines()
+    assert head.split() == ["layer", "name", "macs", "why"]
+    assert set(rule) == {"-"}
+    assert line == f"{row['layer_name']}  1,000  {row['why']}"
+
+
+def test_a_table_fits_a_terminal_by_folded_texts_and_columns_below(narrow):
+    row = {"layer": "stem", "weight_bytes": 1_234_567, "why": "a long text is folded at its words", "n": 123}
+    assert text_table([row | {"layer": "last"}, row]).splitlines() == [
+        "          weight",
+        "layer      bytes",
+        "----------------",
+        "last   1,234,567",
+        "stem   1,234,567",
+        "",
+        "layer  why                             n",
+        "----------------------------------------",
+        "last   a long text is folded at its  123",
+        "       words",
+        "stem   a long text is folded at its  123",
+        "       words",
+    ]
+
+
+def test_a_single_row_too_wide_for_a_terminal_is_a_line_a_column(narrow):
+    row = {"file_name": "a" * 29, "bytes": 12_345, "note": None, "why": "it is folded at its words, too"}
+    assert text_table([row]).splitlines() == [
+        f"file name  {'a' * 29}",
+        "bytes      12,345",
+        "note",
+        "why        it is folded at its words,",
+        "           too",
+    ]
+
+
+def test_a_narrow_terminal_has_the_columns_wanted_most_and_the_others_names(narrow):
+    rows = [{"name": "fnet-l2-int8", "level": "1.2.4", "data": "CIFAR-10 (JPEG)", "macs": 5_259_904}] * 2
+    assert text_table(rows, brief=("name", "macs")).splitlines()[2:] == [
+        *["fnet-l2-int8  5,259,904"] * 2,
+        "In a wider window or a pipe, too: level,",
+        "data.",
+    ]

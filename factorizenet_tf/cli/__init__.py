@@ -7,10 +7,13 @@ import os
 import re
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .analyze import analyze, study
+from .doctor import doctor
 from .export import export, latencies, predict, serve
 from .factorize import factorize
 from .models import describe, gallery, levels, list_models, publish, show_card, verify
@@ -24,20 +27,53 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up no
 
 CALLERS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError)  # the caller's errors
 CALLERS += (NotADirectoryError, IsADirectoryError)
-app = typer.Typer(
-    name="factorizenet",
-    help="Which granularity of depth factorization, under int8 quantization, for a budget.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+QUESTION = "Which granularity of depth factorization, under int8 quantization, for a budget."
+GUIDE = {  # what a user wants, and an example of each command for it
+    "Try what is published": "list --best --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
+    "gallery --serve; verify fnet-l2-int8",
+    "See what levels cost and do": "study --dataset digits --size 16 --channels 1 --out runs/levels; levels --measure; "
+    "describe --level 1.2.4 --size 64; analyze fnet-l2-float --out report.html",
+    "Have the best net found": "search --dataset photos --size 32 --max-macs 6M --out runs/best; "
+    "publish runs/l2 --zoo my-zoo",
+    "Your own images": "train --dataset photos --size 32 --out runs/l2; evaluate runs/l2 --errors errors.html; "
+    "prepare tiny_imagenet tiny-imagenet-200.zip --out tiny",
+    "Your own net": "factorize mine.keras --dataset photos --max-macs 50% --run half; "
+    "quantize mine.keras --dataset photos --out runs/int8",
+    "Use a net": "export runs/l2 --tflite l2.tflite --micro sources; serve fnet-l2-int8 --port 8501; inspect l2.tflite; "
+    "slim theirs.tflite small.tflite; latencies fnet-l2-int8 --out board.json",
+    "What is missing or slow here": "doctor",
+}
+EXAMPLES = {want: {example.split()[0]: example for example in text.split("; ")} for want, text in GUIDE.items()}
+app = typer.Typer(name="factorizenet", rich_markup_mode=None, pretty_exceptions_enable=False)
+_FUNCTIONS = [levels, describe, prepare, train, quantize, factorize, evaluate, export, analyze, study, verify, publish]
+_FUNCTIONS += [gallery, search, latencies, slim, inspect, serve, predict, doctor]
+_COMMANDS = {function.__name__: function for function in _FUNCTIONS} | {"list": list_models, "card": show_card}
+for _name, _example in (pair for examples in EXAMPLES.values() for pair in examples.items()):
+    app.command(_name, epilog=f"\b\nExample:\n  factorizenet {_example}")(_COMMANDS[_name])
 
-_COMMANDS = [levels, describe, prepare, train, quantize, factorize, evaluate, export, analyze, study, verify, publish]
-_COMMANDS += [gallery, search, latencies, slim, inspect, serve, predict]
-for _command in _COMMANDS:
-    app.command()(_command)
-app.command("list")(list_models)
-app.command("card")(show_card)
+
+@app.callback(invoke_without_command=True, help=QUESTION)
+def _start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Before a command: show TensorFlow's and LiteRT's own log, too.")
+    ] = False,
+):
+    if verbose and (version or context.invoked_subcommand is None):
+        raise typer.BadParameter("--verbose is for a command that follows; leave it out")
+    if verbose:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+        logging.getLogger("tensorflow").setLevel(logging.NOTSET)
+    if version:
+        print(f"factorizenet_tf {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(f"factorizenet_tf {__version__}\n{QUESTION}")
+        for want, (first, *others) in EXAMPLES.items():
+            print(f"{want} (also {', '.join(others)}):" if others else f"{want}:")
+            print(f"  factorizenet {EXAMPLES[want][first]}")
+        print("Options of a command, and an example: factorizenet COMMAND --help")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one plain line, as errors are
     try:
-        code = app(arguments or ["--help"], standalone_mode=False) or 0
+        code = app(arguments, standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -58,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         if hasattr(error, "format_message"):  # a usage error, of click or of Typer's own copy of it
             return _fail(f"{error.format_message()} (see --help)", 2)
-        return _fail(_in_options(_message(error), arguments[0]), 2 if isinstance(error, CALLERS) else 1)
+        return _fail(_in_options(_message(error), arguments), 2 if isinstance(error, CALLERS) else 1)
     if code == 130:  # Typer turns Ctrl-C into this code
         return _fail("interrupted; the same command continues a training after its last whole epoch", 130)
     return code
@@ -73,9 +109,10 @@ def _message(error):
     return str(error) or type(error).__name__
 
 
-def _in_options(message, command):
+def _in_options(message, arguments):
     """Say what Python calls max_bytes as the command does: "--max-bytes is 0", "give --dataset" for "give dataset="."""
-    parameters = typer.main.get_command(app).commands[command].params
+    commands = typer.main.get_command(app).commands
+    parameters = commands[next(filter(commands.__contains__, arguments))].params
     options = {parameter.name.rstrip("_"): max(parameter.opts, key=len) for parameter in parameters}
     options = {"zoo_dir": "--zoo"} | {name: option for name, option in options.items() if option.startswith("--")}
 

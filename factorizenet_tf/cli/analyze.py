@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Context, Option
+from typer import Context, Option
 
 from ..console import print_json, require_extra, show
 from ..files import check_new, write_text
@@ -18,7 +18,7 @@ __all__ = ["analyze", "study"]
 
 def analyze(
     context: Context,
-    names: Annotated[list[str], Argument(help="Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")],
+    names: Annotated[list[str], options.net("Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")],
     out: Annotated[Path | None, Option(help="Write the report, one HTML file, here.")] = None,
     save: Annotated[Path | None, Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
     figures: Annotated[Path | None, Option(help="Write PNG figures to this folder.")] = None,

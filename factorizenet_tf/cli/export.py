@@ -16,7 +16,7 @@ __all__ = ["export", "latencies", "predict", "serve"]
 
 def export(
     context: Context,
-    source: Annotated[str, Argument(help="A name of the zoo, a run's folder, a weights file (.h5) or a Keras model.")],
+    source: Annotated[str, options.net("A name of the zoo, a run's folder, weights (.h5) or a Keras model.")],
     tflite: Annotated[Path | None, Option(help="Write the int8 .tflite here.")] = None,
     io: Annotated[str, Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
     regroup: Annotated[
@@ -43,9 +43,10 @@ def export(
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
-    """Write a trained net where it is used: as .tflite, SavedModel, C++ sources, or for TensorFlow Serving.
+    """Write a trained net where it is used.
 
-    The SavedModel is the float net, or the fake-quantized one where the source is qat.h5.
+    As .tflite, SavedModel, C++ sources for TensorFlow Lite Micro, or for TensorFlow Serving. The SavedModel is the float
+    net, or the fake-quantized one where the source is qat.h5.
     """
     from ..loading import resolve
     from ..tflite.io_types import check_io
@@ -127,7 +128,7 @@ def latencies(
     context: Context,
     out: Annotated[Path, Option(help="The table, for `export --regroup fastest --latencies`.")],
     sources: Annotated[
-        list[str] | None, Argument(help="int8 nets to measure: names of the zoo, runs' folders, .tflite files.")
+        list[str] | None, options.net("int8 nets to measure: names of the zoo, runs' folders, .tflite files.")
     ] = None,
     width: Annotated[int, Option(help="Without sources: every level of this width's family.")] = 16,
     size: Annotated[int, Option(help="Its images' height and width in pixels.")] = 32,
@@ -135,9 +136,9 @@ def latencies(
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
-    """Measure on this machine how fast grouped convolutions run in fewer groups.
+    """Measure here how fast grouped convolutions run.
 
-    Run it on the board where the net will run; it needs no TensorFlow.
+    In all their groups and in fewer. Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
     from ..loading import resolve
@@ -160,14 +161,14 @@ def latencies(
 
 
 def serve(
-    sources: Annotated[list[str], Argument(help="Names, runs' folders, .tflite files; other=SOURCE renames.")],
+    sources: Annotated[list[str], options.net("Names, runs' folders, .tflite files; other=SOURCE renames.")],
     host: Annotated[str, Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
     port: Annotated[int, Option(help="0 takes a free one.")] = 8501,
     threads: Annotated[int, Option(help="Of one inference.")] = 1,
     zoo: options.ZooOption = None,
     max_bytes: Annotated[int, Option(help="Of one request.")] = 16 * 2**20,
 ):
-    """Serve int8 nets over HTTP until Ctrl-C, as TensorFlow Serving's REST API does."""
+    """Serve int8 nets over HTTP by TensorFlow Serving's REST API."""
     from ..serving.server import serve as serve_nets
 
     def print_addresses(classifiers, url):
@@ -180,12 +181,14 @@ def serve(
 
 def predict(
     images: Annotated[list[Path], Argument(help="PNG, JPEG, BMP, WebP or PPM files.")],
-    model: Annotated[str, Option(help="A name of the zoo, a run's folder or a .tflite file: its int8 net.")],
+    model: Annotated[
+        str, Option(help="A name, a run's folder or a .tflite: its int8 net.", autocompletion=options.net_names)
+    ],
     top: Annotated[int, Option(help="How many classes of each image, the most probable first.")] = 3,
     zoo: options.ZooOption = None,
     as_json: options.Json = False,
 ):
-    """Classify image files by an int8 net, on this machine and without TensorFlow."""
+    """Classify image files by an int8 net, without TensorFlow."""
     from ..data import read_image
     from ..serving.classifier import load_classifier
 

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Context, Option
+from typer import Context, Option
 
 from ..console import Progress, print_accuracies, print_json, show_rows
 from ..files import atomic_write, check_new, write_text
@@ -22,10 +22,7 @@ SHOWN = (*RECIPE, *OF_DATA, "stem", "pixel_range", "pixel_mean", "pixel_deviatio
 
 def factorize(
     context: Context,
-    model: Annotated[
-        str,
-        Argument(help="Your Keras model, .keras, .h5 or a SavedModel's folder; a -float name or a run's folder."),
-    ],
+    model: Annotated[str, options.net("Your .keras, .h5 or SavedModel; a -float name or a run's folder.")],
     out: Annotated[Path | None, Option(help="The factorized net, a new .keras file.", show_default="none")] = None,
     level: Annotated[
         str | None,
@@ -70,7 +67,7 @@ def factorize(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
-    """Factorize the convolutions of a trained net in closed form: grouped and pointwise ones in their place."""
+    """Put grouped and pointwise convolutions into a trained net."""
     is_table_alone = level is None and max_macs is None and (table or figure) is not None
     if not is_table_alone and (level is None) == (max_macs is None):
         raise ValueError("give --level, or --max-macs to have levels chosen, or --table or --figure alone")

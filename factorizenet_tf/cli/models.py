@@ -113,7 +113,7 @@ def list_models(
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
-    """List the published models within the limits; amounts as 12500000, 12.5e6, 12.5M or 100k."""
+    """List the published models within limits, such as 12.5M MACs."""
     limits = options.limits_from(context)
     if best and all_versions:
         raise ValueError("--best looks at the newest versions; leave out --all-versions")
@@ -140,7 +140,7 @@ def show_card(name: options.Name, zoo_: options.ZooOption = None, as_json: optio
 
 
 def verify(
-    names: Annotated[list[str] | None, Argument(help="Names of `factorizenet list`.")] = None,
+    names: Annotated[list[str] | None, options.net("Names of `factorizenet list`.")] = None,
     every: Annotated[bool, Option("--all", help="All models.")] = False,
     precision: Annotated[str | None, Option(help="With --all: float or int8 only.")] = None,
     zoo_: options.ZooOption = None,
@@ -215,7 +215,7 @@ def gallery(
     serve: Annotated[bool, Option("--serve", help="Serve it on this machine until Ctrl-C.")] = False,
     port: Annotated[int, Option(help="With --serve; 0 takes a free one.")] = 8000,
 ):
-    """Write a zoo as a web page: frontier, cards, and its int8 nets, which classify images in the browser."""
+    """Write a zoo as a web page; its int8 nets run in the browser."""
     from ..zoo.gallery import build_gallery, serve_gallery
 
     cards = build_gallery(out, zoo_dir=zoo_, runtime=runtime)

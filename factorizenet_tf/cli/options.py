@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, BadParameter, Context, Option
+
+
+def net_names(context: Context, incomplete: str) -> list[str]:
+    """Offer a shell the names of published nets that begin so, those of --zoo where it was given before."""
+    from .. import zoo
+
+    with warnings.catch_warnings(), contextlib.suppress(OSError, ValueError):
+        warnings.simplefilter("ignore")  # a line would be in the middle of what is typed
+        where = context.params.get("zoo_") or context.params.get("zoo")
+        return [name for name in zoo.names(zoo_dir=where) if name.startswith(incomplete)]
+    return []
+
+
+def net(help: str):
+    """Describe a command's argument that takes a net, for Typer; a shell completes published names there."""
+    return Argument(help=help, autocompletion=net_names)
+
 
 Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]
 LevelOption = Annotated[str, Option("--level", help="A level, or one a stage joined by dots: 2, 1.2.4.")]
@@ -47,7 +66,7 @@ GroupBy = Annotated[
 SkipBroken = Annotated[bool, Option("--skip-broken", help="Leave out images of a folder that cannot be read.")]
 ZooOption = Annotated[str | None, Option("--zoo", help="A zoo's folder or address.", show_default="the package's own")]
 KeepNames = Annotated[bool, Option("--keep-names", help="Keep inner tensors' names, for tools that show them.")]
-Name = Annotated[str, Argument(help="A name of `factorizenet list`.")]
+Name = Annotated[str, net("A name of `factorizenet list`.")]
 Epochs = Annotated[int | None, Option(help="Float epochs.", show_default="the recipe's")]
 QatEpochs = Annotated[int | None, Option(help="QAT epochs.", show_default="the recipe's")]
 

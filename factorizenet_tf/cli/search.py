@@ -43,12 +43,14 @@ def search(
         typer.Option(
             "--from",
             help="Start nets from this float net, a name or a run's folder; gives width and macro-architecture.",
+            autocompletion=options.net_names,
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Factorize this net instead of building nets: your tf_keras or Keras 3 model, a -float name, a run."
+            help="Factorize this net instead of building nets: your tf_keras or Keras 3 model, a -float name, a run.",
+            autocompletion=options.net_names,
         ),
     ] = None,
     groups: Annotated[

@@ -8,11 +8,11 @@ from typing import Annotated
 from typer import Argument
 
 from ..console import print_json, show, show_rows
-from .options import Json, KeepNames, ZooOption
+from .options import Json, KeepNames, ZooOption, net
 
 __all__ = ["inspect", "slim"]
 
-File = Annotated[str, Argument(help="Any .tflite; or a name of the zoo, or a run's folder: its int8 net.")]
+File = Annotated[str, net("Any .tflite; or a name of the zoo, or a run's folder: its int8 net.")]
 
 
 def slim(
@@ -22,7 +22,7 @@ def slim(
     zoo_: ZooOption = None,
     as_json: Json = False,
 ):
-    """Write a .tflite in fewer bytes: the same outputs to the bit, and the same arena."""
+    """Write a .tflite in fewer bytes: same outputs, same arena."""
     from ..files import check_new, write_bytes
     from ..tflite.slim import slim as slim_bytes
 
@@ -34,7 +34,7 @@ def slim(
 
 
 def inspect(file: File, zoo_: ZooOption = None, as_json: Json = False):
-    """Show what is in a .tflite, what it costs here, and what a runtime would refuse."""
+    """Show what a .tflite has, costs, and which runtimes refuse."""
     from ..tflite.inspect import inspect_tflite
 
     report = inspect_tflite(_content(file, zoo_))

@@ -43,6 +43,7 @@ def train(
         Option(
             "--from",
             help="Fine-tune this float net, a name or a run's folder; gives level, width and macro-architecture, too.",
+            autocompletion=options.net_names,
         ),
     ] = None,
     zoo_: options.ZooOption = None,
@@ -147,10 +148,7 @@ def source_to_start_from(context, start, zoo, unused=("level", "width", "macro")
 
 def quantize(
     context: Context,
-    model: Annotated[
-        str,
-        Argument(help="Your Keras model, .keras, .h5 or (tf_keras) SavedModel; or a -float name or a run's float.h5."),
-    ],
+    model: Annotated[str, options.net("Your .keras, .h5 or (tf_keras) SavedModel; a -float name or a run's float.h5.")],
     dataset: options.DatasetOption,
     out: Annotated[Path, Option(help="Folder for model.tflite and metrics.json.")],
     method: Annotated[str, Option(help="qat, ptq or ptq-per-tensor.")] = "qat",
@@ -196,7 +194,7 @@ def quantize(
 
 def evaluate(
     context: Context,
-    net: Annotated[str, Argument(help="A name, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")],
+    net: Annotated[str, options.net("A name, a .tflite, float.h5, qat.h5 or .keras file, or a run's folder.")],
     dataset: Annotated[
         str | None, Option("--dataset", help=options.DATASETS, show_default="what the net was trained on")
     ] = None,
@@ -218,7 +216,7 @@ def evaluate(
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ):
-    """Measure a model's accuracy on a whole split, and which classes fail.
+    """Measure accuracy on a whole split, and which classes fail.
 
     Of a net on LiteRT (an -int8 name, a run, anybody's .tflite) its bytes and latency, too. A .tflite gets its pixels by its own
     input's type, scale and zero point.

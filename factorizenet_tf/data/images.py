@@ -163,7 +163,7 @@ def _on_all_cores(function, paths, *arguments):
     import joblib  # its processes run no code of the caller's script, and outlive a call
 
     jobs = (joblib.delayed(function)(chunk, *arguments) for chunk in chunks)
-    return joblib.Parallel(cores, return_as="generator")(jobs)
+    return joblib.Parallel(joblib.cpu_count(), return_as="generator")(jobs)
 
 
 def _decode(paths, shape, resize):

@@ -23,6 +23,7 @@ FORMAT = 1
 ACCURACIES = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
 OLDER_FIELDS = ("latency_2_threads_ms", "latency_2_threads_ratio")  # of entries that an earlier version wrote
 ROW_FIELDS = "precision dataset macs params size_bytes ram_bytes latency_ms latency_ratio validation_accuracy accuracy"
+BRIEF = ("name", "macs", "size_bytes", "ram_bytes", "validation_accuracy", "accuracy")  # columns of a narrow terminal
 FORMATS = {"latency_ms": "{:.3f}", "latency_ratio": "{:.2f}", "validation_accuracy": "{:.2%}", "accuracy": "{:.2%}"}
 
 
@@ -225,7 +226,7 @@ class Cards(tuple):
         rows = [{key: value for key, value in card.row().items() if key not in hidden} for card in self]
         for row in rows:
             row |= {key: form.format(row[key]) for key, form in FORMATS.items() if row[key] is not None}
-        return text_table(rows)
+        return text_table(rows, brief=BRIEF)
 
 
 def index_to_json(cards: Cards) -> str:

@@ -2,16 +2,20 @@ import dataclasses
 import errno
 import json
 import os
+import re
+import shlex
 
 import numpy as np
 import pytest
+import typer
 
 import factorizenet_tf as fnet
-from factorizenet_tf.cli import main
+from factorizenet_tf.cli import app, main
 from factorizenet_tf.cli.train import _errors_page
 from factorizenet_tf.loading import resolve
 from factorizenet_tf.training.loop import DivergedError
 
+COMMANDS = typer.main.get_command(app).commands
 SMALL = ["--dataset", "digits", "--size", 16, "--channels", 1, "--width", 8, "--stages", "1x2", "--quiet"]
 
 
@@ -224,9 +228,31 @@ def test_a_limit_of_ram_says_which_arena_it_is(succeeds):
         assert "the arena of TensorFlow Lite Micro's reference kernels" in text
 
 
-def test_without_arguments_the_help_is_shown(succeeds):
-    assert succeeds() == succeeds("--help")
-    assert "levels" in succeeds()
+def test_without_arguments_a_guide_names_each_command_and_fits_a_screen(succeeds):
+    lines = succeeds().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert all(re.search(rf"\b{name}\b", "\n".join(lines)) for name in COMMANDS)
+    assert succeeds("--version") == f"factorizenet_tf {fnet.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_ends_with_an_example_that_it_takes(succeeds, name):
+    *_, heading, example = succeeds(name, "--help").splitlines()
+    assert (heading, len(example) <= 80) == ("  Example:", True)
+    program, command, *arguments = shlex.split(example)
+    assert (program, command) == ("factorizenet", name)
+    assert COMMANDS[name].make_context(name, arguments).params
+
+
+def test_no_line_of_the_list_of_commands_is_cut_off(succeeds):
+    assert "..." not in succeeds("--help").replace("COMMAND [ARGS]...", "")
+
+
+def test_verbose_is_for_a_command(fails, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # it is put back
+    assert "--verbose is for a command" in fails("--verbose")
+    assert "--width is 12" in fails("--verbose", "levels", "--width", 12)
 
 
 def test_the_stack_is_shown_where_it_is_asked_for(monkeypatch):
