@@ -36,10 +36,10 @@ __all__ += ["quiet_notices", "tf", "to_float", "unwrap"]
 
 @contextlib.contextmanager
 def quiet_notices() -> Iterator[None]:
-    """Within the block TensorFlow's Python side says nothing below a warning, such as where its temporary files are."""
+    """Within the block TensorFlow's Python side says nothing below an error: of temporary files, of how to trace functions."""
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("WARNING")
+    logger.setLevel("ERROR")
     try:
         yield
     finally:

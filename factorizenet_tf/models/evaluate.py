@@ -19,11 +19,12 @@ def logits(model, images: np.ndarray) -> np.ndarray:
     """Predict logits float32 (n, classes) of uint8 images (n, height, width, channels) by a tf_keras model or a TFLiteModel."""
     if isinstance(model, TFLiteModel):
         return model.predict(images)
-    from .._keras import to_float
+    from .._keras import quiet_notices, to_float
 
     check_images(images, model.input_shape[1:])
     chunks = (images[i : i + CHUNK] for i in range(0, len(images), CHUNK))
-    return np.concatenate([model.predict(to_float(chunk), batch_size=CHUNK, verbose=0) for chunk in chunks])
+    with quiet_notices():  # models in turn are taken for one that is traced again and again
+        return np.concatenate([model.predict(to_float(chunk), batch_size=CHUNK, verbose=0) for chunk in chunks])
 
 
 def accuracy(model, split: Split) -> float:
