@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -22,6 +23,7 @@ PACKAGES = (*machine.PACKAGES, "keras", "keras-tuner", "tensorflow-datasets", "t
 EXTRAS = {"report": "altair vl_convert pyarrow", "serve": "fastapi uvicorn tensorflow_serving"}
 EXTRAS |= {"micro": "tflite_micro", "ray": "ray"}
 VARIABLES = "FACTORIZENET_ZOO TF_ENABLE_ONEDNN_OPTS ONEDNN_MAX_CPU_ISA OMP_NUM_THREADS CUDA_VISIBLE_DEVICES"
+SECRET = re.compile(r"(?<=://)[^/\s@]*@|(?<=\w)\?[^\s,]*")  # in addresses: user, password, query
 LITTLE_GIB = 2  # training on CIFAR-10 peaks at 1.6 GB
 
 
@@ -31,12 +33,14 @@ def doctor(as_json: options.Json = False):
     For reports of bugs: it fails for nothing that is missing, and says the remedy.
     """
     found, advice = {}, []
-    with warnings.catch_warnings(), Progress() as progress:
+    with warnings.catch_warnings(record=True) as caught, Progress() as progress:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RuntimeWarning)  # a zoo that cannot be read
         progress.bar("asking TensorFlow", 1)
-        for look in (_software, _machine, _folders, _zoos):
+        for look in (_software, _machine, _places):
             look(found, advice)
-    found, advice = {_public(what): _public(text) for what, text in found.items()}, [*map(_public, advice)]
+    advice += [str(warning.message) for warning in caught]
+    found, advice = {what: SECRET.sub("", text) for what, text in found.items()}, [SECRET.sub("", a) for a in advice]
     if as_json:
         print_json({"found": found, "advice": advice})
     else:
@@ -84,7 +88,7 @@ def _machine(found, advice):
             advice.append(f"{free:.1f} GiB of memory available: training on CIFAR-10 takes 1.6; end other programs")
 
 
-def _folders(found, advice):
+def _places(found, advice):
     defaults = {CACHE_VARIABLE: cache_folder(), "TFDS_DATA_DIR": "~/tensorflow_datasets"}
     for name in (*defaults, *map(folder_variable, NAMED)):
         given = os.environ.get(name)
@@ -92,29 +96,19 @@ def _folders(found, advice):
             found[name] = "not set"
             continue
         path = Path(given or defaults[name]).expanduser()
-        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-        is_there, is_open = path.is_dir(), os.access(nearest, os.W_OK)
+        nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))
+        is_there, is_open = os.path.isdir(path), os.access(nearest, os.W_OK)
         state = ("set" if given else "default") + ", not there" * (not is_there) + ", not writable" * (not is_open)
         if name == CACHE_VARIABLE:
-            state += f", {sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 2**20:,.1f} MiB"
+            with contextlib.suppress(OSError):  # a file that another process removes meanwhile
+                state += f", {sum(file.stat().st_size for file in path.rglob('*')) / 2**20:,.1f} MiB"
             if not is_open:
                 advice.append(f"{path} cannot be written: set {name} to a folder that can")
         elif given and not is_there:
             advice.append(f"{name} is {path}, and there is no such folder: make it, or unset {name}")
         found[name] = f"{path} ({state})"
-
-
-def _zoos(found, advice):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            counts = Counter(card.zoo for card in zoo.list())
-            found |= {f"zoo {location}": f"{count} models" for location, count in counts.items()}
-        except (OSError, ValueError) as error:
-            advice.append(str(error))
-    advice += [str(warning.message) for warning in caught]
-
-
-def _public(text) -> str:
-    """Leave out of addresses what may be secret: users, passwords and queries."""
-    return re.sub(r"(?<=://)[^/\s@]*@|(?<=\w)\?[^\s,]*", "", text)
+    try:
+        counts = Counter(card.zoo for card in zoo.list())
+        found |= {SECRET.sub("", f"zoo {location}"): f"{count} models" for location, count in counts.items()}
+    except (OSError, ValueError) as error:
+        advice.append(str(error))
