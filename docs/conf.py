@@ -6,7 +6,7 @@ import factorizenet_tf
 
 project = "factorizenet_tf"
 version = release = factorizenet_tf.__version__
-copyright = "Apache-2.0"
+copyright = "the factorizenet_tf contributors, Apache-2.0"
 root_doc = "docs/index"
 include_patterns = [
     "docs/*.md",
@@ -36,7 +36,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_cache_path = "docs/_build/jupyter_cache"
 nb_execution_in_temp = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 

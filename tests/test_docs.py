@@ -226,3 +226,14 @@ def test_the_configurations_of_the_serving_page_are_the_servers():
     entry = text_format.Parse(label, model_server_config_pb2.ModelConfig())
     assert list(entry.model_version_policy.specific.versions) == [1, 2]
     assert dict(entry.version_labels) == {"stable": 1, "canary": 2}
+
+
+def test_every_public_name_is_on_the_api_page_and_the_readmes_links_and_number_of_nets_hold():
+    api = (ROOT / "docs" / "api.rst").read_text()
+    for module in (fnet, fnet.zoo, fnet.tuner, fnet.serving):
+        listed = re.findall(r"^\.\. auto\w+:: (?:\S+\.)?(\w+)$", api, re.MULTILINE)
+        assert set(module.__all__) - {"baselines", "serving", "tuner", "zoo"} <= set(listed)
+    readme = PAGES["README"].read_text()
+    assert readme.count("\n") <= 150
+    assert all((ROOT / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)", readme))
+    assert int(re.search(r"\| factorizenet_tf \| (\d+), of", readme)[1]) == len(fnet.zoo.list(precision="int8"))
