@@ -12,6 +12,7 @@ from typer import Context, Option
 from ..console import print_json, require_extra, show
 from ..files import check_new, write_text
 from . import options
+from .search import numbers
 
 __all__ = ["analyze", "study"]
 
@@ -103,7 +104,7 @@ def study(
     context: Context,
     dataset: options.DatasetOption,
     out: Annotated[Path, Option(help="The study's folder; the same command continues it.")],
-    levels: Annotated[str, Option(help="all, or numbers joined by commas: 0,2,6.")] = "all",
+    levels: Annotated[str, Option(help="all, or numbers joined by commas: 0,2,6 or 0-3.")] = "all",
     width: options.Width = 16,
     size: options.DataSize = None,
     channels: options.DataChannels = None,
@@ -134,14 +135,14 @@ def study(
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
     recipe = options.recipe_from(context, dataset)
     options.spec_from("0", width, size, channels, 10, macro)  # an error here costs no waiting
-    chosen = None if levels == "all" else _levels(levels)
+    remedy = "it must be all, or numbers joined by commas, e.g. 0,2,6"
+    chosen = None if levels == "all" else sorted({*numbers("levels", levels, remedy)})
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 
     data = options.load_data(context, dataset, size, channels, data_dir)
     first = options.spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
-    numbers = range(max_level(first) + 1) if chosen is None else chosen
-    specs = [dataclasses.replace(first, level=number) for number in numbers]
+    specs = [dataclasses.replace(first, level=number) for number in chosen or range(max_level(first) + 1)]
     found = study_levels(
         data,
         specs,
@@ -165,10 +166,3 @@ def study(
     for answer in found.answers:
         print(f"{answer.requirement}: {answer.name or 'none'}: {answer.why}")
     print(f"{out}: study.csv, answers.csv, report.html, figures")
-
-
-def _levels(text):
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise ValueError(f"levels is {text!r}; it must be all, or numbers joined by commas, e.g. 0,2,6") from None

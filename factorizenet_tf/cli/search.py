@@ -13,7 +13,7 @@ from ..console import Progress, print_json, require_extra
 from . import options
 from .train import source_to_start_from
 
-__all__ = ["search"]
+__all__ = ["numbers", "search"]
 
 OF_NETS = ("width", "macro", "macros", "blocks", "stage_channels")  # options of the package's own nets
 LIMITS = ("max_macs", "max_size_bytes", "max_ram_bytes", "max_latency_ms")
@@ -128,7 +128,7 @@ def search(
         of_own = (*OF_NETS, "channels", "inherit", "start")
         options.refuse_unused(context, "with --model its own layers are factorized", *of_own)
         Requirement(**options.limits_of(given, dict.fromkeys(given, 100)), min_accuracy=min_accuracy)
-        choices = {"middles": _numbers("middle", middle, "give numbers joined by commas: 1,2,3", float)}
+        choices = {"middles": numbers("middle", middle, "give numbers joined by commas: 1,2,3", float)}
         choices["groups"] = _patterns(groups)
         if images < 1:
             raise ValueError(f"images is {images}; it must be at least 1")
@@ -179,10 +179,10 @@ def _choices(context) -> dict:
 
     given = context.params
     choices = {
-        "widths": _numbers("width", given["width"], "it must be a multiple of 8, or several joined by commas: 8,16"),
+        "widths": numbers("width", given["width"], "it must be a multiple of 8, or several joined by commas: 8,16"),
         "macros": tuple(given["macros"].split(",")) if given["macros"] else (),
-        "blocks": _numbers("blocks", given["blocks"], "give numbers joined by commas, or the first and the last: 1-4"),
-        "channels": _numbers(
+        "blocks": numbers("blocks", given["blocks"], "give numbers joined by commas, or the first and the last: 1-4"),
+        "channels": numbers(
             "stage-channels", given["stage_channels"], "give multiples joined by commas: 0.5,1,2", float
         ),
     }
@@ -260,14 +260,14 @@ def _patterns(groups: str) -> str | tuple[str, ...]:
         raise ValueError(f"groups is {groups!r}; give resolution, each, or a file of name patterns ({error})") from None
 
 
-def _numbers(name, text, remedy, kind=int):
+def numbers(name, text, remedy, kind=int):
     """Read numbers joined by commas, of which "1-4" stands for four; none where there is no text."""
     try:
         parts = [part.split("-", 1) for part in text.split(",")] if text else []
         ranges = ([kind(first)] if not last else range(int(first), int(last[0]) + 1) for first, *last in parts)
-        numbers = tuple(number for numbers in ranges for number in numbers)
-        if text is None or numbers:
-            return numbers
+        found = tuple(number for numbers in ranges for number in numbers)
+        if text is None or found:
+            return found
     except ValueError:
         pass
     raise ValueError(f"{name} is {text!r}; {remedy}")
