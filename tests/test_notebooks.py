@@ -48,6 +48,7 @@ def execute(name, out):
         nbclient.NotebookClient(
             notebook, timeout=300, record_timing=False, coalesce_streams=True, resources=resources
         ).execute()
+        assert set(os.listdir(folder)) <= {"runs"}
     print(notebook.cells.pop().outputs[0].text, end="")
     notebook.metadata["outputs_of"] = digest(notebook)
     nbformat.write(notebook, Path(out) / f"{name}.ipynb")
@@ -105,6 +106,7 @@ def test_it_runs_from_a_wheel_in_an_empty_folder(name, python, tmp_path):
     result = subprocess.run([python, __file__, tmp_path, name], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(python.parents[1]))
+    assert os.listdir(tmp_path) == [f"{name}.ipynb"]  # nor is anything in the cache
     cells = code(read(name, tmp_path))
     assert not [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     stable = [number for number, cell in enumerate(cells) if "stable" in cell.metadata.get("tags", ())]
