@@ -228,11 +228,14 @@ def test_the_configurations_of_the_serving_page_are_the_servers():
     assert dict(entry.version_labels) == {"stable": 1, "canary": 2}
 
 
-def test_every_public_name_is_on_the_api_page_and_the_readmes_links_and_number_of_nets_hold():
+def test_public_names_tables_of_results_and_what_the_readme_links_to_are_where_a_page_says():
     api = (ROOT / "docs" / "api.rst").read_text()
     for module in (fnet, fnet.zoo, fnet.tuner, fnet.serving):
         listed = re.findall(r"^\.\. auto\w+:: (?:\S+\.)?(\w+)$", api, re.MULTILINE)
         assert set(module.__all__) - {"baselines", "serving", "tuner", "zoo"} <= set(listed)
+    reproduced = PAGES["reproducibility"].read_text()
+    assert all(path.name in reproduced for path in (ROOT / "tuner" / "results").glob("*.csv"))
+    assert all((ROOT / path).exists() for path in re.findall(r"python (tuner/\w+\.py)", reproduced))
     readme = PAGES["README"].read_text()
     assert readme.count("\n") <= 150
     assert all((ROOT / link).exists() for link in re.findall(r"\]\((?!http)([^)#]+)", readme))
