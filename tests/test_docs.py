@@ -226,6 +226,9 @@ def test_the_configurations_of_the_serving_page_are_the_servers():
     entry = text_format.Parse(label, model_server_config_pb2.ModelConfig())
     assert list(entry.model_version_policy.specific.versions) == [1, 2]
     assert dict(entry.version_labels) == {"stable": 1, "canary": 2}
+    docker = PAGES["serve"].read_text().partition("\ndocker run ")[2].partition("```")[0]
+    assert '--volume "$PWD/models:/models:ro"' in docker  # what the lines around it export to
+    assert "--model_config_file=/models/models.config" in docker
 
 
 def test_public_names_tables_of_results_and_what_the_readme_links_to_are_where_a_page_says():

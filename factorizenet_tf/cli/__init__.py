@@ -29,7 +29,7 @@ CALLERS = (ValueError, TypeError, FileNotFoundError, FileExistsError, Permission
 CALLERS += (NotADirectoryError, IsADirectoryError)
 QUESTION = "Which granularity of depth factorization, under int8 quantization, for a budget."
 GUIDE = {  # what a user wants, and an example of each command for it
-    "Try what is published": "list --best --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
+    "Try what is published": "list --best --dataset cifar10 --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
     "gallery --serve; verify fnet-l2-int8",
     "See what levels cost and do": "study --dataset digits --size 16 --channels 1 --out runs/levels; levels --measure; "
     "describe --level 1.2.4 --size 64; analyze fnet-l2-float --out report.html",

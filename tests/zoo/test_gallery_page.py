@@ -240,8 +240,8 @@ def test_filters_leave_what_the_zoo_leaves(open_page):
     page.fill("[name=macs]", "9")
     page.fill("[name=ram_bytes]", "31")
     limits = {"max_macs": 9_000_000, "max_ram_bytes": 31_000}
-    assert set(names()) == {card.name for card in fnet.zoo.list(precision="int8", **limits)}
-    assert fnet.zoo.best(**limits).name in page.inner_text("#best")
+    assert set(names()) == {card.name for card in fnet.zoo.list(precision="int8", dataset="cifar10", **limits)}
+    assert fnet.zoo.best(dataset="cifar10", **limits).name in page.inner_text("#best")
     assert "factorizenet list --best --dataset cifar10 --max-macs 9000000 --max-ram-bytes 31000" in page.inner_text(
         "#best"
     )
