@@ -69,14 +69,13 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
     datasets = [card.dataset for card in cards]
     dataset = max(sorted(set(datasets)), key=datasets.count)
     cards = [card for card in cards if card.dataset == dataset]
-    rows = []
+    rows, epochs = [], [card.recipe["epochs"] for card in cards]
+    usual = max(sorted(set(epochs)), key=epochs.count)
     for card in cards:
         label, series = f"l{card.level_text}" if card.level_text else "", _series(card)
-        named = {
-            "net": card.name,
-            "level": card.name.removesuffix("-int8") if "macro" in series else label,
-            "series": series,
-        }
+        label = card.name.removesuffix("-int8") if "macro" in series else label
+        longer = f"{card.recipe['epochs']} epochs" if card.recipe["epochs"] != usual else ""
+        named = {"net": card.name, "level": ", ".join(filter(None, (label, longer))), "series": series}
         numbers = {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
         rows.append(named | numbers)
     x, y = _macs([row["macs"] for row in rows]), _percent("test accuracy of the int8 .tflite, %")
@@ -88,7 +87,8 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
         layers += [lines(some, x, y, "series", **options)] if some else []
     rings = alt.Chart(pandas.DataFrame(frontier_of(rows, "macs", "validation")))
     rings = rings.mark_point(size=260, color="#333", strokeWidth=1).encode(x, y)
-    title = {"text": f"{dataset}, int8", "subtitle": "ringed: not beaten with fewer MACs, by validation accuracy"}
+    subtitle = f"{usual} epochs where nothing else is said; ringed: not beaten with fewer MACs, by validation accuracy"
+    title = {"text": f"{dataset}, int8", "subtitle": subtitle}
     save(alt.layer(*layers, rings, _names(rows, x, y, "level"), title=title), path)
 
 

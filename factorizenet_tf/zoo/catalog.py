@@ -55,7 +55,7 @@ def list(
         FileNotFoundError: there is no zoo in `zoo_dir`.
         ConnectionError: it cannot be fetched.
         ValueError: the precision is another, a limit is not above 0, no model is of this data set, or the index is damaged
-            or of a newer format.
+            or of a newer format; or latencies of several machines would be compared.
         TypeError: a limit is no number, or there is none of its name.
     """
     requirement = _requirement(limits)
@@ -65,13 +65,13 @@ def list(
     datasets = sorted({card.dataset_name for card in cards})
     if dataset is not None and cards and dataset not in {*datasets, *(card.dataset for card in cards)}:
         raise ValueError(f"the zoo has no model of the data set {dataset!r}; {near(dataset, datasets)}")
-    return Cards(
+    asked = [
         card
         for card in (cards if all_versions else cards.newest())
-        if meets(card, requirement, accuracy=RANKED_BY)
-        and precision in (None, card.precision)
-        and dataset in (None, card.dataset, card.dataset_name)
-    )
+        if precision in (None, card.precision) and dataset in (None, card.dataset, card.dataset_name)
+    ]
+    _check_machines(asked, requirement)
+    return Cards(card for card in asked if meets(card, requirement, accuracy=RANKED_BY))
 
 
 def card(name: str, *, zoo_dir: str | os.PathLike | None = None) -> Card:
@@ -120,6 +120,7 @@ def best(
     """
     requirement = _requirement(limits)
     candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
+    _check_machines(candidates, requirement)
     if not candidates:
         raise ValueError(f"the zoo has no {precision} model{f' of {dataset!r}' if dataset else ''}")
     within = [card for card in candidates if meets(card, requirement, accuracy=RANKED_BY)]
@@ -215,6 +216,13 @@ def _where_else():
     second = os.environ.get(ZOO_VARIABLE)
     state = f"names {second}" if second else "is not set"
     return f" (a zoo of your own is looked into by zoo_dir=, or by {ZOO_VARIABLE}, which {state})"
+
+
+def _check_machines(cards, requirement) -> None:
+    machines = sorted({card.latency_machine for card in cards if card.latency_machine})
+    if len(machines) > 1 and requirement and requirement.max_latency_ms is not None:
+        remedy = "give zoo_dir= of one zoo, or measure a zoo anew, here, by `factorizenet publish --latencies --zoo`"
+        raise ValueError(f"latencies on {' and on '.join(machines)} do not compare; limit max_macs, {remedy}")
 
 
 def _requirement(limits):

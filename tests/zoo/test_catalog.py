@@ -70,6 +70,12 @@ def test_best_ranks_by_validation_then_macs_never_by_test_and_compares_no_data_s
     with pytest.raises(ValueError, match="the zoo has no float model"):
         best(precision="float")
     index = json.loads((family / "index.json").read_text())
+    index["models"][0]["latency_machine"] = "~ a faster one"
+    (family / "index.json").write_text(json.dumps(index))
+    for call in (best, lambda **options: fnet.zoo.list(zoo_dir=family, **options)):
+        assert call()
+        with pytest.raises(ValueError, match=r"latencies on .* and on ~ a faster one do not compare; limit max_macs, give"):
+            call(max_latency_ms=2.5)
     index["models"][0]["dataset"] = "other"
     (family / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="do not compare; give dataset="):
