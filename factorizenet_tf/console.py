@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Progress", "print_accuracies", "print_json", "quiet_native_stderr", "require_extra", "show", "show_rows"]
-__all__ += ["text_table"]
+__all__ = ["Progress", "print_accuracies", "print_json", "quiet_native_stderr", "require_extra", "show", "show_page"]
+__all__ += ["show_rows", "text_table"]
 
 PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-FOLDED = 30  # characters of a line of text in a table that is too wide
+FOLDED = 24  # characters of a line of text in a table that is too wide
 
 
 class _Silence:
@@ -159,6 +159,16 @@ def show(rows: list[dict], as_json: bool, title: str) -> None:
 def show_rows(rows: list[dict], *, title: str = "") -> None:
     """Print dicts of equal keys as a table on stdout."""
     print(f"{title}\n" * bool(title) + text_table(rows))
+
+
+def show_page(text: str) -> None:
+    """Print Markdown: as it is in a file or a pipe, laid out on a terminal."""
+    if sys.stdout.isatty():
+        from rich.markdown import Markdown
+
+        Console(color_system=None).print(Markdown(text, hyperlinks=False))
+    else:
+        print(text)
 
 
 def text_table(rows: list[dict], *, brief: tuple[str, ...] = ()) -> str:

@@ -43,8 +43,8 @@ class Requirement:
     def __post_init__(self):
         given = {name: value for name, value in vars(self).items() if value is not None}
         if not given:
-            names = ", ".join(vars(self))
-            raise ValueError(f"nothing is required; give at least one of {names} (--max-macs and so on)")
+            names = ", ".join(f"{name}=" for name in vars(self))
+            raise ValueError(f"nothing is required; give at least one of {names}")
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name} is {value!r}; it must be a number")

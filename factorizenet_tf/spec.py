@@ -335,7 +335,7 @@ def _levels(level: object, lasts: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(level, (tuple, list)):
         if len(level) != len(lasts):
             stages = f"there are {len(lasts)} stages, so give {len(lasts)}"
-            raise ValueError(f"level {tuple(level)} has {len(level)} entries; {stages}")
+            raise ValueError(f"level {'.'.join(map(str, level))} has {len(level)} entries; {stages}")
         levels = tuple(_integer("level", v) for v in level)
     else:
         levels = (_integer("level", level),) * len(lasts)

@@ -115,12 +115,12 @@ def test_a_table_fits_a_terminal_by_folded_texts_and_columns_below(narrow):
         "last   1,234,567",
         "stem   1,234,567",
         "",
-        "layer  why                             n",
-        "----------------------------------------",
-        "last   a long text is folded at its  123",
-        "       words",
-        "stem   a long text is folded at its  123",
-        "       words",
+        "layer  why                         n",
+        "------------------------------------",
+        "last   a long text is folded at  123",
+        "       its words",
+        "stem   a long text is folded at  123",
+        "       its words",
     ]
 
 

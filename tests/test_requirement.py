@@ -32,7 +32,7 @@ def test_what_is_no_amount_is_refused_with_examples(text):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "nothing is required; give at least one of max_macs"),
+        ({}, "nothing is required; give at least one of max_macs=, "),
         ({"max_macs": 0}, "max_macs is 0; it must be above 0"),
         ({"max_ram_bytes": math.nan}, "max_ram_bytes is nan; it must be above 0"),
         ({"max_latency_ms": math.inf}, "max_latency_ms is inf"),

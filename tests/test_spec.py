@@ -152,7 +152,7 @@ def test_json_that_is_no_spec_is_refused(text):
     [
         ({"level": -1}, "level is -1; .* from 0 "),
         ({"level": 9}, "level is 9; .* from 0 .* to 6"),
-        ({"level": (1, 2)}, "2 entries; there are 3 stages"),
+        ({"level": (1, 2)}, "level 1.2 has 2 entries; there are 3 stages"),
         ({"level": (1, 2, 9)}, "level is 9"),
         ({"level": (1, -1, 2)}, "level is -1"),
         ({"width": 12}, "width is 12; .* multiple of 8"),

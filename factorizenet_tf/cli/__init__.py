@@ -32,7 +32,7 @@ GUIDE = {  # what a user wants, and an example of each command for it
     "Try what is published": "list --best --dataset cifar10 --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
     "gallery --serve; verify fnet-l2-int8",
     "See what levels cost and do": "study --dataset digits --size 16 --channels 1 --out runs/levels; levels --measure; "
-    "describe --level 1.2.4 --size 64; analyze fnet-l2-float --out report.html",
+    "describe --level 1.2.4 --size 64; analyze runs/l2 --out report.html",
     "Have the best net found": "search --dataset photos --size 32 --max-macs 6M --out runs/best; "
     "publish runs/l2 --zoo my-zoo",
     "Your own images": "train --dataset photos --size 32 --out runs/l2; evaluate runs/l2 --errors errors.html; "

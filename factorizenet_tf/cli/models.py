@@ -13,7 +13,8 @@ from typing import Annotated
 from typer import Argument, Context, Option
 
 from .. import zoo
-from ..console import print_json, show
+from ..console import print_json, show, show_page
+from ..zoo.catalog import none_within
 from . import options
 
 __all__ = ["describe", "gallery", "levels", "list_models", "publish", "show_card", "verify"]
@@ -123,6 +124,9 @@ def list_models(
         cards = zoo.list(precision=precision, dataset=dataset, all_versions=all_versions, zoo_dir=zoo_, **limits)
     if as_json:
         print_json([card.row() for card in cards])
+    elif not cards and limits:
+        among = zoo.list(precision=precision, dataset=dataset, all_versions=all_versions, zoo_dir=zoo_)
+        print(none_within(among, **limits) if among else among)
     else:
         print(cards)
 
@@ -136,7 +140,7 @@ def show_card(name: options.Name, zoo_: options.ZooOption = None, as_json: optio
     if as_json:
         print(json.dumps(json.loads(index_to_json(zoo.Cards([card])))["models"][0], indent=2))
     else:
-        print(card_page(card))
+        show_page(card_page(card))
 
 
 def verify(

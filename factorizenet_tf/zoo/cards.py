@@ -23,7 +23,9 @@ FORMAT = 1
 ACCURACIES = ("float", "ptq_per_tensor", "ptq_per_channel", "qat", "tflite")
 OLDER_FIELDS = ("latency_2_threads_ms", "latency_2_threads_ratio")  # of entries that an earlier version wrote
 ROW_FIELDS = "precision dataset macs params size_bytes ram_bytes latency_ms latency_ratio validation_accuracy accuracy"
-BRIEF = ("name", "macs", "size_bytes", "ram_bytes", "validation_accuracy", "accuracy")  # columns of a narrow terminal
+HEADS = {"size_bytes": "bytes", "ram_bytes": "ram", "validation_accuracy": "val_%", "accuracy": "test_%"}
+BRIEF = ("name", "macs", "bytes", "ram", "latency_ratio", "val_%", "test_%")  # columns of a narrow terminal
+MANY = 10  # names, that no error lists
 FORMATS = {"latency_ms": "{:.3f}", "latency_ratio": "{:.2f}", "validation_accuracy": "{:.2%}", "accuracy": "{:.2%}"}
 
 
@@ -182,8 +184,10 @@ class Card:
 
 
 def near(name: str, names: list[str]) -> str:
-    """Offer the names that are like one that there is not, or all: "did you mean 'fnet-l6-int8'?"."""
+    """Offer the names that are like one that there is not, or all, of many their number: "did you mean 'fnet-l6-int8'?"."""
     alike = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
+    if not alike and len(names) > MANY:
+        return f"`factorizenet list` shows the {len(names)} that there are"
     return f"did you mean {', '.join(map(repr, alike))}?" if alike else f"there are {', '.join(names)}"
 
 
@@ -225,8 +229,8 @@ class Cards(tuple):
         hidden = {"zoo"} if len({card.zoo for card in self}) == 1 else set()
         rows = [{key: value for key, value in card.row().items() if key not in hidden} for card in self]
         for row in rows:
-            row |= {key: form.format(row[key]) for key, form in FORMATS.items() if row[key] is not None}
-        return text_table(rows, brief=BRIEF)
+            row |= {key: form.format(row[key]).rstrip("%") for key, form in FORMATS.items() if row[key] is not None}
+        return text_table([{HEADS.get(key, key): row[key] for key in row} for row in rows], brief=BRIEF)
 
 
 def index_to_json(cards: Cards) -> str:

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import math
 import os
 import warnings
+from collections.abc import Iterable
 
 from ..requirement import Requirement, meets
 from ..requirement import best as best_row
 from .cards import Card, Cards, near
 from .store import FolderStore, UrlStore, bundled_zoo, open_store, unzip
 
-__all__ = ["best", "card", "find", "list", "load", "load_card", "names"]
+__all__ = ["best", "card", "find", "list", "load", "load_card", "names", "none_within"]
 
 ZOO_VARIABLE = "FACTORIZENET_ZOO"
 FORMATS = ("keras", "tflite", "saved_model", "path")
 RANKED_BY = "validation_accuracy"
+UNITS = {"macs": "MACs", "size_bytes": "bytes", "ram_bytes": "bytes of RAM", "latency_ms": "ms"}
+LEAST = {"macs": "smallest", "size_bytes": "smallest", "ram_bytes": "one of least RAM", "latency_ms": "fastest"}
 
 
 def names(*, zoo_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
@@ -116,7 +120,7 @@ def best(
     Arguments as for `list`.
 
     Raises:
-        ValueError: none fits; the smallest that there is is named. Models of several data sets fit: say which.
+        ValueError: none fits; the one that is nearest to doing so is named. Models of several data sets fit: say which.
     """
     requirement = _requirement(limits)
     candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
@@ -125,16 +129,34 @@ def best(
         raise ValueError(f"the zoo has no {precision} model{f' of {dataset!r}' if dataset else ''}")
     within = [card for card in candidates if meets(card, requirement, accuracy=RANKED_BY)]
     if not within:
-        given = ", ".join(f"{key}={value}" for key, value in limits.items() if value is not None)
-        least = min(candidates, key=lambda card: card.macs)
-        costs = f"{least.macs:,} MACs, {least.size_bytes:,} bytes"
-        if least.ram_bytes is not None:
-            costs += f", {least.ram_bytes:,} bytes of RAM, {least.latency_ms} ms"
-        raise ValueError(f"no {precision} model within {given}; the smallest is {least.name}: {costs}")
+        raise ValueError(none_within(candidates, **limits))
     datasets = sorted({card.dataset for card in within})
     if len(datasets) > 1:
         raise ValueError(f"accuracies of {', '.join(datasets)} do not compare; give dataset=")
     return best_row(within, requirement, accuracy=RANKED_BY)
+
+
+def none_within(cards: Iterable[Card], **limits: float | None) -> str:
+    """Say what no card keeps to, and which is nearest to the limit that all are over: "the fastest is fnet-l6-int8: ..."."""
+
+    def cost_of(card, cost="macs"):
+        value = getattr(card, cost)
+        return math.inf if value is None else value
+
+    requirement = _requirement(limits)
+    limits, floor = requirement.limits, requirement.min_accuracy
+    over = [cost for cost in limits if limits[cost] < min(cost_of(card, cost) for card in cards) < math.inf]
+    cost = (over or ["macs"])[0]
+    word, nearest = LEAST[cost], min(cards, key=lambda card: (cost_of(card, cost), card.size_bytes))
+    given = [f"{limit:,} {UNITS[cost]}" for cost, limit in limits.items()]
+    if floor is not None:
+        given.append(f"from {floor:.2%} validation accuracy on")
+        if not over:
+            word, nearest = "most accurate", max(cards, key=lambda card: card.validation_accuracy)
+    costs = [f"{getattr(nearest, cost):,} {unit}" for cost, unit in UNITS.items() if getattr(nearest, cost) is not None]
+    costs.append(f"{nearest.validation_accuracy:.2%} validation accuracy")
+    kind = f" {nearest.precision}" if len({card.precision for card in cards}) == 1 else ""
+    return f"no{kind} model within {', '.join(given)}; the {word} is {nearest.name}: {', '.join(costs)}"
 
 
 def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):

@@ -81,6 +81,14 @@ def test_tables_fit_a_terminal_of_80_columns(command):
     assert sum(set(line) == {"-"} for line in lines) >= 1
     assert max(len(line) for line in lines if "  " in line or set(line) == {"-"}) <= 80  # a title the terminal folds
     assert not any("\x1b" in line for line in lines)
+    assert command != "list" or sum(set(line) == {"-"} for line in lines) == 1
+    assert command != "list" or {"bytes", "ram", "ratio", "val", "test"} <= set(" ".join(lines).split())
+
+
+def test_a_card_is_laid_out_on_a_terminal_of_80_columns():
+    lines = on_a_terminal("card", "fnet-l2-int8")
+    assert max(map(len, lines)) <= 80
+    assert not any(mark in line for line in lines for mark in ("\x1b", "| --", "```"))
 
 
 @pytest.mark.slow  # TensorFlow is imported five times, and three nets are converted

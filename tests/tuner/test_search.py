@@ -152,7 +152,7 @@ def test_the_command_prints_json_and_is_not_kerastuners_chief(tmp_path, fake, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing is required; give at least one of max_macs"),
+        ([], "nothing is required; give at least one of --max-macs, --max-size-bytes, "),
         (["--max-macs", 30_000], "--max-macs is 30,000; the smallest net, fnet-1x2.1x2-l4-x0.5, has 42,048 MACs"),
         (["--max-macs", -1], "--max-macs is '-1'; give a whole number above 0, e.g. 12500000, 12.5e6, 12.5M or 100k"),
         (["--max-latency-ms", -1], "--max-latency-ms is -1.0; it must be above 0"),

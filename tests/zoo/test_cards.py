@@ -47,6 +47,11 @@ def test_cards_print_as_a_table_which_names_zoos_where_there_are_several(cards, 
 
 def test_an_unknown_name_offers_the_nearest_or_what_there_is(cards):
     for among, name, message in (
+        (
+            Cards(dataclasses.replace(cards[0], name=f"a{i}") for i in range(11)),
+            "zzz",
+            "list` shows the 11 that there are",
+        ),
         (cards, "FNET-1X2.2X2-L1-X0.5-INT9", r"no model 'FNET-.*' in the zoo; did you mean '\S+-x0\.5-int8'"),
         (cards, "zzz", r"there are fnet-1x2\.2x2-l1-x0\.5-float, fnet-1x2"),
         (cards, "fnet-1x2.2x2-l1-x0.5-int8@7", r"no version '7'; there are fnet-1x2\.2x2-l1-x0\.5-int8@1"),

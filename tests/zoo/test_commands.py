@@ -19,6 +19,7 @@ def test_list_prints_the_models_within_the_limits(prints_json, succeeds, zoo):
     assert (float_row["precision"], int8_row["name"], int8_row["zoo"]) == ("float", NAME, str(zoo))
     assert rows("--precision", "float") == [float_row]
     assert rows("--max-macs", 1) == []
+    assert f"within 1 MACs; the smallest is {NAME[:-5]}" in succeeds("list", "--zoo", zoo, "--max-macs", 1)
     for macs in ("12.5e6", "12.5M", "12500k", 12_500_000):
         assert rows("--best", "--max-macs", macs) == [int8_row]
     assert NAME in succeeds("list", "--zoo", zoo)
