@@ -214,10 +214,20 @@ def test_the_slow_blocks_of_a_page_run(name, request, tmp_path, monkeypatch):
 def test_what_is_not_run_is_counted_and_has_a_reason():
     reasons = [before for path in PAGES.values() for _, before in blocks(path) if before not in (None, "slow")]
     assert all(len(reason) > 5 for reason in reasons)
-    assert len(reasons) == 16
+    assert len(reasons) == 18
     fences = [kind for path in PAGES.values() for kind in re.findall(r"^```(.+)$", path.read_text(), re.MULTILINE)]
-    assert set(fences) == {"python", "sh", "text", "{toctree}"}  # text: lines of tests/test_board.py
-    assert fences.count("text") == 1
+    assert set(fences) == {"python", "sh", "text", "cpp", "{toctree}"}  # text: lines of tests/test_board.py
+    assert (fences.count("text"), fences.count("cpp")) == (1, 1)
+
+
+def test_the_nets_by_ram_of_the_microcontrollers_page_are_the_indexs():
+    row = r"^\| (\S+-int8) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) % \| ([\d.]+) % \|$"
+    rows = re.findall(row, PAGES["microcontroller"].read_text(), re.MULTILINE)
+    cards = [fnet.zoo.card(name) for name, *_ in rows]
+    costs = [[f"{cost:,}" for cost in (card.ram_bytes, card.size_bytes, card.macs)] for card in cards]
+    accuracies = [[f"{100 * share:.2f}" for share in (card.validation_accuracy, card.accuracy)] for card in cards]
+    assert [list(numbers) for _, *numbers in rows] == [a + b for a, b in zip(costs, accuracies)]
+    assert len(rows) == 7
 
 
 def test_the_configurations_of_the_serving_page_are_the_servers():
