@@ -74,6 +74,7 @@ def _start(
             print(f"{want} (also {', '.join(others)}):" if others else f"{want}:")
             print(f"  factorizenet {EXAMPLES[want][first]}")
         print("Options of a command, and an example: factorizenet COMMAND --help")
+        print("TensorFlow's log, too: factorizenet --verbose COMMAND; Tab: --install-completion")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("FACTORIZENET_TRACEBACK"):
             raise
         if hasattr(error, "format_message"):  # a usage error, of click or of Typer's own copy of it
-            return _fail(f"{error.format_message()} (see --help)", 2)
+            is_late = getattr(error, "option_name", "") == "--verbose"
+            remedy = "give it before the command: factorizenet --verbose COMMAND" if is_late else "see --help"
+            return _fail(f"{error.format_message()} ({remedy})", 2)
         return _fail(_in_options(_message(error), arguments), 2 if isinstance(error, CALLERS) else 1)
     if code == 130:  # Typer turns Ctrl-C into this code
         return _fail("interrupted; the same command continues a training after its last whole epoch", 130)

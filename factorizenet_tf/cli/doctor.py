@@ -22,7 +22,7 @@ __all__ = ["doctor"]
 PACKAGES = (*machine.PACKAGES, "keras", "keras-tuner", "tensorflow-datasets", "typer")
 EXTRAS = {"report": "altair vl_convert pyarrow", "serve": "fastapi uvicorn tensorflow_serving"}
 EXTRAS |= {"micro": "tflite_micro", "ray": "ray"}
-VARIABLES = "FACTORIZENET_ZOO TF_ENABLE_ONEDNN_OPTS ONEDNN_MAX_CPU_ISA OMP_NUM_THREADS CUDA_VISIBLE_DEVICES"
+VARIABLES = "FACTORIZENET_ZOO TF_ENABLE_ONEDNN_OPTS ONEDNN_MAX_CPU_ISA OMP_NUM_THREADS TF_NUM_INTRAOP_THREADS CUDA_VISIBLE_DEVICES"
 SECRET = re.compile(r"(?<=://)[^/\s@]*@|(?<=\w)\?[^\s,]*")  # in addresses: user, password, query
 LITTLE_GIB = 2  # training on CIFAR-10 peaks at 1.6 GB
 
@@ -76,6 +76,7 @@ def _machine(found, advice):
 
     cores, meminfo = joblib.cpu_count(), Path("/proc/meminfo")
     found |= {"processor": machine.cpu_name(), "cores allowed": str(cores)}
+    found["threads"] = f"TensorFlow {os.environ.get('TF_NUM_INTRAOP_THREADS', 'one a core')}, LiteRT 1 unless told"
     if cores == 1:
         advice.append("one core: trainings, searches and reading images take about half as long on two")
     if machine.cpu_name().endswith("AVX2"):
@@ -99,6 +100,8 @@ def _places(found, advice):
         nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder))
         is_there, is_open = os.path.isdir(path), os.access(nearest, os.W_OK)
         state = ("set" if given else "default") + ", not there" * (not is_there) + ", not writable" * (not is_open)
+        if name == "TFDS_DATA_DIR" and not os.path.isdir(path / "cifar10"):
+            state += ", cifar10 is fetched when asked for, where there is a network"
         if name == CACHE_VARIABLE:
             with contextlib.suppress(OSError):  # a file that another process removes meanwhile
                 state += f", {sum(file.stat().st_size for file in path.rglob('*')) / 2**20:,.1f} MiB"

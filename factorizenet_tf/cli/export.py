@@ -121,7 +121,9 @@ def export(
         print_json(written)
     else:
         for row in written:
-            show([{key: value for key, value in row.items() if value is not None}], False, "Written")
+            where = "; milliseconds: on this machine, one thread" * any(key.endswith("_ms") for key in row)
+            row = {key.replace("lsb_to", "steps_from"): row[key] for key in row if row[key] not in (None, "")}
+            show([row], False, f"Written{where}")
 
 
 def latencies(

@@ -169,11 +169,11 @@ def verify(
     if as_json:
         print_json(rows)
     else:
-        if shown := [row for row in rows if row["passed"] != "ok"]:
-            show(shown, False, "What failed or was skipped")
+        if failures := [row for row in rows if row["passed"] == "FAILED"]:
+            show(failures, False, "What failed")
         passed = sum(row["passed"] == "ok" for row in rows)
-        skipped = Counter(row["what"] for row in rows if row["passed"] == "skipped")
-        notes = "".join(f"; {what} of {count} not checked" for what, count in skipped.items())
+        skipped = Counter((row["what"], row["found"]) for row in rows if row["passed"] == "skipped")
+        notes = "".join(f"; {what} of {count} not checked: {why}" for (what, why), count in skipped.items())
         print(f"{len(results)} models, {passed} of {len(rows)} checks passed{notes}")
     if failed := [result.name for result in results if not result.passed]:
         raise RuntimeError(f"{len(failed)} of {len(results)} models are not what their cards say: {', '.join(failed)}")

@@ -192,6 +192,16 @@ def test_export_writes_both_and_says_bytes_and_latency(prints_json, fails, run, 
     assert "nothing to export" in fails("export", run.folder)
 
 
+def test_export_says_whose_milliseconds_and_leaves_out_what_there_is_none_of(succeeds, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: module)  # tflite_micro is not needed
+    row = {"arena": "", "arenas": {}, "operators": ["AddMean"], "lsb_to_litert": 0}
+    monkeypatch.setattr("factorizenet_tf.tflite.micro_export.export_micro", lambda *source, **options: row)
+    printed = succeeds("export", run.folder, "--tflite", tmp_path / "a.tflite", "--micro", tmp_path / "sources")
+    assert "Written; milliseconds: on this machine, one thread\n" in printed
+    assert "steps from litert" in printed
+    assert "arenas" not in printed
+
+
 # Errors of the arguments
 
 
@@ -252,6 +262,7 @@ def test_no_line_of_the_list_of_commands_is_cut_off(succeeds):
 def test_verbose_is_for_a_command(fails, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # it is put back
     assert "--verbose is for a command" in fails("--verbose")
+    assert "(give it before the command: factorizenet --verbose COMMAND)" in fails("doctor", "--verbose")
     assert "--width is 12" in fails("--verbose", "levels", "--width", 12)
 
 

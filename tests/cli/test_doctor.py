@@ -9,8 +9,9 @@ doctor = importlib.import_module("factorizenet_tf.cli.doctor")  # the package ha
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    for name in ("FACTORIZENET_ZOO", "TFDS_DATA_DIR", "FACTORIZENET_GTSRB"):
+    for name in ("FACTORIZENET_ZOO", "TFDS_DATA_DIR", "FACTORIZENET_GTSRB", "TF_NUM_INTRAOP_THREADS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FACTORIZENET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
     monkeypatch.setattr("factorizenet_tf.machine.cpu_name", lambda: "a processor, 2 cores, AVX-512 VNNI")
@@ -24,6 +25,8 @@ def test_a_machine_that_has_all_is_told_so(prints_json, succeeds, tmp_path):
     printed = prints_json("doctor")
     found = printed["found"]
     assert (found["oneDNN"], found["cores allowed"]) == ("on", "2")
+    assert found["threads"] == "TensorFlow one a core, LiteRT 1 unless told"
+    assert "(default, not there, cifar10 is fetched when asked for" in found["TFDS_DATA_DIR"]
     assert {"python", "factorizenet_tf", "tensorflow", "keras-tuner", "extra report", "FACTORIZENET_GTSRB"} <= set(
         found
     )

@@ -78,7 +78,9 @@ def test_best_ranks_by_validation_then_macs_never_by_test_and_compares_no_data_s
     (family / "index.json").write_text(json.dumps(index))
     for call in (best, lambda **options: fnet.zoo.list(zoo_dir=family, **options)):
         assert call()
-        with pytest.raises(ValueError, match=r"latencies on .* and on ~ a faster one do not compare; limit max_macs, give"):
+        with pytest.raises(
+            ValueError, match=r"latencies on .* and on ~ a faster one do not compare; limit max_macs, give"
+        ):
             call(max_latency_ms=2.5)
     index["models"][0]["dataset"] = "other"
     (family / "index.json").write_text(json.dumps(index))
