@@ -74,12 +74,12 @@ def test_it_opens_with_what_it_needs_and_how_long_it_takes_and_says_so_where_it_
     assert opening.startswith("# ")
     assert "**Which question this answers:** " in opening
     assert re.search(r"\*\*Takes:\*\* about .* on one core", opening)
-    (install,) = re.findall(r"\*\*Needs:\*\* `(pip install 'factorizenet_tf\[[a-z,]+\]')`", opening)
+    (extras,) = re.findall(r"\*\*Needs:\*\* the package with its extras? (.*?) \(\[install\]", opening)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError) as caught:
         exec(first, {})
     assert str(caught.value).startswith("this notebook needs ")
-    assert str(caught.value).endswith(f": {install}")
+    assert str(caught.value).endswith(f": pip install 'factorizenet_tf[{','.join(re.findall('`(.*?)`', extras))}]'")
 
 
 @pytest.fixture(scope="module")
