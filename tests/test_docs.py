@@ -52,7 +52,6 @@ CUTS = (
     (r"--min-accuracy 0.97", "--min-accuracy 0.1"),
     (r"^factorizenet train --level 2", r"\g<0> --width 8"),
     (r'load_dataset\("digits"\)', 'load_dataset("digits", input_shape=(16, 16, 1))'),
-    (r"input_shape=\(32, 32, 3\)", "input_shape=(16, 16, 1)"),
     (r"ModelSpec\(width=16\)", "ModelSpec(width=8, input_shape=(16, 16, 1))"),
     (r"recipe=fnet.tuning_recipe_for\(data.name\)", "recipe=short"),
     (r'fnet.train\(spec, data, out="[^"]*"(?!.*recipe)', r"\g<0>, recipe=short"),
