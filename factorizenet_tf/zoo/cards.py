@@ -25,7 +25,6 @@ OLDER_FIELDS = ("latency_2_threads_ms", "latency_2_threads_ratio")  # of entries
 ROW_FIELDS = "precision dataset macs params size_bytes ram_bytes latency_ms latency_ratio validation_accuracy accuracy"
 HEADS = {"size_bytes": "bytes", "ram_bytes": "ram", "validation_accuracy": "val_%", "accuracy": "test_%"}
 BRIEF = ("name", "macs", "bytes", "ram", "latency_ratio", "val_%", "test_%")  # columns of a narrow terminal
-MANY = 10  # names, that no error lists
 FORMATS = {"latency_ms": "{:.3f}", "latency_ratio": "{:.2f}", "validation_accuracy": "{:.2%}", "accuracy": "{:.2%}"}
 
 
@@ -186,7 +185,7 @@ class Card:
 def near(name: str, names: list[str]) -> str:
     """Offer the names that are like one that there is not, or all, of many their number: "did you mean 'fnet-l6-int8'?"."""
     alike = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
-    if not alike and len(names) > MANY:
+    if not alike and len(names) > 10:
         return f"`factorizenet list` shows the {len(names)} that there are"
     return f"did you mean {', '.join(map(repr, alike))}?" if alike else f"there are {', '.join(names)}"
 

@@ -138,25 +138,20 @@ def best(
 
 def none_within(cards: Iterable[Card], **limits: float | None) -> str:
     """Say what no card keeps to, and which is nearest to the limit that all are over: "the fastest is fnet-l6-int8: ..."."""
-
-    def cost_of(card, cost="macs"):
-        value = getattr(card, cost)
-        return math.inf if value is None else value
-
     requirement = _requirement(limits)
     limits, floor = requirement.limits, requirement.min_accuracy
-    over = [cost for cost in limits if limits[cost] < min(cost_of(card, cost) for card in cards) < math.inf]
+    least = {cost: min(getattr(card, cost) or math.inf for card in cards) for cost in limits}  # infinite: not known
+    over = [cost for cost in limits if limits[cost] < least[cost] < math.inf]
     cost = (over or ["macs"])[0]
-    word, nearest = LEAST[cost], min(cards, key=lambda card: (cost_of(card, cost), card.size_bytes))
+    word, nearest = LEAST[cost], min(cards, key=lambda card: (getattr(card, cost) or math.inf, card.size_bytes))
     given = [f"{limit:,} {UNITS[cost]}" for cost, limit in limits.items()]
     if floor is not None:
         given.append(f"from {floor:.2%} validation accuracy on")
         if not over:
             word, nearest = "most accurate", max(cards, key=lambda card: card.validation_accuracy)
     costs = [f"{getattr(nearest, cost):,} {unit}" for cost, unit in UNITS.items() if getattr(nearest, cost) is not None]
-    costs.append(f"{nearest.validation_accuracy:.2%} validation accuracy")
-    kind = f" {nearest.precision}" if len({card.precision for card in cards}) == 1 else ""
-    return f"no{kind} model within {', '.join(given)}; the {word} is {nearest.name}: {', '.join(costs)}"
+    costs = f"{', '.join(costs)}, {nearest.validation_accuracy:.2%} validation accuracy"
+    return f"no model within {', '.join(given)}; the {word} is {nearest.name}: {costs}"
 
 
 def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):
