@@ -138,8 +138,7 @@ def best(
 
 def none_within(cards: Iterable[Card], **limits: float | None) -> str:
     """Say what no card keeps to, and which is nearest to the limit that all are over: "the fastest is fnet-l6-int8: ..."."""
-    requirement = _requirement(limits)
-    limits, floor = requirement.limits, requirement.min_accuracy
+    limits, floor = _requirement(limits).limits, limits.get("min_accuracy")
     least = {cost: min(getattr(card, cost) or math.inf for card in cards) for cost in limits}  # infinite: not known
     over = [cost for cost in limits if limits[cost] < least[cost] < math.inf]
     cost = (over or ["macs"])[0]
@@ -150,8 +149,8 @@ def none_within(cards: Iterable[Card], **limits: float | None) -> str:
         if not over:
             word, nearest = "most accurate", max(cards, key=lambda card: card.validation_accuracy)
     costs = [f"{getattr(nearest, cost):,} {unit}" for cost, unit in UNITS.items() if getattr(nearest, cost) is not None]
-    costs = f"{', '.join(costs)}, {nearest.validation_accuracy:.2%} validation accuracy"
-    return f"no model within {', '.join(given)}; the {word} is {nearest.name}: {costs}"
+    costs.append(f"{nearest.validation_accuracy:.2%} validation accuracy")
+    return f"no model within {', '.join(given)}; the {word} is {nearest.name}: {', '.join(costs)}"
 
 
 def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):
@@ -239,7 +238,7 @@ def _check_machines(cards, requirement) -> None:
     machines = sorted({card.latency_machine for card in cards if card.latency_machine})
     if len(machines) > 1 and requirement and requirement.max_latency_ms is not None:
         remedy = "give zoo_dir= of one zoo, or measure a zoo anew, here, by `factorizenet publish --latencies --zoo`"
-        raise ValueError(f"latencies on {' and on '.join(machines)} do not compare; limit max_macs, {remedy}")
+        raise ValueError(f"latencies on {' and on '.join(machines)} do not compare; limit max_macs=, {remedy}")
 
 
 def _requirement(limits):

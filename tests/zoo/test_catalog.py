@@ -79,7 +79,7 @@ def test_best_ranks_by_validation_then_macs_never_by_test_and_compares_no_data_s
     for call in (best, lambda **options: fnet.zoo.list(zoo_dir=family, **options)):
         assert call()
         with pytest.raises(
-            ValueError, match=r"latencies on .* and on ~ a faster one do not compare; limit max_macs, give"
+            ValueError, match=r"latencies on .* and on ~ a faster one do not compare; limit max_macs=, give"
         ):
             call(max_latency_ms=2.5)
     index["models"][0]["dataset"] = "other"
