@@ -165,7 +165,8 @@ def test_another_zoos_trouble_is_a_warning_and_an_error_where_it_is_named(zoo, m
     with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections and says nothing
         zoo = zoo.replace("hanging", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("FACTORIZENET_ZOO", zoo)
-        for call in (fnet.zoo.best, functools.partial(fnet.zoo.load, "fnet-l2-int8", "path")):
+        best = functools.partial(fnet.zoo.best, dataset="cifar10")
+        for call in (best, functools.partial(fnet.zoo.load, "fnet-l2-int8", "path")):
             with pytest.warns(RuntimeWarning, match="FACTORIZENET_ZOO is left out: "):
                 assert call()
             with pytest.raises((OSError, ValueError), match=message):
