@@ -167,5 +167,7 @@ def test_every_published_model_is_whole():
 )
 def test_every_published_model_is_what_its_card_says(prints_json):
     rows = prints_json("verify", "--all")
-    assert all(row["passed"] == "ok" for row in rows), rows
+    without_data = {"skipped"} if "FACTORIZENET_GTSRB" not in os.environ else set()
+    wrong = [row for row in rows if row["passed"] not in {"ok"} | (without_data if "gtsrb" in row["model"] else set())]
+    assert not wrong
     assert len({row["model"] for row in rows}) == len(fnet.zoo.names())
