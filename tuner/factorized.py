@@ -62,16 +62,19 @@ def row(data, name, how, model, content, original) -> dict:
     return {
         "net": name,
         "factorized": how,
-        "macs": fnet.count_macs(model),
-        "params": fnet.count_params(model),
-        "size_bytes": len(content),
-        "ram_bytes": arena_bytes(content),
+        **costs_of(model, content),
         "latency_ratio": round(float(ratios[0]), 2),
         "latency_ratio_on_copies": round(float(ratios[1]), 2),
         "val_float": round(fnet.accuracy(model, data.validation), 4),
         "val_int8": round(fnet.accuracy(int8, data.validation), 4),
         "test_int8": round(fnet.accuracy(int8, data.test), 4),
     }
+
+
+def costs_of(model, content: bytes) -> dict[str, int]:
+    """Give a net's MACs and parameters, and its int8 file's bytes and arena."""
+    costs = {"macs": fnet.count_macs(model), "params": fnet.count_params(model)}
+    return costs | {"size_bytes": len(content), "ram_bytes": arena_bytes(content)}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from factorized import costs_of
 
 import factorizenet_tf as fnet
 from factorizenet_tf._keras import keras
@@ -25,7 +26,6 @@ from factorizenet_tf.files import write_csv
 from factorizenet_tf.loading import resolve
 from factorizenet_tf.runs import load_run
 from factorizenet_tf.tflite.latency import inference, time_in_turns
-from factorizenet_tf.tflite.micro import arena_bytes
 from factorizenet_tf.tflite.regroup import regroup_fastest
 
 RESULTS = Path(__file__).parent / "results" / "others.csv"
@@ -149,7 +149,7 @@ def trained(model: keras.Model, data: fnet.Dataset, out: Path, epochs: tuple[int
 def measured(name: str, out: Path) -> list[dict]:
     """Give the rows of a net: the original, what it was factorized to, and the narrower one, as far as they are trained."""
     _, _, of_zoo, shares = NETS[name]
-    original = resolve(of_zoo or out / name).with_precision("int8")
+    original = resolve(of_zoo.replace("float", "int8") if of_zoo else out / name).with_precision("int8")
     runs = {f"factorized, {100 * share:g} %": out / f"{name}-{100 * share:g}" for share in shares}
     runs = {
         how: run
@@ -167,8 +167,7 @@ def row(name: str, how: str, source, original) -> dict:
     files = [original.tflite(), content, regroup_fastest(content).content]
     times = time_in_turns([inference(file) for file in files])
     ratios = np.median(times[:, 1:] / times[:, :1], axis=0)
-    model = fnet.build(source.spec)
-    accuracies = source.card.accuracies if source.card else load_run(source.folder).metrics["accuracy"]
+    accuracies = source.card.accuracies if source.card else load_run(source.path).metrics["accuracy"]
     found = {
         f"{short}_{kind}": accuracies[split][key]
         for split, short in (("validation", "val"), ("test", "test"))
@@ -177,10 +176,7 @@ def row(name: str, how: str, source, original) -> dict:
     return {
         "net": name,
         "how": how,
-        "macs": fnet.count_macs(model),
-        "params": fnet.count_params(model),
-        "size_bytes": len(content),
-        "ram_bytes": arena_bytes(content),
+        **costs_of(fnet.build(source.spec), content),
         "latency_ratio": round(float(ratios[0]), 2),
         "latency_ratio_regrouped": round(float(ratios[1]), 2),
         **{key: round(value, 4) for key, value in found.items()},
