@@ -377,7 +377,7 @@ class Source:
         if self.kind == "tflite":
             remedy = "give its run's folder, or the .h5 or .keras file that it was made from"
             what = f"{self.given} is a .tflite: quantized already, and no Keras model is in it"
-            raise ValueError(f"{what}; {remedy}; `factorizenet inspect` shows its layers and scales")
+            raise ValueError(f"{what}; {remedy}; `factorizenet analyze` and `inspect` show its layers and scales")
         if self.kind != "run" and self.precision != precision:
             raise self._other_precision(precision)
         if self.kind == "keras":

@@ -28,7 +28,7 @@ source      python   train   evaluate  analyze    quantize  tflite  regrouped  m
 int8-name   qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
 float-name@1 float   float   float     float      float     float!  float!   float!  float!     float!  float        float
 run         qat      float   int8      float+qat  run!      int8    int8     int8    int8       int8    float        qat
-net.tflite  tflite!  spec!   int8      tflite!    tflite!   int8    int8     int8    int8       int8    tflite!      tflite!
+net.tflite  tflite!  spec!   int8      int8       tflite!   int8    int8     int8    int8       int8    tflite!      tflite!
 float.h5    float    float   float     float      float     float!  float!   float!  float!     float!  float        float
 qat.h5      qat      int8!   qat       qat        int8!     int8    int8     int8    int8       int8    qat          qat
 own.keras   float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
@@ -126,6 +126,8 @@ def test_each_use_gets_the_net_that_is_named_or_says_what_it_needs(
     if use == "serve":  # the one that gets it among other things
         reach_first, reach = reach, lambda *arguments, **options: reach_first(arguments[1])
     monkeypatch.setattr(f"factorizenet_tf.{function}", reach)
+    if use == "analyze":  # which looks at a .tflite in another way
+        monkeypatch.setattr("factorizenet_tf.analysis.tflite_layers.layer_rows", reach)
     has_data = source.partition("@")[0] in ("int8-name", "float-name", "run", "float.h5", "qat.h5")
     data = [] if has_data or use not in ("evaluate", "analyze") else ["--dataset", "digits"]
     code = main([*(part.format(sources[source]) for part in text.split()), *data, "--zoo", str(zoo)])

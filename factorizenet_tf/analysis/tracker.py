@@ -1,4 +1,4 @@
-"""Track the layers' distributions while a net trains: a line a layer and epoch, to a file and to TensorBoard."""
+"""Track a training and its layers' distributions: a line a layer and epoch to a file, these and the curves to TensorBoard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class DistributionTracker(keras.callbacks.Callback):
         folder: for distributions.csv and TensorBoard's event files; made where it is not there.
         images: uint8 (n, height, width, channels), at most some hundred; None: weights only.
         share: of the training's time that it may take, 0..1; None measures each epoch whatever it takes.
-        tensorboard: write event files, too (scalars and histograms; TensorBoard itself need not be installed).
+        tensorboard: write event files, too: loss, accuracies and learning rate of each epoch, and scalars and histograms of
+            what is measured. TensorBoard itself need not be installed.
 
     Raises:
         TypeError, ValueError: images that are not uint8 or empty, or a share out of 0..1.
@@ -86,7 +87,10 @@ class DistributionTracker(keras.callbacks.Callback):
             self._measure(epoch)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Measure, where the share of the time allows it."""
+        """Write the curves, and measure where the share of the time allows it."""
+        if self._writer is not None:
+            found = {f"{self.phase}/{name}": float(value) for name, value in (logs or {}).items()}
+            self._write(epoch + 1, {tag: (tf.constant(value), "scalars", 1) for tag, value in found.items()})
         used = time.perf_counter() - self._began
         if self.share is None or self._spent + self._last <= self.share * used:
             self._measure(epoch + 1)
@@ -128,7 +132,10 @@ class DistributionTracker(keras.callbacks.Callback):
         found = {f"{of}/{name}/{layer}": (tf.constant(row[name], tf.float32), "scalars", 1) for name in SCALARS}
         bins = np.stack([edges[:-1], edges[1:], counts], 1)
         found[f"{of}/{layer}"] = (tf.constant(bins, tf.float64), "histograms", 2)
-        with self._writer.as_default(row["epoch"]):
+        self._write(row["epoch"], found)
+
+    def _write(self, epoch, found):
+        with self._writer.as_default(epoch):
             for tag, (values, *shown_as) in found.items():
                 if np.isfinite(values).all():
                     tf.summary.write(tag, values, metadata=_metadata(*shown_as))

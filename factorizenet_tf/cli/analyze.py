@@ -19,7 +19,9 @@ __all__ = ["analyze", "study"]
 
 def analyze(
     context: Context,
-    names: Annotated[list[str], options.net("Names of `factorizenet list`, runs' folders, or .h5 and .keras files.")],
+    names: Annotated[
+        list[str], options.net("Names of `factorizenet list`, runs' folders, .h5 and .keras files, or a .tflite.")
+    ],
     out: Annotated[Path | None, Option(help="Write the report, one HTML file, here.")] = None,
     save: Annotated[Path | None, Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
     figures: Annotated[Path | None, Option(help="Write PNG figures to this folder.")] = None,
@@ -50,8 +52,13 @@ def analyze(
 ):
     """Measure what quantization does to each layer.
 
-    Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side.
+    Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side. Of a
+    .tflite, given alone, how each operator uses its bits on training images, and the accuracy.
     """
+    if files := [name for name in names if Path(name).is_file() and Path(name).suffix.lower() == ".tflite"]:
+        if len(names) > 1:
+            raise ValueError(f"{files[0]} is a .tflite, which is analyzed alone; give it alone")
+        return _analyze_file(context, files[0], dataset, calibration_images, evaluation_images)
     check_new(out, save)
     if out is None:
         options.refuse_unused(context, "without --out there is no report", "factorization")
@@ -89,6 +96,31 @@ def analyze(
         write_text(out, report_html(analysis, factorization=bears))
     columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
     show(json.loads(analysis.output[columns].to_json(orient="records")), as_json, "Output by precision")
+
+
+def _analyze_file(context, file, dataset, calibration_images, evaluation_images):
+    quantizes = ("scheme", "weight_bits", "activation_bits", "sensitivity", "size")
+    reason = f"{file} is a .tflite, with no float net to compare it with"
+    options.refuse_unused(context, reason, "out", "save", "figures", "factorization", *quantizes)
+    from ..analysis.tflite_layers import layer_rows
+    from ..loading import resolve
+    from ..tflite.int8_model import TFLiteModel
+
+    source = resolve(file)
+    if dataset is None:
+        source.check_data_known()
+    model = TFLiteModel(file, pixels=options.own_model(context)["pixels"])
+    where = dataset or source.dataset_name, None, None, context.params["data_dir"]
+    data = options.load_data(context, *where, shape=model.input_shape, source=source)
+    rows, split = layer_rows(model, data.calibration(calibration_images)), data.validation
+    found = model.predict(split.images[:evaluation_images]).argmax(1) == split.labels[:evaluation_images]
+    net = {"file": file, "dataset": data.title, "input": f"{model.input_type}, pixels {model.pixels.range}"}
+    net |= {"kernels": model.kernels, "accuracy": float(found.mean()), "images": len(found)}
+    if context.params["as_json"]:
+        print_json(net | {"operators": rows})
+        return
+    show(rows, False, f"Operators, on {calibration_images:,} training images")
+    show([net], False, "Validation")
 
 
 def _read_table(path):

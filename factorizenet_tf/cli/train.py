@@ -75,6 +75,7 @@ def train(
     group_by: options.GroupBy = None,
     skip_broken: options.SkipBroken = False,
     data_dir: options.DataDir = None,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Write curves and layers for TensorBoard.")] = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
@@ -111,7 +112,12 @@ def train(
     from ..training.train import train as train_net
 
     command = _shown_command(context, source, spec)
-    how = {"recipe": recipe, "initial": source, "freeze": freeze}
+    callbacks = []
+    if tensorboard:
+        from ..analysis.tracker import DistributionTracker
+
+        callbacks = [DistributionTracker(out / "layers", data.calibration(64))]
+    how = {"recipe": recipe, "initial": source, "freeze": freeze, "callbacks": callbacks}
     run = train_net(spec, data, out=out, **how, verbose=not quiet, command=command)
     if as_json:
         print_json(run.metrics)
@@ -129,7 +135,7 @@ def _shown_command(context, source, spec) -> str:
     values = dict(context.params)
     initial, zoo = (None, None) if source is None else (source.reference, other_zoo(source.zoo))
     values["dataset"], values["start"], values["zoo_"], comment = shown_sources(values["dataset"], initial, zoo)
-    given = options.shown_options(context, values, ("out", "data_dir", "quiet", "as_json"), ("zoo_",))
+    given = options.shown_options(context, values, ("out", "data_dir", "tensorboard", "quiet", "as_json"), ("zoo_",))
     return f"factorizenet train {given} --out runs/{spec.name}{comment}"
 
 

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import io
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -17,8 +18,7 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # Pillow's names; PPM is PGM and PBM, too
 MAX_PIXELS = 89_478_485  # of one file, Pillow's own threshold for a decompression bomb: 256 MiB as RGB
 RESIZES = ("stretch", "crop", "pad")
-CHUNK = 64  # files that a process reads at a time
-IN_PROCESS = 1_000  # files that are read before other processes would have started
+CHUNK = 64  # files that a thread reads at a time
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -56,7 +56,8 @@ def read_image(
 
 def _content(path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", 0) as file:
+            return file.read()
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
     except OSError as error:
@@ -114,7 +115,8 @@ def _in_8_bits(picture):
 def _fit_picture(picture, shape, resize):
     from PIL import Image
 
-    picture = picture.convert("L" if shape[2] == 1 else "RGB")
+    mode = "L" if shape[2] == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)
     size, target = picture.size, (shape[1], shape[0])
     if size != target and resize == "crop":
         scale = min(size[0] / target[0], size[1] / target[1])
@@ -156,14 +158,16 @@ def image_sizes(paths: Sequence[str]) -> Iterator[list[tuple[int, int] | None]]:
 
 
 def _on_all_cores(function, paths, *arguments):
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(paths) < IN_PROCESS or cores == 1:
-        return (function(chunk, *arguments) for chunk in chunks)
-    import joblib  # its processes run no code of the caller's script, and outlive a call
+    import joblib  # its count knows of a container's limit
 
-    jobs = (joblib.delayed(function)(chunk, *arguments) for chunk in chunks)
-    return joblib.Parallel(joblib.cpu_count(), return_as="generator")(jobs)
+    cores, running = joblib.cpu_count(), deque()
+    with ThreadPoolExecutor(cores) as pool:  # reading and decoding hold no lock of Python's
+        for i in range(0, len(paths), CHUNK):
+            running.append(pool.submit(function, paths[i : i + CHUNK], *arguments))
+            if len(running) > 2 * cores:  # no more in memory than that, however slowly they are taken
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def _decode(paths, shape, resize):

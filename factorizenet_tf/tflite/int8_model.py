@@ -51,7 +51,7 @@ class TFLiteModel:
     Attributes:
         input_shape: (height, width, channels).
         num_classes: how many logits, or probabilities where the file ends in a softmax.
-        size_bytes: of the file.
+        content, size_bytes: the file's bytes, and how many.
         batch_size: of one inference; None: any.
         input_type, output_type: "int8", "uint8" or "float32".
         input_quantization: (scale, zero point): an input q stands for scale * (q - zero point); (0.0, 0) for float.
@@ -68,12 +68,12 @@ class TFLiteModel:
 
     def __init__(self, path_or_bytes: str | os.PathLike | bytes, *, threads: int = 1, pixels: Pixels | None = None):
         if isinstance(path_or_bytes, bytes):
-            self._content, self._source = path_or_bytes, "the given bytes"
+            self.content, self._source = path_or_bytes, "the given bytes"
         else:
             path = Path(path_or_bytes)
             if not path.is_file():
                 raise FileNotFoundError(f"no .tflite file {path}")
-            self._content, self._source = path.read_bytes(), str(path)
+            self.content, self._source = path.read_bytes(), str(path)
         if not isinstance(threads, int) or threads < 1:
             raise ValueError(f"threads is {threads!r}; it must be an int of at least 1")
         self.threads = threads
@@ -97,7 +97,7 @@ class TFLiteModel:
                 f"and out{remedy}"
             )
         self.input_shape, self.batch_size = shapes[0][1:], None if self._any_batch else shapes[0][0]
-        self.num_classes, self.size_bytes = shapes[1][-1], len(self._content)
+        self.num_classes, self.size_bytes = shapes[1][-1], len(self.content)
         self.input_quantization, self.output_quantization = inputs[0]["quantization"], outputs[0]["quantization"]
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
         quantizations = {"input": self.input_quantization, "output": self.output_quantization}
@@ -134,7 +134,7 @@ class TFLiteModel:
             ValueError: they are damaged.
         """
         try:
-            content = associated_files(self._content).get(LABELS_FILE)
+            content = associated_files(self.content).get(LABELS_FILE)
             text = None if content is None else content.decode().replace("\r\n", "\n").removesuffix("\n")
             return None if text is None else tuple(text.split("\n"))
         except ValueError as error:
@@ -147,7 +147,7 @@ class TFLiteModel:
         Raises:
             ValueError: the file's archive is damaged, or says something else.
         """
-        found = associated_files(self._content).get(RESIZE_FILE, b"stretch").decode(errors="replace")
+        found = associated_files(self.content).get(RESIZE_FILE, b"stretch").decode(errors="replace")
         if found not in RESIZES:
             raise ValueError(f"{self._source} says resize {found!r}, not {', '.join(RESIZES)}; convert the model again")
         return found
@@ -173,7 +173,12 @@ class TFLiteModel:
         """As `predict_quantized`, by LiteRT's reference kernels: the rounding that TensorFlow Lite Micro's share."""
         return self._run(self._new_interpreter("BUILTIN_REF"), images, 1)
 
-    def _run(self, interpreter, images, batch_size):
+    def watch(self, images: np.ndarray, see: Callable[[Callable[[int], np.ndarray]], None]) -> np.ndarray:
+        """As `predict_quantized`, by LiteRT's own kernels; after each batch `see` gets what gives a tensor by its number."""
+        interpreter = self._new_interpreter("BUILTIN_WITHOUT_DEFAULT_DELEGATES", keeps_all=True)
+        return self._run(interpreter, images, 32, see)
+
+    def _run(self, interpreter, images, batch_size, see=None):
         check_images(images, self.input_shape)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -188,6 +193,8 @@ class TFLiteModel:
                 batch = np.concatenate([batch, np.repeat(batch[:1], batch_size - count, 0)])
             interpreter.set_tensor(self._input, batch)
             interpreter.invoke()
+            if see is not None:
+                see(interpreter.get_tensor)
             found = interpreter.get_tensor(self._output).reshape(-1, self.num_classes)
             outputs[start : start + count] = found[:count]
         return outputs
@@ -245,9 +252,9 @@ class TFLiteModel:
             interpreter.resize_tensor_input(self._input, (batch, *self.input_shape))
             interpreter.allocate_tensors()
 
-    def _new_interpreter(self, kernels="AUTO"):
+    def _new_interpreter(self, kernels="AUTO", **options):
         try:
-            return new_interpreter(self._content, self.threads, kernels)
+            return new_interpreter(self.content, self.threads, kernels, **options)
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{self._source} is damaged or no .tflite ({reason}); convert the model again") from None

@@ -230,13 +230,14 @@ def _median_ms(call, seconds, runs) -> float:
     return 1e3 * float(np.median(times))
 
 
-def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO"):
-    """LiteRT's interpreter of a .tflite, with XNNPACK or those kernels. Raises ValueError or RuntimeError where it refuses."""
+def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO", *, keeps_all: bool = False):
+    """LiteRT's interpreter of a .tflite, on XNNPACK or those kernels; `keeps_all` outputs. Raises ValueError or RuntimeError."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = OpResolverType[kernels]
     with quiet_native_stderr():
-        interpreter = Interpreter(model_content=content, num_threads=threads, experimental_op_resolver_type=resolver)
+        options = {"experimental_op_resolver_type": resolver, "experimental_preserve_all_tensors": keeps_all}
+        interpreter = Interpreter(model_content=content, num_threads=threads, **options)
         interpreter.allocate_tensors()
     return interpreter
 

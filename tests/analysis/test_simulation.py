@@ -193,7 +193,7 @@ def debugged(model, images):
 def computed(file, images):
     """(operator, scale, zero point, int8 output) of the input and of each operation, by LiteRT's reference kernels."""
     options = {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF, "experimental_preserve_all_tensors": True}
-    interpreter = Interpreter(model_content=file._content, **options)
+    interpreter = Interpreter(model_content=file.content, **options)
     place = interpreter.get_input_details()[0]["index"]
     interpreter.resize_tensor_input(place, (len(images), *file.input_shape))
     interpreter.allocate_tensors()

@@ -64,6 +64,7 @@ def test_each_epoch_of_both_phases_is_tracked_and_a_stopped_training_goes_on(dig
             tags |= {value.tag for value in event.summary.value}
             steps |= {event.step} if event.summary.value else set()
     assert {"float/folded/average_channel_precision/stem", "qat/activations/logits"} < tags
+    assert {"float/loss", "float/val_accuracy", "qat/accuracy", "qat/learning_rate"} < tags
     assert steps == {1, 2}
 
 

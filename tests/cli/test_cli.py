@@ -114,6 +114,18 @@ def test_fine_tuning_starts_from_the_given_weights_and_takes_their_spec(succeeds
         assert f"is a {run.spec.name}, so {options[0]} would have no effect; leave it out" in fails(*command, *options)
 
 
+def test_curves_and_layers_are_written_for_tensorboard_where_asked(succeeds, run, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("factorizenet_tf.training.train.train", lambda *data, **options: asked.append(options) or run)
+    command = ["train", "--dataset", "digits", "--out", tmp_path / "run"]
+    succeeds(*command)
+    succeeds(*command, "--tensorboard")
+    assert not asked[0]["callbacks"]
+    (tracker,) = asked[1]["callbacks"]
+    assert (tracker.folder, len(tracker.images), tracker.tensorboard) == (tmp_path / "run" / "layers", 64, True)
+    assert "--tensorboard" not in asked[1]["command"]
+
+
 def test_a_baseline_is_trained_by_name(succeeds, fails, run, trained, tmp_path):
     command = ["train", "--dataset", "digits", "--size", 8, "--channels", 1, "--out", tmp_path / "run"]
     succeeds(*command, "--baseline", "resnet8")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import factorizenet_tf as fnet
-from factorizenet_tf.data import cache, folder
+from factorizenet_tf.data import cache, folder, images
 
 
 @pytest.fixture
@@ -97,12 +97,25 @@ def test_two_at_once_decode_once(pets, reads, monkeypatch):
     assert len(reads) == 1
 
 
-def test_many_files_are_decoded_by_several_processes_to_the_same_images(pets, monkeypatch):
+@pytest.mark.parametrize("cores", [1, 3])
+def test_many_chunks_are_decoded_on_any_number_of_cores_to_the_same_images_in_order(pets, monkeypatch, cores):
     first = fnet.load_dataset(pets)
     shutil.rmtree(pets.parent / "cache")
-    monkeypatch.setattr("factorizenet_tf.data.images.IN_PROCESS", 1)
-    monkeypatch.setattr("factorizenet_tf.data.images.CHUNK", 7)
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setattr("factorizenet_tf.data.images.CHUNK", 3)  # more of them than may wait
     assert fnet.load_dataset(pets).sha256 == first.sha256
+
+
+def test_no_more_is_decoded_ahead_of_what_is_taken_than_two_chunks_a_core(pets, monkeypatch):
+    begun, decode = [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda paths, *how: begun.append(len(paths)) or decode(paths, *how))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+    monkeypatch.setattr(images, "CHUNK", 2)
+    taken = images.decoded([str(path) for path in pets.rglob("*.png")], (6, 6, 3), "stretch")
+    next(taken)
+    time.sleep(0.1)
+    assert sum(begun) <= 2 * 3
+    taken.close()
 
 
 def test_a_replaced_split_has_a_hash_of_its_own(pets):

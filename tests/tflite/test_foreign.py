@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import factorizenet_tf as fnet
+from factorizenet_tf.analysis.tflite_layers import layer_rows
 from factorizenet_tf.loading import resolve
 from factorizenet_tf.pixels import Pixels
 from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
@@ -63,3 +64,70 @@ def test_an_input_of_another_range_or_without_a_scale_is_said(foreign, tmp_path)
     graph.tensors[graph.inputs[0]].quantization = None
     with pytest.raises(ValueError, match="the int8 input of the given bytes has no scale"):
         TFLiteModel(write_flatbuffer(model))
+
+
+# What it does with its bits
+
+
+def test_of_weights_the_bits_of_the_poorest_channel_and_the_mean_share_of_the_range_are_shown(theirs, noise):
+    model = read_flatbuffer(theirs["0..255"][1])
+    graph = model.subgraphs[0]
+    (dense,) = (operator for operator in graph.operators if len(operator.inputs) == 3)
+    kernel = graph.tensors[dense.inputs[1]]
+    values = np.zeros(kernel.shape, np.int8)  # (10, 16)
+    values[:, 0], values[0, :2] = 1, (127, -127)
+    model.buffers[kernel.buffer].data = values.reshape(-1).view(np.uint8)
+    kernel.quantization.scale, kernel.quantization.zeroPoint = np.full(1, 0.5, np.float32), np.zeros(1, np.int64)
+    rows = layer_rows(TFLiteModel(write_flatbuffer(model)), noise(3, (4, 4, 1)))  # 3 do not fill a batch of 2
+    (row,) = (row for row in rows if row["weights"])
+    assert (row["operator"], row["weights"], row["scales"]) == ("FULLY_CONNECTED", "int8", 1)
+    assert row["weight_range"] == 127
+    assert row["average_channel_precision"] == pytest.approx((127 + 9 * 0.5) / 10 / 127)
+    assert row["weight_bits"] == 1
+
+
+@pytest.mark.parametrize("pixels", ["-1..1", "0..1"])
+def test_of_outputs_what_the_images_use_and_what_is_clipped_is_shown_and_none_of_floats(theirs, pixels, noise):
+    images = noise(4, (4, 4, 1))
+    net = TFLiteModel(theirs[pixels][1])
+    last, outputs = layer_rows(net, images)[-1], net.predict(images)
+    step = net.output_quantization[0]
+    assert (last["low"], last["high"]) == pytest.approx((outputs.min(), outputs.max()), abs=1.01 * step)
+    assert last["output"] == net.output_type
+    if pixels == "0..1":
+        assert (last["used"], last["clipped"]) == (None, None)
+    else:
+        assert last["used"] == pytest.approx(np.ptp(outputs) / step / 255, abs=2.1 / 255)
+    black = layer_rows(net, np.zeros((3, 4, 4, 1), np.uint8))[-1]
+    assert black["constant_channels"] == 10
+
+
+def test_values_at_the_end_of_a_type_are_clipped_unless_the_end_stands_for_0(theirs, noise):
+    _, content = theirs["0..255"]
+    model = read_flatbuffer(content)
+    graph, shares = model.subgraphs[0], []
+    output = graph.tensors[graph.outputs[0]].quantization
+    for zero_point in (-128, 127):  # a scale so fine that every other value is above or below what there is
+        output.scale, output.zeroPoint = np.full(1, 1e-9, np.float32), np.full(1, zero_point, np.int64)
+        net = TFLiteModel(write_flatbuffer(model))
+        row, found = layer_rows(net, noise(4, (4, 4, 1)))[-1], net.predict_quantized(noise(4, (4, 4, 1)))
+        shares.append((row["clipped"], float(np.mean(found == (127 if zero_point == -128 else -128)))))
+    assert all(clipped == share for clipped, share in shares)
+    assert sum(share for _, share in shares) == pytest.approx(1, abs=0.1)
+
+
+def test_a_file_is_analyzed_by_its_own_input_alone(theirs, tmp_path, monkeypatch, prints_json, succeeds, fails):
+    path = tmp_path / "theirs.tflite"
+    path.write_bytes(theirs["-1..1"][1])
+    command = ["analyze", path, "--dataset", "digits", "--calibration-images", 32]
+    found = prints_json(*command, "--evaluation-images", 50)
+    (row,) = prints_json("evaluate", path, "--dataset", "digits", "--split", "validation")
+    assert found["images"] == 50
+    assert prints_json(*command)["accuracy"] == pytest.approx(row["accuracy"], abs=0.02)  # kernels round ties otherwise
+    assert [layer["output"] for layer in found["operators"]][-1] == "uint8"
+    assert "uint8, pixels -1..1" in succeeds(*command)
+    assert "no float net to compare it with, so --scheme would have no effect" in fails(
+        *command, "--scheme", "per_tensor"
+    )
+    assert "is analyzed alone" in fails(*command, path)
+    assert "give --dataset" in fails("analyze", path)

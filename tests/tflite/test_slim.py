@@ -182,7 +182,7 @@ def test_equal_kernels_and_options_are_written_once_and_what_is_alike_by_chance_
 
 
 def test_conversion_is_slim_and_names_are_kept_on_demand(models):
-    named, small = fnet.to_tflite(models.qat, labels=models.int8.labels, keep_names=True), models.int8._content
+    named, small = fnet.to_tflite(models.qat, labels=models.int8.labels, keep_names=True), models.int8.content
     assert slim(small) == small
     assert len(slim(named)) == pytest.approx(len(small), abs=32)  # loaded from qat.h5, whose biases may round otherwise
     assert len(small) < 0.8 * len(named)
