@@ -25,8 +25,8 @@ REFUSED = {
 # What each use gets of each source: a float or qat (fake-quantized) Keras model, the true int8 net, or a refusal.
 TABLE = """
 source      python   train   evaluate  analyze    quantize  tflite  regrouped  micro   latencies  serve   saved_model  serving
-int8-name   qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
-float-name@1 float   float   float     float      float     float!  float!   float!  float!     float!  float        float
+int8-name@1 qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
+float-name  float    float   float     float      float     float!  float!   float!  float!     float!  float        float
 run         qat      float   int8      float+qat  run!      int8    int8     int8    int8       int8    float        qat
 net.tflite  tflite!  spec!   int8      int8       tflite!   int8    int8     int8    int8       int8    tflite!      tflite!
 float.h5    float    float   float     float      float     float!  float!   float!  float!     float!  float        float
@@ -66,7 +66,7 @@ def sources(run, own_net, tmp_path_factory):
         inner = [keras3.layers.Rescaling(1 / 255), body, keras3.layers.Dense(10)]
         net = keras3.Sequential([keras3.Input((16, 16, 1)), *inner])
         net.save(folder / "own3.keras")
-    names = {"int8-name": INT8, "float-name@1": f"{FLOAT}@1"}
+    names = {"int8-name@1": f"{INT8}@1", "float-name": FLOAT}
     weights = {name: str(run.folder / name) for name in ("float.h5", "qat.h5")}
     files = {name: str(folder / name) for name in ("net.tflite", "own.keras", "own3.keras")}
     return names | weights | files | {"run": str(run.folder)}
@@ -144,7 +144,7 @@ def test_each_use_gets_the_net_that_is_named_or_says_what_it_needs(
 
 
 def test_a_source_knows_its_net_whatever_it_was_named_by(run, zoo, sources, digits):
-    for source in ("int8-name", "float-name@1", "run", "float.h5", "qat.h5"):
+    for source in ("int8-name@1", "float-name", "run", "float.h5", "qat.h5"):
         found, precision = resolve(sources[source], zoo_dir=zoo), "float" if "float" in source else "int8"
         assert (found.spec, found.labels, found.input_shape) == (run.spec, digits.class_names, (16, 16, 1))
         assert (found.name, found.precision) == (f"{run.spec.name}-{precision}", precision)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
+from ..console import require_extra
 from ..files import atomic_folder, write_text
 from ..machine import versions
 
@@ -81,8 +82,10 @@ class Analysis:
 
         Raises:
             FileExistsError: the folder is there and not empty.
+            ModuleNotFoundError: pyarrow is not installed (extra `report`).
             OSError: it cannot be written.
         """
+        require_extra("pyarrow", extra="report", what="writing .parquet")
         with atomic_folder(folder) as aside:
             for name in TABLES:
                 table = getattr(self, name)

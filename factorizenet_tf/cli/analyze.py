@@ -59,7 +59,7 @@ def analyze(
         if len(names) > 1:
             raise ValueError(f"{files[0]} is a .tflite, which is analyzed alone; give it alone")
         return _analyze_file(context, files[0], dataset, calibration_images, evaluation_images)
-    check_new(out, save)
+    check_new(out, save, *(figures.glob("*.png") if figures is not None else ()))
     if out is None:
         options.refuse_unused(context, "without --out there is no report", "factorization")
     bears = {path.name: _read_table(path) for path in factorization or ()}
@@ -71,8 +71,10 @@ def analyze(
     from ..loading import resolve
 
     own = options.own_model(context)
+    nets = [resolve(name, zoo_dir=zoo_, **own) for name in names]
+    options.check_data_dir(data_dir, *([dataset] if dataset else filter(None, (net.dataset_name for net in nets))))
     analysis = compare_levels(
-        [resolve(name, zoo_dir=zoo_, **own) for name in names],
+        nets,
         dataset=dataset,
         data_dir=data_dir,
         zoo_dir=zoo_,
@@ -165,6 +167,8 @@ def study(
     Writes study.csv, answers.csv, figures and report.html, and names the best level for each requirement.
     """
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")
+    if train_all:
+        options.refuse_unused(context, "--train-all takes no net from a zoo", "zoo_")
     recipe = options.recipe_from(context, dataset)
     options.spec_from("0", width, size, channels, 10, macro)  # an error here costs no waiting
     remedy = "it must be all, or numbers joined by commas, e.g. 0,2,6"

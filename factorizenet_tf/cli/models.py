@@ -211,6 +211,7 @@ def publish(
 
 
 def gallery(
+    context: Context,
     out: Annotated[Path, Option(help="The folder; a gallery that is there is replaced.")] = Path("site"),
     zoo_: options.ZooOption = None,
     runtime: Annotated[
@@ -222,6 +223,8 @@ def gallery(
     """Write a zoo as a web page; its int8 nets run in the browser."""
     from ..zoo.gallery import build_gallery, serve_gallery
 
+    if not serve:
+        options.refuse_unused(context, "without --serve nothing is served", "port")
     cards = build_gallery(out, zoo_dir=zoo_, runtime=runtime)
     remedy = "any web server can serve it, and `factorizenet gallery --serve` does"
     print(f"{out}: {len(cards)} models; {remedy}", flush=True)

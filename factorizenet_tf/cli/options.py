@@ -198,16 +198,24 @@ def spec_from(level, width, size, channels, classes, macro, input_shape=None):
     return ModelSpec(level_from_text(level), width=width, input_shape=shape, num_classes=classes, macro=macro)
 
 
+def check_data_dir(data_dir, *datasets: str) -> None:
+    """Raise ValueError where --data-dir is given and none of the data sets is one of TFDS."""
+    from ..data import NAMED, is_folder
+
+    if data_dir is not None and all(dataset in ("digits", *NAMED) or is_folder(dataset) for dataset in datasets):
+        found = ", ".join(dict.fromkeys(datasets))
+        raise ValueError(f"--data-dir is where TFDS keeps its data, and {found} is none of its sets; leave it out")
+
+
 def load_data(context, dataset, size, channels, data_dir, shape=None, source=None):
     """Load the `Dataset` of the options, at `shape` where that is known, read as a source's own where they do not say.
 
     Raises:
         ValueError, FileNotFoundError: as `load_dataset`, or a --data-dir that would have no effect.
     """
-    from ..data import NAMED, is_folder, load_dataset
+    from ..data import load_dataset
 
-    if data_dir is not None and (dataset in ("digits", *NAMED) or is_folder(dataset)):
-        raise ValueError(f"--data-dir is where TFDS keeps its data, and {dataset} is none of its sets; leave it out")
+    check_data_dir(data_dir, dataset)
     if shape is None or None in shape:
         shape = None
         if size is not None or channels is not None:

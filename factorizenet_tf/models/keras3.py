@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -176,9 +177,9 @@ def _image_shape(model, shape, size):
     if None in (height, width):
         if size is None:
             raise ValueError(f"the model {model.name!r} leaves the size of its images open; give size=, in pixels")
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, Integral) or size < 1:
             raise ValueError(f"size is {size!r}; it must be an int of at least 1")
-        return height or size, width or size, channels
+        return height or int(size), width or int(size), channels
     if size is not None and (height, width) != (size, size):
         raise ValueError(f"size is {size}; the model {model.name!r} takes images of {height}x{width}: leave size out")
     return height, width, channels

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from numbers import Integral
 from pathlib import Path
 
 from filelock import FileLock
@@ -34,7 +35,7 @@ def next_version(folder: str | os.PathLike, name: str, version: int | None = Non
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
     """
     require_extra("tensorflow_serving", extra="serve", what="the export for TensorFlow Serving")
-    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
+    if version is not None and (isinstance(version, bool) or not isinstance(version, Integral) or version < 1):
         raise ValueError(f"version is {version!r}; it must be an integer of at least 1")
     base = Path(folder) / check_served_name(name)
     entries = [path.name for path in base.iterdir()] if base.is_dir() else ["a file"] if base.exists() else []

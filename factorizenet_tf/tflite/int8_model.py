@@ -11,6 +11,7 @@ import timeit
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,9 @@ class TFLiteModel:
             if not path.is_file():
                 raise FileNotFoundError(f"no .tflite file {path}")
             self.content, self._source = path.read_bytes(), str(path)
-        if not isinstance(threads, int) or threads < 1:
+        if not isinstance(threads, Integral) or threads < 1:
             raise ValueError(f"threads is {threads!r}; it must be an int of at least 1")
-        self.threads = threads
+        self.threads = int(threads)
         self.kernels = KERNELS["AUTO"]
         try:
             self._interpreter = self._new_interpreter()

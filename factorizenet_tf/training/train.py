@@ -100,6 +100,7 @@ def train(
     if isinstance(spec, Architecture) and recipe.qat_epochs and not (folder / runs.SPEC_FILE).exists():
         wrap_for_qat(build(spec))  # a layer that it refuses shows before the float epochs
     weights = [None if model is None else fingerprint(model) for model in (start, teacher_model)]
+    freeze = int(freeze)  # JSON takes no number of NumPy's
     runs.open_run_folder(folder, dataset, recipe, spec.to_json(), *weights, freeze)
     if (folder / runs.METRICS_FILE).exists():
         return runs.load_run(folder)

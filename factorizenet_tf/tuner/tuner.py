@@ -248,7 +248,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             raise ValueError(f"{given}; each net of a model starts from the model's own weights: leave it out")
         self._initial = None if initial is None else _start_of(resolve(initial), self.space)
         self.dataset = dataset
-        self.inherit, self.prune = inherit, prune
+        self.inherit, self.prune, self._lost_its_place = inherit, prune, False
         self.progress = progress or Progress(verbose=False)
         self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
         folder = Path(directory) / project_name
@@ -264,6 +264,7 @@ class FactorizationTuner(keras_tuner.Tuner):
         is_ours = isinstance(oracle, FactorizationOracle)  # ours goes on from its trials' files alone
         if (folder / ORACLE_FILE).exists() or (is_ours and any(folder.glob("trial_*/trial.json"))):
             oracle.reload()
+            self._lost_its_place = isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and bool(oracle.trials)
         else:
             oracle.save()
 
@@ -289,13 +290,17 @@ class FactorizationTuner(keras_tuner.Tuner):
                 and workers search instead, without one.
 
         Raises:
-            ValueError: no net fits the requirement, or the oracle proposes no batches for an executor.
+            ValueError: no net fits the requirement, the oracle proposes no batches for an executor, or it is a GridSearchOracle
+                that was begun before, which KerasTuner cannot continue.
             RuntimeError: three trials failed in a row, or another process searches in the folder.
             OSError: the disk is full, or an executor lost a machine for good (ConnectionError).
             Exception: what user code or a stock oracle raised, as it was; the trial is done again by the next search.
         """
         if executor is not None and not isinstance(self._own_oracle, FactorizationOracle):
             raise ValueError(f"a {type(self._own_oracle).__name__} proposes no batches; leave the executor out")
+        if self._lost_its_place:
+            remedy = "search in a new folder, or with overwrite=True"
+            raise ValueError(f"a GridSearchOracle cannot go on: KerasTuner keeps its place in no file; {remedy}")
         if "KERASTUNER_ORACLE_IP" in os.environ:
             super().search()
         else:

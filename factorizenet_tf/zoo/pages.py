@@ -11,8 +11,9 @@ from ..recipe import Recipe, augmentations
 from ..spec import Architecture
 from .cards import Card, Cards
 
-__all__ = ["card_page", "table_page", "write_pages"]
+__all__ = ["PAGES", "card_page", "table_page", "write_pages"]
 
+PAGES = ("README.md", "cards", "frontier.svg")  # what `write_pages` writes into a zoo's folder
 PRECISIONS = {"float": "float", "ptq_per_tensor": "PTQ per tensor", "ptq_per_channel": "PTQ per channel"}
 PRECISIONS |= {"qat": "QAT", "tflite": ".tflite"}
 MAX_CLASSES = 20  # whose confusion matrix is written out; of more classes the most frequent mistakes alone

@@ -28,7 +28,7 @@ from ..tflite.int8_model import Int8Model
 from ..tflite.latency import time_in_turns
 from ..tflite.micro import arena_bytes
 from .cards import Card, Cards, PublishedFile, check_name, index_to_json
-from .pages import write_pages
+from .pages import PAGES, write_pages
 from .store import INDEX_FILE, FolderStore
 
 __all__ = ["PublishError", "measure_latencies", "publish", "publish_errors", "shown_sources", "training_command"]
@@ -163,7 +163,8 @@ def publish(
     Raises:
         FileExistsError: this run is published there under this name.
         FileNotFoundError: the run is not finished.
-        PublishError: a ValueError: the run does not pass (`publish_errors`), or the name is taken by a net of other data.
+        PublishError: a ValueError: the run does not pass (`publish_errors`), the name is taken by a net of other data, or the
+            folder is no zoo and has files that a zoo's pages would replace.
         ValueError: the name could not be one, or `zoo_dir` is an address.
         OSError: the folder cannot be written.
     """
@@ -175,6 +176,7 @@ def publish(
     check_name(name)
     if errors := publish_errors(run):
         raise PublishError(f"{run.spec.name} is not published: {'; '.join(errors)}")
+    _check_is_zoo_or_free(zoo)
     _make_writable(zoo)
     dataset = json.loads((run.folder / DATASET_FILE).read_text())
     if is_folder(dataset["name"]):  # found again from any folder
@@ -364,6 +366,14 @@ def _check_new(cards, name, content, run, dataset):
 def _write_index(zoo, cards):
     write_text(zoo / INDEX_FILE, index_to_json(cards))
     write_pages(zoo, cards)
+
+
+def _check_is_zoo_or_free(zoo):
+    """Check that no file is replaced that no zoo wrote."""
+    others = [] if (zoo / INDEX_FILE).exists() else [name for name in PAGES if (zoo / name).exists()]
+    if others:
+        remedy = "publish into another folder, or restore its index.json"
+        raise PublishError(f"{zoo} is no zoo and has {others[0]}, which a zoo's pages would replace; {remedy}")
 
 
 def _make_writable(zoo):

@@ -28,7 +28,9 @@ def test_analyze_writes_report_tables_and_figures(prints_json, run, tmp_path, mo
 def test_analyze_says_what_is_wrong_before_it_measures(fails, run, own_net, tmp_path):
     own_net().save(tmp_path / "mine.keras")
     (tmp_path / "report.html").write_text("mine")
-    assert "is there already" in fails("analyze", run.folder, "--out", tmp_path / "report.html")
+    (tmp_path / "photo.png").touch()
+    for option in (["--out", tmp_path / "report.html"], ["--save", tmp_path], ["--figures", tmp_path]):
+        assert "is there already" in fails("analyze", run.folder, *option)
     table = ["--factorization", tmp_path / "report.html"]
     assert "without --out there is no report" in fails("analyze", run.folder, *table)
     (tmp_path / "empty.csv").touch()

@@ -235,6 +235,9 @@ def test_export_says_whose_milliseconds_and_leaves_out_what_there_is_none_of(suc
         ("train --dataset digits --out {new} --data-dir {new}", "digits is none of its sets"),
         ("train --dataset digits --out {new} --baseline resnet8 --level 2", "so --level would have no effect"),
         ("quantize m --dataset digits --out {new} --method ptq --qat-epochs 3", "--qat-epochs would have no effect"),
+        ("gallery --out {new} --port 9000", "without --serve nothing is served, so --port would have no effect"),
+        ("analyze fnet-l2-int8 --dataset digits --data-dir {new}", "digits is none of its sets; leave it out"),
+        ("study --dataset digits --out {new} --train-all --zoo {new}", "a zoo, so --zoo would have no effect"),
         ("study --dataset digits --out {new} --levels most", "--levels is 'most'; it must be all, or numbers"),
     ],
 )

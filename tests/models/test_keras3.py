@@ -117,7 +117,7 @@ def test_operators_and_open_sizes_are_rebuilt_and_a_softmax_stays():
     model = keras3.Model(image, layers.Dense(3, activation="softmax")(x))
     with pytest.raises(ValueError, match="leaves the size of its images open; give size="):
         fnet.from_keras3(model)
-    assert assert_same(model, lambda x: x, size=12).input_shape == (None, 12, 12, 3)
+    assert assert_same(model, lambda x: x, size=np.int64(12)).input_shape == (None, 12, 12, 3)
 
 
 def test_a_file_is_the_model_that_was_saved_and_mixed_precision_becomes_float32(tmp_path):

@@ -116,7 +116,7 @@ def unloaded(monkeypatch):
 
 def test_versions_rise_and_the_configuration_names_the_model_once(quick, tmp_path, request):
     folder = tmp_path / "models"
-    assert [quick(version=version).version for version in (None, None, 7, None)] == [1, 2, 7, 8]
+    assert [quick(version=version).version for version in (None, None, np.int64(7), None)] == [1, 2, 7, 8]
     assert (folder / "models.config").read_text().count('"/models/net"') == 1
     request.getfixturevalue("unloaded")
     for version in (8, 3):

@@ -41,7 +41,7 @@ def test_the_model_tells_what_it_is_and_how_fast(models, content, digits):
     assert model.size_bytes == len(content)
     assert set(model.operators) == {"CONV_2D", "MEAN", "FULLY_CONNECTED"}
     assert [name for name, _ in model.operator_outputs] == list(model.operators)
-    latency = fnet.Int8Model(content, threads=2).latency_ms(runs=20, warm_up=2)
+    latency = fnet.Int8Model(content, threads=np.int64(2)).latency_ms(runs=20, warm_up=2)
     assert 0 < latency.p10_ms <= latency.median_ms <= latency.p90_ms
     assert (latency.runs, latency.threads) == (20, 2)
 

@@ -172,7 +172,7 @@ def test_frozen_stages_keep_weights_and_statistics_in_float_and_a_stopped_run_go
 ):
     def train(name, qat_epochs, **options):
         recipe = fnet.recipe_for("digits", epochs=2, qat_epochs=qat_epochs, calibration_images=64)
-        options = {"recipe": recipe, "initial": models.float, "freeze": 1, "verbose": False} | options
+        options = {"recipe": recipe, "initial": models.float, "freeze": np.int64(1), "verbose": False} | options
         return fnet.train(run.spec, few, out=tmp_path / name, **options)
 
     whole = train("whole", 1)

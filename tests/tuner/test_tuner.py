@@ -230,6 +230,18 @@ def test_a_stock_oracle_searches_the_same_nets_and_goes_on(digits, tmp_path, mon
         stock(tmp_path, digits, "BayesianOptimizationOracle", max_trials=4)
 
 
+def test_a_grid_that_was_begun_cannot_go_on_and_says_why(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_tuner, "train", Fake(ZeroDivisionError))
+    tuner = stock(tmp_path, digits, "GridSearchOracle", max_trials=3)
+    with pytest.raises(ZeroDivisionError):
+        tuner.search()
+    again = stock(tmp_path, digits, "GridSearchOracle", max_trials=3)
+    with pytest.raises(ValueError, match="KerasTuner keeps its place in no file; search in a new folder"):
+        again.search()
+    tuner.search()  # in memory the place is there
+    assert statuses(tuner) == 3 * ["COMPLETED"]
+
+
 def test_what_an_oracle_cannot_do_is_refused(digits, tmp_path):
     with pytest.raises(ValueError, match="a HyperbandOracle compares trainings of a few epochs"):
         stock(tmp_path, digits, "HyperbandOracle", max_epochs=2)

@@ -187,6 +187,14 @@ def test_a_publication_that_fails_leaves_the_zoo_as_it_was(copy, run, publish, m
     assert "mine-int8" in fnet.zoo.names(zoo_dir=copy)
 
 
+@pytest.mark.parametrize("name", ["README.md", "cards", "frontier.svg"])
+def test_a_folder_that_is_no_zoo_keeps_its_files(run, tmp_path, name):
+    (tmp_path / name).mkdir() if name == "cards" else (tmp_path / name).write_text("mine")
+    with pytest.raises(PublishError, match=rf"is no zoo and has {name}, which .* replace; publish into another folder"):
+        fnet.zoo.publish(run, zoo_dir=tmp_path, verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder_is_told_before_any_work(copy, run):
     copy.chmod(0o555)
