@@ -1,4 +1,4 @@
-"""Which granularity of depth factorization, under int8 quantization, for a budget: FactorizeNet on TensorFlow.
+"""FactorizeNet on TensorFlow: find the granularity of depth factorization that suits a budget under int8 quantization.
 
 Implements the strategy of Yun & Wong, "FactorizeNet: Progressive Depth Factorization for Efficient Network
 Architecture Exploration Under Quantization Constraints", arXiv 2011.14586. Importing the package loads neither
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-# TensorFlow reads it when it is imported, and by itself uses oneDNN only on x86 processors with AVX512-VNNI or AMX. Without
+# TensorFlow reads this variable at its import; unset, it uses oneDNN only on x86 processors with AVX512-VNNI or AMX. Without
 # oneDNN it has no gradient for grouped convolutions.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 

@@ -36,7 +36,7 @@ __all__ += ["quiet_notices", "tf", "to_float", "unwrap"]
 
 @contextlib.contextmanager
 def quiet_notices() -> Iterator[None]:
-    """Within the block TensorFlow's Python side says nothing below an error: of temporary files, of how to trace functions."""
+    """Silence what TensorFlow's Python side logs below errors within the block: temporary files, how to trace functions."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("ERROR")
@@ -47,7 +47,7 @@ def quiet_notices() -> Iterator[None]:
 
 
 def functional_model(model: object, what: str) -> keras.Model:
-    """Give a model back where it is a built functional or sequential tf_keras one.
+    """Return the model if it is a built functional or sequential tf_keras one, and raise otherwise.
 
     Args:
         model: what the caller passed.

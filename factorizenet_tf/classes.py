@@ -1,4 +1,4 @@
-"""Which classes a net takes for which: confusion matrix, recall and precision of each class, balanced accuracy."""
+"""Measure how a net confuses classes: confusion matrix, recall and precision of each class, balanced accuracy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ __all__ += ["mistakes"]
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count how often each class was taken for each: int (classes, classes), rows by label, columns by prediction."""
+    """Count how often each class is predicted as each: int (classes, classes), rows by label, columns by prediction.
+
+    `predicted` and `labels` are class numbers, int (n,).
+    """
     places = num_classes * labels.astype(np.int64) + predicted
     return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def matrix_to_text(matrix: np.ndarray) -> list[str]:
-    """Write a confusion matrix as a string a row, "98 0 2", as metrics.json and cards have it."""
+    """Write a confusion matrix as metrics.json and cards have it: a string for each row, "98 0 2"."""
     return [" ".join(map(str, row)) for row in matrix.tolist()]
 
 
@@ -30,30 +33,35 @@ def matrix_from_text(rows: Iterable[str]) -> np.ndarray:
 
 
 def recalls(matrix: np.ndarray) -> np.ndarray:
-    """Give the share of each class's images that were found, float (classes,); NaN where it has none."""
+    """Compute each class's recall: the share of its images predicted as it, float (classes,); NaN if it has no images."""
     return _shares(matrix, matrix.sum(1))
 
 
 def precisions(matrix: np.ndarray) -> np.ndarray:
-    """Give the share of what was taken for each class that is of it, float (classes,); NaN where nothing was."""
+    """Compute each class's precision: the share of the images predicted as it that are its own, NaN if there are none."""
     return _shares(matrix, matrix.sum(0))
 
 
 def balanced_accuracy(matrix: np.ndarray) -> float:
-    """Give the mean recall of the classes that have images, 0..1: each class counts alike, whatever its share."""
+    """Compute the mean recall of the classes that have images, 0..1, so that rare classes count as much as others."""
     return float(np.nanmean(recalls(matrix)))
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Give a weight a class, float (classes,), by which all that have images count alike; their mean over images is 1."""
+    """Weigh classes inversely to their number of images, float (classes,); the mean weight of the images is 1.
+
+    `labels` are class numbers, int (n,).
+    """
     counts = np.bincount(labels, minlength=num_classes)
     return len(labels) / (np.maximum(counts, 1) * np.count_nonzero(counts))
 
 
 def class_rows(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[dict]:
-    """Give a dict a class: its images, and of each net recall and precision, None where it is not defined.
+    """Make a dict for each class: its number of images, and each net's recall and precision, None if undefined.
 
-    The confusion matrices are of the same images, by net, "int8", whose name ends the keys, "recall_int8".
+    Args:
+        matrices: confusion matrices of the same images by net, e.g. "int8"; the keys end in that name, "recall_int8".
+        class_names: by number.
     """
     columns = {"images": next(iter(matrices.values())).sum(1).tolist()}
     for net, matrix in matrices.items():
@@ -64,7 +72,7 @@ def class_rows(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -
 
 
 def mistakes(matrix: np.ndarray, class_names: Sequence[str], most: int = 10) -> list[dict]:
-    """List what is taken for another class most often: "class", "taken_for", "images", and their share of the class."""
+    """List the most frequent mistakes, at most `most`: "class", "taken_for", "images", and their share of the class."""
     wrong, totals = matrix - np.diag(np.diag(matrix)), matrix.sum(1)
     rows = []
     for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:

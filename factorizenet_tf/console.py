@@ -116,10 +116,15 @@ class Progress(rich.progress.Progress):
 
 
 def require_extra(*modules: str, extra: str, what: str) -> None:
-    """Look for the top-level modules, of an extra, that `what` will import, "drawing figures"; none of them is imported.
+    """Check that top-level modules are installed, without importing them.
+
+    Args:
+        modules: what will be imported.
+        extra: the package's extra that installs them.
+        what: who needs them, for the message, e.g. "drawing figures".
 
     Raises:
-        ModuleNotFoundError: some are not installed; the message names them and the remedy, its `name` is the first one.
+        ModuleNotFoundError: some are not installed; the message names them and the command that installs them.
     """
     if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
         text = f"{what} needs {' and '.join(missing)}: pip install 'factorizenet_tf[{extra}]'"
@@ -172,10 +177,11 @@ def show_page(text: str) -> None:
 
 
 def text_table(rows: list[dict], *, brief: tuple[str, ...] = ()) -> str:
-    """Give dicts of equal keys as the plain text of a table, whole in a file or a pipe, and no wider than a terminal.
+    """Lay dicts of equal keys out as a plain text table: whole in a file or a pipe, no wider than a terminal.
 
-    Where that is too narrow a single row becomes one line a column; of several the `brief` columns are shown, or heads
-    and texts are folded, and columns that are still too many follow below, beside the first one again.
+    On a terminal that is too narrow, a single row becomes one line a column. Of several rows the `brief` columns alone are
+    shown if there are some; otherwise headings and texts are folded, and columns that still do not fit follow below, beside
+    the first column again.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     columns = {key: [key.replace("_", " "), *(_cell(row[key]) for row in rows)] for key in rows[0]}

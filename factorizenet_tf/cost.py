@@ -97,7 +97,7 @@ def _from_plan(layer: Layer) -> Cost:
     )
 
 
-# Whose multiplications, if any, are not counted (see above): packages of tf_keras's layers but for Dot, and other layers.
+# Layers whose multiplications, if any, are not counted (see above): these packages of tf_keras, Dot excepted, and others.
 PACKAGES_WITHOUT_MACS = tuple(
     f"tf_keras.src.layers.{package}." for package in ("activation", "merging", "pooling", "regularization", "reshaping")
 )
@@ -150,7 +150,8 @@ def _shape(layer, shapes) -> tuple[int, ...]:
     shape = tuple(shapes)[1:]
     if any(not isinstance(d, int) for d in shape):
         raise ValueError(
-            f"the layer {layer.name!r} has a shape of {tuple(shapes)}; build the model with one input and output of fixed size to count it"
+            f"the layer {layer.name!r} has a shape of {tuple(shapes)}; to count it, build the model with one input and one output "
+            "of fixed size"
         )
     return shape
 
@@ -168,7 +169,8 @@ def _multiplying(layer, node) -> Cost:
     kernels = KERNELS.get(name)
     if kernels is None:
         raise ValueError(
-            f"the layer {layer.name!r} is a {name}, whose MACs are not known here; replace it by stock convolutions and dense layers to count the model"
+            f"the layer {layer.name!r} is a {name}, whose MACs are not known here; to count the model, replace it by stock "
+            "convolutions and dense layers"
         )
     input_shape, output_shape = _shape(layer, node.input_shapes), _shape(layer, node.output_shapes)
     outputs, inputs = math.prod(output_shape), math.prod(input_shape)

@@ -99,7 +99,7 @@ def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the files that a process left in a folder that was killed while it wrote them."""
+    """Remove what a killed process left in a folder: files that it had not finished writing."""
     for partial in folder.glob(f"{_PARTIAL}*"):
         if partial.is_file():
             partial.unlink(missing_ok=True)

@@ -40,16 +40,16 @@ def resolve(
     pixels: Pixels | None = None,
     size: int | None = None,
 ) -> Source:
-    """Find the net that a source names. Where a path exists it is taken, else the text is looked up as a name.
+    """Find the net that a source names: the path if it exists, else the published model of that name.
 
     Args:
         source: a name of the zoo, "fnet-l2-int8", or one version of it, "fnet-l2-int8@1"; a folder that `train` or
             `quantize` wrote, or a `Run`; a .tflite; float.h5 or qat.h5 of a run; a tf_keras or Keras 3 model, its .keras or
             .h5 file or (tf_keras) its SavedModel's folder; a `Source`, which is given back.
-        zoo_dir: the zoo, a folder or an http(s) address, where names are looked up; None: that of the package and that of
-            the environment variable FACTORIZENET_ZOO.
-        pixels: what pixels a Keras model of the user's takes; None: in 0..1, but for one that rescales them itself.
-        size: height and width of its images, where it leaves them open.
+        zoo_dir: the zoo, a folder or an http(s) address, where names are looked up; None: the package's own, and that of the
+            environment variable FACTORIZENET_ZOO.
+        pixels: what a user's own Keras model takes; None: pixels in 0..1, or what its own Rescaling layer expects.
+        size: height and width in pixels of its images, if the model leaves them open.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -61,8 +61,8 @@ def resolve(
     if not isinstance(source, Source):
         source = _resolved(source, zoo_dir, pixels, size)
     if source.kind != "keras" and (pixels is not None or size is not None):
-        remedy = "what says others is for a Keras model of your own: leave it out"
-        raise ValueError(f"{source.given} has its size and takes pixels in 0..1; {remedy}")
+        remedy = "pixel range and size are for a Keras model of your own: leave them out"
+        raise ValueError(f"{source.given} has a fixed size and takes pixels in 0..1; {remedy}")
     return source
 
 
@@ -100,7 +100,7 @@ def named_source(text: str) -> tuple[str | None, str]:
 
 
 def check_served_name(name: str) -> str:
-    """Give a name back where it can be a folder and a part of an address.
+    """Return the name if it can be a folder's and a part of an address, and raise otherwise.
 
     Raises:
         ValueError: it has a slash, a space or another character that cannot.
@@ -116,12 +116,12 @@ class Source:
     """A net that a user named: what is known of it, and its models, which are loaded when they are asked for.
 
     Args:
-        given: what the user wrote, for messages; a model's name where it is one in memory.
+        given: what the user wrote, for messages; of a model in memory its name.
         kind: "name" (of a zoo), "run" (a folder), "tflite", "weights" (float.h5, qat.h5) or "keras" (a Keras model of the user's).
         path: of the file or folder; None for a name and a model in memory.
-        card: of a name.
-        store: the zoo that the name is of.
-        memory: the tf_keras model itself, where it was given.
+        card: of a published model.
+        store: the zoo that has it.
+        memory: the tf_keras model itself, if the user gave one.
         run_precision: which of a run's nets is meant, "int8" or "float"; see `with_precision`.
         pixels, size: as for `resolve`.
     """
@@ -182,7 +182,7 @@ class Source:
 
     @cached_property
     def precision(self) -> str:
-        """Of the net that the source stands for: "int8", also for its quantization-aware model, or "float"."""
+        """Precision of the net: "float", or "int8" (its Keras model is then the quantization-aware one)."""
         if self.kind == "keras":
             from .models.quantize import is_quantize_aware
 
@@ -202,30 +202,30 @@ class Source:
 
     @property
     def dataset_name(self) -> str | None:
-        """What `load_dataset` takes for the data it was trained on; None where that is not known, or was arrays."""
+        """Name by which `load_dataset` loads the data that the net was trained on; None for arrays, or if it is not known."""
         name = self._dataset.get("name") if self.card is None else self.card.dataset_name
         return None if name == "arrays" else name
 
     @property
     def reading(self) -> dict:
-        """What else `load_dataset` was told of the data it was trained on: `Dataset.reading`."""
+        """The options with which `load_dataset` read the data that the net was trained on: `Dataset.reading`."""
         return self._dataset.get("reading", {}) if self.card is None else self.card.reading
 
     def reading_of(self, dataset: str) -> dict:
-        """What else `load_dataset` is told of a data set for it: of its own, by whatever path, all, of others `resize`."""
+        """The options with which `load_dataset` reads a data set for this net: `reading` for its own data, else `resize` alone."""
         is_own = is_folder(dataset) and Path(dataset).expanduser().resolve().name == self.dataset_title
         return self.reading if is_own or dataset == self.dataset_name else {"resize": self.resize}
 
     @property
     def resize(self) -> str:
-        """How images of another aspect are resized for it: "stretch", "crop" or "pad"."""
+        """How images of another aspect ratio are resized for the net: "stretch", "crop" or "pad"."""
         if self.kind != "tflite":
             return self.reading.get("resize", "stretch")
         return TFLiteModel(self.path, pixels=Pixels("0..1")).resize  # whatever its pixels are
 
     @property
     def dataset_title(self) -> str | None:
-        """The data it was trained on, named as it is, e.g. "CIFAR-10 (JPEG)"; None where that is not known."""
+        """Title of the data that the net was trained on, e.g. "CIFAR-10 (JPEG)"; None if it is not known."""
         return self._dataset.get("title") if self.card is None else self.card.dataset
 
     @cached_property
@@ -251,7 +251,7 @@ class Source:
 
     @property
     def sibling(self) -> Source | None:
-        """The net of the same training in the other precision, of a name; None where the zoo has none."""
+        """Of a published model the one of the same training in the other precision; None if there is none."""
         if self.card is None:
             return None
         other = "float" if self.card.precision == "int8" else "int8"
@@ -291,7 +291,10 @@ class Source:
         return self._keras(self.precision)
 
     def models(self) -> dict[str, keras.Model]:
-        """Load what there is of "float" and "qat", in this order: both of a run, of an -int8 name and its sibling."""
+        """Load the float and the quantization-aware model, as "float" and "qat", as far as they exist.
+
+        A run has both, and an -int8 name together with its sibling.
+        """
         if self.kind == "run":
             has_qat = (self.path / QAT_FILE).is_file() or not (self.path / FLOAT_FILE).is_file()
             return {"float": self.float_model()} | ({"qat": self.qat_model()} if has_qat else {})
@@ -300,11 +303,11 @@ class Source:
         return ({} if self.sibling is None else {"float": self.sibling.model()}) | {"qat": self.model()}
 
     def tflite(self, *, keep_names: bool = False) -> bytes:
-        """Read the int8 .tflite, once it is found to be whole; without one, convert the quantization-aware model.
+        """Read and check the int8 .tflite; if there is none, convert the quantization-aware model.
 
         Args:
-            keep_names: convert that model anew wherever there is one, the names of inner tensors kept; a bias may round
-                otherwise in its last bit than in the file.
+            keep_names: keep the names of inner tensors, for which the quantization-aware model, if there is one, is converted
+                again; the last bit of a bias may then differ from the file's.
 
         Raises:
             FileNotFoundError: the run is not finished.
@@ -330,14 +333,14 @@ class Source:
     def check_data_known(self) -> None:
         """Raise ValueError where it is not known what data it was trained on."""
         if self.dataset_name is None:
-            reason = "was trained on arrays" if self.dataset_title else "is not known to go with any data"
+            reason = "was trained on arrays" if self.dataset_title else "does not say what data it was trained on"
             remedy = "give --dataset, in Python dataset= or, for an analysis, calibration: uint8 training images"
             raise ValueError(f"{self.given} {reason}; {remedy}")
 
     def warn_if_other_data(self, dataset: Dataset) -> None:
         """Warn where a data set has another title than the one that the net was trained on."""
         if self.dataset_title not in (None, dataset.title):
-            what = f"the data here is {dataset.title}, it was trained on {self.dataset_title}"
+            what = f"the data is {dataset.title}, the net was trained on {self.dataset_title}"
             text = f"{self.given}: {what}; its accuracies here do not compare with those measured then"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
@@ -420,7 +423,7 @@ def _kind_of_folder(path) -> str:
     if not (path / SPEC_FILE).is_file() and not (path / TFLITE_FILE).is_file():
         raise FileNotFoundError(
             f"no model in {path}: a run's folder has {SPEC_FILE}, a SavedModel's saved_model.pb; give one of these, or a "
-            "name of `factorizenet list`; where a net of the zoo is meant that the folder is called like, give its version, NAME@1"
+            "name of `factorizenet list`; if you mean the zoo's net of the folder's name, give its version, NAME@1"
         )
     return "run"
 

@@ -15,7 +15,7 @@ INT8_INSTRUCTIONS = (("amx_int8", "AMX"), ("avx512_vnni", "AVX-512 VNNI"), ("avx
 
 
 def cpu_name() -> str:
-    """Name the processor as a reader knows it, e.g. "AMD EPYC, 2 cores, AVX-512 VNNI": what decides int8 latency."""
+    """Name the processor, its cores and its fastest int8 instructions, e.g. "AMD EPYC, 2 cores, AVX-512 VNNI"."""
     name, flags = platform.processor() or platform.machine(), ()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -29,7 +29,7 @@ def cpu_name() -> str:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Give the versions of Python and of the packages that results depend on, or of others, as far as they are there."""
+    """Give the versions of Python and of `packages` by name, those not installed left out; default: what results depend on."""
     numbers = {"python": platform.python_version()}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""Macro-architectures: what surrounds the levels, as rows of one table, and read from text."""
+"""Macro-architectures (stem, stages, strides, channels): a table of named ones, and how to read one from text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEFAULT_STAGES = (Stage(3, 2), Stage(2, 2), Stage(2, 1))
 
 
 class Macro(NamedTuple):
-    """A macro-architecture: what surrounds the levels.
+    """A macro-architecture: all of a net but its levels.
 
     Args:
         stages: `Stage`s; their channels are those at width 16, and scale with it.
@@ -51,7 +51,7 @@ class Macro(NamedTuple):
     source: str = "our choice"
 
     def at(self, width: int) -> Macro:
-        """Give it with the channels that it has at a width: times width / 16, to the nearest multiple of 8."""
+        """Scale its channels to a width: times width / 16, rounded to a multiple of 8."""
 
         def scaled(channels):
             return None if channels is None else max(8, round(channels * width / 128) * 8)
@@ -76,7 +76,7 @@ EARLY_STRIDES_FROM = 64  # pixels of the shorter side
 
 
 def default_macro(input_shape: tuple[int, int, int]) -> str:
-    """Name the macro-architecture that images of a size get where none is asked for."""
+    """Name the macro-architecture used by default for images (height, width, channels)."""
     return "early" if min(input_shape[:2]) >= EARLY_STRIDES_FROM else "base"
 
 

@@ -1,4 +1,4 @@
-"""What pixels a net was trained on, as data: every net behind the door takes 0..1."""
+"""Describe the pixels that a user's own model takes; every net of this package takes 0..1."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}  # s
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a model wants in the place of pixels in 0..1: another range, then less `mean`, then over `deviation`.
+    """The pixels that a model takes: in `range`, `mean` subtracted, then divided by `deviation`.
 
     Args:
-        range: "0..1", "0..255" or "-1..1"; None: 0..255 where the model's own Rescaling or Normalization makes its input
+        range: "0..1", "0..255" or "-1..1"; None: 0..255 if the model's own Rescaling or Normalization makes its input
             over ten times smaller, else 0..1.
-        mean, deviation: of each channel, or one of all, in the range's unit.
+        mean, deviation: a number for each channel, or one for all, in the range's unit; empty: 0 and 1.
 
     Raises:
-        ValueError: another range, or numbers that are not finite or a deviation not above 0.
+        ValueError: the range is another, a number is not finite, or a deviation is not above 0.
     """
 
     range: str | None = None
@@ -40,7 +40,7 @@ class Pixels:
             object.__setattr__(self, name, values)
 
     def affine(self, channels: int, range: str = "0..1") -> tuple[np.ndarray, np.ndarray]:
-        """Give scale and offset (channels,) from pixels in 0..1; `range` is taken where none is given.
+        """Give scale and offset, float (channels,) each, that turn pixels in 0..1 into these; `range` stands for a range of None.
 
         Raises:
             ValueError: mean or deviation has another number of channels.

@@ -57,11 +57,11 @@ MAX_NAMES = 30  # points that are named before names hide points
 
 
 def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
-    """Write an SVG or PNG: int8 test accuracy of published models over MACs; the same cards give the same bytes.
+    """Draw int8 test accuracy of published models over MACs, as SVG or PNG; the same cards give the same bytes.
 
     A line joins a width's uniform levels; a ring marks a model that no other beats with fewer MACs, by validation
-    accuracy. Of the cards, all of one zoo, those of the data set with the most models are drawn. Nothing is written where
-    there is no int8 model with a test accuracy.
+    accuracy. The cards are of one zoo; those of the data set with the most models are drawn. Nothing is written if no int8
+    model has a test accuracy.
     """
     cards = [card for card in cards if card.precision == "int8" and card.accuracy is not None]
     if not cards:
@@ -93,10 +93,13 @@ def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
 
 
 def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLike, *, title: str) -> None:
-    """Write a PNG or SVG of a search: each trained net's objective over MACs, by width, and the frontier as a line.
+    """Draw a search as PNG or SVG: each trained net's objective over MACs, by width, and the frontier as a line.
 
-    Nothing is written where no net was trained. `objective` is the column of results.csv's rows to draw, 0..1; `title`
-    says data and requirement.
+    Args:
+        rows: those of results.csv; if no net was trained, nothing is written.
+        objective: the column to draw, 0..1.
+        path: of the file.
+        title: data and requirement.
     """
     trained = [row for row in rows if row["status"] == "trained"]
     if not trained:
@@ -120,10 +123,10 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
 
 
 def factorization_map(table: pandas.DataFrame) -> alt.LayerChart:
-    """Draw a `factorization_table`, what each layer bears.
+    """Draw a `factorization_table`: how much each layer alone can be factorized, and at what error.
 
-    A row is a layer, a column a level and middle; a cell is coloured by the error at the logits, and its number is the share
-    of the layer's MACs that is left, in percent.
+    A row is a layer, a column a level and middle; a cell's colour is the error at the logits, its number the percentage of
+    the layer's MACs that is left.
     """
     cells = table[table["level"] > 0].sort_values(["level", "middle"], kind="stable")
     columns = [f"{level}, {middle:g}" for level, middle in zip(cells["level"], cells["middle"])]
@@ -141,7 +144,7 @@ def factorization_map(table: pandas.DataFrame) -> alt.LayerChart:
 
 
 def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str], path: str | os.PathLike) -> None:
-    """Write an SVG or PNG of `classes.confusion` matrices, by title, side by side: a row a class, coloured by its shares."""
+    """Draw `classes.confusion` matrices, by title, side by side as SVG or PNG, each row coloured by its shares."""
     names, panels = [str(name) for name in class_names], []
     options = {"sort": names, "scale": alt.Scale(domain=names, padding=0)}
     x = alt.X("taken_for:N", title="taken for", axis=alt.Axis(labelOverlap=True, labelAngle=-60), **options)
@@ -161,7 +164,7 @@ def confusion_figure(matrices: dict[str, np.ndarray], class_names: Sequence[str]
 
 
 def history_figure(history: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Write an SVG or PNG of a run's history.csv: loss, and accuracy on training and validation images, epoch by epoch."""
+    """Draw a run's history.csv as SVG or PNG: loss, and training and validation accuracy, by epoch."""
     rows = pandas.read_csv(history)
     rows["number"] = range(1, len(rows) + 1)
     x, panels = alt.X("number:Q", title="epoch", axis=alt.Axis(tickMinStep=1)), []
@@ -175,10 +178,10 @@ def history_figure(history: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def layer_figures(analysis) -> dict[str, list[alt.Chart]]:
-    """Draw an analysis: by figure's name its panels, each a chart that stands alone or beside the others.
+    """Draw an analysis: the panels of each figure, by the figure's name; a panel is a chart of its own.
 
-    accuracy, and those of `PANELS` that have rows. A line is a net; nets are lined up by their blocks. Rows are the
-    float net's where it was measured, else the quantization-aware one's.
+    The figures are "accuracy" and those of `PANELS` that have rows. A line is a net; nets are lined up by their blocks. Rows
+    are the float net's if it was measured, else the quantization-aware one's.
     """
     short = _short(analysis)
     figures = {"accuracy": _accuracies(analysis)}
@@ -205,9 +208,9 @@ def write_figures(analysis, folder: str | os.PathLike) -> tuple[Path, ...]:
 
 
 def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
-    """Draw one tensor, which selects name: how often each value occurs in each channel, a row a channel.
+    """Draw how often each value occurs in each channel, a row a channel, of the one tensor that select boxes choose.
 
-    The chart's data is called "tensors" and not in it: it is for a page, whose spec gets them as `datasets`.
+    The chart refers to its data by the name "tensors" and does not hold them: the page adds them to its spec's `datasets`.
 
     Args:
         tensors: dicts with net, layer, tensor, facts (text), low and high (the range of all channels), channels (their
@@ -349,7 +352,7 @@ def beside(panels: Sequence[alt.Chart]) -> alt.HConcatChart:
 
 
 def chart_spec(chart) -> dict:
-    """Give a chart as Vega-Lite has it, of however many rows."""
+    """Give a chart's Vega-Lite spec, whatever its number of rows."""
     with alt.data_transformers.disable_max_rows():
         return chart.to_dict()
 

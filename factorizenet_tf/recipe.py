@@ -39,13 +39,13 @@ class Recipe:
         momentum: Nesterov momentum.
         label_smoothing: share of the target spread evenly over the classes.
         weight_decay: L2 coefficient added to the gradients of kernels (never of BatchNorm or biases).
-        crop_padding: images are padded by this share of their shorter side and cropped back at random.
+        crop_padding: pad images by this share of their shorter side and crop them back at random.
         flip: mirror half of the images.
         cutout: side of a zeroed square as a share of the shorter side; 0 leaves it out.
-        rotate: images are turned by up to so many degrees either way.
-        brightness: up to so much, of 0..1, is added to an image or taken off.
-        contrast: an image's distances from its mean grow or shrink by up to this share.
-        class_weights: "balanced" weighs an image's loss by how rare its class is; "none" does not.
+        rotate: rotate images by up to this many degrees either way.
+        brightness: add up to this much to an image's pixels in 0..1, or take it off.
+        contrast: scale an image's distances from its mean by up to this share, either way.
+        class_weights: "balanced" weighs each image's loss inversely to the frequency of its class; "none" does not.
         calibration_images: training images that initialise QAT's activation ranges and calibrate PTQ.
         seed: of initialisation, order and augmentation.
 
@@ -118,10 +118,14 @@ def augmentations(recipe: Recipe) -> str:
 
 
 def recipe_for(dataset_name: str, *, begun: str | os.PathLike | None = None, **changes) -> Recipe:
-    """Give the recipe that a data set is trained with unless the caller says otherwise; `changes` replaces fields.
+    """Give the default recipe of a data set; `changes` replaces fields.
 
-    Digits are not mirrored, and their 1,300 images want more, shorter epochs at a lower rate. Nor are traffic signs and images
-    of a folder, but in what an older version began in the folder `begun`: a run, a search or a study.
+    Digits, traffic signs and images of a folder are not mirrored; digits, 1,300 images, get shorter epochs at a lower rate.
+
+    Args:
+        dataset_name: as `load_dataset` takes it.
+        begun: folder of a run, a search or a study; if an older version began it there and mirrored, mirroring goes on.
+        changes: fields of `Recipe`.
     """
     if (dataset_name == "gtsrb" or is_folder(os.fspath(dataset_name))) and not _is_mirrored(begun):
         changes = {"flip": False} | changes
@@ -138,7 +142,7 @@ def _is_mirrored(folder) -> bool:
 
 
 def tuning_recipe_for(dataset_name: str, **changes) -> Recipe:
-    """Give the recipe that a factorized net is tuned with: it nearly does what it shall, so a few epochs at a low rate."""
+    """Give the default recipe for tuning a factorized net, whose weights are fitted already: a few epochs at a low rate."""
     tuning = {"epochs": 5, "qat_epochs": 1, "learning_rate": 0.02, "warmup_epochs": 0, "label_smoothing": 0}
     return recipe_for(dataset_name, **tuning | changes)
 

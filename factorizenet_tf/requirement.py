@@ -1,4 +1,4 @@
-"""What a net must keep to (limits of cost, a floor of accuracy), and which nets do: the best, the frontier."""
+"""Requirements on a net (limits of cost, a floor of accuracy), and the nets that meet them: the best, the frontier."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Requirement:
         return {cost: limit for cost in COSTS if (limit := getattr(self, f"max_{cost}")) is not None}
 
     def violation(self, costs: Mapping[str, float]) -> str | None:
-        """Say which limit a net of these costs is over, or None; costs that are absent are not looked at."""
+        """Say which limit a net of these costs exceeds, or None; absent costs are not checked."""
         for cost, limit in self.limits.items():
             if cost in costs and costs[cost] > limit:
                 return f"over budget: {costs[cost]:,} {cost} > {limit:,}"
@@ -86,7 +86,7 @@ def amount(text: str) -> int:
 
 
 def meets(row: object, requirement: Requirement | None, *, accuracy: str = "accuracy") -> bool:
-    """Tell whether a row keeps every limit and reaches the floor; one without a number for a limit does not.
+    """Tell whether a row keeps every limit and reaches the floor; a row that lacks a number for a limit does not.
 
     Args:
         row: a mapping, or an object with attributes, of the fields in `COSTS`; None, "" and NaN are no number.

@@ -1,4 +1,4 @@
-"""The folder of a training: its files by name, what run it is for, its checkpoint; a finished one as a `Run`."""
+"""A training's folder: the names of its files, the run that it belongs to, its checkpoint; a finished one is a `Run`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SPEC_FILE = "spec.json"
 RECIPE_FILE = "recipe.json"
 DATASET_FILE = "dataset.json"
 INITIAL_FILE = "initial.json"
-TABLE_FILE = "table.csv"  # what each layer of a model bears, by which a search goes; it is there before the rest
-START_FILE = "start.h5"  # what a factorized net's tuning starts from; it is there before the rest
+TABLE_FILE = "table.csv"  # a model's factorization table, by which a search goes; written before the rest
+START_FILE = "start.h5"  # weights that a factorized net's tuning starts from; written before the rest
 CHECKPOINT_FILE = "checkpoint.npz"
 HISTORY_FILE = "history.csv"
 FLOAT_FILE = "float.h5"
@@ -98,9 +98,9 @@ def load_run(folder) -> Run:
 
 
 def write_metrics(folder: Path, metrics: dict) -> None:
-    """Write metrics.json, the last file of a run; before it classes.csv, a line a split and class, confusion.svg and history.svg.
+    """Write classes.csv (a line for each split and class), confusion.svg, history.svg and, as a run's last file, metrics.json.
 
-    The figures need the extra `report`; without it there are none. Raises OSError as `write_text`.
+    Without the extra `report` there are no figures. Raises OSError as `write_text`.
     """
     rows = []
     for split, texts in metrics.get("confusion", {}).items():
@@ -121,7 +121,7 @@ def write_metrics(folder: Path, metrics: dict) -> None:
 
 
 def not_finished(folder: Path, missing: str) -> FileNotFoundError:
-    """Make the error that says which file a run's folder lacks, and how to get it."""
+    """Make the error for a run's folder that lacks a file."""
     if (folder / SPEC_FILE).is_file():
         remedy = "it was begun: give the command that began it again, and it goes on after its last whole epoch"
     else:
@@ -138,10 +138,15 @@ def open_run_folder(
     teacher: str | None = None,
     freeze: int = 0,
 ) -> None:
-    """Write into a new folder what run it is for, or check that it is for this one.
+    """Record in a new folder which run it belongs to, or check that an existing one belongs to this run.
 
-    `initial` is the fingerprint of the weights that the training starts from, None of random ones; `teacher` that of the net
-    that it learns from; `freeze` stages keep their weights.
+    Args:
+        folder: of the run.
+        dataset, recipe: of the training.
+        spec_json: the net.
+        initial: fingerprint of the weights that the training starts from; None: random ones.
+        teacher: fingerprint of the net that it learns from, or None.
+        freeze: how many stages keep their weights.
 
     Raises:
         ValueError: the folder holds another run (every difference is named) or other files.
@@ -162,7 +167,7 @@ def open_run_folder(
 
 
 def open_folder(folder: Path, texts: dict[str, str], what: str) -> None:
-    """Write the JSON files, by name, that say what a folder is for, or check that those in it say the same.
+    """Write into a new folder the JSON files, by name, that say what it is for, or check that those there say the same.
 
     Raises:
         ValueError: the folder is for something else (every difference is named), holds other files or a damaged one.
@@ -210,7 +215,14 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after an epoch, the number of its phase, "float" or "qat": a dict for each so far, and the variables' values."""
+    """A training's state after an epoch.
+
+    Args:
+        phase: "float" or "qat".
+        epoch: number of the last whole epoch in this phase, from 1.
+        history: a dict for each epoch so far, of both phases.
+        arrays: the values of all variables.
+    """
 
     phase: str
     epoch: int

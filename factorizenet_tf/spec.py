@@ -139,7 +139,7 @@ class ModelSpec:
     def name(self) -> str:
         """`fnet-<macro>-l<level>`: without the macro where it is "base", with `-x<width / 16>` where the width is not 16.
 
-        It says nothing of input and classes.
+        The name does not depend on input shape and classes.
         """
         macro = "" if self.macro == "base" else f"{self.macro}-"
         return f"fnet-{macro}l{level_text(self.level)}" + ("" if self.width == 16 else f"-x{self.width / 16:g}")
@@ -216,7 +216,7 @@ class Architecture:
             raise ValueError(f"layers of {self.name} is {self.layers[:80]!r}; it must be {kind}")
 
     def with_head(self, num_classes: int) -> Architecture:
-        """Give it with another number of classes, where its last layer is dense; any other stays, and fits or does not."""
+        """Replace the number of classes and, if the last layer is dense, its units."""
         *others, (name, kind, fields, inputs) = json.loads(self.layers)
         fields |= {"units": num_classes} if kind == "Dense" else {}
         layers = json.dumps([*others, [name, kind, fields, inputs]], separators=(",", ":"))

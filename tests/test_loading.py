@@ -258,7 +258,10 @@ def test_the_pixels_of_ones_own_model_are_kept_and_said_of_no_other(sources, own
     again = resolve(tmp_path / "taken.keras", pixels=Pixels("-1..1", 0.5)).model()
     np.testing.assert_allclose(again(image), expected, atol=1e-5)
     for arguments, message in (
-        (["quantize", sources["net.tflite"], "--pixel-range", "0..255"], "for a Keras model of your own: leave it out"),
+        (
+            ["quantize", sources["net.tflite"], "--pixel-range", "0..255"],
+            "for a Keras model of your own: leave them out",
+        ),
         (["quantize", sources["own.keras"], "--pixel-range", "0..1000"], "--pixel-range is '0..1000'; it must be 0..1"),
         (["quantize", sources["own.keras"], "--pixel-mean", "red"], "'red' is no number; give one"),
         (["quantize", sources["own3.keras"], "--size", "20"], "--size is 20; the model 'sequential"),

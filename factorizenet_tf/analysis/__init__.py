@@ -1,1 +1,1 @@
-"""What quantization does to each layer, and how the levels compare."""
+"""Analyze what quantization does to each layer, and compare levels."""

@@ -23,22 +23,26 @@ from .tables import SCHEME, Analysis, concat, stacked
 
 __all__ = ["AnalysisConfig", "analyze", "compare_levels"]
 
-ALWAYS = (Scheme("per_channel"), Scheme("per_tensor"), Scheme("per_channel", 4, 8))  # besides the scheme asked for
+ALWAYS = (
+    Scheme("per_channel"),
+    Scheme("per_tensor"),
+    Scheme("per_channel", 4, 8),
+)  # measured besides the chosen scheme
 # Operations of a .tflite that keep their input's scale: they have no row among the errors.
 SAME_SCALE = frozenset(["PAD", "RESHAPE", "MAX_POOL_2D", "AVERAGE_POOL_2D"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig:
-    """What is measured, and on how many images.
+    """The settings of an analysis.
 
     Args:
-        scheme: "per_channel" or "per_tensor" weights with activations from minimum to maximum, or either with
-            "_percentile" behind it: from the 0.01st to the 99.99th percentile.
+        scheme: "per_channel" or "per_tensor" scales of the weights, with activations from minimum to maximum; with
+            "_percentile" appended, activations from the 0.01st to the 99.99th percentile.
         weight_bits, activation_bits: 2 to 8.
-        sensitivity: also quantize weights only, activations only, one layer only, all but one (minutes).
-        calibration_images: number of training images, the first of the net's data, where none are given.
-        evaluation_images: number of validation images, the first of the net's data; None: all.
+        sensitivity: also quantize weights only, activations only, one layer only, all but one layer; takes minutes.
+        calibration_images: how many of the net's training images to use, if none are given.
+        evaluation_images: how many of the net's validation images to use, if none are given; None: all.
 
     Raises:
         ValueError: an unknown scheme, or a number out of its range.
@@ -60,15 +64,15 @@ class AnalysisConfig:
 
 
 def analyze(model_or_name, **options) -> Analysis:
-    """Measure every layer's distributions, float and quantized, and what their quantization costs.
+    """Measure the distributions of every layer's weights and outputs, and the errors that quantization makes.
 
-    Quantized PTQ nets are simulated as TFLite computes them: symmetric weights, affine activations, int32 biases; a
-    quantization-aware model's with the ranges it learnt. Besides the scheme asked for, per-channel and per-tensor int8
-    and 4-bit weights (W4A8) are always measured.
+    Quantized nets are simulated as TFLite computes them, with symmetric weights, affine activations and int32 biases; a
+    quantization-aware model with the ranges that it learnt. Besides the chosen scheme, per-channel and per-tensor int8 and
+    4-bit weights (W4A8) are always measured.
 
     Args:
-        model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one brings its -float
-            sibling); a `Run` or its folder; else what `loading.resolve` takes, but no .tflite.
+        model_or_name: a float or quantization-aware tf_keras model; a name of the zoo (an -int8 one together with its -float
+            sibling); a `Run` or its folder; or anything else that `loading.resolve` takes, except a .tflite.
         options: of `compare_levels`.
 
     Raises:
@@ -90,22 +94,22 @@ def compare_levels(
     verbose: bool = False,
     **settings,
 ) -> Analysis:
-    """Analyze several nets, or put their analyses into one, lined up by `block` and `depth`; data is loaded once for all.
+    """Analyze several nets, or merge their analyses, lined up by `block` and `depth`; data are loaded once for all.
 
     Args:
-        subjects: analyses, or what `analyze` takes. Nets of one name, such as two runs of one spec, are told apart by
+        subjects: analyses, or nets as for `analyze`. Nets of equal names, such as two runs of one spec, are told apart by
             their folders or files, else by a number.
         calibration: training images, uint8 (n, height, width, channels); None: the first of the net's data.
-        evaluation: images and labels that accuracies are measured on; None: the validation split of the net's data, or
-            none where calibration is given and dataset is not.
-        dataset: stands for the data that a name or a run was trained on; or what `load_dataset` takes.
+        evaluation: images and labels to measure accuracies on; None: the validation split of the net's data, or none if
+            `calibration` is given and `dataset` is not.
+        dataset: used instead of the data that the nets were trained on; a `Dataset`, or a name that `load_dataset` takes.
         data_dir: where TFDS keeps its data.
         zoo_dir: where names are looked up, as for `zoo.load`.
-        verbose: say how far it is.
+        verbose: print progress on stderr.
         settings: fields of `AnalysisConfig`.
 
     Raises:
-        ValueError: nothing to compare, or one thing twice; else as `analyze`.
+        ValueError: nothing to compare, or a net given twice; else as `analyze`.
     """
     config, given = AnalysisConfig(**settings), list(subjects)
     if not given:

@@ -16,14 +16,14 @@ PERCENT = 99.0  # percentile ranges lie between the 1st and the 99th percentile
 
 
 class Distribution:
-    """A tensor of K channels, batch by batch in two passes; NaN and infinite values are left out and counted.
+    """The distribution of a tensor of K channels, measured batch by batch in two passes.
 
-    `widen` takes in every batch, then `add` every batch again. What has no value, such as the range of a channel
-    without finite numbers, is NaN.
+    The first pass calls `widen` with every batch, the second `add`. NaN and infinite numbers are counted and otherwise
+    ignored. Undefined values, such as the range of a channel without finite numbers, are NaN.
 
     Attributes:
-        finite: int64 (K,), how many numbers of each channel are finite.
-        not_finite: how many are NaN or infinite.
+        finite: int64 (K,), count of finite numbers in each channel.
+        not_finite: count of NaN and infinite numbers.
         channel_minimum, channel_maximum: float64 (K,).
         counts: int64 (K, CHANNEL_BINS) over [minimum, maximum] in equal bins.
         fine_counts: int64 (BINS,), the same of the whole tensor.
@@ -92,7 +92,7 @@ class Distribution:
         return float(self._total.sum() / self.finite.sum()) if self.finite.any() else np.nan
 
     def row(self) -> dict[str, float]:
-        """Sum the tensor up, as the tables have it.
+        """Summarize the tensor as a row of the tables.
 
         Kurtosis is the fourth central moment over the squared variance, 3 for a normal distribution; NaN where constant.
         """
@@ -119,7 +119,7 @@ class Distribution:
         }
 
     def percentile(self, percent: float) -> float:
-        """The value below which `percent` of the values lie, to within range / 2048."""
+        """Compute the value below which `percent` % of the values lie, to within range / 2048."""
         if not self.finite.any():
             return np.nan
         shares = np.concatenate([[0], np.cumsum(self.fine_counts)]) / self.fine_counts.sum()

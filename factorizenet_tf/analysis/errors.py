@@ -1,4 +1,4 @@
-"""Write the images that nets got wrong as one HTML page that loads nothing, float and int8 side by side."""
+"""Show the images that nets classify wrongly, float and int8 side by side, in one HTML page that loads nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ MAX_BYTES = 8_000_000
 
 
 def errors_html(logits: Mapping[str, np.ndarray], split: Split, class_names: Sequence[str], *, title: str) -> str:
-    """Make the page, at most 8 MB: where needed, of each kind of mistake the surest ones only.
+    """Make the page, at most 8 MB: if needed, it shows only the most confident mistakes of each kind.
 
-    `logits` are (n, classes) of the split's images, or probabilities, by net: "float" and "int8", or one of them.
+    Args:
+        logits: (n, classes) of the split's images, or probabilities, by net: "float" and "int8", or one of them.
+        split: the images and their labels.
+        class_names: by number.
+        title: of the page.
     """
     template = resources.files(__package__).joinpath("errors.html").read_text(encoding="utf-8")
     classes = {net: scores.argmax(1) for net, scores in logits.items()}

@@ -1,4 +1,4 @@
-"""A Keras model as the operations that TFLite makes of it, with BatchNorm and activations fused in."""
+"""Convert a Keras model to the operations that TFLite makes of it, BatchNorm and activations fused in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..models.quantize import is_quantize_aware
 
 __all__ = ["FusedGraph", "FusedOp", "by_channel", "fuse"]
 
-# The layers with weights that are read, and what their kernel is called.
+# The layers whose weights can be analyzed, with the names of their kernels.
 KERNELS = dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "Dense"), "kernel") | {"DepthwiseConv2D": "depthwise_kernel"}
 UNKNOWN = ("Separable", "Transpose", "DepthwiseConv1D", "LocallyConnected", "Embedding", "LSTM", "GRU", "Attention")
-# Layers whose output has its input's scale in TFLite: they make no values that were not there.
+# Layers whose output has its input's scale in TFLite, since they make no new values.
 SAME_SCALE = frozenset({"Flatten", "Reshape", "Permute", "Dropout", "SpatialDropout2D", "GaussianNoise"})
 SAME_SCALE |= {"ZeroPadding2D", "Cropping2D", "MaxPooling2D", "GlobalMaxPooling2D", "AveragePooling2D", "UpSampling2D"}
 FUSED = ("relu", "relu6", "linear")  # activations that are part of the operation before them
@@ -36,18 +36,18 @@ class FusedOp:
         name: of its first layer, without TFMOT's "quant_".
         kind: "input", "conv", "grouped", "depthwise", "pointwise", "dense", "add", "pool", "activation" or "other".
         output: tensor id.
-        inputs: tensor ids it reads.
+        inputs: ids of the tensors that it reads.
         compute: (values by tensor id, kernel, bias) -> the output, float32 (batch, ..., channels); None for inputs.
         groups: of a convolution, else 1.
-        input_scale_from: the operation whose output scale is this one's input scale; None for inputs.
+        input_scale_from: name of the operation whose output scale is this one's input scale; None for inputs.
         is_quantized: whether its output gets a scale of its own.
-        fixed_range: (low, high) of the output where TFLite fixes it or the model learnt it, else None.
+        fixed_range: (low, high) of the output if TFLite fixes it or the model learnt it, else None.
         kernel: float32, as trained; None where there is none.
         folded: the kernel with BatchNorm folded in.
         bias: float32 (channels,), BatchNorm folded in.
         learned_limits: max |w| of the folded kernel that a quantization-aware model learnt, (channels,) or (1,).
-        rounds_like_average_pool: whether TFLite rounds the mean to its input's grid, even where the output has a scale
-            of its own.
+        rounds_like_average_pool: whether TFLite rounds the mean to its input's grid, even if the output has a scale of its
+            own.
     """
 
     name: str
@@ -68,9 +68,9 @@ class FusedOp:
 
 @dataclass(frozen=True, eq=False)
 class FusedGraph:
-    """A model's operations in order, the last one for the logits, for images (height, width, channels).
+    """A model's operations in order, the last one giving the output, for images of `input_shape` (height, width, channels).
 
-    It is quantization-aware where ranges and limits were learnt.
+    `is_quantize_aware`: ranges and limits were learnt.
     """
 
     operations: tuple[FusedOp, ...]
@@ -79,7 +79,7 @@ class FusedGraph:
 
     @property
     def ends_in_softmax(self) -> bool:
-        """Whether it gives probabilities."""
+        """Whether the outputs are probabilities."""
         return self.operations[-1].fixed_range == FIXED["softmax"]
 
     @property
@@ -102,8 +102,8 @@ def by_channel(kernel: np.ndarray, kind: str) -> np.ndarray:
 def fuse(model: keras.Model) -> FusedGraph:
     """Fuse the layers of a float or quantization-aware model into operations.
 
-    BatchNorm right behind a convolution or dense layer is folded: s = gamma / sqrt(var + eps), W' = s W,
-    b' = (b - mean) s + beta. ReLU and ReLU6 right behind one are part of it. Other layers run as they are.
+    BatchNorm right behind a convolution or dense layer is folded into it: s = gamma / sqrt(var + eps), W' = s W,
+    b' = (b - mean) s + beta. ReLU and ReLU6 right behind it become part of it. Other layers run as they are.
 
     Raises:
         TypeError: a Keras 3 model.

@@ -1,4 +1,4 @@
-"""Measure a net as tables, by passes over images: distributions, quantization errors, what its outputs lose."""
+"""Measure a net by passes over images, as tables: distributions, quantization errors, loss of accuracy, sensitivity."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def activations(
 
 
 def output_ranges(distributions: Mapping[str, Distribution], percentile: float) -> dict[str, tuple[float, float]]:
-    """Give (low, high) of each output: the (100 - p)-th and the p-th percentile; 100: minimum and maximum."""
+    """Give (low, high) of each output: the (100 - p)-th and the p-th percentile; with p = 100 minimum and maximum."""
     return {name: (d.percentile(100 - percentile), d.percentile(percentile)) for name, d in distributions.items()}
 
 
@@ -76,10 +76,10 @@ def outputs(
 
 
 def operation_table(graph: FusedGraph, operations: Sequence[FusedOp]) -> pandas.DataFrame:
-    """Give operations' layer, block, depth, kind and groups; block and depth line up nets of different levels.
+    """Tabulate operations' layer, block, depth, kind and groups; block and depth line up nets of different levels.
 
-    A block's first operation has a whole number as its depth, the others follow in equal steps below the next; blocks
-    are what the plan names (`stage1_block1`), and each operation of another net is one.
+    Blocks are those that the plan names (`stage1_block1`); in any other net, each operation is a block. The depth of a block's
+    first operation is a whole number, and the others follow in equal steps before the next whole number.
     """
     blocks = {}
     for op in graph.operations:
@@ -95,7 +95,7 @@ def operation_table(graph: FusedGraph, operations: Sequence[FusedOp]) -> pandas.
 
 
 def distribution_tables(graph: FusedGraph, outs: Mapping[str, Distribution]) -> dict[str, pandas.DataFrame]:
-    """Give the tables weights, activations, channels and histograms (the bins that hold values); `outs` is of `activations`."""
+    """Make the tables weights, activations, channels and histograms (bins that hold values); `outs`: from `activations`."""
     rows = {"weights": [], "activations": []}
     channels, histograms = [], []
     for op, at in zip(graph.operations, operation_table(graph, graph.operations).to_dict("records")):
@@ -119,7 +119,10 @@ def distribution_tables(graph: FusedGraph, outs: Mapping[str, Distribution]) -> 
 
 
 def notes(graph: FusedGraph, outs: Mapping[str, Distribution]) -> pandas.DataFrame:
-    """Note what is odd about a net's tensors: not finite, constant, channels without range; arguments as above."""
+    """List anomalies of a net's tensors: values not finite, constant outputs, constant channels, channels of zero weights.
+
+    Arguments as for `distribution_tables`.
+    """
     found = []
     for op in graph.kernels:
         rows = by_channel(op.folded, op.kind)
@@ -141,13 +144,13 @@ def notes(graph: FusedGraph, outs: Mapping[str, Distribution]) -> pandas.DataFra
 
 
 def sqnr_db(signal, noise):
-    """Give 10 log10(sum x^2 / sum (x - x_q)^2) in dB; infinite without noise, NaN where there is no signal either."""
+    """Compute 10 log10(sum x^2 / sum (x - x_q)^2) in dB; infinite without noise, NaN without noise and signal."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return 10 * np.log10(np.divide(signal, noise))
 
 
 def kernel_error(op: FusedOp, kernel: np.ndarray) -> tuple[float, float]:
-    """Give (MSE, SQNR in dB) of an operation's folded kernel in its quantized form."""
+    """Compute (MSE, SQNR in dB) of a quantized kernel against the operation's folded one."""
     exact = op.folded.astype(np.float64)
     noise = float(np.sum((op.folded - kernel).astype(np.float64) ** 2))
     return noise / exact.size, float(sqnr_db(np.sum(exact**2), noise))
@@ -160,11 +163,17 @@ def error_tables(
     tensors: Mapping[str, str],
     advance: Callable[[], None] | None = None,
 ) -> list[pandas.DataFrame]:
-    """Measure the error of each kernel and of each quantized output against the float net's, a table a quantization.
+    """Measure the error of each kernel and each quantized output against the float net's; give a table for each quantization.
 
-    Alone: this layer's kernel, bias and output are quantized and its input is the float net's. Accumulated: everything
-    before it is quantized, too. Images are uint8 (n, height, width, channels); `tensors` has by layer the output in the
-    net's .tflite, where there is one.
+    Errors "alone" are made by quantizing this layer's kernel, bias and output only; "accumulated" ones, by quantizing
+    everything before it as well.
+
+    Args:
+        graph: the net.
+        images: uint8 (n, height, width, channels).
+        quantizations: to measure.
+        tensors: by layer, the name of its output in the net's .tflite, if there is one.
+        advance: called after each batch.
     """
     sums = {op.name: np.zeros((len(quantizations), 4)) for op in graph.quantized}
     for batch in batches(images, advance):
@@ -198,11 +207,11 @@ def error_tables(
 
 
 def output_row(reference: np.ndarray, found: np.ndarray, split: Split | None, *, is_softmax: bool) -> dict:
-    """Compare a quantized net's outputs (n, classes) with the float net's, in natural logarithms.
+    """Compare a quantized net's outputs (n, classes) with the float net's.
 
-    QMSE is the mean squared difference of the outputs; QCE the cross entropy of the quantized probabilities under the
-    float ones; KL their divergence, QCE less the float net's own entropy. Accuracy lost is in points, and relative,
-    100 (A_float - A_quant) / A_float. Source: arXiv 2104.11849 (relative).
+    QMSE is the mean squared difference of the outputs, QCE the cross entropy of the quantized probabilities under the float
+    ones, KL their divergence: QCE minus the float net's own entropy, in nats. The loss of accuracy is given in points, and
+    relative: 100 (A_float - A_quant) / A_float. Source: arXiv 2104.11849 (relative).
     """
     log_p, log_q = (_log_probabilities(values.astype(np.float64), is_softmax) for values in (reference, found))
     p = np.exp(log_p)
@@ -236,11 +245,11 @@ def sensitivity_table(
     split: Split | None,
     advance: Callable[[], None] | None = None,
 ) -> pandas.DataFrame:
-    """Quantize parts of a net and give a row for each: what its outputs lose against the reference (n, classes).
+    """Quantize parts of a net, and compare the outputs with the reference's (n, classes), a row for each part.
 
-    Parts are "all", "weights", "activations", and "only" and "all_but" each layer with weights. A layer is its kernel,
-    its bias and its output; "only" leaves the input image and all other layers in float, "all_but" leaves this one in
-    float, the sum behind it quantized.
+    Parts are "all", "weights", "activations", and "only" and "all_but" for each layer with weights. A layer means its kernel,
+    its bias and its output: "only" leaves the input image and all other layers in float; "all_but" leaves this layer in
+    float, but not a sum behind it.
     """
     kernels, outs = {op.name for op in graph.kernels}, {op.name for op in graph.quantized}
     parts = [("all", None, kernels, outs), ("weights", None, kernels, set()), ("activations", None, set(), outs)]

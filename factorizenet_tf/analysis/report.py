@@ -1,4 +1,4 @@
-"""Write an analysis as one interactive HTML page that loads nothing: figures by Vega, and tables (extra `report`)."""
+"""Show an analysis as one interactive HTML page that loads nothing: Vega figures, and tables (extra `report`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .tables import SCHEME, Analysis
 __all__ = ["MAX_BYTES", "report_html"]
 
 MAX_BYTES = 1_500_000
-CHANNELS = (4_096, 64, 32, 16, 8, 4)  # drawn a layer: the first number that keeps the page small enough
+CHANNELS = (4_096, 64, 32, 16, 8, 4)  # drawn in each layer: the first of these that keeps the page small enough
 TENSORS = {"folded": "weights, BatchNorm folded in", "activations": "activations"}
 SECTIONS = {  # by figure: heading, and what it shows
     "accuracy": (
         "Accuracy",
-        "A line for each precision, a point for each net. The standard error of what was lost is that of the images whose "
-        "class is another than the float net's; what is within two of them may be chance.",
+        "A line for each precision, a point for each net. The standard error of the loss is computed from the images whose "
+        "class differs from the float net's; a loss within two standard errors may be chance.",
     ),
     "channel_precision": (
         "Do the channels match their layer?",
@@ -46,8 +46,8 @@ SECTIONS = {  # by figure: heading, and what it shows
         "KL divergence of the net's output from the float net's, with one layer quantized and with all but one.",
     ),
 }
-BEARS = "Each layer alone made grouped and pointwise in closed form, before any training: the error that this makes at the logits of the "
-BEARS += "int8 net, by level and middle (the channels between the two parts, of its own)."
+BEARS = "Each layer alone, made grouped and pointwise in closed form without training: the error at the int8 net's logits, by level "
+BEARS += "and middle (the channels between the two parts, as a multiple of the layer's own)."
 PRECISION_COLUMNS = ("net", "precision", "accuracy", "decrease_points", "standard_error_points", "top1_agreement", "kl")
 LAYER_COLUMNS = ("layer", "kind", "range", "average_channel_precision", "kurtosis", "output_range", "precision")
 LAYER_COLUMNS += ("weight_sqnr_db", "sqnr_db", "accumulated_sqnr_db", "decrease_points")
@@ -56,16 +56,16 @@ LAYER_COLUMNS += ("weight_sqnr_db", "sqnr_db", "accumulated_sqnr_db", "decrease_
 def report_html(
     analysis: Analysis, *, title: str | None = None, factorization: Mapping[str, pandas.DataFrame] | None = None
 ) -> str:
-    """Make the page, at most 1.5 MB: where needed, fewer channels of each layer are drawn.
+    """Make the page, at most 1.5 MB: if needed, it draws fewer channels of each layer.
 
     Args:
         analysis: what is shown.
         title: None: the names of the nets.
-        factorization: tables of `factorization_table`, by title, of nets that were analysed.
+        factorization: tables of `factorization_table`, by title, for nets of the analysis.
 
     Raises:
         ModuleNotFoundError: Altair or vl-convert is not installed.
-        ValueError: so many nets that they do not fit into 1.5 MB, or a table that is none of theirs.
+        ValueError: the nets do not fit into 1.5 MB, or a factorization table is of another net.
     """
     from ..plots import channel_map, chart_spec, factorization_map, layer_figures
 
@@ -74,8 +74,8 @@ def report_html(
 
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     title = title or f"What quantization does to {', '.join(analysis.names)}"
-    about = "SQNR is the signal-to-quantization-noise ratio; accumulated, everything before is quantized, too. Of the layers "
-    about += "with weights: the first, the lowest, the largest step down, and which costs most alone by KL divergence."
+    about = "SQNR is the signal-to-quantization-noise ratio, accumulated: all layers before are quantized, too. Of the layers "
+    about += "with weights are shown: the first, the lowest, the largest step down, and the one that alone costs most KL divergence."
     by_net = net_table(analysis)
     summed = _table(by_net, by_net.columns, "Each net in one row") + _notes(analysis)
     charts, sections = {}, [_section("summary", "Net by net", about, [], summed)]

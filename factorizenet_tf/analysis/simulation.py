@@ -1,7 +1,7 @@
-"""Simulate what quantization does to a net: quantized kernels and activations, 2 to 8 bits, layer by layer.
+"""Simulate a quantized net: kernels and activations in 2 to 8 bits, layer by layer.
 
-Weights are symmetric and activations affine, as TFLite has them (Jacob et al., arXiv 1712.05877); other widths than 8
-bits are done alike, which is our choice.
+Weights are symmetric and activations affine, as in TFLite (Jacob et al., arXiv 1712.05877); widths below 8 bits follow the
+same rules, which is our choice.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Scheme:
 
     @property
     def percentile(self) -> float:
-        """Activations lie between the (100 - p)-th and this percentile p; 100: minimum and maximum."""
+        """The p for which activations range from the (100 - p)-th to the p-th percentile; 100: minimum to maximum."""
         return PERCENTILE if self.name.endswith("_percentile") else 100.0
 
     @property
@@ -68,7 +68,7 @@ class Scheme:
 
     @property
     def key(self) -> dict[str, str | int]:
-        """What tells its rows in the tables."""
+        """The columns that identify its rows in the tables."""
         return {"scheme": self.name, "weight_bits": self.weight_bits, "activation_bits": self.activation_bits}
 
 
@@ -78,12 +78,12 @@ QAT = Scheme("qat", is_learned=True)  # a quantization-aware model with the rang
 def quantized_kernel(
     kernel: np.ndarray, kind: str, *, per_channel: bool, bits: int = 8, limits: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize a folded kernel, of the shapes of `by_channel`, as TFLite does: S = max |w| / (2**(bits - 1) - 1), zero point 0.
+    """Quantize a folded kernel, of a shape as in `by_channel`, as TFLite does: S = max |w| / (2**(bits - 1) - 1), zero point 0.
 
-    `limits`, (channels,) or (1,), stand for the kernel's own max |w|.
+    `limits`, (channels,) or (1,), are used instead of the kernel's own max |w|.
 
     Returns:
-        (the kernel dequantized, scales float32 (channels,) or (1,)). A channel of zeros has scale 0 and stays zero.
+        The dequantized kernel, and scales float32 (channels,) or (1,). A channel of zeros has scale 0 and stays zero.
     """
     highest = 2 ** (bits - 1) - 1
     rows = by_channel(kernel, kind)
@@ -97,9 +97,9 @@ def quantized_kernel(
 
 
 def activation_scale(low: float, high: float, bits: int = 8) -> tuple[float, int]:
-    """Give scale and zero point of affine integers from -(2**(bits - 1)): S = (high - low) / (2**bits - 1).
+    """Compute scale and zero point of affine integers from -(2**(bits - 1)) on: S = (high - low) / (2**bits - 1).
 
-    The range is widened to contain 0, which is a grid point. A range of 0 alone has scale 0.
+    The range is widened to contain 0, which becomes a grid point. The range 0 to 0 has scale 0.
     """
     low, high = min(0.0, low), max(0.0, high)
     scale = (high - low) / (2**bits - 1)
@@ -110,9 +110,9 @@ def activation_scale(low: float, high: float, bits: int = 8) -> tuple[float, int
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """A net's quantized constants under one scheme, by operation: the kernel dequantized, (low, high) of the output, the bias.
+    """A net under one scheme: by operation, the dequantized kernel, (low, high) of the output, and the bias.
 
-    The bias is on its int32 grid, input scale x kernel scale.
+    The bias is rounded to its int32 grid, input scale x kernel scale.
     """
 
     scheme: Scheme
@@ -142,12 +142,11 @@ class Quantization:
 
 
 def converter_ranges(graph: FusedGraph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Change minima and maxima into what TFLite's converter records.
+    """Turn minima and maxima into the ranges that TFLite's converter records.
 
-    While it calibrates, TFLite writes a sum over the memory of an operand that no other operation reads, and the
-    converter looks at that memory once more after the sum. So the convolution before a residual sum gets the union of
-    its own range and the sum's, and with it a coarser scale. Source: tensorflow issue 127842, and the files that
-    TensorFlow 2.21 writes.
+    During calibration TFLite stores a sum in the memory of an operand that no other operation reads, and the converter reads
+    that memory again after the sum. So the convolution before a residual sum gets the union of its own range and the sum's,
+    and with it a coarser scale. Source: tensorflow issue 127842, and the files that TensorFlow 2.21 writes.
     """
     ranges = dict(ranges)
     readers = collections.Counter(key for op in graph.operations for key in op.inputs)
@@ -166,8 +165,8 @@ def converter_ranges(graph: FusedGraph, ranges: Mapping[str, tuple[float, float]
 def quantize_graph(graph: FusedGraph, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> Quantization:
     """Quantize a net's kernels and biases, and fix its outputs' ranges.
 
-    `ranges` has (low, high) of each quantized output over the calibration images, or between its percentiles. Minima and
-    maxima become what TFLite's converter records (`converter_ranges`).
+    `ranges` has (low, high) of each quantized output over the calibration images: minima and maxima, which become those that
+    TFLite's converter records (`converter_ranges`), or percentiles.
     """
     if scheme.percentile == 100 and not scheme.is_learned:
         ranges = converter_ranges(graph, ranges)
@@ -191,13 +190,13 @@ def forward(
     weights: Collection[str] | None = None,
     activations: Collection[str] | None = None,
 ) -> Iterator[tuple[FusedOp, dict[str, tf.Tensor], tf.Tensor]]:
-    """Compute each operation's output in order; a tensor is let go after the last operation that reads it.
+    """Compute each operation's output in order, keeping a tensor until the last operation that reads it.
 
     Args:
         graph: the net.
         images: float32 (batch, height, width, channels) in 0..1.
         quantization: None computes in float.
-        weights, activations: the operations whose kernels, or outputs, are quantized; None: all.
+        weights, activations: names of the operations whose kernels, or outputs, are quantized; None: all.
 
     Yields:
         (operation, its inputs by tensor id, its output), float32 (batch, ..., channels) each.

@@ -1,4 +1,4 @@
-"""Progressive depth factorization in one call: train, quantize and analyse level by level, then choose the best."""
+"""Progressive depth factorization in one call: train, quantize and analyze level by level, then choose the best."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIMITS = tuple(f"max_{cost}" for cost in COSTS)
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """The best level under one requirement, "max_macs=2000000": its net's name, None where none meets it, and why, in words."""
+    """The best level under one requirement, e.g. "max_macs=2000000": its net's name, or None if none meets it, and the reason."""
 
     requirement: str
     name: str | None
@@ -69,27 +69,27 @@ def study(
     sensitivity: bool = False,
     verbose: bool = True,
 ) -> Study:
-    """Train each spec (or take it from the zoo), quantize and analyse it; then choose levels and write a report.
+    """Train each spec (or take it from the zoo), quantize and analyze it; then choose levels and write a report.
 
-    Called again with the same arguments it goes on where it was stopped.
+    Called again with the same arguments, it continues where it was stopped.
 
     Args:
         dataset: from `load_dataset`.
         specs: the levels, coarse to fine.
         out: the study's folder.
         recipe: of all trainings; None: the data set's own. It must have a QAT phase.
-        requirements: fields of `Requirement`, each answered by itself: under `max_macs`, `max_size_bytes`,
-            `max_ram_bytes` and `max_latency_ms` the highest int8 validation accuracy that fits; for `min_accuracy`
-            (0..1) the fewest MACs whose int8 validation accuracy reaches it.
-        zoo_dir: take nets from this zoo where it has the same net, recipe and data; None: from the package's own and
-            that of FACTORIZENET_ZOO.
-        train_all: take none from a zoo.
-        sensitivity: measure it, too.
-        verbose: say how far it is.
+        requirements: fields of `Requirement`, each answered separately: for `max_macs`, `max_size_bytes`, `max_ram_bytes` and
+            `max_latency_ms` the highest int8 validation accuracy that fits; for `min_accuracy` (0..1) the fewest MACs whose
+            int8 validation accuracy reaches it.
+        zoo_dir: a zoo to take nets from if it has the same net, recipe and data; None: the package's own and that of
+            FACTORIZENET_ZOO.
+        train_all: train all nets, taking none from a zoo.
+        sensitivity: measure it, too; takes minutes for each level.
+        verbose: print progress on stderr.
 
     Raises:
-        ModuleNotFoundError: the extra `report` is not installed.
-        ValueError, TypeError: a requirement that is none, no QAT phase, no specs, or a folder that holds another study.
+        ModuleNotFoundError: the extra `report`, or `micro` for `max_ram_bytes`, is not installed.
+        ValueError, TypeError: an invalid requirement, no QAT phase, no specs, or a folder that holds another study.
         OSError, DivergedError: as `train`.
     """
     require_extra("altair", "vl_convert", "pyarrow", extra="report", what="a study's report and tables")

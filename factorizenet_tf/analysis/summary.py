@@ -1,4 +1,4 @@
-"""Sum up what an analysis shows of each net in one row: channel precision, how the error accumulates, sensitivity."""
+"""Summarize each net of an analysis in one row: channel precision, accumulation of the error, sensitivity."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["accumulated", "net_table", "precision_title"]
 
 
 def net_table(analysis: Analysis) -> pandas.DataFrame:
-    """Give a row a net; what was not measured or does not exist there is NaN or None.
+    """Make a table with a row for each net; values that were not measured or do not exist are NaN or None.
 
-    net, channel_precision_3x3 (the mean over the BatchNorm-folded spatial kernels of the float weights, where there are),
-    logits_<scheme>_sqnr_db (accumulated, 8-bit weights), precision and the columns of `accumulated`, and of the sensitivity
-    weights_points and activations_points (accuracy lost with these alone quantized), worst_layer and worst_share (what the
-    layer that costs most alone has of all layers' KL divergence, 0..1).
+    Columns: net; channel_precision_3x3, the mean over the BatchNorm-folded spatial kernels (of the float weights if there are
+    any); logits_<scheme>_sqnr_db, accumulated, with 8-bit weights; precision and the columns of `accumulated`; and, from the
+    sensitivity, weights_points and activations_points (accuracy lost with these alone quantized), worst_layer (the layer that
+    alone costs most KL divergence) and worst_share (its share of the sum over layers, 0..1).
     """
     rows = []
     for net in analysis.names:
@@ -44,11 +44,11 @@ def net_table(analysis: Analysis) -> pandas.DataFrame:
 
 
 def accumulated(errors: pandas.DataFrame) -> dict:
-    """Say where the accumulated SQNR of one net and precision goes, dB, along its layers with weights.
+    """Summarize how accumulated SQNR, dB, falls along the layers with weights of one net in one precision.
 
     Returns:
-        first_db, lowest_db, lowest_layer, alone_db (the lowest with one layer quantized), step_db and step_layer (the
-        largest step down); NaN and "" where a number is unknown.
+        first_db, lowest_db, lowest_layer, alone_db (the lowest SQNR of a layer quantized alone), step_db and step_layer (the
+        largest step down); NaN and "" if a number is unknown.
     """
     rows = errors[errors["weight_mse"].notna()].replace(np.inf, np.nan)
     values = rows["accumulated_sqnr_db"].to_numpy(float)
@@ -67,7 +67,7 @@ def accumulated(errors: pandas.DataFrame) -> dict:
 
 
 def precision_title(row: Mapping) -> str:
-    """Name a row's scheme and numbers of bits, e.g. "per channel int8", "per channel W4A8", "QAT int8" or "float"."""
+    """Name a row's scheme and bits, e.g. "per channel int8", "per channel W4A8", "QAT int8" or "float"."""
     if row["scheme"] == "float":
         return "float"
     name = f"{row['scheme']} W{row['weight_bits']}A{row['activation_bits']}"

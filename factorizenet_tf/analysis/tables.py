@@ -1,4 +1,4 @@
-"""The tables of an analysis: an `Analysis`, saved, loaded and put together."""
+"""The tables of an analysis, as an `Analysis` that can be saved, loaded and merged."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Analysis:
     Args:
         nets: a row a net: level, width, MACs, parameters, data, images, scheme.
         weights: a row for each kernel, raw and BatchNorm-folded (`tensor`): ranges, average channel precision, kurtosis.
-        activations: the same of each operation's float output over the calibration images.
+        activations: the same for each operation's float output over the calibration images.
         channels: the range and precision of each channel of these tensors.
         histograms: a row for each bin that holds values, by channel.
         errors: a row for each quantized output, scheme and numbers of bits: MSE and SQNR of the kernel, of the output
             with this layer alone quantized, and accumulated.
-        output: a row a precision: QMSE, QCE, KL, top-1 agreement, accuracy (0..1) and what it lost.
-        sensitivity: accuracy with weights only, activations only, one layer only or all but one quantized; empty where
-            it was not asked for.
-        notes: what is odd: NaN, constants, channels without range.
+        output: a row for each precision: QMSE, QCE, KL, top-1 agreement, accuracy (0..1) and its decrease.
+        sensitivity: accuracy with weights only, activations only, one layer only or all but one quantized; empty if it was
+            not measured.
+        notes: anomalies: NaN, constants, channels without range.
     """
 
     nets: pandas.DataFrame
@@ -58,13 +58,13 @@ class Analysis:
         return tuple(self.nets["net"])
 
     def renamed(self, names: Mapping[str, str]) -> Analysis:
-        """Give the same tables with other names for some nets, new name by old."""
+        """Rename nets, new name by old name; others keep theirs."""
         tables = {name: getattr(self, name) for name in TABLES}
         new = dict(zip(self.names, self.names)) | names
         return Analysis(**{name: table.assign(net=table["net"].map(new)) for name, table in tables.items()})
 
     def accumulation(self, net: str) -> pandas.DataFrame:
-        """Give a net's errors of the quantization-aware weights where there are, else of the scheme asked for.
+        """Give a net's errors with quantization-aware weights if there are any, else under the scheme chosen for the analysis.
 
         Raises:
             ValueError: no such net.
@@ -76,9 +76,9 @@ class Analysis:
         return errors[(errors[SCHEME] == first[SCHEME]).all(axis=1)]
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write each table as .parquet and .csv, analysis.json, and a Model Explorer overlay a net to a new folder.
+        """Write each table as .parquet and .csv, analysis.json, and an overlay for Model Explorer for each net to a new folder.
 
-        The histograms, some 40,000 rows a net, are .parquet only. The folder is whole, or not there.
+        The histograms, some 40,000 rows a net, are .parquet only. The folder is whole or absent.
 
         Raises:
             FileExistsError: the folder is there and not empty.
@@ -121,7 +121,7 @@ def load_analysis(folder: str | os.PathLike) -> Analysis:
 
 
 def concat(analyses: Sequence[Analysis]) -> Analysis:
-    """Put analyses into one; where two nets have one name, the later ones are numbered: "fnet-l2 (2)"."""
+    """Merge analyses into one; of nets with equal names the later ones are numbered: "fnet-l2 (2)"."""
     taken, distinct = set(), []
     for analysis in analyses:
         names = {}
@@ -134,16 +134,16 @@ def concat(analyses: Sequence[Analysis]) -> Analysis:
 
 
 def stacked(tables: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
-    """Put tables of the same columns below each other; those without rows say nothing of the columns' types."""
+    """Stack tables of the same columns, ignoring empty ones, whose columns have no types."""
     return pandas.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def node_data(analysis: Analysis, net: str) -> dict:
-    """Colour a net's graph in Model Explorer: green where a layer keeps its signal, red where it loses it.
+    """Make the data that colour a net's graph in Model Explorer, green where a layer keeps its signal, red where it loses it.
 
-    The value is the SQNR in dB of `Analysis.accumulation`, which raises for an unknown net. The keys are the output tensors
-    of the net's .tflite, or the numbers of its operators where it is slim, which Model Explorer matches when that file is
-    open in it; for a net without a file they are its layers' names, which match no node.
+    The values are the SQNR in dB of `Analysis.accumulation`, which raises for an unknown net. The keys, which Model Explorer
+    matches with the .tflite open in it, are the file's output tensors, or operator numbers if it is slim; for a net without a
+    file they are layer names, which match no node.
     """
     chosen = analysis.accumulation(net).query("kind != 'input'")
     names = chosen["tensor"].where(chosen["tensor"].notna(), chosen["layer"])

@@ -36,9 +36,9 @@ class DistributionTracker(keras.callbacks.Callback):
     Args:
         folder: for distributions.csv and TensorBoard's event files; made where it is not there.
         images: uint8 (n, height, width, channels), at most some hundred; None: weights only.
-        share: of the training's time that it may take, 0..1; None measures each epoch whatever it takes.
+        share: of the training's time that it may take, 0..1; None: measure each epoch, however long that takes.
         tensorboard: write event files, too: loss, accuracies and learning rate of each epoch, and scalars and histograms of
-            what is measured. TensorBoard itself need not be installed.
+            the measurements. TensorBoard itself need not be installed.
 
     Raises:
         TypeError, ValueError: images that are not uint8 or empty, or a share out of 0..1.
@@ -62,7 +62,7 @@ class DistributionTracker(keras.callbacks.Callback):
         self._writer = None
 
     def on_train_begin(self, logs=None):
-        """Read what an earlier part of the training wrote."""
+        """Read the lines that an earlier part of the training wrote."""
         self.phase = "qat" if is_quantize_aware(self.model) else "float"
         path = self.folder / FILE
         if path.exists():

@@ -27,13 +27,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up no
 
 CALLERS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError)  # the caller's errors
 CALLERS += (NotADirectoryError, IsADirectoryError)
-QUESTION = "Which granularity of depth factorization, under int8 quantization, for a budget."
+QUESTION = "Find the granularity of depth factorization that suits a budget under int8 quantization."
 GUIDE = {  # what a user wants, and an example of each command for it
     "Try what is published": "list --best --dataset cifar10 --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
     "gallery --serve; verify fnet-l2-int8",
     "See what levels cost and do": "study --dataset digits --size 16 --channels 1 --out runs/levels; levels --measure; "
     "describe --level 1.2.4 --size 64; analyze runs/l2 --out report.html",
-    "Have the best net found": "search --dataset photos --size 32 --max-macs 6M --out runs/best; "
+    "Search for the best net": "search --dataset photos --size 32 --max-macs 6M --out runs/best; "
     "publish runs/l2 --zoo my-zoo",
     "Your own images": "train --dataset photos --size 32 --out runs/l2; evaluate runs/l2 --errors errors.html; "
     "prepare tiny_imagenet tiny-imagenet-200.zip --out tiny",
@@ -113,7 +113,7 @@ def _message(error):
 
 
 def _in_options(message, arguments):
-    """Say what Python calls max_bytes as the command does: "--max-bytes is 0", "give --dataset" for "give dataset="."""
+    """Replace Python's names by the command's options: "--max-bytes is 0", "give --dataset" for "give dataset="."""
     commands = typer.main.get_command(app).commands
     parameters = commands[next(filter(commands.__contains__, arguments))].params
     options = {parameter.name.rstrip("_"): max(parameter.opts, key=len) for parameter in parameters}

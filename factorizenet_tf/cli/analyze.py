@@ -26,18 +26,18 @@ def analyze(
     save: Annotated[Path | None, Option(help="Write tables (.parquet, .csv) to this new folder.")] = None,
     figures: Annotated[Path | None, Option(help="Write PNG figures to this folder.")] = None,
     dataset: Annotated[
-        str | None, Option(help="Data of files; the others have their own.", show_default="the nets' own")
+        str | None, Option(help="Data to measure on, for nets that name none.", show_default="the nets' own")
     ] = None,
     scheme: Annotated[str, Option(help="per_channel or per_tensor, either with _percentile.")] = "per_channel",
     weight_bits: Annotated[int, Option(help="2 to 8.")] = 8,
     activation_bits: Annotated[int, Option(help="2 to 8.")] = 8,
     sensitivity: Annotated[
-        bool, Option("--sensitivity", help="Also each layer quantized alone; takes minutes.")
+        bool, Option("--sensitivity", help="Also quantize each layer alone; takes minutes.")
     ] = False,
     factorization: Annotated[
         list[Path] | None, Option(help="Show this table of `factorize --table` in the report, too.")
     ] = None,
-    calibration_images: Annotated[int, Option(help="Training images that are looked at.")] = 1_024,
+    calibration_images: Annotated[int, Option(help="Training images to measure ranges on.")] = 1_024,
     evaluation_images: Annotated[
         int | None, Option(help="Validation images to measure on.", show_default="all")
     ] = None,
@@ -52,8 +52,8 @@ def analyze(
 ):
     """Measure what quantization does to each layer.
 
-    Weights and activations, float and quantized, error by layer, accuracy by precision; several nets side by side. Of a
-    .tflite, given alone, how each operator uses its bits on training images, and the accuracy.
+    Distributions of weights and activations, error by layer, accuracy by precision; several nets side by side. Of a single
+    .tflite, how each operator uses its bits on training images, and the accuracy.
     """
     if files := [name for name in names if Path(name).is_file() and Path(name).suffix.lower() == ".tflite"]:
         if len(names) > 1:
@@ -150,11 +150,13 @@ def study(
     max_ram_bytes: options.MaxRamBytes = None,
     max_latency_ms: options.MaxLatencyMs = None,
     min_accuracy: options.MinAccuracy = None,
-    sensitivity: Annotated[bool, Option("--sensitivity", help="Measure it, too; takes minutes a level.")] = False,
+    sensitivity: Annotated[
+        bool, Option("--sensitivity", help="Also quantize each layer alone; takes minutes a level.")
+    ] = False,
     zoo_: Annotated[
         str | None, Option("--zoo", help="Take nets from this zoo.", show_default="the package's own")
     ] = None,
-    train_all: Annotated[bool, Option("--train-all", help="Take none from a zoo.")] = False,
+    train_all: Annotated[bool, Option("--train-all", help="Train all nets, taking none from a zoo.")] = False,
     resize: options.Resize = None,
     group_by: options.GroupBy = None,
     skip_broken: options.SkipBroken = False,
@@ -162,7 +164,7 @@ def study(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
-    """Raise the level step by step: train, quantize, analyse, choose.
+    """Raise the level step by step: train, quantize, analyze, choose.
 
     Writes study.csv, answers.csv, figures and report.html, and names the best level for each requirement.
     """

@@ -21,7 +21,11 @@ def export(
     io: Annotated[str, Option(help="Type of the .tflite's input and output: int8 or uint8.")] = "int8",
     regroup: Annotated[
         str,
-        Option("--regroup", "--lower", help="fastest: write grouped convolutions with the groups that run fastest."),
+        Option(
+            "--regroup",
+            "--lower",
+            help="fastest: rewrite grouped convolutions in the number of groups that runs fastest.",
+        ),
     ] = "none",
     latencies: Annotated[
         Path | None, Option(help="With --regroup: the target's table, from `latencies`.", show_default="measured here")
@@ -30,11 +34,15 @@ def export(
     saved_model: Annotated[Path | None, Option(help="Write a SavedModel to this new folder.")] = None,
     micro: Annotated[Path | None, Option(help="Write C++ sources for TensorFlow Lite Micro to this folder.")] = None,
     kernels: Annotated[
-        str, Option(help="With --micro, for its arena: reference, cmsis-nn (Cortex-M) or esp-nn (ESP32-S3).")
+        str, Option(help="With --micro: size the arena for reference, cmsis-nn (Cortex-M) or esp-nn (ESP32-S3).")
     ] = "reference",
     serving: Annotated[Path | None, Option(help="Write a version for TensorFlow Serving below this folder.")] = None,
-    version: Annotated[int | None, Option(help="With --serving: above the newest.", show_default="the next")] = None,
-    name: Annotated[str | None, Option(help="With --serving: for clients.", show_default="the source's")] = None,
+    version: Annotated[
+        int | None, Option(help="With --serving: a number above the newest.", show_default="the next")
+    ] = None,
+    name: Annotated[
+        str | None, Option(help="With --serving: the name for clients.", show_default="the source's")
+    ] = None,
     precision: Annotated[str | None, Option(help="With --serving: int8 or float.", show_default="int8")] = None,
     pixel_range: options.PixelRange = None,
     pixel_mean: options.PixelMean = None,
@@ -43,10 +51,10 @@ def export(
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
-    """Write a trained net where it is used.
+    """Write a trained net for the place where it will run.
 
-    As .tflite, SavedModel, C++ sources for TensorFlow Lite Micro, or for TensorFlow Serving. The SavedModel is the float
-    net, or the fake-quantized one where the source is qat.h5.
+    As a .tflite, a SavedModel, C++ sources for TensorFlow Lite Micro, or a version for TensorFlow Serving. The SavedModel of a
+    run is its float net; that of qat.h5 or an -int8 name is the fake-quantized one.
     """
     from ..loading import resolve
     from ..tflite.io_types import check_io
@@ -138,9 +146,9 @@ def latencies(
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
-    """Measure here how fast grouped convolutions run.
+    """Time grouped convolutions on this machine.
 
-    In all their groups and in fewer. Run it on the board where the net will run; it needs no TensorFlow.
+    Each in its own number of groups and in fewer. Run it on the board where the net will run; it needs no TensorFlow.
     """
     from ..files import write_text
     from ..loading import resolve
@@ -163,7 +171,9 @@ def latencies(
 
 
 def serve(
-    sources: Annotated[list[str], options.net("Names, runs' folders, .tflite files; other=SOURCE renames.")],
+    sources: Annotated[
+        list[str], options.net("Names of the zoo, runs' folders or .tflite files; NAME=SOURCE renames.")
+    ],
     host: Annotated[str, Option(help="0.0.0.0 listens on every interface.")] = "127.0.0.1",
     port: Annotated[int, Option(help="0 takes a free one.")] = 8501,
     threads: Annotated[int, Option(help="Of one inference.")] = 1,
@@ -184,7 +194,8 @@ def serve(
 def predict(
     images: Annotated[list[Path], Argument(help="PNG, JPEG, BMP, WebP or PPM files.")],
     model: Annotated[
-        str, Option(help="A name, a run's folder or a .tflite: its int8 net.", autocompletion=options.net_names)
+        str,
+        Option(help="The int8 net: a name of the zoo, a run's folder or a .tflite.", autocompletion=options.net_names),
     ],
     top: Annotated[int, Option(help="How many classes of each image, the most probable first.")] = 3,
     zoo: options.ZooOption = None,

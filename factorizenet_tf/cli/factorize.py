@@ -1,4 +1,4 @@
-"""The command that factorizes a net that is there already."""
+"""The command that factorizes a trained net."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def factorize(
     out: Annotated[Path | None, Option(help="The factorized net, a new .keras file.", show_default="none")] = None,
     level: Annotated[
         str | None,
-        Option(help="Of all layers, 3, or of some, conv2=1,conv3=4: 2**level groups.", show_default="by --max-macs"),
+        Option(help="2**level groups: of all layers, 3, or by layer, conv2=1,conv3=4.", show_default="by --max-macs"),
     ] = None,
     middle: Annotated[
         str | None,
-        Option(help="Channels between the parts by those before, of all layers or some as --level.", show_default="1"),
+        Option(help="Channels between the two parts, as a multiple of those before; as --level.", show_default="1"),
     ] = None,
     max_macs: Annotated[
         str | None,
-        Option(help="Choose levels and middles by the table: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"),
+        Option(
+            help="Choose levels and middles for this budget: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"
+        ),
     ] = None,
     run: Annotated[
         Path | None,
@@ -43,16 +45,22 @@ def factorize(
     epochs: Annotated[int | None, Option(help="Float epochs of --run.", show_default="5")] = None,
     qat_epochs: Annotated[int | None, Option(help="QAT epochs of --run.", show_default="1")] = None,
     learning_rate: Annotated[float | None, Option(help="Peak of --run's float epochs.", show_default="0.02")] = None,
-    table: Annotated[Path | None, Option(help="Write what each layer bears at each level, untrained, as .csv.")] = None,
+    table: Annotated[
+        Path | None, Option(help="Write each layer's error at each level, without training, as .csv.")
+    ] = None,
     figure: Annotated[Path | None, Option(help="Draw that table into this .png or .svg (extra report).")] = None,
     dataset: Annotated[
         str | None,
-        Option("--dataset", help="Whose training images layers are fitted on.", show_default="what it was trained on"),
+        Option(
+            "--dataset",
+            help="Data whose training images the layers are fitted on.",
+            show_default="what it was trained on",
+        ),
     ] = None,
     unlabelled: Annotated[
-        Path | None, Option(help="Instead of --dataset: a folder of images, which get the labels that the net gives.")
+        Path | None, Option(help="Instead of --dataset: a folder of images, labelled by what the net predicts.")
     ] = None,
-    images: Annotated[int, Option(help="Training images to fit on; 0: by the kernels alone.")] = 512,
+    images: Annotated[int, Option(help="Training images to fit on; 0: approximate the kernels alone.")] = 512,
     seed: Annotated[int | None, Option(help="Of everything random in --run.", show_default="0")] = None,
     stem: Annotated[bool, Option("--stem", help="Factorize convolutions that read the image, too.")] = False,
     pixel_range: options.PixelRange = None,
@@ -67,7 +75,7 @@ def factorize(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
-    """Put grouped and pointwise convolutions into a trained net."""
+    """Split a trained net's convolutions into grouped and pointwise ones."""
     is_table_alone = level is None and max_macs is None and (table or figure) is not None
     if not is_table_alone and (level is None) == (max_macs is None):
         raise ValueError("give --level, or --max-macs to have levels chosen, or --table or --figure alone")
@@ -131,7 +139,7 @@ def factorize(
     files = [path for path in (table, figure) if path is not None and not path.exists()]  # a begun run may have some
     with Progress(not quiet) as progress:
         if files or (limits and not is_begun):
-            progress.bar("what each layer bears", len(own.layers) - 1)
+            progress.bar("factorizing each layer alone", len(own.layers) - 1)
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
             if table in files:
                 write_text(table, found.to_csv(index=False))
@@ -185,12 +193,12 @@ def factorize(
 
 
 def shown_source(context, source, data, *own: str) -> tuple[str, str]:
-    """Write the beginning of the command that tunes a net of a source, for a card: without folders of this machine.
+    """Write the beginning of the command that tunes a factorized net, for a card, without folders of this machine.
 
     Args:
         context: Typer's, of a command that has this one's options.
-        source, data: the original net, and what it is tuned on.
-        own: further parameters that are written where they were given.
+        source, data: the original net, and the data to tune on.
+        own: further parameters to write if the user gave them.
 
     Returns:
         The beginning, to which --run belongs, and a comment.

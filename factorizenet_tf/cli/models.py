@@ -76,7 +76,11 @@ def describe(
     total = {key: sum(row[key] for row in rows) if key in summed else "" for key in rows[0]} | {"layer": "total"}
     show([*rows, total], False, spec.name)
     if measure:
-        show([costs], False, "Measured on an untrained int8 conversion, one thread; RAM: TensorFlow Lite Micro's arena")
+        show(
+            [costs],
+            False,
+            "Measured on an untrained int8 conversion, one thread; RAM: arena of Micro's reference kernels",
+        )
 
 
 def _measured(specs) -> list[dict]:
@@ -107,10 +111,10 @@ def list_models(
     max_size_bytes: options.MaxSizeBytes = None,
     max_ram_bytes: options.MaxRamBytes = None,
     max_latency_ms: options.MaxLatencyMs = None,
-    precision: Annotated[str | None, Option(help="float or int8.")] = None,
-    dataset: Annotated[str | None, Option(help="E.g. cifar10.")] = None,
+    precision: Annotated[str | None, Option(help="Only float or int8 models.")] = None,
+    dataset: Annotated[str | None, Option(help="Only models of this data set, e.g. cifar10.")] = None,
     all_versions: Annotated[bool, Option("--all-versions", help="Not only the newest of each name.")] = False,
-    best: Annotated[bool, Option("--best", help="Only the best by validation accuracy (int8 unless said).")] = False,
+    best: Annotated[bool, Option("--best", help="Only the best by validation accuracy (int8 by default).")] = False,
     zoo_: options.ZooOption = None,
     as_json: options.Json = False,
 ):
@@ -132,7 +136,7 @@ def list_models(
 
 
 def show_card(name: options.Name, zoo_: options.ZooOption = None, as_json: options.Json = False):
-    """Show what is known of a published model."""
+    """Show a published model's card."""
     from ..zoo.cards import index_to_json
     from ..zoo.pages import card_page
 
@@ -182,7 +186,9 @@ def verify(
 def publish(
     runs: Annotated[list[Path] | None, Argument(help="Folders of finished trainings.")] = None,
     zoo_: Annotated[str | None, Option("--zoo", help="The zoo folder; made where it is not there.")] = None,
-    name: Annotated[str | None, Option(help="Of a single run, without the precision; else the net's own.")] = None,
+    name: Annotated[
+        str | None, Option(help="Of a single run, without the precision.", show_default="the net's own")
+    ] = None,
     licence: Annotated[
         str | None, Option(help="Of the weights, e.g. CC-BY-4.0 (SPDX).", show_default="none stated")
     ] = None,

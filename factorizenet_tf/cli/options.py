@@ -13,7 +13,7 @@ from typer import Argument, BadParameter, Context, Option
 
 
 def net_names(context: Context, incomplete: str) -> list[str]:
-    """Offer a shell the names of published nets that begin so, those of --zoo where it was given before."""
+    """Complete the name of a published net for a shell, from --zoo if it was given before."""
     from .. import zoo
 
     with warnings.catch_warnings(), contextlib.suppress(OSError, ValueError):
@@ -53,15 +53,19 @@ PixelRange = Annotated[
     str | None,
     Option(help="Pixels that a Keras model of yours takes: 0..255 or -1..1.", show_default="0..1, or its Rescaling's"),
 ]
-PixelMean = Annotated[str | None, Option(help="Taken off the pixels, in that range: a number, or one a channel.")]
-PixelDeviation = Annotated[str | None, Option(help="What the rest is divided by, likewise.")]
-OpenSize = Annotated[int | None, Option("--size", help="Of the images of a Keras model of yours that leaves it open.")]
+PixelMean = Annotated[str | None, Option(help="Subtracted from pixels in that range: a number, or one a channel.")]
+PixelDeviation = Annotated[str | None, Option(help="The difference is divided by it: a number, or one a channel.")]
+OpenSize = Annotated[int | None, Option("--size", help="Image size of a Keras model of yours that leaves it open.")]
 Resize = Annotated[
     str | None,
-    Option("--resize", help="Other aspects: stretch, crop or pad.", show_default="stretch, or as the net's were"),
+    Option(
+        "--resize",
+        help="How to resize other aspect ratios: stretch, crop or pad.",
+        show_default="stretch, or as the net's were",
+    ),
 ]
 GroupBy = Annotated[
-    str | None, Option(help="A regular expression on file names: images that agree in it stay in one split.")
+    str | None, Option(help="A regular expression on file names: images with the same match stay in one split.")
 ]
 SkipBroken = Annotated[bool, Option("--skip-broken", help="Leave out images of a folder that cannot be read.")]
 ZooOption = Annotated[str | None, Option("--zoo", help="A zoo's folder or address.", show_default="the package's own")]
@@ -91,18 +95,18 @@ MaxRamBytes = Annotated[int | None, _amount_option(RAM)]
 MaxLatencyMs = Annotated[
     float | None, Option(help="Milliseconds of one int8 inference at most, one thread, here; in `list`, the card's.")
 ]
-MinAccuracy = Annotated[float | None, Option(help="Floor of int8 validation accuracy, 0..1: fewest MACs.")]
+MinAccuracy = Annotated[float | None, Option(help="Floor of int8 validation accuracy, 0..1; the fewest MACs win.")]
 
 
 def limits_from(context: Context) -> dict[str, float]:
-    """Give the limits and the floor that the user gave, e.g. {"max_macs": 12_500_000}."""
+    """Read the limits and the floor that the user gave, e.g. {"max_macs": 12_500_000}."""
     from ..requirement import Requirement
 
     return _given(context, Requirement)
 
 
 def limits_of(given: dict[str, str], own: dict[str, float] | None = None) -> dict[str, float]:
-    """Read limits, by the fields of a `Requirement`: amounts or, where a net's own costs are given, shares of them, "50%".
+    """Read limits, by the fields of a `Requirement`: amounts or, if a net's `own` costs are given, shares of them, "50%".
 
     Raises:
         ValueError: a limit is neither; the message names it.
@@ -115,7 +119,7 @@ def limits_of(given: dict[str, str], own: dict[str, float] | None = None) -> dic
         try:
             if text.endswith("%"):
                 if own is None:
-                    raise ValueError("a share is of --model's own; give an amount")
+                    raise ValueError("a share refers to --model's own cost; give an amount")
                 if not 0 < float(text[:-1]) <= 100:
                     raise ValueError("a share must be above 0 % and at most 100 %")
                 found[name] = float(text[:-1]) / 100 * own[name]
@@ -128,7 +132,7 @@ def limits_of(given: dict[str, str], own: dict[str, float] | None = None) -> dic
 
 
 def recipe_from(context: Context, dataset: str, *, is_tuning: bool = False, **changes):
-    """Make the `Recipe` of a data set, or of tuning on it, with `changes` and, before them, the fields that the user gave."""
+    """Make the `Recipe` for a data set, or for tuning on it, with the fields that the user gave, and `changes` for others."""
     from ..recipe import Recipe, recipe_for, tuning_recipe_for
 
     make = tuning_recipe_for if is_tuning else recipe_for
@@ -136,7 +140,7 @@ def recipe_from(context: Context, dataset: str, *, is_tuning: bool = False, **ch
 
 
 def own_model(context: Context) -> dict:
-    """Give `pixels` and `size` of `loading.resolve`, where the user gave some of their options."""
+    """Make `loading.resolve`'s `pixels` and `size` from their options, None if the user gave none."""
     from ..pixels import Pixels
 
     given = [context.params[name] for name in ("pixel_range", "pixel_mean", "pixel_deviation")]
@@ -158,7 +162,7 @@ def _given(context, dataclass):
 
 
 def given_options(context: Context, *names: str) -> list[str]:
-    """List the options, "--qat-epochs" and the like, that the user gave among those of some parameters' names."""
+    """List those of the parameters that the user gave, as options: "--qat-epochs"."""
     return [
         next(option for option in parameter.opts if option.startswith("--"))
         for parameter in context.command.params
@@ -168,9 +172,13 @@ def given_options(context: Context, *names: str) -> list[str]:
 
 
 def shown_options(context: Context, values: dict, left_out: tuple[str, ...], always: tuple[str, ...]) -> str:
-    """Write a command's options as they were given, for a card, with the values of its parameters by name.
+    """Write the options that the user gave, for the command on a card.
 
-    Parameters that are left out are folders of this machine and how it is said; some are always written that have a value.
+    Args:
+        context: Typer's.
+        values: of all parameters, by name.
+        left_out: parameters that do not belong on a card: folders of this machine, and how progress is shown.
+        always: parameters that are written whenever they have a value, given or not.
     """
     parts = []
     for parameter in context.command.params:
@@ -185,7 +193,7 @@ def shown_options(context: Context, values: dict, left_out: tuple[str, ...], alw
 
 
 def refuse_unused(context: Context, reason: str, *names: str) -> None:
-    """Raise ValueError where the user gave one of the parameters that have no effect for a reason, "--method ptq trains nothing"."""
+    """Raise ValueError if the user gave a parameter that has no effect; `reason`: "--method ptq trains nothing"."""
     if given := given_options(context, *names):
         raise ValueError(f"{reason}, so {' and '.join(given)} would have no effect; leave it out")
 
@@ -208,7 +216,7 @@ def check_data_dir(data_dir, *datasets: str) -> None:
 
 
 def load_data(context, dataset, size, channels, data_dir, shape=None, source=None):
-    """Load the `Dataset` of the options, at `shape` where that is known, read as a source's own where they do not say.
+    """Load the `Dataset` of the options, at `shape` if it is given; options of reading default to those of `source`.
 
     Raises:
         ValueError, FileNotFoundError: as `load_dataset`, or a --data-dir that would have no effect.
@@ -228,11 +236,11 @@ def load_data(context, dataset, size, channels, data_dir, shape=None, source=Non
 
 
 def fitting(recipe, data):
-    """Give a recipe whose batch the training images fill, for a command without --batch-size."""
+    """Lower a recipe's batch size to the number of training images, for a command without --batch-size."""
     return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(data.train)))
 
 
 def image_shape(size, channels, default=(32, 32, 3)):
-    """Give (height, width, channels) of the options, from `default` what is not given; a size of 0 is refused later."""
+    """Make (height, width, channels) of the options, with `default` for what is not given; a size of 0 is refused later."""
     height, width = default[:2] if size is None else (size, size)
     return height, width, default[2] if channels is None else channels

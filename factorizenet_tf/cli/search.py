@@ -42,7 +42,7 @@ def search(
         str | None,
         typer.Option(
             "--from",
-            help="Start nets from this float net, a name or a run's folder; gives width and macro-architecture.",
+            help="Start nets from this float net, a name or a run's folder; sets width and macro-architecture.",
             autocompletion=options.net_names,
         ),
     ] = None,
@@ -56,13 +56,13 @@ def search(
     groups: Annotated[
         str,
         typer.Option(
-            help="With --model: layers that share a level, those of one resolution, each, or a file of name patterns, one a line."
+            help="With --model: layers share a level by resolution; each: none do; or a file of name patterns, one a line."
         ),
     ] = "resolution",
     middle: Annotated[
-        str, typer.Option(help="With --model: channels between the two parts by those before, to choose from.")
+        str, typer.Option(help="With --model: multiples of the channels before, for those between the two parts.")
     ] = "1,2,3",
-    images: Annotated[int, typer.Option(help="With --model: training images that the layers are fitted on.")] = 512,
+    images: Annotated[int, typer.Option(help="With --model: training images to fit the layers on.")] = 512,
     stem: Annotated[
         bool, typer.Option("--stem", help="With --model: factorize convolutions that read the image, too.")
     ] = False,
@@ -76,14 +76,15 @@ def search(
     macro: options.MacroOption = None,
     macros: Annotated[
         str | None,
-        typer.Option(help="Several to choose from, joined by commas, their stages by dots: base,3x2.2x2.2x2."),
+        typer.Option(help="Macro-architectures to choose from, their stages joined by dots: base,3x2.2x2.2x2."),
     ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Of each stage, to choose from: 1-4, or 1,2,4.", show_default="the macro's own")
+        str | None,
+        typer.Option(help="Blocks of a stage to choose from: 1-4, or 1,2,4.", show_default="the macro's own"),
     ] = None,
     stage_channels: Annotated[
         str | None,
-        typer.Option(help="Of each stage, to choose from, as multiples: 0.5,1,2.", show_default="the macro's own"),
+        typer.Option(help="Channels of a stage to choose from, as multiples: 0.5,1,2.", show_default="the macro's own"),
     ] = None,
     epochs: options.Epochs = None,
     qat_epochs: options.QatEpochs = None,
@@ -92,7 +93,9 @@ def search(
     ] = None,
     max_trials: Annotated[int | None, typer.Option(help="Nets to train at most.", show_default="as needed")] = None,
     patience: Annotated[int, typer.Option(help="Rounds without a better net before the end.")] = 3,
-    inherit: Annotated[bool, typer.Option("--inherit", help="Start nets from the weights of the one before.")] = False,
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start each net from the weights of the one that it is derived from.")
+    ] = False,
     prune: Annotated[bool, typer.Option(help="Stop hopeless trainings early.")] = True,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     publish: Annotated[Path | None, typer.Option(help="Add the frontier and the best net to this zoo folder.")] = None,
@@ -107,7 +110,7 @@ def search(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
-    """Find the best net for a requirement, training few."""
+    """Find the best net for a requirement, training few nets."""
     from ..requirement import Requirement
     from ..spec import ModelSpec
 
@@ -174,7 +177,7 @@ def search(
 
 
 def _choices(context) -> dict:
-    """Read what there is to choose from of the package's own nets; what is wrong with it is said before data is loaded."""
+    """Read the choices among the package's own nets, and check them before data are loaded."""
     from ..tuner.space import Space
 
     given = context.params
@@ -195,7 +198,7 @@ def _choices(context) -> dict:
 
 
 def _model_space(context, choices, limits):
-    """Load a model, its data and the table of what its layers bear; give data, space, and the model's own costs."""
+    """Load a model, its data and its factorization table; give data, space, and the model's own costs."""
     import pandas
 
     from ..cost import count_macs
@@ -225,7 +228,7 @@ def _model_space(context, choices, limits):
     else:
         ModelSpace(model, images, stem=given["stem"], **choices)  # what is wrong is said before the table is measured
         with Progress(not given["quiet"]) as progress:
-            progress.bar("what each layer bears", len(model.layers) - 1)
+            progress.bar("factorizing each layer alone", len(model.layers) - 1)
             table = factorization_table(model, images[:TABLE_IMAGES], **of_layers, advance=progress.step)
         if not given["out"].exists() or not any(given["out"].iterdir()):
             given["out"].mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from .options import Json, KeepNames, ZooOption, net
 
 __all__ = ["inspect", "slim"]
 
-File = Annotated[str, net("Any .tflite; or a name of the zoo, or a run's folder: its int8 net.")]
+File = Annotated[str, net("Any .tflite, or the int8 net of a zoo's name or a run's folder.")]
 
 
 def slim(
@@ -34,7 +34,7 @@ def slim(
 
 
 def inspect(file: File, zoo_: ZooOption = None, as_json: Json = False):
-    """Show what a .tflite has, costs, and which runtimes refuse."""
+    """Show what a .tflite holds and costs, and what runtimes refuse."""
     from ..tflite.inspect import inspect_tflite
 
     report = inspect_tflite(_content(file, zoo_))
@@ -53,13 +53,13 @@ def inspect(file: File, zoo_: ZooOption = None, as_json: Json = False):
     parts = report["bytes"].items()
     rows = [{"bytes_for": part, "bytes": count, "share": f"{count / size:.1%}"} for part, count in parts]
     show_rows(rows, title=f"Where the {size:,} bytes are")
-    show_rows(report["files"], title=f"On {report['machine']}; RAM: TensorFlow Lite Micro's arena")
+    show_rows(report["files"], title=f"On {report['machine']}; RAM: arena of Micro's reference kernels")
     found = [(row["type"], row["operators"], row["why"]) for row in report["not_int8"]]
     found += [(f"{row['runtime']} refuses", row["operators"], row["reason"]) for row in report["refused"]]
     if found:
         rows = [{"what": what, "operators": numbers(*places), "why": why} for what, places, why in found]
         show_rows(rows, title="Not int8, and refused")
-    macs = "MACs not known of each" if report["macs"] is None else f"{report['macs']:,} MACs"
+    macs = "some operators' MACs not known" if report["macs"] is None else f"{report['macs']:,} MACs"
     print(f"{len(report['operators'])} operators, {macs}, {report['params']:,} parameters, {size:,} bytes")
 
 

@@ -42,7 +42,7 @@ def train(
         str | None,
         Option(
             "--from",
-            help="Fine-tune this float net, a name or a run's folder; gives level, width and macro-architecture, too.",
+            help="Fine-tune this float net, a name or a run's folder; sets level, width and macro-architecture.",
             autocompletion=options.net_names,
         ),
     ] = None,
@@ -66,11 +66,11 @@ def train(
     crop_padding: Annotated[
         float | None, Option(help="Random crops, padded by this share.", show_default="0.125")
     ] = None,
-    rotate: Annotated[float | None, Option(help="Turn by up to so many degrees.", show_default="0")] = None,
-    brightness: Annotated[float | None, Option(help="Change by up to so much, of 1.", show_default="0")] = None,
-    contrast: Annotated[float | None, Option(help="Change by up to this share.", show_default="0")] = None,
-    cutout: Annotated[float | None, Option(help="Zeroed square's part of the shorter side.", show_default="0")] = None,
-    class_weights: Annotated[str | None, Option(help="balanced: rare ones count alike.", show_default="none")] = None,
+    rotate: Annotated[float | None, Option(help="Rotate by up to this many degrees.", show_default="0")] = None,
+    brightness: Annotated[float | None, Option(help="Change pixels of 0..1 by up to this.", show_default="0")] = None,
+    contrast: Annotated[float | None, Option(help="Scale contrast by up to this share.", show_default="0")] = None,
+    cutout: Annotated[float | None, Option(help="Side of a zeroed square, as a share.", show_default="0")] = None,
+    class_weights: Annotated[str | None, Option(help="balanced: rare classes weigh more.", show_default="none")] = None,
     resize: options.Resize = None,
     group_by: options.GroupBy = None,
     skip_broken: options.SkipBroken = False,
@@ -140,7 +140,7 @@ def _shown_command(context, source, spec) -> str:
 
 
 def source_to_start_from(context, start, zoo, unused=("level", "width", "macro")):
-    """Give the float net named by --from and its spec, which no option changes: those of unused names are refused."""
+    """Find the float net named by --from, and its spec; options that would change the spec, `unused`, are refused."""
     from ..loading import resolve
 
     source = resolve(start, zoo_dir=zoo)
@@ -208,7 +208,7 @@ def evaluate(
         str | None, Option(help="test, validation or train.", show_default="test, else validation")
     ] = None,
     errors: Annotated[
-        Path | None, Option(help="Write what went wrong, one HTML file; of float and int8 where there are both.")
+        Path | None, Option(help="Write the wrongly classified images, of float and int8 if both exist, as HTML.")
     ] = None,
     threads: Annotated[int, Option(help="Threads of the latency measurement (.tflite).")] = 1,
     pixel_range: options.PixelRange = None,
@@ -224,8 +224,8 @@ def evaluate(
 ):
     """Measure accuracy on a whole split, and which classes fail.
 
-    Of a net on LiteRT (an -int8 name, a run, anybody's .tflite) its bytes and latency, too. A .tflite gets its pixels by its own
-    input's type, scale and zero point.
+    For a net on LiteRT (an -int8 name, a run, anybody's .tflite) also its bytes and latency. A .tflite gets pixels as its own
+    input's type, scale and zero point say.
     """
     if split not in (None, "train", "validation", "test"):
         raise ValueError(f"split is {split!r}; it must be test, validation or train")
@@ -298,7 +298,7 @@ def evaluate(
 
 
 def _errors_page(source, models, images, data) -> str:
-    """Make the page of what this net got wrong, beside the net of the same training in the other precision, if there is one."""
+    """Make the page of this net's mistakes, beside those of the same training's net in the other precision, if it exists."""
     from ..analysis.errors import errors_html
     from ..models.evaluate import logits
 

@@ -25,7 +25,7 @@ MAX_BYTES_IN_MEMORY = 2**30  # of images whose cache cannot be written
 
 @dataclass(frozen=True)
 class Images:
-    """Splits of images that a cache holds, in the order train, validation, test, the builder's notes, and `content_hash`."""
+    """What a cache holds: the splits, in the order train, validation, test; the builder's notes; the splits' `content_hash`."""
 
     splits: dict[str, Split]
     notes: list
@@ -41,8 +41,8 @@ Build = Callable[[Callable[[int, tuple], Write]], tuple[np.ndarray, dict[str, in
 def stored(key: dict, build: Build) -> Images:
     """Give the images that `key` stands for from the cache; call `build` where they are not there, or damaged.
 
-    A process that asks for what another is building waits for it. Where the cache cannot be written, up to 1 GiB is kept in
-    memory, and said.
+    A process that asks for what another is building waits for it. If the cache cannot be written, up to 1 GiB is kept in
+    memory, with a warning.
 
     Raises:
         OSError: more than that cannot be written; the message says what to do.

@@ -1,4 +1,4 @@
-"""What a data set is: splits of uint8 images, and the check that every function gives images that it is handed."""
+"""A data set, splits of uint8 images; and the check of images that every function makes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Dataset:
     """A data set, split.
 
     Args:
-        name: what `load_dataset` was asked for.
-        title: the data named as it is, e.g. "cifar10 (JPEG)" where lossy files stand for the lossless originals.
+        name: as it was given to `load_dataset`.
+        title: for reports, e.g. "CIFAR-10 (JPEG)" if lossy copies stand for the lossless originals.
         class_names: the labels' names, by number.
-        train, validation, test: the splits. Validation is cut from the training images and for choosing; the test
-            split is for the number that is reported, None where the data have none.
-        reading: what else `load_dataset` was told of the images, and would have to be told again: `resize`, `group_by`,
-            `skip_broken`, those that are not the defaults.
-        known_hash: splits and their hash, where that is known already.
+        train, validation, test: the splits. Choices are made on validation; test is for the reported number, None if the data
+            have no test images.
+        reading: the options of `load_dataset` that read the same images again: `resize`, `group_by`, `skip_broken`, those
+            not at their defaults.
+        known_hash: splits and their hash, if it is known already.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are by name: train, validation and, where the data have one, test."""
+        """The splits by name: train, validation and, if the data have one, test."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
     @property
     def held_out(self) -> tuple[str, Split]:
-        """The split that is reported on, and its name: test, or validation where the data have no test split."""
+        """Name and split to report on: test, or validation if the data have no test split."""
         return ("validation", self.validation) if self.test is None else ("test", self.test)
 
     @property
@@ -75,7 +75,7 @@ class Dataset:
 
     @property
     def resize(self) -> str:
-        """How images of another size are brought to this one's: "stretch", "crop" or "pad"."""
+        """How the images were brought to another aspect ratio: "stretch", "crop" or "pad"."""
         return self.reading.get("resize", "stretch")
 
     @property
@@ -103,7 +103,7 @@ def content_hash(splits: Iterable[Split]) -> str:
 
 
 def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: str = "images") -> np.ndarray:
-    """Give images back where they are uint8 (n, height, width, channels), n >= 1, of the given (height, width, channels).
+    """Return the images if they are uint8 (n, height, width, channels), n >= 1, of this shape (height, width, channels).
 
     Raises:
         TypeError: another type or dtype; the message says how to convert it.

@@ -1,4 +1,4 @@
-"""A folder with one subfolder of images a class, or with splits of such, read as its owner means it."""
+"""Read a folder with one subfolder of images a class, or with such folders called train, val and test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_folder(
     root = root.absolute()
     listing = _list(root)
     if group_by is not None and "validation" in listing.files:
-        raise ValueError(f"{root} has validation images, so group_by would have no effect; leave it out")
+        raise ValueError(f"{root} has validation images, so group_by= would have no effect; leave it out")
     listed = repr([[tuple(file) for file in files] for files in listing.files.values()])
     key = {"format": FORMAT, "folder": str(root), "classes": listing.classes, "splits": [*listing.files]}
     key["files"] = hashlib.sha256(os.fsencode(listed)).hexdigest()
@@ -83,8 +83,8 @@ def _list(root) -> _Listing:
             raise ValueError(f"{root} has two folders for {split}, {split_folders[split]} and {folder}; keep one")
     has_splits = "train" in split_folders and (len(split_folders) > 1 or len(folders) == 1)
     if split_folders and not has_splits and len(split_folders) == len(folders):
-        what = f"the folders {', '.join(map(os.path.basename, folders))}, names of splits and none of them of training images"
-        raise ValueError(f"{root} has {what}; call that one train, and give each one subfolder of images a class")
+        what = f"only the folders {', '.join(map(os.path.basename, folders))}: names of splits, none of training images"
+        raise ValueError(f"{root} has {what}; call one of them train, and give each one subfolder of images a class")
     split_folders = split_folders if has_splits else {"train": str(root)}
     classes = [os.path.basename(folder) for folder in _folders(split_folders["train"])]
     if len(classes) < 2:
@@ -103,7 +103,7 @@ def _list(root) -> _Listing:
 
 def _list_split(root, train_root, listing) -> list[_File]:
     if unknown := sorted({os.path.basename(folder) for folder in _folders(root)} - {*listing.classes}):
-        raise ValueError(f"{root} has the classes {', '.join(unknown)}, {train_root} not; make them alike")
+        raise ValueError(f"{root} has the classes {', '.join(unknown)}, which {train_root} lacks; make them alike")
     files = []
     _count_files(root, listing.left_out)
     for label, name in enumerate(listing.classes):

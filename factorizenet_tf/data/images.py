@@ -145,9 +145,9 @@ def fit(images: np.ndarray, shape: Sequence[int], resize: str = "stretch") -> np
 
 
 def decoded(paths: Sequence[str], shape: Sequence[int], resize: str) -> Iterator[tuple[np.ndarray, list[str], dict]]:
-    """Read files on all cores; yield, of one chunk of them after another, images, hashes of the files, and errors.
+    """Read files on all cores; yield (images, hashes of the files, errors) chunk by chunk.
 
-    Images are uint8 (n, height, width, channels), black where a file is broken; errors are messages by number in the chunk.
+    Images are uint8 (n, height, width, channels), black for a broken file; errors are messages by number in the chunk.
     """
     return _on_all_cores(_decode, paths, tuple(shape), resize)
 

@@ -22,9 +22,9 @@ TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name/c
 
 
 def is_folder(name: str) -> bool:
-    """Tell whether `load_dataset` takes a name for a folder: it is one, or has slashes as no TFDS name has them.
+    """Tell whether `load_dataset` takes a name as a folder's: it is one, or has slashes as no TFDS name has.
 
-    A folder that is called like a named set is one as long as the set's variable is not set.
+    A folder called like a set that comes as archives counts as a folder unless the set's environment variable is set.
     """
     if name in ("digits", "arrays") or (name in NAMED and os.environ.get(folder_variable(name))):
         return False
@@ -42,32 +42,36 @@ def load_dataset(
     group_by: str | None = None,
     skip_broken: bool = False,
 ) -> Dataset:
-    r"""Load a data set, its images brought to `input_shape` where they have another size.
+    r"""Load a data set, its images brought to `input_shape`.
 
-    Where the data have no validation split, 10 % of the training images are it, at most 5,000, drawn with a fixed seed;
-    data with neither that nor a test split give 20 % of their images to one, drawn likewise; data with a validation split
-    and no test split have none. Of a TFDS set's own validation images none are validation: they are test where it has none. Of a folder each class gives the same share. Grey images become RGB, and RGB ones grey, as
-    asked.
+    Splits that the data lack are cut from the training images with a fixed seed: 10 %, at most 5,000, for validation, and 20 %
+    for test if there is neither. Data with validation but no test split have no test split. Of a folder, each class gives the
+    same share. A TFDS set's own validation split is not used, or is the test split if it has no other.
 
     The images of a folder and of a TFDS set are decoded once, on all cores, into a file below FACTORIZENET_CACHE that is
-    mapped into memory: they may be more than fit there. Another size, other files or newer ones are decoded anew.
+    mapped into memory, so that they need not fit there. Another size, or files that changed, are decoded again.
 
     Args:
-        name: "digits" (scikit-learn's 1,797 handwritten digits, which come with it); "tiny_imagenet" or "gtsrb", laid out by
-            `prepare` in the folder that FACTORIZENET_TINY_IMAGENET or FACTORIZENET_GTSRB names; the TFDS name of an image
-            classification set, e.g. "cifar10", with config and version where you want a certain one, "name/config:1.0.0"; a folder with one subfolder of images a class, or with such folders called train, val and test (or training,
-            valid, validation, testing, in any case); or arrays: `(images, labels)`, `((images, labels), (test_images,
-            test_labels))`, or a dict of such pairs or of `tf.data.Dataset`s, batched or not, by "train", "validation" and
-            "test", images uint8 (n, height, width, channels) and labels integers (n,).
-        input_shape: (height, width, channels); None keeps the data's own (digits: 32x32x3).
+        name: one of
+
+            * "digits": scikit-learn's 1,797 handwritten digits, which come with it;
+            * "tiny_imagenet" or "gtsrb": laid out by `factorizenet prepare` in the folder that FACTORIZENET_TINY_IMAGENET or
+              FACTORIZENET_GTSRB names;
+            * the TFDS name of an image classification set, e.g. "cifar10", or one config and version of it, "name/config:1.0.0";
+            * a folder with one subfolder of images a class, or with such folders called train, val and test (or training,
+              valid, validation, testing, in any case);
+            * arrays: `(images, labels)`, `((images, labels), (test_images, test_labels))`, or a dict of such pairs or of
+              `tf.data.Dataset`s, batched or not, by "train", "validation" and "test"; images are uint8 (n, height, width,
+              channels), labels integers (n,).
+        input_shape: (height, width, channels), 3 channels for RGB or 1 for grey; None keeps the data's own (digits: 32x32x3).
         data_dir: where TFDS keeps its data; None: TFDS_DATA_DIR or TFDS's default.
         download: fetch a TFDS set that is not on disk.
         class_names: of arrays, by label; None: a `tf.data.Dataset`'s own, else the labels, whose values in order are then
             the classes.
         resize: to another aspect: "stretch", "crop" or "pad", as `read_image`.
-        group_by: of a folder, a regular expression on the files' paths in it, e.g. r"cam\d+": images that agree in what it
-            matches, or in its groups, stay in one split.
-        skip_broken: leave out what cannot be read of a folder, and say how many.
+        group_by: of a folder, a regular expression on the files' paths below it, e.g. r"cam\d+": images with the same match, or
+            the same groups of it, stay in one split.
+        skip_broken: leave out a folder's images that cannot be read; a warning says how many.
 
     Raises:
         FileNotFoundError: the folder or the prepared data is not there; the message says how to get it.
@@ -97,9 +101,10 @@ def load_dataset(
         title, classes, images = read
         splits, known = images.splits, images.sha256
     if class_names is not None:
-        raise ValueError(f"{name} is no arrays, so class_names would have no effect; leave it out")
+        raise ValueError(f"{name} is not arrays, so class_names= would have no effect; leave it out")
     if group_by is not None or skip_broken:
-        raise ValueError(f"{name} is no folder, so group_by or skip_broken would have no effect; leave it out")
+        given = "group_by=" if group_by is not None else "skip_broken="
+        raise ValueError(f"{name} is no folder, so {given} would have no effect; leave it out")
     if known is None:
         splits = _cut(splits, title, shape, resize)
     hashed = None if known is None else (tuple(splits.values()), known)

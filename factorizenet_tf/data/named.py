@@ -1,4 +1,4 @@
-"""Named sets that come as archives from their makers: laid out as class folders, and read from there under their own title."""
+"""Data sets that come as their makers' archives: laid out as class folders, and read from there under their own title."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ SPLIT_SEED = 0
 
 
 def cut_at_random(count: int, title: str, *, has_validation: bool = False, has_test: bool) -> dict[str, np.ndarray]:
-    """Shuffle `count` training images and cut off what there is not: test, unless there is validation, and validation.
+    """Shuffle `count` training images and cut off the splits that the data lack; give the images' numbers by split.
 
-    Gives the images' numbers by split.
+    A test split is cut only if there is neither test nor validation.
 
     Raises:
         ValueError: there are too few.
@@ -38,10 +38,10 @@ def cut_at_random(count: int, title: str, *, has_validation: bool = False, has_t
 
 
 def cut_by_class(labels: np.ndarray, groups: np.ndarray, title: str, *, has_test: bool) -> dict[str, np.ndarray]:
-    """As `cut_at_random`, validation always, the same share of each class, groups of images uncut.
+    """Cut off validation and, without a test split, test: the same share of each class, no group of images divided.
 
     Args:
-        labels, groups: int (n,); of images of one group all are in one split.
+        labels, groups: int (n,); all images of a group are in one split.
         title: for the message.
         has_test: there is a test split.
 

@@ -1,4 +1,4 @@
-"""A flat CNN as plain data, and built from it: stock layers and the fields that count, by two tables; no code is run."""
+"""Write a flat CNN of stock layers as plain data, and build it from there, by tables of layers and fields; no code is run."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def architecture_of(model: keras.Model, name: str | None = None) -> Architecture
         config = layer.get_config()
         fields = {field: config[field] for field in FIELDS[kind] if field in config}
         plain = json.dumps(fields, default=lambda value: value.item() if hasattr(value, "item") else str(value))
-        fields = json.loads(
-            plain
-        )  # a number of NumPy's as Python's; what else JSON does not know is text, and no field's
+        fields = json.loads(plain)  # NumPy's numbers become Python's; anything else becomes text, which is refused next
         _check_fields(layer.name, kind, fields)
         inputs = [] if node.is_input else [producers[tensor] for tensor in node.flat_input_ids]
         producers[node.flat_output_ids[0]] = layer.name
@@ -108,7 +106,7 @@ def _check_fields(name, kind, fields) -> None:
         is_plain = all(isinstance(v, (bool, int, float, str, type(None))) for v in _leaves(value))
         if field not in FIELDS[kind] or not is_plain or (field == "activation" and value not in ACTIVATIONS):
             raise ValueError(
-                f"the layer {name!r}, a {kind}, has {field} {str(value)[:80]!r}, which is not taken; use a stock one"
+                f"the layer {name!r}, a {kind}, has {field} {str(value)[:80]!r}, which cannot be rebuilt; use a stock one"
             )
 
 
@@ -119,9 +117,9 @@ def _leaves(value):
 def unknown_layer(name, kind, module="") -> ValueError:
     """Make the error of a layer that is in no table."""
     if kind == "Lambda":
-        return ValueError(f"the layer {name!r} is a Lambda, whose code is not run here; replace it by stock layers")
+        return ValueError(f"the layer {name!r} is a Lambda, whose code is not run; replace it by stock layers")
     of = f" of {module}" if module.partition(".")[0] not in ("keras", "tf_keras", "") else ""
     return ValueError(
-        f"the layer {name!r} is a {kind}{of}, which is not rebuilt; replace it by stock convolutions, dense layers, "
+        f"the layer {name!r} is a {kind}{of}, which cannot be rebuilt; replace it by stock convolutions, dense layers, "
         "BatchNormalization, activations, pooling, Add, Concatenate and Multiply"
     )

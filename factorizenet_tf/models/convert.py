@@ -34,27 +34,28 @@ def to_tflite(
 ) -> bytes:
     """Convert a model to an int8 .tflite: int8 in and out, the input's scale 1/255 and zero point -128.
 
-    So a camera's uint8 becomes the input by subtracting 128. A quantization-aware model brings its ranges; a float one
-    is quantized after training (PTQ) with minimum and maximum over the calibration images, of which the first gets one
-    pixel value of 0 and one of 255 so that the input's range is 0..1 whatever the data.
+    A camera's uint8 pixel thus becomes the input by subtracting 128. A quantization-aware model brings its ranges; a float
+    one is quantized after training (PTQ) with minimum and maximum over the calibration images. The first of these gets one
+    pixel value of 0 and one of 255, so that the input's range is 0..1 whatever the data.
 
     Args:
         model: functional or sequential tf_keras model that takes images in 0..1: float, or from `quantize_aware`.
         calibration: training images for PTQ, uint8 (n, height, width, channels).
         per_channel: a scale for each output channel of the weights, or one a tensor (PTQ only).
         labels: class names, kept in the file as the associated file labels.txt, which Int8Model and Android read.
-        resize: how its images were resized, as for `load_dataset`; kept in the file, for `predict` and `serve`.
+        resize: how the training images were resized, as for `load_dataset`; kept in the file, for `predict` and `serve`.
         keep_names: keep the names of inner tensors, for tools that show the graph; without them the file is slimmer.
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
-        ValueError: weights that are not finite or huge (the layer is named), several outputs, a float model without calibration, a quantization-aware one with it or per tensor, labels that
-            disagree with the number of classes.
+        ValueError: weights that are not finite or huge (the layer is named), several outputs, a float model without
+            calibration, a quantization-aware one with calibration or per_channel=False, or labels that disagree with the number
+            of classes.
     """
     functional_model(model, "to_tflite")
     check_resize(resize)
     if (count := len(model.outputs)) != 1:
-        raise ValueError(f"the model {model.name!r} has {count} outputs; make one of the classifier's alone")
+        raise ValueError(f"the model {model.name!r} has {count} outputs; make a model of the classifier's output alone")
     check_weights(model)
     check_pixels(model)
     aware = is_quantize_aware(model)
@@ -104,8 +105,8 @@ def _warn_of_float(content, model) -> None:
     if found:
         where = ", ".join(f"{layer} ({', '.join(dict.fromkeys(kinds))})" for layer, kinds in found.items())
         warnings.warn(
-            f"float operators stay in the .tflite, in the layers {where}: slower, with more RAM, and few microcontrollers have "
-            "kernels for them; use ReLU, ReLU6 and undilated convolutions there, or the other of PTQ and QAT",
+            f"operators of the layers {where} stay in float in the .tflite: they are slower, take more RAM, and few microcontrollers "
+            "have kernels for them; use ReLU, ReLU6 and undilated convolutions there, or QAT in the place of PTQ or the reverse",
             RuntimeWarning,
             stacklevel=3,
         )

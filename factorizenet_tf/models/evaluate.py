@@ -12,7 +12,7 @@ from ..tflite.int8_model import Int8Model, TFLiteModel
 __all__ = ["TOP5_ABOVE", "Agreement", "accuracy", "agreement", "logits", "split_logits", "top5_accuracy"]
 
 CHUNK = 500  # images that are floats in memory at a time
-TOP5_ABOVE = 20  # classes, of more of which the five likeliest are looked at, too
+TOP5_ABOVE = 20  # classes; of nets with more, top-5 accuracy is measured, too
 
 
 def logits(model, images: np.ndarray) -> np.ndarray:
@@ -46,21 +46,24 @@ def split_logits(model, split: Split) -> np.ndarray:
 
 
 def top5_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Give the share, 0..1, of images whose label is among their five largest logits; of equal ones the first classes count."""
+    """Compute top-5 accuracy, 0..1: the share of images whose label is among their five largest logits.
+
+    `scores` are logits (n, classes), `labels` int (n,); among equal logits the lower class numbers count as larger.
+    """
     return float((np.argsort(-scores, 1, kind="stable")[:, :5] == labels[:, None]).any(1).mean())
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """An int8 .tflite against the quantization-aware Keras model it was converted from, on `images` images.
+    """How far an int8 .tflite agrees with the quantization-aware Keras model that it was converted from.
 
     One LSB is a step of the .tflite's output scale.
 
     Args:
         top1: share of images with the same class.
         within_1_lsb: share of all logits at most 1 LSB apart.
-        largest_lsb: the largest distance.
-        images: how many.
+        largest_lsb: the largest distance of two logits.
+        images: number of images compared.
     """
 
     top1: float

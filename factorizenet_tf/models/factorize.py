@@ -1,9 +1,9 @@
-"""Depth factorization of a net that is there already: its layers split, its weights inherited in closed form.
+"""Depth factorization of a trained net: its layers are split, and their weights computed in closed form.
 
-A regular convolution of C channels and F filters becomes a grouped one in 2**level groups, of M channels out, and a pointwise
-one of F filters with nothing between them. Both come from the old kernel and, where calibration images are given, from what
-the layer reads and gives there: the split that meets the layer's outputs best, by least squares on the inputs that the net
-factorized so far gives. So later layers make up for what earlier ones lost.
+A regular convolution of C channels and F filters becomes a grouped one in 2**level groups with M output channels, and a
+pointwise one of F filters, with nothing between them. Both are computed from the old kernel and, if calibration images are
+given, fitted by least squares: on the inputs that the net factorized so far yields, they reproduce the original layer's
+outputs as well as possible. So later layers make up for the errors of earlier ones.
 
 Source: decoupling by singular values is Guo et al., arXiv 1808.05517; groups between 1 and C, M other than C and the fit on
 data (reduced-rank regression of each group in turn) are our choice.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "moments_of", "splits_of_layers"]
 
-MAX_PLACES = 131_072  # of a layer's output over all images, beyond which a sample of them is fitted on
+MAX_PLACES = 131_072  # positions in a layer's outputs over all images; of more a sample is fitted on
 
 
 def factorize(
@@ -49,18 +49,18 @@ def factorize(
     """Factorize the convolutions of a trained net; the rest of it is copied.
 
     A regular KxK convolution (K > 1) `NAME` becomes `NAME_spatial`, in `groups_at(level, C)` groups, and `NAME_pointwise`;
-    where it has more channels than filters `NAME_pointwise` comes first if that is cheaper. Stride, dilation and padding are
-    the spatial one's; bias and activation those of the last. A grouped or depthwise convolution gets more groups. A layer
-    that a level makes no cheaper stays as it is.
+    `NAME_pointwise` comes first if there are more channels than filters and that is cheaper. The spatial convolution gets
+    stride, dilation and padding, the last one bias and activation. A grouped or depthwise convolution gets more groups. A
+    layer that does not become cheaper stays as it is.
 
     Args:
         model: float tf_keras model, flat, functional or sequential, images in 0..1 in.
-        level: of all layers, each at most up to its own last one; or of some by name, the others stay. 0 changes nothing.
-        middle: channels between the two parts as a multiple of C (of F where the pointwise one comes first), of all
-            layers or of some by name: 1 as in the package's own nets. With 2 or 3 a deep level loses much less. The
-            singular values end at K * K, where nothing is lost.
-        calibration: images to fit on, uint8 (n, height, width, channels), hundreds of them; None: by the kernels alone, which
-            loses far more.
+        level: for all layers, clipped to each layer's last one; or by layer name, and the others stay. 0 changes nothing.
+        middle: channels between the two parts as a multiple of C (of F if the pointwise one comes first), for all layers or
+            by layer name. The package's own nets have 1; with 2 or 3 a deep level loses much less accuracy, and at K * K,
+            the largest, nothing is lost.
+        calibration: images to fit on, uint8 (n, height, width, channels), hundreds of them; None: the kernels alone are
+            approximated, which loses far more.
         stem: factorize the convolutions that read the image, too.
         advance: called after each layer.
 
@@ -70,8 +70,8 @@ def factorize(
     Raises:
         TypeError: a Keras 3 model, or images that are not uint8.
         ValueError: an unbuilt, subclassed, nested or quantization-aware model, a layer used twice, several inputs or outputs,
-            weights that are not finite (the layer is named), no convolution to factorize, a layer unknown or that the level
-            does not make cheaper, a number out of range.
+            weights that are not finite (the layer is named), no convolution to factorize, an unknown layer name, a named layer
+            that would not become cheaper, or a number out of range.
     """
     graph = Graph.of(model)
     offered = levels_of_layers(model, stem=stem)
@@ -92,8 +92,8 @@ def factorize(
             chosen[name] = split
         elif isinstance(level, Mapping) and wanted:
             raise ValueError(
-                f"level {wanted} with middle {part:g} makes the layer {name} no cheaper; it may have level "
-                f"{', '.join(map(str, own))} with middle 1: give one of these, or 0"
+                f"level {wanted} with middle {part:g} makes the layer {name} no cheaper; with middle 1 it may have level "
+                f"{', '.join(map(str, own))}: give one of these"
             )
     if calibration is None:
         return _rebuild(model, graph, chosen, None, advance)
@@ -102,7 +102,7 @@ def factorize(
 
 
 def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, list[int]]:
-    """List for each convolution that can be factorized the levels that make it cheaper, behind 0 for the layer as it is.
+    """List the levels that make each convolution cheaper at middle 1, after 0 for the layer as it is, by layer name.
 
     Args:
         model, stem: as for `factorize`, whose errors it raises.
@@ -119,8 +119,8 @@ def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, lis
             found[layer.name] = [0, *levels]
     if not found:
         raise ValueError(
-            f"the model {model.name!r} has no convolution to factorize: none larger than 1x1 that a level makes cheaper, "
-            "but for one that reads the image (stem=True takes it, too)"
+            f"the model {model.name!r} has no convolution to factorize: none larger than 1x1 would become cheaper, the ones that "
+            "read the image not counted (stem=True includes them)"
         )
     return found
 
@@ -128,14 +128,15 @@ def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, lis
 def splits_of_layers(
     model: keras.Model, middle: Sequence[float], *, stem: bool = False
 ) -> dict[str, dict[tuple[int, float], tuple[int, int, int]]]:
-    """Give for each convolution that can be factorized what it becomes, by the levels and middles that make it cheaper.
+    """Describe, for each convolution that can be factorized, the parts that it becomes at the levels and middles that make it cheaper.
 
     Args:
         model, stem: as for `factorize`, whose errors it raises.
-        middle: those to choose from.
+        middle: middles to choose from.
 
     Returns:
-        By layer and (level, middle): groups, channels between the parts (0: one layer), MACs. (0, 1) is the layer as it is.
+        By layer and (level, middle): (groups, channels between the parts, MACs); 0 channels: it stays one layer. (0, 1) is the
+        layer as it is.
     """
     found = {}
     for name, levels in levels_of_layers(model, stem=stem).items():
@@ -155,19 +156,22 @@ def factorization_table(
     stem: bool = False,
     advance: Callable[[], None] | None = None,
 ) -> pandas.DataFrame:
-    """Measure what each layer bears, before any training: each alone, at each level, fitted on the images.
+    """Measure the error of factorizing each layer alone, at each level and middle, fitted on the images, without training.
 
     Args:
         model, calibration, stem: as for `factorize`.
-        middle: those to try.
+        middle: middles to try.
         advance: called after each layer of the model.
 
     Returns:
-        A row for each layer, level and middle: layer, level, middle, groups; macs, params and weight_bytes of its parts, macs_share of the
-        old layer's; energy_lost, the share of the kernel's squares that the kernel alone would lose (0..1); and relative
-        errors, the root of the mean squared difference over that of the original's deviation: output_error of this layer,
-        logits_error of the net, and both with this layer's weights and values between its parts rounded to int8
-        (output_error_int8, logits_error_int8).
+        A row for each layer, level and middle that makes it cheaper, and for the layer as it is (level 0), with the columns
+
+        * layer, level, middle, groups;
+        * macs, params, weight_bytes: of the parts; macs_share: their share of the old layer's MACs;
+        * energy_lost: the share, 0..1, of the kernel's sum of squares lost when the kernel alone is approximated;
+        * output_error, logits_error: root mean square error of the layer's outputs and of the net's logits, over the
+          original's standard deviation;
+        * output_error_int8, logits_error_int8: the same with this layer's weights, and the values between its parts, in int8.
     """
     import pandas
 
@@ -205,19 +209,19 @@ def choose_levels(
 ) -> tuple[dict[str, int], dict[str, float]]:
     """Choose a level and a middle for each layer so that the net keeps to a budget and its logits change least.
 
-    The squares of the layers' errors alone are taken to add up. From the net as it is, the change that costs least for each
-    MAC saved is made again and again; what of the budget is left then is spent on the layer that gains most.
+    The squared errors of the layers alone are assumed to add up. Starting from the net as it is, the change with the smallest
+    error for each MAC saved is made until the budget is kept; what is left of the budget goes to the layer that gains most.
 
     Args:
         model: the net.
         table: its `factorization_table`.
-        max_macs: of the whole net.
+        max_macs: budget of the whole net.
 
     Returns:
-        level and middle by layer, as `factorize` takes them.
+        level and middle by layer name, as `factorize` takes them.
 
     Raises:
-        ValueError: the finest choice of each layer has more MACs; it is named.
+        ValueError: the net has more MACs even with the cheapest choice in each layer; the message has the number.
     """
     rows = [row._replace(logits_error_int8=row.logits_error_int8**2) for row in table.itertuples(index=False)]
     now = {row.layer: row for row in rows if not row.level}  # each layer as it is
@@ -233,7 +237,9 @@ def choose_levels(
         cheaper = [row for row in rows if saved(row) > 0]
         if not cheaper:
             least = round(max_macs - spare)
-            raise ValueError(f"max_macs is {max_macs:,.0f}; with all layers at their finest the net has {least:,}")
+            raise ValueError(
+                f"max_macs is {max_macs:,.0f}; with the cheapest choice in each layer the net has {least:,}: give more"
+            )
         row = max(cheaper, key=lambda row: gained(row) / saved(row))
         spare += saved(row)
         now[row.layer] = row
@@ -460,7 +466,7 @@ def _moments(layer, inputs: Sequence, originals: Sequence) -> Moments:
 
 
 def moments_of(layer: keras.layers.Layer, inputs: Sequence, outputs: Iterable[np.ndarray]) -> Moments:
-    """Sum over places the patches that a convolution reads in batches of inputs, and the outputs that are to be met there."""
+    """Sum up, over output positions, the patches that a convolution reads in batches of inputs, and the outputs to reproduce."""
     random, moments = np.random.default_rng(0), None
     limit = -(-MAX_PLACES // len(inputs))
     for x, y in zip(inputs, outputs):
@@ -483,7 +489,7 @@ def _by_layer(what: str, given, offered: Mapping[str, list[int]], default) -> di
         if name not in offered:
             near = difflib.get_close_matches(str(name), offered, n=1)
             raise ValueError(
-                f"{what} names the layer {name!r}, which is none that can be factorized"
+                f"{what} names the layer {name!r}, which cannot be factorized"
                 + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(offered)}")
             )
     return {name: given.get(name, default) for name in offered}

@@ -1,4 +1,4 @@
-"""A flat model's graph, walked node by node: its layers on batches of values, and which of them read the image."""
+"""Run a flat model node by node on batches of values, and tell which of its layers read the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The nodes of a model in order, and by tensor id the last one that reads it."""
+    """A model's nodes in order, the last reader of each tensor by the tensor's id, and the output's id."""
 
     nodes: list
     last_reader: dict
@@ -25,7 +25,7 @@ class Graph:
 
     @classmethod
     def of(cls, model) -> Graph:
-        """Walk a flat float model. Raises TypeError and ValueError as `factorize` says, the layer named."""
+        """List the nodes of a flat float model. Raises TypeError and ValueError as `factorize` does."""
         nodes = flat_nodes(model, "factorize")
         if is_quantize_aware(model):
             raise ValueError(f"the model {model.name!r} is quantization-aware already; give the float one")
@@ -38,14 +38,14 @@ class Graph:
         return cls(nodes, readers, str(id(model.outputs[0])))
 
     def forget(self, node, *stores: dict) -> None:
-        """Drop from stores of values by tensor id what no node behind this one reads."""
+        """Drop from stores of values, by tensor id, the tensors of which this node is the last reader."""
         for tensor in node.flat_input_ids:
             if self.last_reader[tensor] is node:
                 for store in stores:
                     store.pop(tensor, None)
 
     def rest(self, first: int, values: dict) -> list:
-        """Compute the net's outputs from those of the nodes before one, batch by batch."""
+        """Compute the net's outputs, batch by batch, from the values of all nodes before number `first`."""
         for node in self.nodes[first:]:
             values[node.flat_output_ids[0]] = run(node, node.layer, values)
             self.forget(node, values)
@@ -67,12 +67,12 @@ def run(node, function, values) -> list:
 
 
 def in_batches(images) -> list:
-    """Float batches of uint8 images (n, height, width, channels)."""
+    """Cut uint8 images (n, height, width, channels) into batches of floats in 0..1."""
     return [to_float(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
 
 
 def reads_image(node) -> bool:
-    """Whether no convolution stands between the image and a node's layer, but for one that scales each channel alone."""
+    """Whether only layers that treat each pixel alone, a depthwise 1x1 convolution at most, come before a node's layer."""
     return all(_is_pixelwise(parent.layer) and reads_image(parent) for parent in node.parent_nodes)
 
 

@@ -1,4 +1,4 @@
-"""A net that starts from the trained weights of a net of other levels."""
+"""Start a net from the trained weights of a net of other levels."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def inherit(
 ) -> keras.Model:
     """Build a float model of `spec` that starts from the weights of a trained one of the same width and macro-architecture.
 
-    Stem, head and stages at the same level are copied. A stage at a finer level gets its kernels cut out of the
-    coarser ones, one at a coarser level gets the finer kernels as the blocks of a block-diagonal one and computes the
-    same function; pointwise convolutions and BatchNorm are copied. Between level 0, which has no pointwise
-    convolution, and the others a block is fitted to what the parent's gives, by least squares on images; without images it starts
-    anew. Grouped kernels come as in `factorize`, and what stands between the two is shifted to the middle of ReLU6's linear range.
+    Stem, head, and stages at the same level are copied. At a finer level, a stage's kernels are cut out of the coarser ones;
+    at a coarser level they are block-diagonal, made of the finer ones, and compute the same function. Pointwise convolutions
+    and BatchNorm are copied. Between level 0, which has no pointwise convolutions, and the others, a block is fitted to the
+    parent's outputs by least squares on images (grouped kernels as in `factorize`, the values between the two convolutions
+    shifted to the middle of ReLU6's linear range); without images it starts anew.
 
     Args:
         parent: float model of `parent_spec`.
         parent_spec, spec: they differ in level alone.
-        seed: of what starts anew.
+        seed: of the random weights.
         calibration: images to fit on, uint8 (n, height, width, channels), hundreds of them; None: nothing is fitted.
 
     Raises:

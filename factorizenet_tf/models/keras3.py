@@ -1,6 +1,6 @@
-"""The door for models of others: a Keras 3 or tf_keras classifier rebuilt, layer by layer, as a flat tf_keras one of pixels in 0..1.
+"""Rebuild a user's Keras 3 or tf_keras classifier, layer by layer, as a flat tf_keras model that takes pixels in 0..1.
 
-Only the layers and fields that `keras3_file` knows are taken over, and what is built is compared with the original.
+Only layers and fields that `keras3_file` knows are rebuilt, and the result is compared with the original.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ def from_keras3(
     deviation: Sequence[float] = (),
     size: int | None = None,
 ) -> keras.Model:
-    """Rebuild a Keras 3 classifier in tf_keras, with its weights: what TFMOT, and so all of this package, can take.
+    """Rebuild a Keras 3 classifier in tf_keras, the Keras that TFMOT and so this package need, with its weights.
 
-    Models inside the model are inlined. Rescaling and Normalization behind the input, and what `pixel_range` says, are folded
-    into the first convolution where that changes nothing, else they are a depthwise 1x1 convolution, named "pixels", in front
-    of it. Layers of augmentation and noise are left out. The result is compared with the original on random images.
+    Models inside the model are inlined. Rescaling and Normalization behind the input, and the conversion from 0..1 to
+    `pixel_range`, are folded into the first convolution if that changes nothing, else they become a depthwise 1x1 convolution
+    named "pixels" in front of it. Layers of augmentation and noise are left out. The result is compared with the original on
+    random images.
 
     Args:
         model: functional or sequential Keras 3 model (a tf_keras one, too) of stock layers that takes images and gives
             (batch, classes), or the path of the .keras or .h5 file that Keras 3 wrote of one.
-        pixel_range, mean, deviation: what it takes in the place of pixels in 0..1, as for `Pixels`.
-        size: height and width in pixels of the images, where the model leaves them open.
+        pixel_range, mean, deviation: the pixels that it takes, as for `Pixels`.
+        size: height and width in pixels of the images, if the model leaves them open.
 
     Returns:
         A flat functional tf_keras model, images in 0..1 in.
@@ -49,9 +50,9 @@ def from_keras3(
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: it is no model.
-        ValueError: a subclassed model, a layer, field, activation or operation that is not in the tables (Lambda and code of
-            one's own never are), a layer used twice, several inputs or outputs, an open size, weights that are not finite or
-            huge, a damaged file; the layer is named.
+        ValueError: a subclassed model, an unknown layer, field, activation or operation (Lambda and custom classes are always
+            unknown), a layer used twice, several inputs or outputs, an open size, weights that are not finite or huge, a
+            damaged file; the layer is named.
     """
     pixels = Pixels(pixel_range, mean, deviation)
     if isinstance(model, (str, os.PathLike)):
@@ -60,10 +61,10 @@ def from_keras3(
 
 
 def quantizable(model: keras.Model) -> keras.Model:
-    """Give a float model that computes the same, of layers that TFMOT can quantize where it cannot these.
+    """Replace layers of a float model that TFMOT cannot quantize by others that compute the same.
 
-    A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, and a swish inside a
-    layer one behind it.
+    A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, and a layer's own
+    swish a layer behind it.
     """
     for layer in model.layers:
         kind, activation = type(layer).__name__, _activation(layer)
@@ -91,7 +92,7 @@ def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = F
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(
             f"the model {model.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; it needs one of each: "
-            "make a model of the one that classifies"
+            "make a model of the image and the classifier's output alone"
         )
     shape = _image_shape(model, graph.inputs[0].shape, size)
     for range_ in ("0..1", "0..255"):  # the second where the model makes its input so small, and none is given
@@ -108,8 +109,8 @@ def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = F
         given, needed = [weight.shape for weight in weights], [tuple(weight.shape) for weight in layer.weights]
         if given != needed:
             raise ValueError(
-                f"the layer {layer.name!r} has weights {given}; {needed} are needed: merge adapters and remove quantization "
-                "of its own"
+                f"the layer {layer.name!r} has weights of shapes {given}, not {needed}; merge adapters (LoRA) and remove Keras' "
+                "own quantization"
             )
         layer.set_weights(weights)
     check_weights(result)
@@ -128,14 +129,14 @@ def check_weights(model: keras.Model) -> None:
 
 
 def check_pixels(model: keras.Model) -> None:
-    """Raise ValueError where the first layers scale the pixels down as those of 0..255 are: all nets here take 0..1."""
+    """Raise ValueError if the first layers scale pixels of 0..255 down: all nets of this package take pixels in 0..1."""
     for layer in model.layers:
         kind = type(layer).__name__
         if kind not in ("InputLayer", "Rescaling", "Normalization", *LEFT_OUT):
             return
         if kind in ("Rescaling", "Normalization") and np.abs(_affine(layer, model.input_shape[-1])[0]).max() < 0.1:
             raise ValueError(
-                f"the layer {layer.name!r} of {model.name!r} scales pixels of 0..255, and nets here take 0..1; "
+                f"the layer {layer.name!r} of {model.name!r} scales pixels of 0..255, and this package's nets take 0..1; "
                 "factorizenet_tf.from_keras3(model) makes it one that does"
             )
 
@@ -193,7 +194,9 @@ def _affine(layer, channels):
     else:
         fields = fields_of(kind, config, name)
         if fields.get("invert") or fields.get("axis") not in (-1, 3, (-1,), [-1], (3,), [3], None):
-            raise ValueError(f"the layer {name!r} normalizes another axis than the channels, or inversely; use axis=-1")
+            raise ValueError(
+                f"the layer {name!r} normalizes another axis than the channels, or inverts; use axis=-1 and invert=False"
+            )
         values = (keras.backend.get_value(v) if isinstance(v, tf.Variable) else v for v in (layer.mean, layer.variance))
         mean, variance = (np.asarray(value, float).reshape(-1) for value in values)
         scale = 1 / np.maximum(np.sqrt(variance), 1e-7)
@@ -334,7 +337,7 @@ class _Builder:
             return keras.layers.LeakyReLU(0.2, name=self.name(f"{name}_leaky_relu"))(x)
         if activation not in ("hard_sigmoid", "hard_silu", "hard_swish"):
             raise ValueError(
-                f"the layer {name!r} has the activation {activation!r}, which is not rebuilt; use a stock one"
+                f"the layer {name!r} has the activation {activation!r}, which cannot be rebuilt; use a stock one"
             )
         gate = self.rescaled(f"{name}_plus_3", x, 1.0, 3.0)
         gate = keras.layers.ReLU(6, name=self.name(f"{name}_relu6"))(gate)

@@ -1,7 +1,6 @@
-"""Read a file of Keras 3's, and run no code in it.
+"""Read a Keras 3 model's file without running code in it.
 
-Its architecture is read as JSON and cut down to layers and fields that are known, and only then given to Keras 3, which reads
-the weights.
+The architecture is read as JSON and cut down to known layers and fields before Keras 3 gets it and reads the weights.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ def _clean_model(config, where) -> dict:
         inner, kind, module = config["config"], config["class_name"], "keras"
         if kind not in MODELS:
             raise ValueError(
-                f"{where} is a {kind}, a class of one's own; it must be a functional or sequential model of stock layers"
+                f"{where} is a {kind}, a custom class; it must be a functional or sequential model of stock layers"
             )
         layers = [_clean_layer(layer, where) for layer in inner["layers"]]
         kept = {key: inner[key] for key in MODEL_FIELDS if key in inner}
@@ -112,7 +111,9 @@ def _clean_layer(entry, where) -> dict:
         raise unknown_layer(name, kind, module)
     nodes = entry.get("inbound_nodes", [])
     if not _is_plain(nodes, tensors=True):
-        raise ValueError(f"the layer {name!r} of {where} is called with more than tensors and numbers; save it without")
+        raise ValueError(
+            f"the layer {name!r} of {where} is called with more than tensors and numbers; build the model without"
+        )
     return cleaned | {"name": name, "inbound_nodes": nodes}
 
 
@@ -132,10 +133,14 @@ def fields_of(kind, config, name) -> dict:
     for key, value in config.items():
         if key in FIELDS[kind]:
             if not _is_plain(value) or callable(value):
-                raise ValueError(f"the layer {name!r} has {key} {_named(value)}, which is not rebuilt; use a stock one")
+                raise ValueError(
+                    f"the layer {name!r} has {key} {_named(value)}, which cannot be rebuilt; use a stock one"
+                )
             fields[key] = value
         elif value and (key, value) != ("groups", 1) and key not in UNUSED and not key.endswith(OF_TRAINING):
-            raise ValueError(f"the layer {name!r}, a {kind}, has {key} {value!r}, which is not rebuilt; use it without")
+            raise ValueError(
+                f"the layer {name!r}, a {kind}, has {key} {value!r}, which cannot be rebuilt; leave it out"
+            )
     return fields
 
 

@@ -1,4 +1,4 @@
-"""Take in a whole Keras model of the user's, an object or a file."""
+"""Load a user's own Keras model, an object or a file, as the package takes it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ IN_FRONT = tuple(getattr(keras.layers, name) for name in IN_FRONT.split())
 
 
 def taken_in(model: object, pixels: Pixels | None = None, size: int | None = None) -> keras.Model:
-    """Give a model of the user's as all of the package takes it: flat, tf_keras, images in 0..1 in.
+    """Give a user's model as the rest of the package takes it: flat, tf_keras, images in 0..1 in.
 
-    A plain tf_keras model is given back; one of Keras 3, one with models, Rescaling or Normalization inside, and one that
-    wants other pixels or leaves its size open is rebuilt, with `from_keras3`'s arguments and errors. One that was rebuilt
-    before, or made from such a one, takes 0..1 whatever is given.
+    A plain tf_keras model is returned as it is. A Keras 3 model, one with models, Rescaling or Normalization inside, one that
+    takes other pixels and one of open size are rebuilt, with `from_keras3`'s arguments and errors. A model that was rebuilt
+    before takes pixels in 0..1, and `pixels` and `size` are ignored.
     """
     if isinstance(model, keras.Model) and getattr(model, "input_names", None) == [INPUT]:
         pixels, size = None, None

@@ -1,8 +1,8 @@
 """Low-rank fits of a convolution's kernel by least squares, in NumPy alone.
 
-A convolution is a linear map from patches (K * K * C numbers, in the order height, width, channel) to outputs. What is fitted
-here meets the old layer's outputs best on the patches that were summed up in `Moments`, or without any is closest to the
-kernel itself.
+A convolution is a linear map from patches (K * K * C numbers, in the order height, width, channel) to outputs. The fits
+reproduce the old layer's outputs as well as possible on the patches summed up in `Moments`; without patches they are closest
+to the kernel itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SWEEPS = 4  # over the groups, each fitted anew to what the others leave
 
 
 class Moments:
-    """Sums over places of a layer's output: of its patches x (K * K * C,), and of the outputs y (filters,) to be met."""
+    """Sums over output positions of a layer: of its patches x (K * K * C,) and the outputs y (filters,) to reproduce."""
 
     def __init__(self, numbers: int, filters: int):
         self.count = 0
@@ -53,7 +53,7 @@ class NormalEquations:
 
     @classmethod
     def of(cls, kernel: np.ndarray, bias: np.ndarray, moments: Moments | None) -> NormalEquations:
-        """Set them up for an old kernel and bias (filters,)."""
+        """Set them up for an old kernel (height, width, channels, filters) and its bias (filters,)."""
         flat = kernel.reshape(-1, kernel.shape[3])
         if moments is None:  # as if all numbers of a patch were independent and alike
             return cls(kernel, np.eye(len(flat)), flat, np.zeros(len(flat)), bias)
@@ -64,15 +64,19 @@ class NormalEquations:
         return cls(kernel, xx + damping * np.eye(len(xx)), xy, x, y)
 
     def bias(self, flat: np.ndarray) -> np.ndarray:
-        """Give the bias with which a map (n, filters) meets the outputs' means."""
+        """Give the bias (filters,) with which a map (n, filters) reproduces the outputs' means."""
         return self.mean_y - self.mean_x @ flat
 
 
 def spatial_first(normal: NormalEquations, groups: int, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit a kernel in groups with `rank` filters each, and a pointwise one behind it.
 
-    Each group in turn gets the map of that rank that meets best what the others leave (reduced-rank regression: the least
-    squares map, cut by singular values in the metric of the group's patches); at last the pointwise kernel is fitted to all.
+    Each group in turn is fitted to the residual of the others by reduced-rank regression: the least squares map, cut by
+    singular values in the metric of the group's patches. At last the pointwise kernel is fitted to all groups.
+
+    Returns:
+        The two kernels (height, width, channels / groups, groups * rank) and (1, 1, groups * rank, filters), and the map from
+        patches to outputs that they make, (height * width * channels, filters).
     """
     height, width, channels, filters = normal.kernel.shape
     inside = channels // groups
@@ -100,7 +104,11 @@ def spatial_first(normal: NormalEquations, groups: int, rank: int) -> tuple[np.n
 def pointwise_first(normal: NormalEquations, groups: int, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit a pointwise kernel, and behind it one in groups that read `rank` channels each.
 
-    The pointwise one by singular values in the metric of the channels' covariance, the other by least squares.
+    The first is fitted by singular values in the metric of the channels' covariance, the second by least squares.
+
+    Returns:
+        The two kernels (1, 1, channels, groups * rank) and (height, width, rank, filters), and the map that they make, as
+        for `spatial_first`.
     """
     height, width, channels, filters = normal.kernel.shape
     area, size = height * width, filters // groups
@@ -122,7 +130,7 @@ def pointwise_first(normal: NormalEquations, groups: int, rank: int) -> tuple[np
 
 
 def regroup(normal: NormalEquations, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a kernel in more groups than the old one."""
+    """Fit a kernel (height, width, channels / groups, filters) in more groups; give it and its map, as for `spatial_first`."""
     height, width, channels, filters = normal.kernel.shape
     inside, size = channels // groups, filters // groups
     members = np.arange(height * width * channels).reshape(-1, groups, inside).swapaxes(0, 1).reshape(groups, -1)

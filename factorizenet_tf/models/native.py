@@ -37,11 +37,11 @@ def has_native_gradient() -> bool:
 
 
 def use_native_kernels(model: keras.Model | keras.layers.Layer) -> keras.Model | keras.layers.Layer:
-    """Have the grouped convolutions of a model, or a layer that is one, run TensorFlow's kernels and not XLA's.
+    """Let a model's grouped convolutions, or a layer that is one, run TensorFlow's kernels and not XLA's.
 
-    Where there is no native gradient the kernel is made block-dense in the graph: zeros between the groups, about as
-    fast as a regular convolution. Reaches layers inside quantization wrappers. A copy made from the model's config has
-    the slow path again.
+    Without a native gradient the kernel is made block-dense in the graph: zeros between the groups, about as fast as a
+    regular convolution. Layers inside quantization wrappers are included. A copy made from the model's config runs XLA's
+    kernels again.
 
     Returns:
         The model or layer.
@@ -54,13 +54,13 @@ def use_native_kernels(model: keras.Model | keras.layers.Layer) -> keras.Model |
 
 @contextlib.contextmanager
 def inference_kernels(model: keras.Model, *, channels: int = 1) -> Iterator[None]:
-    """Within the block the grouped convolutions of a model run TensorFlow's grouped kernel, gradient or not.
+    """Let a model's grouped convolutions run TensorFlow's grouped kernel within the block, whether it has a gradient or not.
 
-    What is traced here goes into a file, whose convolutions shall have their own groups and bytes.
+    For graphs that are traced into a file, whose convolutions must keep their own groups and bytes.
 
     Args:
         model: as for `use_native_kernels`.
-        channels: a group has this many or more, where the layer's has fewer by zeros between groups; the sums are the same.
+        channels: join groups, with zeros between them, until each has at least this many channels; the sums are the same.
     """
     layers = _grouped_layers(model)
     before = [vars(layer).get("_jit_compiled_convolution_op") for layer in layers]
@@ -91,7 +91,7 @@ def warn_without_native_gradient(model: keras.Model) -> None:
 
 
 def _convolve(layer, groups, inputs, kernel):
-    """Convolve in `groups`, a divisor of the layer's own, by a kernel with zeros between those that become one."""
+    """Convolve in `groups`, a divisor of the layer's own number; groups that become one have zeros between them."""
     joined = layer.groups // groups
     if joined > 1:
         inside, filters = kernel.shape[-2:]

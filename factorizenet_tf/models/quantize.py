@@ -1,4 +1,4 @@
-"""From a float model to a quantization-aware one (TFMOT): ranges initialised, the input's fixed to 0..1."""
+"""Turn a float model into a quantization-aware one (TFMOT), its ranges initialised, the input's fixed to 0..1."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 CALIBRATION_BATCH = 128
-BIAS_BITS = 29  # of a bias at most: 31 and a sign there are, and the products come on top
+BIAS_BITS = 29  # a bias may take, of 31 and a sign: the products are added to it
 # Layers without weights that TFMOT's own registry lacks: their outputs are quantized.
 OUTPUT_ALONE = ("Average", "ELU", "Maximum", "Minimum", "Multiply", "Rescaling", "Subtract")
 
@@ -118,10 +118,10 @@ def is_quantize_aware(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def with_room_for_biases(model: keras.Model) -> Iterator[None]:
-    """Widen for a while, in a quantization-aware model, the scales of filters whose biases would not fit into 32 bits.
+    """Widen the scales of filters whose biases would not fit into 32 bits, within the block, in a quantization-aware model.
 
-    A .tflite has a bias in steps of the input's scale times the filter's. A filter that weight decay has emptied has weights of
-    next to nothing and so has its scale; its bias would be cut off, and the sum overflow. With wider scales its weights become 0.
+    A .tflite stores a bias in steps of input scale times filter scale. A filter that weight decay has emptied has weights, and
+    so a scale, of nearly 0: its bias would be cut off and the sum overflow. With a wider scale its weights become 0.
     """
     lows = {w.name: w for w in model.weights if w.name.endswith("_min:0") and "kernel" not in w.name}
     highs = {w.name: w for w in model.weights if w.name.endswith("_max:0")}
@@ -147,7 +147,7 @@ def with_room_for_biases(model: keras.Model) -> Iterator[None]:
 
 
 def _folded(layer) -> tuple[np.ndarray, np.ndarray]:
-    """Give what the BatchNorm behind a wrapped layer multiplies its outputs by, and the bias that comes of both, (filters,) each."""
+    """Give the factor of the BatchNorm behind a wrapped layer, and the bias of both together, float (filters,) each."""
     bare = unwrap(layer)
     bias = bare.bias.numpy() if bare.use_bias else np.zeros(layer.output_shape[-1], np.float32)
     for node in layer.outbound_nodes:
@@ -159,7 +159,7 @@ def _folded(layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def without_softmax(model: keras.Model) -> keras.Model:
-    """Give a float model's logits where it ends in a softmax, with the same layers before it; else the model itself."""
+    """Cut off the softmax that a float model ends in, sharing the layers before it; without one, return the model itself."""
     last = model.outputs[0]._keras_history.layer
     kind, activation = type(last).__name__, getattr(getattr(last, "activation", None), "__name__", "")
     if kind == "Softmax" or (kind, activation) == ("Activation", "softmax"):

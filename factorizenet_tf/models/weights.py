@@ -1,4 +1,4 @@
-"""Weights of a net as .h5, with spec and precision inside the file, and the models rebuilt from them."""
+"""Save a net's weights as .h5 with its spec and precision inside, and rebuild models from such files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_model(
 
     Args:
         path: the .h5 file.
-        spec, precision: what the file must be of; None: whatever it is of.
+        spec, precision: what the file must hold; None: any.
 
     Returns:
         The float model, or the quantization-aware one where the file's precision is "int8".
@@ -131,7 +131,7 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
         )
     spec, precision = header["factorizenet_spec"], header.get("factorizenet_precision")
     if not isinstance(spec, str):
-        raise ValueError(f"{path} has the spec {spec!r}, which is no text; restore the file from a copy")
+        raise ValueError(f"{path} has the spec {spec!r}, which is not text; restore the file from a copy")
     if not isinstance(precision, str) or precision not in ("float", "int8"):
         raise ValueError(f"{path} has the precision {precision!r}; it must be float or int8: restore it from a copy")
     return spec_from_json(spec), precision

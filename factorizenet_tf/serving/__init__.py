@@ -1,4 +1,4 @@
-"""Nets where they are used: exported for TensorFlow Serving, served at once, and asked about image files."""
+"""Use nets: export them for TensorFlow Serving, serve them over HTTP, classify image files."""
 
 import lazy_loader
 

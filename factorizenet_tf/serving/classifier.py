@@ -1,4 +1,4 @@
-"""The int8 nets that `serve` and `predict` ask, by LiteRT alone: neither needs TensorFlow."""
+"""Classify images by int8 nets on LiteRT, for `serve` and `predict`; TensorFlow is not needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Classifier", "load_classifier", "load_classifiers"]
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """An int8 net with its name and its class names by number; several threads may ask it."""
+    """An int8 net with its name and its class names by number; several threads may use it."""
 
     name: str
     model: Int8Model
@@ -45,11 +45,17 @@ class Classifier:
 def load_classifier(
     source: str | os.PathLike, *, name: str | None = None, threads: int = 1, zoo_dir: str | os.PathLike | None = None
 ) -> Classifier:
-    """Load the int8 net of a name of the zoo, a run's folder, a .tflite or a qat.h5; `name` in the place of its own.
+    """Load an int8 net: a name of the zoo, a run's folder, a .tflite or a qat.h5.
+
+    Args:
+        source: what `loading.resolve` takes.
+        name: that the net is served by; None: its own.
+        threads: of one inference.
+        zoo_dir: as for `zoo.load`.
 
     Raises:
-        FileNotFoundError: there is nothing at the source.
-        ValueError: it is damaged or a float net, or its name cannot be a part of an address.
+        FileNotFoundError: the source does not exist.
+        ValueError: it is damaged or a float net, or its name cannot be part of an address.
     """
     net = resolve(source, zoo_dir=zoo_dir)
     name = check_served_name(net.name if name is None else name)
@@ -64,7 +70,7 @@ def load_classifier(
 def load_classifiers(
     sources: Sequence[str | os.PathLike], *, threads: int = 1, zoo_dir: str | os.PathLike | None = None
 ) -> dict[str, Classifier]:
-    """Load the int8 nets of several sources, by name; `name=source` gives one another name.
+    """Load the int8 nets of several sources, by name; "name=source" gives a net another name.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier`; or there is no source, or two nets have one name.

@@ -1,4 +1,4 @@
-"""The folder that TensorFlow Serving sees: where a model's next version goes, and the models.config beside the models.
+"""Manage the folder that TensorFlow Serving sees: a model's next version, and the models.config beside the models.
 
 Source: https://www.tensorflow.org/tfx/serving/serving_config and tensorflow_serving/config/model_server_config.proto.
 """
@@ -24,9 +24,12 @@ LOCK_SECONDS = 30
 
 
 def next_version(folder: str | os.PathLike, name: str, version: int | None = None) -> Path:
-    """Choose where an export goes, `folder/name/version`, and check all that would stop it; nothing is written.
+    """Choose the folder of an export, `folder/name/version`, and check all that could stop it; nothing is written.
 
-    The folder, what the server sees as MOUNT, need not be there; the version is above the newest one, None the next.
+    Args:
+        folder: that the server sees as MOUNT; it need not exist.
+        name: of the model.
+        version: above the newest one; None: the next.
 
     Raises:
         ValueError: the name cannot be served, the version is not above the newest, or models.config is no text proto of
@@ -50,11 +53,13 @@ def next_version(folder: str | os.PathLike, name: str, version: int | None = Non
 
 
 def add_model(folder: str | os.PathLike, name: str) -> bool:
-    """Add a model to `folder/models.config`, for the server to answer with its highest version.
+    """Add a model to `folder/models.config`, so that the server answers with its highest version.
 
-    The file's own text, comments included, stays as it is: the entry is inserted before the brace that ends the list.
-    A model that is in it already is left as it is, and so is the file; one whose base_path is elsewhere is warned of. Gives
-    whether the file was written.
+    The file's own text, comments included, stays as it is: the entry is inserted before the brace that ends the list. If the
+    model is in the file already, the file is left as it is; a warning tells if that entry's base_path is elsewhere.
+
+    Returns:
+        Whether the file was written.
 
     Raises:
         ValueError: as `next_version`, of the file.

@@ -1,4 +1,4 @@
-"""Write versions for TensorFlow Serving: graph (preprocessing, net, probabilities, class), model.tflite, warm-up requests."""
+"""Write a net for TensorFlow Serving: a graph from pixels or image files to classes, model.tflite, warm-up requests."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 def serving_module(model: keras.Model, labels: Sequence[str], resize: str = "stretch") -> tuple[tf.Module, dict]:
     """Make the module and its signatures for `tf.saved_model.save`.
 
-    `serving_default`: `image` uint8 (batch, height, width, channels). `serving_bytes`: `image_bytes`, strings (batch,)
+    `serving_default` takes `image` uint8 (batch, height, width, channels), `serving_bytes` takes `image_bytes`, strings (batch,)
     that are image files of any size. Both give `logits` and `probabilities` float32 (batch, classes), `class_id` int64
     (batch,) and `class_name`, strings (batch,).
 
-    Files are read as `data.read_image` reads them, as closely as TensorFlow's decoder allows: it takes GIF and JPEG XL,
-    too, but no PPM; EXIF's orientation is not applied; a resized pixel may be one of 255 steps away; nothing but the server's memory bounds a file's pixels.
+    Files are read as by `data.read_image`, as closely as TensorFlow's decoder allows: it takes GIF and JPEG XL, too, but no
+    PPM; EXIF's orientation is not applied; a resized pixel may differ by one of 255 steps; and a file's pixels are limited by
+    the server's memory alone.
 
     Args:
         model: tf_keras model, images in 0..1 in, logits out. Its weights become constants, so that TensorFlow fuses
             convolution, BatchNorm and activation; grouped convolutions run TensorFlow's kernels, not XLA's.
         labels: class names by number.
-        resize: of image files of another aspect: "stretch", "crop" or "pad".
+        resize: image files of another aspect ratio: "stretch", "crop" or "pad".
     """
     height, width, channels = model.input_shape[1:]
     image = tf.TensorSpec((None, height, width, channels), tf.uint8, name="image")
@@ -136,25 +137,25 @@ def export(
 ) -> ServingExport:
     """Write a net as `folder/name/version` for TensorFlow Serving, with warm-up requests, and add it to models.config.
 
-    A version is written aside and renamed, so that a polling server sees all of it or nothing; none is ever written
-    over. Of an int8 net the graph is the fake-quantized one, no faster than float's; its true int8 self is model.tflite
-    beside it, which the server takes with --prefer_tflite_model. `folder/models.config` names the model from then on;
-    what else is in that file stays as it is (`models_config.add_model`).
+    A version is written aside and renamed, so that a polling server sees all of it or nothing; none is ever overwritten.
+    The graph of an int8 net is the fake-quantized model, no faster than float; the true int8 net is model.tflite beside it,
+    which the server takes with --prefer_tflite_model. The model is added to `folder/models.config`; the rest of that file
+    stays as it is (`models_config.add_model`).
 
     Args:
         source: what `loading.resolve` takes.
-        folder: made where it is not there; may hold other models.
-        name: for clients; None takes the source's own.
-        precision: of a run, "int8" or "float"; None takes int8. Another source has its own.
-        labels: class names by number; None takes the source's, or numbers where it has none.
+        folder: made if it does not exist; may hold other models.
+        name: for clients; None: the source's own.
+        version: an integer above the newest one; None: the next.
+        precision: of a run's nets, "int8" or "float"; None: int8. Any other source has one precision.
+        labels: class names by number; None: the source's, or numbers if it has none.
         zoo_dir: where a name is looked up, as for `zoo.load`.
-        version: an integer above the newest one; None takes the next.
 
     Raises:
         ValueError: as `models_config.next_version` or `loading.resolve`; or the source is a .tflite or has another
             precision, or labels and classes differ in number.
         FileExistsError: `folder/name` holds something else, or another export took the version in the meantime.
-        FileNotFoundError: there is nothing at the source.
+        FileNotFoundError: the source does not exist.
         ModuleNotFoundError: tensorflow-serving-api is not installed (extra `serve`).
         OSError: the folder cannot be written.
         TimeoutError: another export held the folder's lock for 30 s.

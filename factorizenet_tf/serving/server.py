@@ -49,8 +49,8 @@ def serve(
 ) -> None:
     """Serve int8 nets over HTTP until SIGINT or SIGTERM; running requests are then finished.
 
-    There is no authentication and no TLS, and a client that never sends its headers keeps its connection: where others
-    than this machine's programs reach the port, put a proxy before it.
+    There is no authentication and no TLS, and a client that never sends its headers keeps its connection: put a proxy in
+    front of the port if more than this machine's own programs can reach it.
 
     Args:
         sources: as for `load_classifiers`: names of the zoo, runs' folders, .tflite files; `name=source` renames.
@@ -59,7 +59,7 @@ def serve(
         threads: of one inference.
         zoo_dir: where names are looked up; None: as `zoo.load`.
         max_bytes: of one request's body.
-        started: is called with the nets by name and the server's address once it listens.
+        started: called with the nets by name and the server's address once it listens.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifiers`, or an argument is out of its range.
@@ -108,7 +108,7 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception):
-        return JSONResponse({"error": "the server failed; its output says where"}, 500)
+        return JSONResponse({"error": "the server failed; its own output has the details"}, 500)
 
     @app.get("/healthz")
     async def health():
@@ -168,13 +168,18 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
 
 
 def images_of(body: bytes, shape: Sequence[int], resize: str = "stretch") -> tuple[np.ndarray, bool]:
-    """Read the images uint8 (n, height, width, channels) of a request, and whether they are rows ("instances").
+    """Read the images uint8 (n, height, width, channels) of a request, and tell whether it has rows ("instances").
 
-    The signature `serving_default` takes nested lists of integers 0..255, `serving_bytes` {"b64": ...} of files that
-    `read_image` reads, and resizes as `resize` says; either may be wrapped in its input's name. A request of columns has "inputs" for "instances".
+    The signature `serving_default` takes nested lists of integers 0..255, `serving_bytes` image files as {"b64": ...}, read by
+    `read_image`; either may be wrapped in its input's name. A request for columns has "inputs" instead of "instances".
+
+    Args:
+        body: the request's JSON.
+        shape: (height, width, channels).
+        resize: as for `read_image`.
 
     Raises:
-        ValueError: it is anything else; the message says what.
+        ValueError: the request has another form; the message says what is wrong.
     """
     try:
         request = json.loads(body)

@@ -1,1 +1,1 @@
-"""A .tflite without TensorFlow: run, read, written, timed, regrouped, exported."""
+"""Run, read, write, time, regroup and export a .tflite without TensorFlow."""

@@ -1,4 +1,4 @@
-"""Write an int8 .tflite with what an app must know of it: preprocessing as a TFLite metadata buffer, and the labels.
+"""Write an int8 .tflite with what an app needs to know: preprocessing, as a TFLite metadata buffer, and the labels.
 
 Source: TFLite's metadata schema, version 1 (identifier M001), https://www.tensorflow.org/lite/models/convert/metadata.
 """
@@ -28,11 +28,11 @@ COLOR_SPACES = {1: ("Int8", 2), 3: ("Int8", 1)}  # channels -> GRAYSCALE, RGB
 
 
 def export_tflite(content: bytes, path: str | os.PathLike, *, name: str, io: str = "int8") -> int:
-    """Write an int8 .tflite with metadata, and the labels that are in it; give its bytes.
+    """Write an int8 .tflite with metadata and its labels; give the file's size in bytes.
 
     Args:
-        content: the int8 .tflite, as `Source.tflite` gives it or `regroup_fastest` made it.
-        path: the file; new.
+        content: the int8 .tflite, from `Source.tflite` or `regroup_fastest`.
+        path: of the new file.
         name: of the net, in the metadata.
         io: type of input and output, "int8" or "uint8".
 
@@ -48,13 +48,13 @@ def export_tflite(content: bytes, path: str | os.PathLike, *, name: str, io: str
 
 
 def with_metadata(content: bytes, *, name: str) -> bytes:
-    """Add its metadata buffer to a .tflite of an image classifier, in the place of one that it has.
+    """Add the metadata buffer to an image classifier's .tflite, or replace the one that it has.
 
-    The buffer says: an RGB or grey image of which size, that a pixel p in 0..255 stands for p / 255, or for what the
-    input's range says (the tensor's own scale and zero point then make it an integer), and, where the file holds labels.txt, that this names the classes.
+    The buffer describes the image (RGB or grey, its size), the real value that a pixel in 0..255 stands for (p / 255, or the
+    range that the input's scale and zero point show) and, if the file holds labels.txt, that it names the classes.
 
     Args:
-        content: one input (1, height, width, channels), one output (1, classes).
+        content: the .tflite: one input (1, height, width, channels), one output (1, classes).
         name: of the model.
 
     Raises:

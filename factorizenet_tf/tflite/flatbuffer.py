@@ -1,4 +1,4 @@
-"""A .tflite as objects: its flatbuffer read and written, and the files associated with it. Needs no TensorFlow."""
+"""Read and write a .tflite's flatbuffer as objects, and the files associated with it. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALIGNMENT = 16  # bytes, what the schema demands of a buffer; the generated Pyth
 
 
 def read_flatbuffer(content: bytes):
-    """The `ModelT` of a .tflite, objects of ai-edge-litert's generated schema that can be changed.
+    """Read a .tflite as a `ModelT`: objects of ai-edge-litert's generated schema, which can be changed.
 
     Raises:
         ValueError: it is no .tflite, or damaged.
@@ -39,7 +39,7 @@ def read_flatbuffer(content: bytes):
 
 
 def _check_numbers(model) -> None:
-    """Raise where something is named by a number that there is not; inputs and outputs that are left out become empty."""
+    """Raise if a number names nothing; inputs and outputs that are left out become empty lists."""
     for graph in model.subgraphs:
         graph.operators = graph.operators or []
         for table in (graph, *graph.operators):
@@ -54,10 +54,10 @@ def _check_numbers(model) -> None:
 
 
 def write_flatbuffer(model) -> bytes:
-    """The bytes of a `ModelT`; associated files are not among them.
+    """Write a `ModelT` as bytes, without associated files.
 
-    Buffers are aligned as the schema demands, and what is equal (a vector of scales or zero points, a buffer, an
-    operator's options) is written once.
+    Buffers are aligned as the schema demands; equal vectors of scales or zero points, equal buffers and equal options of
+    operators are written once.
     """
     for buffer in model.buffers:
         buffer.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
@@ -67,11 +67,11 @@ def write_flatbuffer(model) -> bytes:
 
 
 class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal strings, and vectors and tables of numbers, once, and vectors of bytes at multiples of ALIGNMENT.
+    """Write equal strings, vectors and tables of numbers once, and vectors of bytes at multiples of ALIGNMENT.
 
-    Tables that refer to others are not among them, so that a net's bytes depend little on which of its activations
-    happen to have the same scale. It stands between the schema's generated code and flatbuffers 25.12.19, whose methods it
-    overrides: the place of a thing is the builder's head when it is finished, and the head goes back where it is there.
+    Tables that refer to other tables are always written, so that a net's size depends little on which of its activations
+    happen to share a scale. The methods override flatbuffers 25.12.19's, which the schema's generated code calls: what is
+    finished lies at the builder's head; if an equal one exists already, the head goes back and that one's place is used.
     """
 
     def __init__(self):
@@ -126,14 +126,14 @@ class _SharingBuilder(flatbuffers.Builder):
 
 
 def tensor_name(tensor) -> str:
-    """The name of a `TensorT` as text, "" where it has none."""
+    """Give a `TensorT`'s name as text, "" if it has none."""
     if tensor.name is None:
         return ""
     return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name)
 
 
 def operator_name(model, operator) -> str:
-    """The name of a builtin operator of a `ModelT`, e.g. "CONV_2D"."""
+    """Name a builtin operator of a `ModelT`, e.g. "CONV_2D"."""
     from ai_edge_litert.schema_py_generated import BuiltinOperator
 
     code = model.operatorCodes[operator.opcodeIndex]
@@ -142,13 +142,13 @@ def operator_name(model, operator) -> str:
 
 
 def add_tensor(graph, tensor) -> int:
-    """Add a tensor to a graph; gives its number."""
+    """Add a tensor to a graph; give its number."""
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
 
 
 def insert_operator(model, graph, place: int, kind: str, inputs: list[int], output: int, *, version=1, **options):
-    """Insert an operator, e.g. "Quantize", into a graph, and its code where that is not there; tensors by number."""
+    """Insert an operator, e.g. "Quantize", into a graph, and its code if the model lacks it; tensors are given by number."""
     from ai_edge_litert import schema_py_generated as schema
 
     code = getattr(schema.BuiltinOperator, kind.upper())
@@ -167,19 +167,19 @@ def insert_operator(model, graph, place: int, kind: str, inputs: list[int], outp
 
 
 def data_bytes(model, tensor) -> int:
-    """The bytes of a constant tensor, 0 of another."""
+    """Count the bytes of a constant tensor; 0 for any other."""
     data = model.buffers[tensor.buffer].data
     return 0 if data is None else len(data)
 
 
 def output_name(model, graph, number: int) -> str:
-    """The name of what a graph's operator of this number writes; in a slim file, which has none, e.g. "CONV_2D 4"."""
+    """Name the output of a graph's operator; in a slim file, which has no names, "CONV_2D 4" by its number."""
     operator = graph.operators[number]
     return tensor_name(graph.tensors[operator.outputs[0]]) or f"{operator_name(model, operator)} {number}"
 
 
 def associated_files(content: bytes) -> dict[str, bytes]:
-    """The files in the archive behind a .tflite's flatbuffer, by name; empty where there is none.
+    """Read the files in the archive behind a .tflite's flatbuffer, by name; none if there is no archive.
 
     Raises:
         ValueError: the archive is damaged; the message is zipfile's.
@@ -210,7 +210,7 @@ def with_files_of(flatbuffer: bytes, content: bytes) -> bytes:
 
 
 def with_associated_files(flatbuffer: bytes, files: dict[str, bytes]) -> bytes:
-    """Append files as TFLite's metadata does: an archive behind the flatbuffer, which readers of that skip."""
+    """Append files as TFLite's metadata does: in an archive behind the flatbuffer, which its readers skip."""
     if not files:
         return flatbuffer
     appended = io.BytesIO()

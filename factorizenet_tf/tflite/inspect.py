@@ -1,4 +1,4 @@
-"""Say what is in a .tflite, what it costs, where its bytes are, and what a runtime would refuse. Needs no TensorFlow."""
+"""Show what a .tflite holds and costs, what its bytes are for, and what runtimes refuse. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -31,20 +31,25 @@ WHY = {
     "INT16": "activations of 2 bytes: more RAM, and no kernels in XNNPACK",
     HYBRID: "dynamic range: activations are quantized anew at each run, and TensorFlow Lite Micro refuses it",
 }
-ESP_NN = "TensorFlow Lite Micro's wrapper of it takes no groups; `export --micro --kernels esp-nn` rewrites them"
-XNNPACK = "it leaves them to LiteRT's own kernels; one in the middle splits the graph"
+ESP_NN = (
+    "its TensorFlow Lite Micro wrapper takes no grouped convolutions; `export --micro --kernels esp-nn` rewrites them"
+)
+XNNPACK = "LiteRT's own kernels run them; one in the middle of the net splits the graph"
 
 
 def inspect_tflite(content: bytes) -> dict:
-    """Inspect any .tflite: what is in it, and what it costs on this machine (measured, some seconds).
+    """Inspect any .tflite: what it holds, and what it costs on this machine (measured, some seconds).
 
     Returns:
-        What JSON can hold. `operators`: kernel and stride (height, width), groups, MACs (None: not known), bytes of its
-        constants. `tensors`: role, type, shape, parameters, every scale and zero point. `not_int8`: a type, the operators
-        (subgraph, number) that use it, why that matters. `bytes`: of the file, by what they are for. `files`: the file
-        as it is, slim, and, with grouped convolutions, regrouped for this machine; bytes, arena (None: no tflite-micro,
-        or it refuses), milliseconds of an inference (None: LiteRT refuses). `refused`: by which runtime, which
-        operators (none named: all), and the reason.
+        A dict that JSON can hold, with, beside facts of the file,
+
+        * operators: kernel and stride (height, width), groups, MACs (None: not known), bytes of its constants;
+        * tensors: role, type, shape, parameters, every scale and zero point;
+        * not_int8: a type, the operators (subgraph, number) that use it, and why that matters;
+        * bytes: of the file, by what they are for;
+        * files: the file as it is, slim and, if it has grouped convolutions, regrouped for this machine: bytes, arena of the
+          reference kernels (None: tflite-micro is missing or refuses), milliseconds of an inference (None: LiteRT refuses);
+        * refused: a runtime, the operators that it refuses (empty: all), and the reason.
 
     Raises:
         ValueError: as `slim`.
@@ -75,7 +80,7 @@ def inspect_tflite(content: bytes) -> dict:
 
 
 def operator_rows(model) -> list[dict]:
-    """List the operators of a `ModelT`, the fields of `operators` as `inspect_tflite` has them."""
+    """List the operators of a `ModelT` with the fields of `inspect_tflite`'s `operators`."""
     rows = []
     for subgraph, graph in enumerate(model.subgraphs):
         for number, operator in enumerate(graph.operators):

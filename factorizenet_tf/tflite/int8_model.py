@@ -38,26 +38,25 @@ class Latency:
 
 
 class TFLiteModel:
-    """Anybody's image classifier, run as its file says: its own input and output types, at its own batch size.
+    """Anybody's image classifier, run with the input and output types, and at the batch size, of its file.
 
-    Quantized pixels are given as the file's scale and zero point have them: a range of 0..255 or -1..1 is seen by them, any
-    other stands for pixels in 0..1.
+    A quantized input's scale and zero point tell the pixels' range: 0..255, -1..1, or else 0..1.
 
     Args:
         path_or_bytes: a .tflite file or its content, input (batch, height, width, channels) and output (batch, classes),
             each int8, uint8 or float32.
         threads: of one inference.
-        pixels: what the input stands for; None: as the scale says, 0..1 for a float input.
+        pixels: what the model takes; None: the range that the scale tells, 0..1 for a float input.
 
     Attributes:
         input_shape: (height, width, channels).
-        num_classes: how many logits, or probabilities where the file ends in a softmax.
-        content, size_bytes: the file's bytes, and how many.
+        num_classes: number of logits, or of probabilities if the file ends in a softmax.
+        content, size_bytes: the file's bytes, and their number.
         batch_size: of one inference; None: any.
         input_type, output_type: "int8", "uint8" or "float32".
         input_quantization: (scale, zero point): an input q stands for scale * (q - zero point); (0.0, 0) for float.
         output_quantization: the same of the outputs.
-        kernels: "XNNPACK", or "LiteRT's own" where that refuses the file.
+        kernels: "XNNPACK", or "LiteRT's own" if XNNPACK refuses the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,7 +72,7 @@ class TFLiteModel:
         else:
             path = Path(path_or_bytes)
             if not path.is_file():
-                raise FileNotFoundError(f"no .tflite file {path}")
+                raise FileNotFoundError(f"no .tflite file {path}; give a path that exists")
             self.content, self._source = path.read_bytes(), str(path)
         if not isinstance(threads, Integral) or threads < 1:
             raise ValueError(f"threads is {threads!r}; it must be an int of at least 1")
@@ -88,7 +87,8 @@ class TFLiteModel:
         shapes = [tuple(int(n) for n in found["shape"]) for found in (*inputs, *outputs)]
         if len(shapes) != 2 or len(shapes[0]) != 4 or math.prod(shapes[1][:-1]) != shapes[0][0]:
             raise ValueError(
-                f"{self._source} is no image classifier: it needs one input (batch, height, width, channels) and one output (batch, classes)"
+                f"{self._source} is no image classifier: it needs one input (batch, height, width, channels) and one output "
+                "(batch, classes)"
             )
         self.input_type, self.output_type = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
         if not {self.input_type, self.output_type} <= {*self.TYPES}:
@@ -105,7 +105,7 @@ class TFLiteModel:
         for what, kind in (("input", self.input_type), ("output", self.output_type)):
             if kind != "float32" and not quantizations[what][0] > 0:
                 raise ValueError(
-                    f"the {kind} {what} of {self._source} has no scale, so its numbers stand for nothing; convert it again"
+                    f"the {kind} {what} of {self._source} has no scale, so its values have no meaning; convert it again"
                 )
         self.pixels = pixels or Pixels(self._range())
         self._affine = self.pixels.affine(self.input_shape[2])
@@ -143,7 +143,7 @@ class TFLiteModel:
 
     @property
     def resize(self) -> str:
-        """How images of another aspect are resized for it, as the file says: "stretch", "crop" or "pad".
+        """How images of another aspect ratio are resized, as kept in the file: "stretch", "crop" or "pad".
 
         Raises:
             ValueError: the file's archive is damaged, or says something else.
@@ -154,7 +154,7 @@ class TFLiteModel:
         return found
 
     def predict(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
-        """Logits float32 (n, classes) of images uint8 (n, height, width, channels).
+        """Compute logits float32 (n, classes) of images uint8 (n, height, width, channels).
 
         Raises:
             TypeError: the images are not uint8.
@@ -167,15 +167,15 @@ class TFLiteModel:
         return np.float32(scale) * (quantized.astype(np.float32) - zero_point)
 
     def predict_quantized(self, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
-        """The same in the output's type, before dequantization."""
+        """Compute outputs (n, classes) in the file's own type, before dequantization; arguments and errors as `predict`."""
         return self._run(self._interpreter, images, batch_size)
 
     def predict_reference(self, images: np.ndarray) -> np.ndarray:
-        """As `predict_quantized`, by LiteRT's reference kernels: the rounding that TensorFlow Lite Micro's share."""
+        """Compute `predict_quantized` by LiteRT's reference kernels, which round as TensorFlow Lite Micro's do."""
         return self._run(self._new_interpreter("BUILTIN_REF"), images, 1)
 
     def watch(self, images: np.ndarray, see: Callable[[Callable[[int], np.ndarray]], None]) -> np.ndarray:
-        """As `predict_quantized`, by LiteRT's own kernels; after each batch `see` gets what gives a tensor by its number."""
+        """Compute `predict_quantized` by LiteRT's own kernels; after each batch call `see` with a function number -> tensor."""
         interpreter = self._new_interpreter("BUILTIN_WITHOUT_DEFAULT_DELEGATES", keeps_all=True)
         return self._run(interpreter, images, 32, see)
 
@@ -201,7 +201,11 @@ class TFLiteModel:
         return outputs
 
     def latency_ms(self, *, runs: int = 200, warm_up: int = 20) -> Latency:
-        """Time one inference at batch 1, or the file's own, on synthetic images, input copy and output copy included."""
+        """Time one inference at batch 1, or the file's own batch size, on synthetic images, copies in and out included.
+
+        Raises:
+            ValueError: `runs` is below 1.
+        """
         if runs < 1:
             raise ValueError(f"runs is {runs}; it must be at least 1")
         seconds = timeit.repeat(self.inference(), number=1, repeat=warm_up + runs)[warm_up:]
@@ -209,7 +213,7 @@ class TFLiteModel:
         return Latency(median, p10, p90, runs, self.threads)
 
     def inference(self) -> Callable[[], np.ndarray]:
-        """A function to time: one inference as for `latency_ms`."""
+        """Make a function for timing: one inference as in `latency_ms`."""
         if self.batch_size is None:
             self._resize(self._interpreter, 1)
         shape = (self.batch_size or 1, *self.input_shape)
@@ -241,8 +245,8 @@ class TFLiteModel:
         if name is None:
             warnings.warn(
                 f"the input of {self._source} stands for {low:.3g} to {high:.3g}, none of {', '.join(RANGES)}; its pixels are "
-                "taken to lie in 0..1: say what it was trained on by TFLiteModel's pixels= or, to evaluate, --pixel-range, "
-                "--pixel-mean and --pixel-deviation; elsewhere give a net that takes 0..1",
+                "assumed to be in 0..1: give those it was trained on by TFLiteModel's pixels= or, to evaluate, --pixel-range, "
+                "--pixel-mean and --pixel-deviation; elsewhere use a net that takes 0..1",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -266,7 +270,7 @@ class TFLiteModel:
 
 
 class Int8Model(TFLiteModel):
-    """An int8 image classifier run at any batch size; its pixels in 0..1, as this package writes them, or as its scale says.
+    """An int8 image classifier, run at any batch size; pixels are in 0..1, as in this package's files, or as its scale tells.
 
     Args:
         path_or_bytes: a .tflite file or its content, int8 in and out, input (batch, height, width, channels).
@@ -288,7 +292,7 @@ class Int8Model(TFLiteModel):
 
 
 def input_range(kind: str, quantization: tuple[float, int]) -> tuple[str | None, float, float]:
-    """Name the one of `RANGES` that numbers of a quantized type reach over to within 2 %, or None; and give their ends."""
+    """Give the range (a key of `RANGES`, within 2 %, or None) that a quantized type's numbers cover, and its two ends."""
     limits, (scale, zero_point) = np.iinfo(kind), quantization
     low, high = (scale * (limit - zero_point) for limit in (limits.min, limits.max))
     for name, (span, start) in RANGES.items():
@@ -298,7 +302,7 @@ def input_range(kind: str, quantization: tuple[float, int]) -> tuple[str | None,
 
 
 def quantize_pixels(images: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:
-    """Quantize pixels: int8 of images uint8, a pixel p standing for p / 255 in the range that the input reaches over, or 0..1.
+    """Quantize uint8 pixels to int8, in the range that the quantization covers (see `input_range`), or 0..1.
 
     Args:
         images: of any shape.

@@ -1,4 +1,4 @@
-"""Give a .tflite another input and output: uint8 as cameras have it, what a browser or TensorFlow Serving takes."""
+"""Give a .tflite other inputs and outputs: uint8 for cameras and browsers, or TensorFlow Serving's signature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_io(io: str) -> None:
 def with_uint8_io(content: bytes) -> bytes:
     """Give an int8 .tflite uint8 input and output: a QUANTIZE at either end adds or subtracts 128.
 
-    The numbers stand for the same values: zero points are 128 higher, scales equal.
+    The values stay the same: zero points are 128 higher, scales equal.
 
     Raises:
         ValueError: the file is damaged or not int8 in and out.
@@ -38,7 +38,7 @@ def with_uint8_io(content: bytes) -> bytes:
 
 
 def with_browser_io(content: bytes) -> bytes:
-    """Give an int8 .tflite what LiteRT.js takes: uint8 in and out, one image a run. Raises as `with_uint8_io`."""
+    """Give an int8 .tflite the form that LiteRT.js takes: uint8 in and out, batch size 1. Raises as `with_uint8_io`."""
     model = read_flatbuffer(with_uint8_io(content))
     for graph in model.subgraphs:
         for tensor in graph.tensors:

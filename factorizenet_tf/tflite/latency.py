@@ -1,4 +1,4 @@
-"""Measure how fast int8 convolutions run on LiteRT by shape and number of groups. Needs no TensorFlow."""
+"""Measure the latency of int8 convolutions on LiteRT, by shape and number of groups. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class LatencyTable:
     threads: int
 
     def to_json(self) -> str:
-        """The text that `read_table` reads back."""
+        """Write the table as JSON that `read_table` reads back."""
         head = {"format": FORMAT, "machine": self.machine, "runtime": self.runtime, "threads": self.threads}
         rows = [dataclasses.asdict(shape) | {"milliseconds": ms} for shape, ms in self.milliseconds.items()]
         return json.dumps(head | {"convolutions": rows}, indent=1) + "\n"
 
     def rows(self) -> list[dict]:
-        """A dict a shape and number of groups."""
+        """Give a dict for each shape and number of groups."""
         return [
             {"convolution": str(shape), "groups": groups, "ms": round(ms, 5)}
             for shape, by_groups in self.milliseconds.items()
@@ -145,7 +145,7 @@ def convolution_operators(model) -> Iterator[tuple]:
 
 
 def convolution_of(graph, operator) -> tuple[Convolution, int]:
-    """Shape and number of groups of a CONV_2D operator, or of a DEPTHWISE_CONV_2D, which counts as one group."""
+    """Give shape and number of groups of a CONV_2D operator, or of a DEPTHWISE_CONV_2D, which counts as one group."""
     options = operator.builtinOptions
     sides = (*operator.inputs[:2], operator.outputs[0])
     image, kernel, output = (tuple(int(n) for n in graph.tensors[i].shape) for i in sides)
@@ -176,14 +176,14 @@ def planned_convolutions(width: int, input_shape: tuple[int, int, int]) -> list[
 
 
 def measure_convolutions(convolutions: Iterable[tuple[Convolution, int]], *, threads: int = 1) -> LatencyTable:
-    """Time on LiteRT with XNNPACK each grouped shape, with every number of groups that divides one that it occurs with.
+    """Time each grouped shape on LiteRT with XNNPACK, in all numbers of groups that divide those it occurs with.
 
     Args:
         convolutions: (shape, groups) of each.
         threads: of one inference.
 
     Returns:
-        Medians over rounds in turn; the call from Python, a few microseconds, is in each of them.
+        Medians over rounds taken in turns; each includes the call from Python, a few microseconds.
     """
     from importlib.metadata import version
 
@@ -204,13 +204,13 @@ def measure_convolutions(convolutions: Iterable[tuple[Convolution, int]], *, thr
 def time_in_turns(
     calls: Sequence[Callable[[], object]], *, rounds: int = 9, seconds: float = 0.004, runs: int = 5
 ) -> np.ndarray:
-    """Time functions in turns, so that a change of the machine's speed meets all of them.
+    """Time functions in turns, so that a change of the machine's speed affects all of them.
 
     Args:
-        calls: what is timed; each is called once before.
-        rounds: how often each has its turn.
-        seconds: how long a turn lasts at least.
-        runs: how many calls a turn has at least.
+        calls: the functions; each is called once before.
+        rounds: number of turns of each.
+        seconds: minimum duration of a turn.
+        runs: minimum number of calls in a turn.
 
     Returns:
         Milliseconds float (rounds, calls): the median call of each turn. Ratios of two of them are best taken round by
@@ -231,7 +231,10 @@ def _median_ms(call, seconds, runs) -> float:
 
 
 def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO", *, keeps_all: bool = False):
-    """LiteRT's interpreter of a .tflite, on XNNPACK or those kernels; `keeps_all` outputs. Raises ValueError or RuntimeError."""
+    """Make LiteRT's interpreter of a .tflite, with XNNPACK ("AUTO") or other kernels, named as in `OpResolverType`.
+
+    `keeps_all`: all tensors can be read after an inference. Raises ValueError or RuntimeError if it refuses the file.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = OpResolverType[kernels]
@@ -243,7 +246,7 @@ def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO", *, 
 
 
 def inference(content: bytes, threads: int = 1) -> Callable[[], None]:
-    """A function to time: one inference on zeros. Raises as `new_interpreter`."""
+    """Make a function for timing: one inference on zeros. Raises as `new_interpreter`."""
     interpreter = new_interpreter(content, threads)
     for found in interpreter.get_input_details():
         interpreter.set_tensor(found["index"], np.zeros(found["shape"], found["dtype"]))
@@ -251,7 +254,7 @@ def inference(content: bytes, threads: int = 1) -> Callable[[], None]:
 
 
 def one_convolution(shape: Convolution, groups: int) -> bytes:
-    """Make a .tflite of one int8 convolution with random weights: its time does not depend on them."""
+    """Make a .tflite of one int8 convolution with random weights, on which its latency does not depend."""
     from ai_edge_litert import schema_py_generated as schema
 
     kernel = [shape.filters, *shape.kernel, shape.input_shape[2] // groups]

@@ -14,14 +14,14 @@ from .int8_model import quantize_pixels
 
 __all__ = ["arena_bytes", "micro_outputs"]
 
-MAX_ARENA_BYTES = 64 * 2**20  # what is offered to the interpreter; it says what it took
+MAX_ARENA_BYTES = 64 * 2**20  # offered to the interpreter, which reports how much it used
 
 
 def arena_bytes(content: bytes) -> int:
-    """Record peak RAM: the bytes of the arena once the interpreter has planned an int8 .tflite's tensors.
+    """Record peak RAM: the bytes of the arena in which the interpreter has planned an int8 .tflite's tensors.
 
-    Holds for tflite-micro's x86-64 build with its reference kernels. Optimized kernels need scratch buffers more
-    (`micro_kernels.estimate_arenas`).
+    The number is that of tflite-micro's x86-64 build with its reference kernels. Optimized kernels need scratch buffers in
+    addition (`micro_kernels.estimate_arenas`).
 
     Raises:
         ModuleNotFoundError: tflite-micro is not installed.
@@ -34,12 +34,12 @@ def arena_bytes(content: bytes) -> int:
         raise ValueError(f"{error}: {' '.join(captured().split())}") from None
     total = re.search(r"Arena allocation total (\d+) bytes", captured())
     if total is None:
-        raise ValueError(f"tflite-micro recorded no arena; it said: {captured()[:200]!r}")
+        raise ValueError(f"tflite-micro recorded no arena ({captured()[:200]!r}); install another version of it")
     return int(total[1])
 
 
 def micro_outputs(content: bytes, images: np.ndarray) -> np.ndarray:
-    """Outputs int8 (n, classes) of tflite-micro's reference kernels for images uint8 (n, height, width, channels).
+    """Compute outputs int8 (n, classes) of images uint8 (n, height, width, channels) by tflite-micro's reference kernels.
 
     Raises as `arena_bytes`.
     """

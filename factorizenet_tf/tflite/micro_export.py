@@ -21,7 +21,7 @@ from .slim import slim
 
 __all__ = ["export_micro"]
 
-# What the rule of `resolver_method` does not give, among the 100 operators of tflite-micro 90b983c.
+# Exceptions to the rule of `resolver_method`, among the 100 operators of tflite-micro 90b983c.
 METHODS = {
     "BATCH_MATMUL": "AddBatchMatMul",
     "CUMSUM": "AddCumSum",
@@ -31,26 +31,29 @@ NUMBERS_A_LINE = 16
 
 
 def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernels: str = "reference") -> dict:
-    """Write the sources of a net: its array, its operators, its arena, a golden image, and a program that checks it.
+    """Write the sources of a net: its array, its operators, its arena, a golden image, and a program that checks them.
 
     Args:
         content: the bytes of an int8 .tflite.
-        folder: new; written aside and renamed.
+        folder: the new folder, whole or absent.
         name: of the net, in the sources.
-        kernels: "reference", "cmsis-nn" or "esp-nn": which the arena's size holds for. For esp-nn, which takes no
-            grouped convolutions, they are written as dense ones with the same outputs.
+        kernels: "reference", "cmsis-nn" or "esp-nn", for which the arena is sized. For esp-nn, which takes no grouped
+            convolutions, these are written as dense ones with the same outputs.
 
     Returns:
-        What the folder's model.json has: `name` and `kernels`; `identifier`, the name as C has it, with which files and
-        symbols begin; `model_bytes`, flash of the array; `arena_bytes` for these kernels, on whichever processor they need
-        most, and by processor `arenas`, empty for the reference kernels; `reference_arena_bytes`, as the interpreter
-        records it in tflite-micro's x86-64 build; `operators`, the resolver's methods; `lsb_to_litert`, the largest
-        distance of the golden output from LiteRT's reference kernels, in steps of the output, and `lsb_to_xnnpack`, the
-        same from LiteRT with XNNPACK, which rounds in another way at each layer; and `arena`, which kernels and build
-        `arena_bytes` holds for.
+        The content of the folder's model.json, with
+
+        * name, kernels, and identifier, the C identifier with which files and symbols begin;
+        * model_bytes: flash of the array;
+        * arena_bytes: RAM with these kernels, on the processor on which they need most; arenas: the same by processor,
+          empty for the reference kernels; reference_arena_bytes: recorded in tflite-micro's x86-64 build; arena: the kernels
+          and the build that arena_bytes holds for;
+        * operators: the resolver's methods;
+        * lsb_to_litert, lsb_to_xnnpack: the golden output's largest distance, in steps of the output, from LiteRT's reference
+          kernels, and from XNNPACK, which rounds differently at each layer.
 
     Raises:
-        ValueError: the bytes are damaged, tflite-micro cannot run them, or other kernels.
+        ValueError: the bytes are damaged, tflite-micro cannot run them, or the kernels are others.
         FileExistsError: `folder` is there already.
         ModuleNotFoundError: tflite-micro is not installed.
     """
@@ -92,7 +95,7 @@ def export_micro(content: bytes, folder: str | os.PathLike, *, name: str, kernel
 
 
 def golden_image(shape: tuple[int, int, int]) -> np.ndarray:
-    """Make a synthetic uint8 image (height, width, channels) of waves and noise: the same for everybody."""
+    """Make a synthetic uint8 image (height, width, channels) of waves and noise, the same at each call."""
     height, width, channels = shape
     y, x, c = np.mgrid[0:height, 0:width, 0:channels]
     waves = 96 * np.sin(x / 3 + c) * np.cos(y / 5 - c)

@@ -1,9 +1,8 @@
-"""Compute what a .tflite needs of a microcontroller's kernel library: scratch buffers and arena.
+"""Compute the scratch buffers and the arena that a .tflite needs with a microcontroller's kernel library.
 
-The interpreter of TensorFlow Lite Micro takes its kernels from the reference ones, from CMSIS-NN (Arm Cortex-M) or from
-ESP-NN (Espressif). The optimized ones ask for scratch buffers that the reference ones do not need, so an arena that was
-recorded with the reference kernels is too small for them. The formulas are those that the libraries publish, in our own
-words; the functions are named where they are used.
+TensorFlow Lite Micro runs its reference kernels, CMSIS-NN's (Arm Cortex-M) or ESP-NN's (Espressif). The optimized ones ask
+for scratch buffers that the reference ones do not need, so an arena recorded with the reference kernels is too small for
+them. The formulas restate those that the libraries publish; each names the library's function.
 
 Sources: CMSIS-NN 4ab83cc (33 commits after 7.0.0), which tflite-micro 90b983c of August 2026 takes; ESP-NN d45b843 (1.2.3)
 with esp-tflite-micro 99f49e1 (1.4.0).
@@ -26,8 +25,8 @@ LIBRARIES = {
     "esp-nn": "ESP-NN d45b843 on an ESP32-S3",
 }
 ALIGNMENT = 16  # bytes, of a buffer in the arena
-# Optimized kernels keep longer records, and a handle for each scratch buffer: bytes in all, and for each operator that asks.
-# With CMSIS-NN's in an x86-64 build it was 64 to 128 bytes a net.
+# Bytes of bookkeeping, for the net and for each operator with a scratch buffer (its handle). CMSIS-NN's in an x86-64 build
+# took 64 to 128 bytes a net.
 BOOKKEEPING = 64, 32
 MVE_CHANNELS = 124  # CH_IN_BLOCK_MVE: the channels of a depthwise convolution that CMSIS-NN's MVE kernels take at once
 
@@ -47,8 +46,8 @@ def estimate_arenas(content: bytes, kernels: str) -> dict[str, int]:
 
     Returns:
         Bytes by kind of processor: "scalar" (such as Cortex-M0 and M3), "dsp" (M4, M7, M33) and "mve" (M55, M85), or
-        "esp32s3"; empty for the reference kernels, whose arena `arena_bytes` records. An upper bound: that arena, what
-        the plan grows by with the scratch buffers in it, and their bookkeeping.
+        "esp32s3"; empty for the reference kernels, whose arena `arena_bytes` records. The number is an upper bound: that
+        arena, plus the growth of the memory plan by the scratch buffers, plus their bookkeeping.
 
     Raises:
         ValueError: a .tflite that is damaged or that tflite-micro cannot run.
@@ -66,7 +65,7 @@ def estimate_arenas(content: bytes, kernels: str) -> dict[str, int]:
 def operator_shapes(content: bytes) -> list[tuple[str, Convolution, int]]:
     """List (operator, shape, groups) of a .tflite in order of execution. Raises ValueError as `read_flatbuffer`.
 
-    Of an operator that is no convolution the formulas need the channels alone: its shape is a 1x1 convolution's of them.
+    Any other operator has the shape of a 1x1 convolution of its channels, which are all that the formulas need.
     """
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
@@ -83,14 +82,14 @@ def operator_shapes(content: bytes) -> list[tuple[str, Convolution, int]]:
 
 
 def planned_bytes(content: bytes, scratch: Sequence[int] | None = None) -> int:
-    """The bytes of the arena's part that TensorFlow Lite Micro plans: activations and scratch buffers.
+    """Compute the bytes of the arena's planned part: activations and scratch buffers.
 
-    Follows its `GreedyMemoryPlanner`: the buffers by falling size, each at the lowest offset at which no buffer lies
-    that is alive at the same time.
+    As in TensorFlow Lite Micro's `GreedyMemoryPlanner`, buffers are placed by falling size, each at the lowest offset that
+    overlaps no buffer alive at the same time.
 
     Args:
         content: of an int8 .tflite.
-        scratch: bytes for each operator beside the reference kernels' own; None for none.
+        scratch: bytes for each operator, in addition to the reference kernels' own; None for none.
     """
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
@@ -147,7 +146,7 @@ def _scalar_convolution(shape, groups) -> int:
 
 
 def _dsp_convolution(shape, groups) -> int:
-    """The same, and arm_convolve_1x1_s8_fast_get_buffer_size with Arm's compiler; with GCC that is 0."""
+    """As without DSP, but arm_convolve_1x1_s8_fast_get_buffer_size for 1x1 with Arm's compiler; with GCC that is 0."""
     if _is_pointwise(shape, groups):
         return 4 * shape.input_shape[2] if shape.stride == (1, 1) else 0
     return _scalar_convolution(shape, groups)

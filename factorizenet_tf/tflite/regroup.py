@@ -1,9 +1,9 @@
-"""Rewrite grouped int8 convolutions with the number of groups that a target runs fastest, without changing an output bit.
+"""Rewrite grouped int8 convolutions with the number of groups that a target runs fastest, outputs equal to the bit.
 
-XNNPACK runs a grouped int8 convolution with few channels a group slower than one of fewer groups, though that has
-more MACs. A kernel of G groups is one of G / n groups with zeros between its blocks: more bytes, the same sums. And it has no
-kernel of its own for a depthwise convolution with several filters a channel, which runs ten times as fast with one filter a
-channel on copies of its input.
+XNNPACK runs a grouped int8 convolution with few channels in each group slower than one with fewer groups, though that has
+more MACs. A kernel of G groups equals one of G / n groups with zeros between its blocks: more bytes, the same sums. XNNPACK
+also lacks a kernel for depthwise convolutions with several filters a channel; these run ten times as fast with one filter a
+channel on copies of the input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .micro import arena_bytes
 
 __all__ = ["Regrouping", "compare", "on_copies", "regroup_fastest", "regrouped", "with_groups"]
 
-MARGIN = 0.95  # other groups must be faster by this, else timing noise would choose
+MARGIN = 0.95  # of the plain file's time: other groups must be faster than this, or timing noise would choose
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Regrouping:
 
     Args:
         content: its bytes; its outputs are the plain file's, bit by bit.
-        layers: the choice for each grouped convolution: its name, `groups` of the plain file, `chosen` of this one, and
-            the table's `plain_ms` and `chosen_ms` of one image.
-        table: the latencies that were chosen by.
+        layers: for each grouped convolution its name, the number of `groups` in the plain file and the `chosen` one, and
+            the latencies `plain_ms` and `chosen_ms` of one image in the table.
+        table: the latencies that the choice is based on.
     """
 
     content: bytes
@@ -43,7 +43,7 @@ class Regrouping:
 def regroup_fastest(content: bytes, latencies: LatencyTable | None = None) -> Regrouping:
     """Rewrite each grouped convolution of an int8 .tflite with the number of groups that runs fastest.
 
-    Depthwise ones with several filters a channel become ones on copies, `on_copies`.
+    Depthwise convolutions with several filters a channel are rewritten by `on_copies`.
 
     Args:
         content: the .tflite.
@@ -124,14 +124,14 @@ def compare(plain: bytes, regrouped: bytes) -> dict:
 
 
 def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
-    """Write a grouped convolution's kernel for other groups: weights within both are kept, others left out or 0.
+    """Write a grouped convolution's kernel for other groups: weights that both have are kept, others dropped or 0.
 
     Args:
         kernel: (filters, height, width, channels / groups).
         groups, new_groups: divisors of filters and channels.
 
     Returns:
-        (filters, height, width, channels / new_groups); of fewer groups the function is the same.
+        (filters, height, width, channels / new_groups); with fewer groups it computes the same function.
     """
     filters, height, width, inside = kernel.shape
     new_inside = inside * groups // new_groups
@@ -144,10 +144,10 @@ def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
 
 
 def on_copies(content: bytes) -> bytes:
-    """Rewrite int8 depthwise convolutions with several filters a channel: one filter a channel on as many copies of the input.
+    """Rewrite int8 depthwise convolutions with several filters a channel: one filter a channel, on copies of the input.
 
-    Those whose output one pointwise convolution alone reads, whose weights are put in the new order; the sums stay. The
-    copies take RAM.
+    Only those are rewritten whose output is read by one pointwise convolution alone, whose weights are reordered to match;
+    the sums stay. The copies take RAM.
 
     Args:
         content: the .tflite; where nothing changes it comes back byte by byte.

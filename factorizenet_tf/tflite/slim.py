@@ -1,8 +1,8 @@
 """Write a .tflite in fewer bytes: inner names dropped, equal vectors, buffers and tables written once. Needs no TensorFlow.
 
-The converter writes an int64 zero point for each output channel, of weights and of bias, though all are 0, and a name of
-some 100 bytes for each tensor: a third of a small net. Nothing that a runtime computes with is left out; a bias keeps its
-scales, too, without which XNNPACK refuses the graph.
+The converter writes an int64 zero point for each output channel of weights and bias, though all are 0, and a name of some
+100 bytes for each tensor, together a third of a small net. Everything that a runtime computes with is kept, a bias's scales
+included, without which XNNPACK refuses the graph.
 """
 
 from __future__ import annotations

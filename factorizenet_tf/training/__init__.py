@@ -1,1 +1,1 @@
-"""Training a net (`train`), and quantizing a model of the user's own (`quantize`), by one loop (`loop`)."""
+"""Train a net (`train`), tune a factorized one (`factorized`), quantize a user's own model (`quantize`), by one `loop`."""

@@ -1,4 +1,4 @@
-"""What a factorized net's tuning needs besides `train`: its start, kept since a fit done again may differ, and images without labels."""
+"""Prepare the tuning of a factorized net: keep its fitted weights, which another fit might not repeat, and label images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMAND_FILE = "start.json"
 
 
 def check_free(folder: Path) -> None:
-    """Raise ValueError where a folder holds other files than a start that was killed leaves."""
+    """Raise ValueError if a folder holds files, those of a killed `begin` excepted."""
     if folder.exists():
         remove_partial_files(folder)
         if any(path.name != COMMAND_FILE for path in folder.iterdir()):
@@ -37,14 +37,14 @@ def check_free(folder: Path) -> None:
 
 
 def check_tunable(model: keras.Model, name: str, is_quantized: bool) -> None:
-    """Raise ValueError where a net has a layer that no factorized net is tuned with, before it is factorized."""
+    """Raise ValueError if a net has a layer that `train` cannot build or QAT cannot quantize, before it is factorized."""
     spec = architecture_of(quantizable(model), name)
     if is_quantized:
         wrap_for_qat(build(spec))
 
 
 def begin(folder: Path, model: keras.Model, spec: Architecture, command: str) -> None:
-    """Keep what a tuning starts from, and the command that made it. Raises ValueError as `check_free`, and OSError."""
+    """Save the weights that a tuning starts from, and its command. Raises ValueError as `check_free`, and OSError."""
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / COMMAND_FILE, json.dumps({"command": command}, indent=2) + "\n")
@@ -52,7 +52,7 @@ def begin(folder: Path, model: keras.Model, spec: Architecture, command: str) ->
 
 
 def load_begun(folder: Path, command: str) -> keras.Model:
-    """Load what a tuning started from. Raises ValueError where another command began it, which is named."""
+    """Load the model that a tuning started from. Raises ValueError if another command, which is named, began it."""
     try:
         begun = json.loads((folder / COMMAND_FILE).read_text())["command"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -65,13 +65,13 @@ def load_begun(folder: Path, command: str) -> keras.Model:
 def labelled_by(
     model: keras.Model, folder: str | os.PathLike, *, class_names: Sequence[str] | None = None, resize: str = "stretch"
 ) -> Dataset:
-    """Read images without labels, and give each the class that a net gives it: data to tune what the net has become on.
+    """Read images without labels and label each with the class that a net predicts, to tune that net's factorized form.
 
     Accuracies on these data are agreement with the net, as their title says.
 
     Args:
         model: float tf_keras model, images in 0..1 in, logits out.
-        folder: all images in it and below it are read, at the model's size, into memory.
+        folder: of images, its subfolders included; all are read into memory at the model's size.
         class_names: of the model's outputs; None: their numbers.
         resize: as for `load_dataset`.
 

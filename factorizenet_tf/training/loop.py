@@ -1,7 +1,7 @@
-"""The training loop: the epochs of one phase, with callbacks, checkpoints and a check that it does not diverge.
+"""The training loop: the epochs of one phase, with callbacks, checkpoints and a check for divergence.
 
-It is ours and not Keras' `fit` because it resumes to the bit: the order of the images, their crops and the learning rate
-of a step follow from seed, phase and epoch alone, and all other state is in one checkpoint, written whole each epoch.
+It replaces Keras' `fit` because it resumes exactly: the order of the images, their crops and the learning rate of each step
+follow from seed, phase and epoch alone, and all other state is in one checkpoint, written whole each epoch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["DivergedError", "NanLossError", "Step", "TrainingLoop", "augment", "
 __all__ += ["compiled_step", "diverged", "make_step", "train_epoch"]
 
 PHASES = ("float", "qat")
-DIVERGED_LOSS = 10  # an epoch's mean loss of that many times ln(classes), the loss of guessing, counts as diverged
+DIVERGED_LOSS = 10  # times ln(classes), the loss of guessing: a larger mean loss of an epoch counts as diverged
 TEMPERATURE = 2  # of a teacher's probabilities
 BATCHNORM_IMAGES = 2_048  # about as many as the moving averages of a long training remember: 19 batches of 128
 
@@ -36,7 +36,7 @@ BATCHNORM_IMAGES = 2_048  # about as many as the moving averages of a long train
 class DivergedError(ArithmeticError):
     """The training diverged: loss or weights are not finite, or the loss is far above that of guessing.
 
-    The checkpoint of the last good epoch is kept and nothing after it was written.
+    The checkpoint of the last good epoch is kept.
     """
 
 
@@ -44,11 +44,11 @@ NanLossError = DivergedError  # its older name, which stays
 
 
 def augment(images, seed, recipe: Recipe):
-    """Crop, mirror and cut a batch at random, as the net sees it in training.
+    """Augment a batch of images at random, as the net sees it in training.
 
     Args:
         images: uint8 (batch, height, width, channels), static shape.
-        seed: int32 (2,); the same seed gives the same crops (under XLA others, the same each time).
+        seed: int32 (2,); the same seed gives the same result (XLA gives another, also the same each time).
         recipe: `crop_padding`, `flip`, `rotate`, `cutout`, `brightness` and `contrast` are read.
 
     Returns:
@@ -113,15 +113,15 @@ def _stripe(centre, size, side):
 
 @dataclass(frozen=True)
 class Step:
-    """What trains one model under one recipe.
+    """The training step of one model under one recipe.
 
     Args:
         train: (images uint8 (batch, height, width, channels), labels int32 (batch,), learning_rate float32 (),
             seed int32 (2,)) -> (loss float32 (), accuracy float32 ()); updates the variables. The batch's shape is
             static. Not a tf.function: callers compile it as they need.
-        predict: images uint8 (batch, height, width, channels) -> class ids int32 (batch,), inference mode.
-        variables: every variable the two functions read or write, optimizer included, in a fixed order.
-        optimizer: the optimizer whose state is among the variables.
+        predict: images uint8 (batch, height, width, channels) -> class numbers int32 (batch,), in inference mode.
+        variables: every variable that the two functions read or write, the optimizer's included, in a fixed order.
+        optimizer: its state is among the variables.
     """
 
     train: Callable
@@ -133,11 +133,14 @@ class Step:
 def make_step(
     model: keras.Model, recipe: Recipe, teacher: keras.Model | None = None, class_weights: np.ndarray | None = None
 ) -> Step:
-    """Make the training step of a model; with a teacher half of the loss is the distance from its softened probabilities.
+    """Make the training step of a model.
 
-    `class_weights` (classes,) weigh each image's distance from its label.
-
-    Source of that half, with temperature 2: Hinton et al., arXiv 1503.02531.
+    Args:
+        model: logits out.
+        recipe: of the training.
+        teacher: a net of the same classes; half of the loss is then the cross entropy with its softened probabilities
+            (temperature 2). Source: Hinton et al., arXiv 1503.02531.
+        class_weights: (classes,), weigh each image's cross entropy with its label; None: all 1.
     """
     optimizer = keras.optimizers.SGD(0.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0, jit_compile=False)
     trainable = model.trainable_variables
@@ -176,9 +179,9 @@ def make_step(
 def batches(
     split: Split, recipe: Recipe, phase: str, epoch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (images, labels, seed) of each step of an epoch: the same for the same seed, phase and epoch.
+    """Yield (images, labels, seed) for each step of an epoch, the same for the same recipe, phase and epoch.
 
-    The last images that fill no batch are left out; the order is another one each epoch.
+    The order differs from epoch to epoch, and the last images that fill no batch are left out.
     """
     random = np.random.default_rng((recipe.seed, PHASES.index(phase), epoch))
     order = random.permutation(len(split))
@@ -189,7 +192,7 @@ def batches(
 
 
 def compiled_step(step: Step) -> Callable:
-    """Compile a step: NumPy's (images, labels, learning rate, seed) of a batch -> (loss, accuracy)."""
+    """Compile a step: a function of a batch as NumPy arrays, (images, labels, learning rate, seed) -> (loss, accuracy)."""
     run = tf.function(step.train)
 
     def call(images, labels, rate, seed):
@@ -199,13 +202,13 @@ def compiled_step(step: Step) -> Callable:
 
 
 def batchnorm_estimator(model: keras.Model, split: Split, recipe: Recipe) -> Callable[[], None]:
-    """Compile a function that sets the mean and variance of every BatchNorm that is trained to those over training images.
+    """Compile a function that sets mean and variance of every trainable BatchNorm to those over training images.
 
-    BatchNorm's own moving averages lag where an epoch has few steps and the rate is high: after three epochs of 20 steps
-    on digits, nets of 63 to 75 % test accuracy showed 39 to 59 %. So the float phase estimates the statistics anew before
-    each epoch's validation, from the first 2,048 training images, augmented and in batches as they are trained on. After a
-    longer training both give the same (55.8 % after five epochs of 93 steps on CIFAR-10 (JPEG)). Float training itself does
-    not depend on these statistics.
+    BatchNorm's own moving averages lag if an epoch has few steps and the rate is high: after three epochs of 20 steps on
+    digits, nets of 63 to 75 % test accuracy showed 39 to 59 %. So the float phase estimates the statistics again before each
+    epoch's validation, from the first 2,048 training images, augmented and batched as in training. After a longer training
+    both give the same (55.8 % after five epochs of 93 steps on CIFAR-10 (JPEG)). Float training itself does not depend on
+    these statistics.
 
     Args:
         model: float model of stock layers whose BatchNorms normalise the last axis.
@@ -242,7 +245,7 @@ def batchnorm_estimator(model: keras.Model, split: Split, recipe: Recipe) -> Cal
 def train_epoch(
     run: Callable, split: Split, recipe: Recipe, phase: str, epoch: int, *, callbacks=None, last_saved: str = ""
 ) -> dict[str, float]:
-    """Train one epoch of a phase; give "learning_rate" of its last step, and mean "loss" and "accuracy".
+    """Train one epoch of a phase; give the "learning_rate" of its last step, and its mean "loss" and "accuracy".
 
     Args:
         run: from `compiled_step`.
@@ -250,8 +253,8 @@ def train_epoch(
         recipe: order, augmentation and learning rates.
         phase: "float" or "qat".
         epoch: from 0.
-        callbacks: a Keras CallbackList that is told of each step.
-        last_saved: what the error adds, on the epoch before.
+        callbacks: a Keras CallbackList, called at each step.
+        last_saved: text for the error, on the epoch before.
 
     Raises:
         DivergedError: a step's loss is not finite.
@@ -287,15 +290,15 @@ def _schedule(recipe, phase):
 
 @dataclass
 class TrainingLoop:
-    """The loop of a run, one call of `fit` a phase, and the checkpoint that it goes on from.
+    """The training loop of a run, with one call of `fit` for each phase, and the checkpoint that it continues from.
 
     Args:
-        folder: where checkpoint.npz and history.csv are.
+        folder: of the run, for checkpoint.npz and history.csv.
         title: the net's name in progress lines.
         dataset, recipe, callbacks: as for `train`.
-        progress: where its lines and bars go.
+        progress: shows lines and bars.
         teacher: as for `make_step`.
-        keep: called with phase and model after each epoch of the phase's best validation accuracy so far; or None.
+        keep: called with phase and model after each epoch with the best validation accuracy of its phase so far; or None.
     """
 
     folder: Path
@@ -315,11 +318,11 @@ class TrainingLoop:
         self.history = list(self._checkpoint.history) if self._checkpoint else []
 
     def resumes(self, phase: str) -> bool:
-        """Whether the checkpoint that the run goes on from is of this phase or a later one."""
+        """Whether the checkpoint that the run continues from is of this phase or a later one."""
         return self._checkpoint is not None and PHASES.index(self._checkpoint.phase) >= PHASES.index(phase)
 
     def fit(self, phase: str, model: keras.Model) -> None:
-        """Train a model to the end of "float" or "qat", from the checkpoint where that is of the phase.
+        """Train a model to the end of a phase, "float" or "qat", from the checkpoint if it is of that phase.
 
         Raises:
             DivergedError: the loss or a weight is not finite, or an epoch's loss is far above that of guessing.

@@ -1,4 +1,4 @@
-"""A user's own model, quantized after or with training."""
+"""Quantize a user's own model after training (PTQ) or with training (QAT)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .train import check_batch, check_data, conversion_of, measure
 __all__ = ["CAREFUL", "quantize_own"]
 
 METHODS = ("qat", "ptq", "ptq-per-tensor")
-# Of a net that is trained, by its user's own recipe: no augmentation or smoothing that this may not have had.
+# For a net trained by another recipe: low rate, and no augmentation or smoothing that it may not have been trained with.
 CAREFUL = {"qat_learning_rate": 0.001, "label_smoothing": 0, "weight_decay": 0, "crop_padding": 0, "flip": False}
-LEAST_AGREEMENT, LARGEST_STEPS = 0.98, 16  # of a .tflite with its QAT model, beyond which it is said
-FALL = 0.02  # of the validation accuracy from float to int8, from which on it is said
+LEAST_AGREEMENT, LARGEST_STEPS = 0.98, 16  # of a .tflite with its QAT model; beyond these a warning is given
+FALL = 0.02  # of the validation accuracy from float to int8, from which on a warning is given
 
 
 def quantize_own(
@@ -50,20 +50,20 @@ def quantize_own(
     """Quantize a trained float model to an int8 .tflite and measure both.
 
     Args:
-        model: functional or sequential tf_keras model, images in 0..1 in, logits or probabilities out; or what
-            `from_keras3` makes such a one of. QAT trains the logits before a softmax, which is put back behind them.
+        model: functional or sequential tf_keras model, images in 0..1 in, logits or probabilities out; or any model that
+            `from_keras3` can rebuild as one. QAT trains the logits before a softmax, which is put back afterwards.
         dataset: its data; the images' shape and the number of classes must be the model's.
         out: folder for model.tflite, metrics.json and, under QAT, checkpoint.npz and history.csv: the same call
             continues after a kill.
-        method: "qat" (fine-tunes with `recipe.qat_epochs`), "ptq" or "ptq-per-tensor".
-        recipe: of QAT and of the number of calibration images; None: the defaults with `CAREFUL`.
+        method: "qat" (fine-tunes for `recipe.qat_epochs`), "ptq" or "ptq-per-tensor".
+        recipe: for QAT, and for the number of calibration images; None: the defaults with `CAREFUL`.
         keep_names: as for `to_tflite`.
         callbacks, verbose: as for `train`.
 
     Returns:
-        metrics.json as a dict: accuracy (0..1) of the float model, under QAT of the quantization-aware one, and of the
-        .tflite on validation and test, costs, and how far these two agree. A warning says where they do not, and where the
-        accuracy fell by FALL or more.
+        metrics.json as a dict: accuracy (0..1) on validation and test of the float model, of the .tflite and, with QAT, of the
+        quantization-aware model; costs; with QAT, how far the .tflite agrees with that model. Warnings are given if they
+        disagree, and if the accuracy fell by FALL or more.
 
     Raises:
         ValueError, TypeError, OSError, DivergedError: as `train` and `quantize_aware`.
@@ -78,7 +78,7 @@ def quantize_own(
     if method == "qat":
         check_batch(dataset, recipe)
         if not recipe.qat_epochs:
-            raise ValueError("qat_epochs is 0, so that nothing would be trained; give 1 or more, or use method ptq")
+            raise ValueError("qat_epochs is 0, so nothing would be trained; give 1 or more, or use method ptq")
     check_weights(model)
     cost_rows(model)  # raises on a layer that nobody can count
     calibration = dataset.calibration(recipe.calibration_images)

@@ -1,4 +1,4 @@
-"""The main job: from a spec and a data set to float, quantization-aware and int8 models, resumable at each epoch.
+"""Train a spec on a data set: float, quantization-aware and int8 models, resumable at each epoch.
 
 `train` checks, trains in two phases, converts, evaluates and writes metrics.json, in that order.
 """
@@ -56,29 +56,30 @@ def train(
 ) -> Run:
     """Train a net in float, fine-tune it quantization-aware, convert it to int8, and evaluate all of them.
 
-    Called again with the same arguments it goes on after the last whole epoch, or gives the finished run.
+    Called again with the same arguments, it continues after the last whole epoch, or returns the finished run.
 
     Args:
         spec: the net; its input shape and classes must be the data's.
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`.
-        out: the run's folder; made where it is not there.
-        recipe: None for the data set's own, `recipe_for(dataset.name)`.
-        initial: fine-tuning: what `loading.resolve` takes, e.g. "fnet-l2-float" of the zoo: a float model of the same layers,
-            whose weights it starts from; the head starts anew where the classes are of another number. Also such a model
-            itself, the same at each call. None: random weights.
-        teacher: a float net of the same images and classes, named alike, whose probabilities the net learns beside the labels.
-        freeze: with `initial`, the stem and so many of the first stages keep its weights and BatchNorm statistics in the float
-            phase. QAT, at its low rate, trains all layers: each has to answer the rounding of those before it.
+        out: the run's folder; made if it does not exist.
+        recipe: None: the data set's own, `recipe_for(dataset.name)`.
+        initial: for fine-tuning, a float net of the same layers to start from, as `loading.resolve` takes it (e.g.
+            "fnet-l2-float"); a head for another number of classes starts anew. A model in memory must be the same at each call.
+            None: random weights.
+        teacher: a float net of the same images and classes, given like `initial`, whose probabilities the net learns beside
+            the labels.
+        freeze: with `initial`, the stem and this many of the first stages keep their weights and BatchNorm statistics in the
+            float phase. QAT, at its low rate, trains all layers, since each must adapt to the rounding of those before it.
         callbacks: tf_keras callbacks. They see both phases, each with epochs from 0; logs have loss, accuracy,
             val_accuracy and learning_rate. `model.stop_training = True` ends the phase.
-        verbose: print a line an epoch, and a bar on a terminal.
-        command: what a card names as the command that trains it again; None: Python that does.
+        verbose: print a line for each epoch, and a bar on a terminal.
+        command: for the card, that trains the net again; None: Python that does is written.
 
     Raises:
         ValueError: spec, data, recipe or initial weights do not fit each other, the folder holds another run
             (the difference is named) or a damaged checkpoint.
         OSError: the folder cannot be written or the disk is full; what was there stays whole.
-        DivergedError: the loss is not finite or far above that of guessing, or the net has no int8 form for that reason.
+        DivergedError: the loss is not finite or far above that of guessing, or the net cannot be converted for that reason.
     """
     recipe = recipe or recipe_for(dataset.name, begun=out)
     check_data(dataset, spec.input_shape, spec.num_classes)
@@ -147,7 +148,7 @@ def check_data(dataset: Dataset, input_shape: tuple[int, int, int], num_classes:
 
 
 def check_batch(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ValueError where the training images do not fill one batch: nothing would be trained."""
+    """Raise ValueError if the training images do not fill one batch, so that nothing would be trained."""
     size, images = recipe.batch_size, len(dataset.train)
     if size > images:
         raise ValueError(f"batch_size is {size}, the training images are {images:,}; use at most that many")
@@ -158,7 +159,7 @@ def _check_freeze(freeze, spec, initial):
     if freeze not in range(stages + 1):
         raise ValueError(f"freeze is {freeze!r}; {spec.name} has {stages} stages: give a number from 0 to that")
     if freeze and initial is None:
-        raise ValueError(f"freeze is {freeze} and the net starts from random weights; give the net it starts from, too")
+        raise ValueError(f"freeze is {freeze} and the net starts from random weights; give initial=, or leave it out")
 
 
 def _train_float(loop, spec, start, freeze):
@@ -212,7 +213,7 @@ def _convert(loop, float_model, qat_model) -> dict:
 
 @contextlib.contextmanager
 def conversion_of(loop: TrainingLoop) -> Iterator[None]:
-    """Raise DivergedError where what is converted in the block has no int8 form, and its loss was above guessing's."""
+    """Turn a failed conversion in the block into DivergedError if the last epoch's loss was above that of guessing."""
     try:
         yield
     except (OSError, MemoryError):
@@ -222,18 +223,20 @@ def conversion_of(loop: TrainingLoop) -> Iterator[None]:
         guessing = math.log(loop.dataset.num_classes)
         if loss <= guessing:
             raise
-        what = f"its last epoch's loss is {loss:.3g}, more than guessing's {guessing:.3g}, and the net has no int8 form"
+        what = (
+            f"its last epoch's loss is {loss:.3g}, more than guessing's {guessing:.3g}, and the net cannot be converted"
+        )
         raise diverged(f"{what} ({error})") from error
 
 
 def measure(models: dict, dataset: Dataset, progress: Progress) -> dict:
-    """Measure a net's accuracies on validation and test, where there is one, and its costs, as metrics.json has them.
+    """Measure a net's costs, and its accuracies on validation and test, as metrics.json has them.
 
     Args:
-        models: by precision: "float", a tf_keras model, "tflite", an Int8Model, and others of either kind; where there is
-            "qat", how far the .tflite agrees with it is measured, too.
+        models: by precision: "float", a tf_keras model; "tflite", an Int8Model; and others of either kind. With "qat" the
+            agreement of the .tflite with it is measured, too.
         dataset: its data.
-        progress: where a line a split goes.
+        progress: shows a line for each split.
     """
     splits = {name: split for name, split in dataset.splits.items() if name != "train"}
     accuracies, top5, matrices = {}, {}, {}

@@ -1,4 +1,4 @@
-"""Refuse a budget that no net of a space can keep to, and say by numbers what would help."""
+"""Refuse a budget that no net of a space can keep, and say which changes would help, with numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL = "a width of 8, half the size and grey together"
 
 
 def check_budget(space: NetSpace, requirement: Requirement) -> None:
-    """Raise ValueError where the specs alone say that no net can fit; it names the smallest net, and what would fit."""
+    """Raise ValueError if the specs alone show that no net can fit; the message names the smallest net, and what would fit."""
     smallest = space.smallest()
     if not isinstance(space, Space):
         if macs(smallest) > requirement.limits.get("macs", math.inf):
@@ -45,7 +45,7 @@ def check_budget(space: NetSpace, requirement: Requirement) -> None:
 
 
 def least_costs(spec: ModelSpec) -> dict[str, int]:
-    """Give what a net costs at least by its spec alone: its MACs, its weights' bytes, and those that its stem holds at once."""
+    """Give lower bounds of a net's costs from its spec alone: MACs, the weights' bytes, and the stem's activations for RAM."""
     stem = spec.plan()[0]
     stem_bytes = math.prod(stem.input_shape) + math.prod(stem.output_shape)
     weight_bytes = sum(row.weight_bytes for row in cost_rows(spec))  # the file holds them all, and more
@@ -53,7 +53,7 @@ def least_costs(spec: ModelSpec) -> dict[str, int]:
 
 
 def measured_costs(requirement: Requirement) -> Callable[[ModelSpec], dict[str, float]]:
-    """Make a function that gives what a requirement limits of a net, measured; some seconds a net."""
+    """Make a function that measures the costs of a net that a requirement limits; it takes some seconds a net."""
     return lambda spec: {"macs": macs(spec)} | measure(spec, requirement.limits)
 
 
@@ -63,13 +63,13 @@ def what_would_fit(
     costs: Callable[[ModelSpec], Mapping[str, float]],
     about: str = "",
 ) -> str:
-    """Say which changes give a smallest net within the limits, with its numbers; all at once where none does alone.
+    """Say which changes of a space bring its smallest net within the limits, with its numbers; all together if none does alone.
 
     Args:
         space: of which no net fits.
-        requirement: its limits.
+        requirement: has the limits.
         costs: gives the costs of a net.
-        about: stands before the numbers of bytes, where they are bounds.
+        about: text before numbers of bytes that are bounds, e.g. "at least ".
     """
     found, last = [], None
     for change, net in _smaller(space):

@@ -1,4 +1,4 @@
-"""Measure what nets cost besides MACs: bytes, RAM, milliseconds, on an untrained int8 conversion."""
+"""Measure costs of nets other than MACs (bytes, RAM, milliseconds) on an untrained int8 conversion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LATENCY_RUNS = 300
 
 
 class MeasuredCosts:
-    """Measure the costs of nets, each once: the figure that is kept decides from then on.
+    """Measure the costs of nets, each once: the stored number decides from then on.
 
     Args:
         wanted: which of "size_bytes", "ram_bytes" and "latency_ms".
@@ -33,7 +33,7 @@ class MeasuredCosts:
         self.labels: tuple[str, ...] | None = None  # class names, which the file holds, too
 
     def load(self, folder: Path) -> None:
-        """Read what a folder keeps, and keep there what is measured from now on.
+        """Read the costs stored in a folder, and store there what is measured from now on.
 
         Raises:
             ValueError: the file there is damaged.
@@ -49,7 +49,7 @@ class MeasuredCosts:
         return dict(self._costs.get(spec.name, {}))
 
     def measure(self, spec: ModelSpec | Architecture) -> dict[str, float]:
-        """Give the wanted costs of a net. Takes seconds the first time, and TensorFlow; nothing where none is wanted.
+        """Give the wanted costs of a net, measuring those not stored yet, which takes seconds and TensorFlow.
 
         Raises:
             ModuleNotFoundError: RAM is wanted and tflite-micro is not installed.
@@ -70,9 +70,9 @@ def measure(
 ) -> dict[str, float]:
     """Measure size, RAM or latency of the int8 .tflite of an untrained net.
 
-    RAM is that of the trained net. Size is at most some 100 bytes above its: ReLU6 that reaches 6 in several layers gives
-    them one scale. Biases are random like weights: a .tflite keeps equal tensors once, so that an untrained net's biases,
-    all 0, would take several kB less.
+    RAM equals the trained net's. Size is at most some 100 bytes larger: where ReLU6 reaches 6 in several trained layers, they
+    share one scale. Biases are made random like weights, since a .tflite stores equal tensors once, and the biases of an
+    untrained net, all 0, would take several kB less.
 
     Args:
         spec: the net.

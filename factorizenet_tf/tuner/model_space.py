@@ -1,4 +1,4 @@
-"""The nets that a net which is there already may become: a level and a middle for each group of its layers."""
+"""The nets that a trained model may become: a level and a middle for each group of its layers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ FEW = 8  # images that a net is fitted on where its weights do not matter
 
 @dataclass(frozen=True)
 class FactorizedNet:
-    """What a model may become.
+    """A net that a model may become.
 
     Args:
-        name: of the net: the model's, levels and middles.
-        level: of all groups where it is uniform, else of each.
-        levels, middles: of each group of layers, clipped to what there is of each; the middle is 1 at level 0.
+        name: the model's, with levels and middles.
+        level: an int if all groups have it, else one for each.
+        levels, middles: of each group of layers, the levels clipped to the group's last; the middle is 1 at level 0.
         macs: of the net.
     """
 
@@ -53,24 +53,24 @@ class FactorizedNet:
 class ModelSpace(NetSpace):
     """The nets that a trained model may become by `factorize`: for each group of its layers a level and a middle.
 
-    A row is a 0, for each group the place of its middle, and its level. A layer that a choice makes no cheaper stays as it is.
+    A net's row is 0, the index of each group's middle, and each group's level. A layer that does not become cheaper stays as it is.
 
     Args:
         model: float tf_keras model that gives logits, as for `factorize`.
-        calibration: images that the layers are fitted on, uint8 (n, height, width, channels).
-        name: of the model, with which the nets' names begin.
+        calibration: images to fit the layers on, uint8 (n, height, width, channels).
+        name: of the model, with which the nets' names begin; None: its own.
         middles: to choose from.
-        groups: "resolution": layers whose outputs have the same height and width are one group; "each": each layer is; or patterns
-            of layers' names, "conv[34]*", each a group of those layers that no pattern before it matches; layers that
-            none matches stay as they are.
+        groups: "resolution": a group is the layers whose outputs have the same height and width; "each": each layer is a group;
+            or patterns of layer names, e.g. "conv[34]*": a group is the layers that match its pattern and none before it, and
+            layers that match none stay as they are.
         stem: whether convolutions that read the image may be factorized, too.
-        table: the model's `factorization_table` with the same middles: what each layer bears, by which a search finds the best
-            nets with fewer trainings; None: it goes without.
-        reference: what names the model on cards, e.g. a name of the zoo; None: its own name.
+        table: the model's `factorization_table` with the same middles, by which a search finds the best nets with fewer
+            trainings; None: it does without.
+        reference: name of the model on cards, e.g. its name in the zoo; None: its own name.
         command: beginning of the `factorizenet factorize` command that makes and tunes such nets, and a comment, for cards.
 
     Raises:
-        ValueError: as `factorize`; groups or middles are none, or a pattern matches no layer that can be factorized.
+        ValueError: as `factorize`; groups or middles are invalid, or a pattern matches no layer that can be factorized.
     """
 
     has_macros = True
@@ -158,7 +158,7 @@ class ModelSpace(NetSpace):
         return int(np.prod(self._is_offered.sum((1, 2)).astype(object)))
 
     def uniform(self) -> list[list[FactorizedNet]]:
-        """List the nets of uniform levels, coarse to fine, by middle; the model as it is belongs to the first."""
+        """List the nets of uniform levels, coarse to fine, for each middle; the unchanged model is in the first list."""
         found, seen = [], set()
         for place in range(len(self.middles)):
             rows = [[0, *[place] * self.num_stages, *[level] * self.num_stages] for level in range(max(self._choices))]
@@ -172,11 +172,11 @@ class ModelSpace(NetSpace):
         return self.net_of([*self.row_of(net)[: 1 + self.num_stages], *levels])
 
     def choices_of(self, net: FactorizedNet) -> list[dict[str, float]]:
-        """Give what was chosen for each group: its level and its middle."""
+        """Give each group's level and middle."""
         return [{"level": level, "middle": middle} for level, middle in zip(net.levels, net.middles)]
 
     def alternatives(self, net: FactorizedNet) -> dict[str, dict[float, FactorizedNet]]:
-        """Give, by what may be chosen for a group and by choice, the nets that differ in that alone."""
+        """Give the nets that differ from one in a single respect, by respect ("8x8, level") and choice."""
         row, found = np.array(self.row_of(net)), {}
         for group, name in enumerate(self.stage_names):
             kinds = {"level": range(self._choices[1 + self.num_stages + group])}
@@ -194,17 +194,17 @@ class ModelSpace(NetSpace):
     # As text and as KerasTuner's values
 
     def describe(self) -> str:
-        """Say in a line what there is to choose from."""
+        """Describe the choices in a line."""
         middles = ", ".join(f"{middle:g}" for middle in self.middles)
         return f"{self.count():,} nets: levels of {', '.join(self.stage_names)} of {self.name}, middle {middles}"
 
     def columns(self, net: FactorizedNet) -> dict:
-        """Give what a table says of a net."""
+        """Give a net's columns in a table of results."""
         middles = ", ".join(f"{middle:g}" for middle in net.middles)
         return {"name": net.name, "level": level_text(net.levels), "middle": middles, "macs": net.macs}
 
     def identity(self) -> dict:
-        """Give what a search must have in common with the one whose folder it goes on in."""
+        """Give what identifies the space: a search continues only in the folder of a search over an equal one."""
         digest = hashlib.sha256(self.calibration.tobytes())
         return {
             "model": self._fingerprint,
@@ -215,18 +215,18 @@ class ModelSpace(NetSpace):
         }
 
     def values_to_choose(self) -> dict[str, list]:
-        """List for KerasTuner the levels of the groups, `stage1` and so on, and their middles, `middle1`."""
+        """List the values of KerasTuner's hyperparameters: the groups' levels, `stage1` and so on, and middles, `middle1`."""
         names = [f"{kind}{number + 1}" for kind in ("middle", "stage") for number in range(self.num_stages)]
         values = [list(self.middles) for _ in range(self.num_stages)]
         values += [list(range(last)) for last in self._choices[-self.num_stages :]]
         return dict(zip(names, values))
 
     def values_of(self, net: FactorizedNet) -> dict:
-        """Give a net's values."""
+        """Give the values of a net's hyperparameters."""
         return dict(zip(self.values_to_choose(), (*net.middles, *net.levels)))
 
     def net_from(self, values: Mapping) -> FactorizedNet:
-        """Give the net of values; one that makes nothing cheaper is the model as it is there."""
+        """Give the net of hyperparameter values; a choice that makes nothing cheaper leaves its layers as they are."""
         middles, levels = ([values[f"{kind}{n + 1}"] for n in range(self.num_stages)] for kind in ("middle", "stage"))
         places = [self.middles.index(middle) if level else 0 for middle, level in zip(middles, levels)]
         return self.net_of([0, *places, *map(int, levels)])
@@ -238,7 +238,7 @@ class ModelSpace(NetSpace):
         return self.corrected(np.indices(self._choices, np.int16).reshape(len(self._choices), -1).T)
 
     def corrected(self, rows: np.ndarray) -> np.ndarray:
-        """Make what is no choice of its own the layers as they are; each net once."""
+        """Turn choices that change nothing into level 0; give each net once."""
         rows = rows.copy()
         places, levels = rows[:, 1 : 1 + self.num_stages], rows[:, -self.num_stages :]
         np.minimum(levels, np.array(self._choices[-self.num_stages :]) - 1, out=levels, casting="unsafe")
@@ -251,11 +251,11 @@ class ModelSpace(NetSpace):
         return self._macs - self._of_groups(self._saved, rows)
 
     def trend(self, rows: np.ndarray) -> np.ndarray | None:
-        """Give the error at the logits, int8, relative to their deviation, as if the layers' own errors' squares added up."""
+        """Estimate the relative error at the int8 logits, assuming that the layers' own squared errors add up."""
         return np.sqrt(np.maximum(self._of_groups(self._loss, rows), 0)) if self._has_table else None
 
     def axes(self, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Give what may change accuracy: the levels and, of several, the middles of groups that are not at level 0."""
+        """Give the choices that may change accuracy: the levels and, if there are several, the middles (1 at level 0)."""
         levels = rows[:, -self.num_stages :]
         found = [("level", own) for own in levels.T]
         if len(self.middles) > 1:
@@ -278,7 +278,7 @@ class ModelSpace(NetSpace):
         return levels, {name: middle for name, (_, middle) in chosen.items() if middle not in (None, 1)}
 
     def factorized(self, net: FactorizedNet, images: int | None = None) -> keras.Model:
-        """Make a net's tf_keras model, fitted on all images, or on so many."""
+        """Make a net's tf_keras model, fitted on the first `images` of the images; None: on all."""
         (level, middle), model = self.layers_of(net), self.model
         if level:
             model = factorize(model, level, middle=middle, calibration=self.calibration[:images], stem=self.stem)
@@ -289,14 +289,14 @@ class ModelSpace(NetSpace):
         return architecture_of(self.factorized(net, FEW), net.name)
 
     def start(self, net: FactorizedNet, folder: Path) -> list[np.ndarray]:
-        """Give the weights that the tuning of a net in a folder starts from: fitted once, and kept there."""
+        """Give the weights that a net's tuning in a folder starts from: fitted once, and kept there."""
         command = self.command_of(net) or ""
         if not (folder / START_FILE).exists():
             begin(folder, self.factorized(net), self.spec_of(net), command)
         return load_begun(folder, command).get_weights()
 
     def command_of(self, net: FactorizedNet) -> str | None:
-        """Write the command that makes and tunes a net."""
+        """Write the command that makes and tunes a net; None if the space has none, or for the unchanged model."""
         level, middle = (
             ",".join(f"{name}={number:g}" for name, number in numbers.items()) for numbers in self.layers_of(net)
         )
@@ -308,7 +308,7 @@ class ModelSpace(NetSpace):
 
     @property
     def teacher(self) -> tuple[Architecture, list[np.ndarray], str]:
-        """The model itself, as plain data, weights and what names it."""
+        """The model itself: its architecture, its weights and its name on cards."""
         return self.original, quantizable(self.model).get_weights(), self.reference
 
 

@@ -1,7 +1,7 @@
 """Let KerasTuner drive the progressive search: an oracle whose trials are nets, its state in files that survive a kill.
 
-KerasTuner holds a lock around an oracle's methods and does not free it on an exception, so nothing here raises out of
-them: an error is kept in `failure`, the search is told to stop, and `FactorizationTuner.search` raises it.
+KerasTuner holds a lock around an oracle's methods and does not free it on an exception. So the methods raise nothing: an
+error is kept in `failure`, the search is told to stop, and `FactorizationTuner.search` raises it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def result_of(trial: Trial, objective: str) -> Result:
 
 
 def space_identity(space: NetSpace, requirement: Requirement | None, objective: str) -> dict:
-    """Give what a search, with a stock oracle, too, must have in common with the one whose folder it goes on in."""
+    """Give what identifies a search, also one with a stock oracle: only an equal one may continue in its folder."""
     return {
         **space.identity(),
         **{f"max_{cost}": None if requirement is None else requirement.limits.get(cost) for cost in COSTS},
@@ -83,21 +83,21 @@ def space_identity(space: NetSpace, requirement: Requirement | None, objective: 
 class FactorizationOracle(keras_tuner.Oracle):
     """Propose factorized nets for a requirement, never one over budget and none twice.
 
-    MACs come from the spec. Bytes, RAM and latency are measured once a net, on this machine and an untrained conversion,
-    when the search first looks at it. Under budgets alone it looks for the highest accuracy, with a floor for the fewest
-    MACs that reach it.
+    MACs come from the spec. Bytes, RAM and latency are measured once for each net, on this machine and an untrained
+    conversion, when the search first considers it. With budgets alone the search maximizes accuracy; with a floor, it looks
+    for the fewest MACs that reach it.
 
     Args:
         spec: gives input shape, classes, stages, and the width unless `widths` is given; its level does not matter. Or a
-            `ModelSpace`: the nets that a model may become, and nothing else is given of what to choose from.
-        requirement: budgets and floor. Its fields can be given in its place: `max_macs=4_000_000`.
+            `ModelSpace`, the nets that a model may become, with which none of the choices below may be given.
+        requirement: budgets and floor, or None and its fields: `max_macs=4_000_000`.
         widths: of the stem, to choose from; None: the spec's.
-        macros, blocks, channels: to choose from, too, as for `Space`.
-        objective: name of the metric to raise, or a `keras_tuner.Objective` with direction "max".
-        seed: decides ties; None is 0.
-        max_trials: nets to train at most; None: until the search ends by itself.
-        patience: batches without a better net after which it ends.
-        **limits: fields of `Requirement`, where no requirement is given.
+        macros, blocks, channels: further choices, as for `Space`.
+        objective: name of the metric to maximize, or a `keras_tuner.Objective` with direction "max".
+        seed: decides ties; None: 0.
+        max_trials: maximum number of nets to train; None: until the search ends by itself.
+        patience: number of batches without a better net after which it ends.
+        **limits: fields of `Requirement`, if no requirement is given.
 
     Raises:
         ValueError: nothing is required, a budget is below the smallest net (named), or an argument is out of range.
@@ -162,7 +162,7 @@ class FactorizationOracle(keras_tuner.Oracle):
     # The search
 
     def walk(self) -> SearchState:
-        """Give the state of the search after the trials that have ended: what is proposed, best, rejected, and why."""
+        """Give the state of the search after the trials that have ended: nets proposed, ranked and rejected, with reasons."""
         return propose(self._search, self.results())
 
     def effects(self) -> dict[str, dict[int, float | None]]:
@@ -179,7 +179,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         return self.space.net_from(trial.hyperparameters.values)
 
     def violation(self, spec: ModelSpec) -> str | None:
-        """Say which budget a net is over, or None where it fits; its measured costs are taken where MACs do not tell."""
+        """Say which budget a net exceeds, or None; its costs are measured only if its MACs fit and a budget needs them."""
         reason = self.requirement.violation({"macs": macs(spec)})
         if reason or not self.requirement.limits.keys() & set(MEASURED):
             return reason
@@ -214,7 +214,7 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Trial:
-        """Give a trial to run, first one that was begun and has not ended."""
+        """Give a trial to run, unfinished ones first."""
         if self.failure is not None:
             self.tuner_ids.discard(tuner_id)  # for which KerasTuner's chief would wait
             return Trial(self.get_space(), trial_id="", status=TrialStatus.STOPPED)
@@ -222,19 +222,19 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict, step: int = 0) -> Trial:
-        """Take the metrics of a trial, in the place of any from before a kill."""
+        """Set a trial's metrics, replacing any from before a kill."""
         trial = self.trials[trial_id]
         trial.metrics = type(trial.metrics)()
         return super().update_trial(trial_id, dict(metrics), step)
 
     @keras_tuner.synchronized
     def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
-        """List the trials of finished nets that fit, the search's answer first: with a floor not the most accurate one."""
+        """List the trials of finished nets that fit, the search's answer first (with a floor, not the most accurate one)."""
         trials = {self.net(trial): trial for trial in self.trials.values()}
         return [trials[spec] for spec in self.walk().ranked[:num_trials]]
 
     def score_trial(self, trial: Trial) -> None:
-        """Score by the objective; a training that was given up ranks behind every finished one."""
+        """Score a trial by the objective; a training that was given up ranks behind every finished one."""
         result = result_of(trial, self.objective.name)
         trial.score = (result.accuracy or 0.0) - (result.pruned or result.accuracy is None)
         trial.best_step = 0
@@ -249,12 +249,12 @@ class FactorizationOracle(keras_tuner.Oracle):
     # State
 
     def get_state(self) -> dict:
-        """Give all that a resumed search needs besides the trials' own files."""
+        """Give what a resumed search needs besides the trials' own files."""
         values = {trial_id: trial.hyperparameters.values for trial_id, trial in self.trials.items()}
         return super().get_state() | {"values": values}
 
     def identity(self) -> dict:
-        """Give what makes a search the same one: space, requirement, objective, seed, patience."""
+        """Give what identifies a search: space, requirement, objective, seed, patience."""
         identity = space_identity(self.space, self.requirement, self.objective.name)
         return identity | {"seed": self.seed, "patience": self.patience}
 
@@ -272,9 +272,9 @@ class FactorizationOracle(keras_tuner.Oracle):
             self.failure = error
 
     def reload(self) -> None:
-        """Go on from the project's folder: what had not ended is done again, nothing else is.
+        """Continue from the project's folder; only trials that had not ended are repeated.
 
-        Where oracle.json is lost the trials' own files say all that the search needs.
+        If oracle.json is lost, the trials' own files suffice.
 
         Raises:
             ValueError: a file is damaged.

@@ -1,10 +1,10 @@
 """Propose which nets to train next for a requirement, and say why: the progressive search, in NumPy alone.
 
-The search goes up the uniform levels that fit, coarse to fine; then takes each stage alone as coarse as the budget allows,
-with the others at their last level; then trains what promises most by a Gaussian process over the effects of choices
-(`surrogate`), and of nets with equal means the uncertain ones first. Of a space that is too large to hold it looks at nets
-near those that promise most. Nets are proposed in batches. A batch depends on the results of the batches before it and on
-nothing else: trainings that end in any order lead to the same nets, and a search is resumed from its results alone.
+The search first trains the uniform levels that fit, coarse to fine; then, for each stage, the net that has this stage as
+coarse as the budget allows and the others at their last level; then the most promising nets by a Gaussian process over the
+effects of choices (`surrogate`), uncertain ones first among equal means. In a space that is too large to hold, it considers
+nets near the most promising ones. Nets are proposed in batches. A batch depends only on the results of the batches before
+it: the order in which trainings end does not matter, and a search is resumed from its results alone.
 
 Source: the strategy of arXiv 2011.14586 as we understand its abstract; the rules are our choice.
 """
@@ -26,19 +26,22 @@ __all__ = ["Proposal", "Result", "Search", "SearchState", "effects", "propose"]
 
 UNIFORM_PATIENCE = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
 BATCH = 3  # nets that are proposed together by the surrogate
-MAX_COST_CHECKS = 24  # nets over budget that are looked at for one batch; each may be a measurement of seconds
-CLIMBERS, CLIMBS = 12, 12  # of a space too large to hold: nets whose neighbours are tried, and how often
+MAX_COST_CHECKS = 24  # nets over budget that may be checked for one batch; each check may measure for seconds
+CLIMBERS, CLIMBS = (
+    12,
+    12,
+)  # in a space too large to hold: number of nets whose neighbours are considered, and of repetitions
 
 
 def propose(search: Search, results: Mapping[ModelSpec, Result]) -> SearchState:
-    """Follow a search over the results that there are, to the nets to train next.
+    """Replay a search over the results so far, up to the nets to train next.
 
     Args:
         search: the question.
         results: of the nets trained so far; nets that were not proposed are ignored.
 
     Returns:
-        The state, with `pending` the nets to train next; the search is at its end where there are none.
+        The state; its `pending` are the nets to train next, none at the end of the search.
     """
     state = SearchState(search, results)
     for purpose, batch in _batches(state):
@@ -75,9 +78,9 @@ def _batches(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
 
 
 def _uniform_levels(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
-    """Go up the uniform levels of each width and macro-architecture that fit; where none fits start elsewhere.
+    """Go up the uniform levels that fit, for each width and macro-architecture; start elsewhere if none fits.
 
-    The two coarsest are trained first; of each of several macro-architectures the coarsest.
+    The two coarsest levels come first or, with several macro-architectures, the coarsest of each.
     """
     space = state.search.space
     levels = dict(enumerate([spec for spec in specs if state.fits(spec)] for specs in space.uniform()))
@@ -107,9 +110,9 @@ def _uniform_levels(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
 
 
 def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
-    """Start from the coarsest net found that fits: two kinds of budget can leave no uniform level.
+    """Start from the coarsest net found that fits, since two kinds of budget together may exclude every uniform level.
 
-    Looked at are nets that differ from a uniform level in one choice and, where blocks or channels are choices, some drawn.
+    Considered are nets that differ from a uniform level in one choice and, if there are more choices, some drawn at random.
     """
     search, space = state.search, state.search.space
     uniform_nets = [spec for specs in space.uniform() for spec in specs]
@@ -134,7 +137,7 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
 
 
 def _one_stage_coarse(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
-    """For each stage give the net that has it as coarse as fits and the others at the last level."""
+    """For each stage, give the net that has it as coarse as fits and the others at their last level."""
     space = state.search.space
     finest = space.with_levels(state.best, None)
     for stage, last in enumerate(finest.levels):
@@ -147,7 +150,7 @@ def _one_stage_coarse(state: SearchState) -> Iterator[tuple[ModelSpec, str, Mode
 
 
 def _one_stage_regular(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:
-    """For each stage give a net that has it at level 0, of those drawn the largest that fits, whatever else it has."""
+    """For each stage, give the largest net that fits among those drawn at random that have this stage at level 0."""
     space, drawn = state.search.space, _largest_within(state, state.search.drawn)
     levels = drawn[:, -space.num_stages :]
     for stage, name in enumerate(space.stage_names):
@@ -156,7 +159,7 @@ def _one_stage_regular(state: SearchState) -> Iterator[tuple[ModelSpec, str, Mod
             yield spec, f"{name} regular, and as large as fits", _closest_trained(state, spec)
 
 
-# What promises most: of a space that can be held among all nets, else near the best ones
+# The most promising nets: among all nets if the space can be held, else near the best ones
 
 
 def _largest_within(state: SearchState, rows: np.ndarray) -> np.ndarray:
@@ -167,7 +170,7 @@ def _largest_within(state: SearchState, rows: np.ndarray) -> np.ndarray:
 
 
 def _next_batch(state: SearchState) -> list[tuple[ModelSpec, str, ModelSpec | None]]:
-    """Choose the next nets by the surrogate, most promising first; the choice is kept for the next call of `propose`."""
+    """Choose the next nets by the surrogate, most promising first, and keep the choice for the next call of `propose`."""
     results = {proposal.spec: state.results[proposal.spec] for proposal in state.proposals}
     key, kept = tuple(results.items()), state.search._chosen
     if key not in kept:
@@ -191,7 +194,7 @@ def _chosen(state, results):
         promise = np.where(open_nets, _promise(state, model, mean, deviation, fits), -np.inf)
         equals = np.flatnonzero(
             promise >= promise.max() - 1e-9
-        )  # among which chance decides, and not the last bits of a sum
+        )  # chance decides among these, not the last bits of a sum
         nets = {state.search.space.net_of(model.rows[index]): index for index in equals}
         spec = min(nets, key=lambda net: tie_break(net, state.search.seed))
         open_nets[nets[spec]] = False
@@ -206,7 +209,7 @@ def _chosen(state, results):
         chosen.append(
             (spec, _reason(state.search.space, spec, parent, mean[nets[spec]], deviation[nets[spec]]), parent)
         )
-        # As if it were trained, with what is expected of it (kriging believer): nets near it become more certain.
+        # As if it were trained with the expected result (kriging believer): nets near it become more certain.
         deviation = model.deviation([*accuracies, *(net for net, *_ in chosen)])
     return chosen
 
@@ -214,10 +217,10 @@ def _chosen(state, results):
 def _near_what_promises(
     state: SearchState, accuracies: Mapping[ModelSpec, float], fits: Mapping[ModelSpec, int]
 ) -> AdditiveGP:
-    """Model nets worth a look in a space too large to hold: nets like the trained ones, some drawn, and up from there.
+    """Model the nets to consider in a space too large to hold: nets near the trained ones, random ones, and uphill from there.
 
-    Of the nets drawn those near the budget are looked at. From the most promising nets the search climbs to neighbours in
-    one choice, and in up to three, until none promises more.
+    Of the random nets the ones nearest to the budget are kept. From the most promising nets the search climbs to neighbours
+    that differ in one choice, or in up to three, until none promises more.
     """
     search, space, limit = state.search, state.search.space, state.macs_limit()
     random = np.random.default_rng([search.seed % 2**32, len(state.proposals)])
@@ -246,9 +249,9 @@ def _promise(
     deviation: np.ndarray,
     fits: Mapping[ModelSpec, int],
 ) -> np.ndarray:
-    """Score every candidate: the accuracy that may be hoped for or, once the floor is reached, the MACs likely saved.
+    """Score every candidate: mean plus deviation of its accuracy or, once the floor is reached, the MACs that it likely saves.
 
-    What probably is over a measured budget comes last: costs are nearly sums over stages, too.
+    Nets that are probably over a measured budget come last: costs, too, are nearly sums over stages.
     """
     promise = mean + deviation
     if state.best is not None and state.reaches_floor(state.best):
@@ -261,7 +264,7 @@ def _promise(
 
 
 def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[ModelSpec, float]:
-    """Give the accuracies in percent; a pruned training counts as far behind the best net as extrapolated at its end."""
+    """Give the accuracies in percent; a pruned training's final one is extrapolated from its distance to the best net's curve."""
     if best is None:
         return {}
     top, found = results[best], {}
@@ -277,7 +280,7 @@ def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[Model
 
 
 def _closest_trained(state: SearchState, spec: ModelSpec) -> ModelSpec | None:
-    """Give the trained net of equal width and kind of stages that differs in the fewest choices, the best of several."""
+    """Find the trained net of the same family that differs in the fewest choices; the best one if there are several."""
     space = state.search.space
     row = space.row_of(spec)
 
@@ -304,15 +307,15 @@ def _reason(space, spec, parent, mean: float, deviation: float) -> str:
 def effects(
     search: Search, results: Mapping[ModelSpec, Result], origin: ModelSpec
 ) -> dict[str, dict[int, float | None]]:
-    """Estimate how a net's accuracy would change with another choice in one respect, from all results together.
+    """Estimate, from all results together, how a net's accuracy would change with another choice in one respect.
 
     Args:
         search, results: as for `propose`.
         origin: the net; it has a final accuracy.
 
     Returns:
-        By respect ("stage 1, level", "stage 1, blocks" and so on) and choice the change in points: 0 at the origin's
-        own, None where no net with a result has that choice there.
+        By respect ("stage 1, level", "stage 1, blocks" and so on) and choice, the change in points: 0 for the origin's own
+        choice, None if no net with a result has that choice there.
     """
     accuracies = _percent(results, origin)
     model = search.model(accuracies, search.space.neighbours(np.array([search.space.row_of(origin)])))

@@ -30,10 +30,10 @@ def import_ray():
 
 
 class RayExecutor(Executor):
-    """Make each call a Ray task, which is done again elsewhere when its node dies.
+    """Run each call as a Ray task, which is repeated elsewhere when its node dies.
 
-    A data set among the arguments goes to Ray's object store once, and from there to each node. What user code raises is
-    raised as it was, and its call is not repeated. Use as a context.
+    A data set among the arguments is put into Ray's object store once, and goes from there to each node. Exceptions of the
+    called function are raised as they were, and its call is not repeated. Use as a context.
 
     Args:
         address: HOST:PORT of a cluster that this machine is a node of (`ray start`), or "local" to start one here.
@@ -57,7 +57,7 @@ class RayExecutor(Executor):
             raise ConnectionError(_no_answer(address, str(error).partition("\n")[0])) from None
 
     def submit(self, function: Callable, /, *arguments, **options) -> Future:
-        """Send a call; arguments and result are pickled, and a node must be able to import the function."""
+        """Submit a call; arguments and result are pickled, and each node must be able to import the function."""
         resources = {"num_cpus": self._num_cpus, "max_retries": MAX_RETRIES, "retry_exceptions": False}
         task = self._ray.remote(**resources)(function)
         reference = task.remote(*map(self._sent, arguments), **options)
@@ -86,7 +86,7 @@ class RayExecutor(Executor):
             future.set_exception(ConnectionError(f"Ray lost a call: {reason}; the same command goes on where it was"))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Disconnect from the cluster, or end it where it is local; what runs is ended, and wait has no effect."""
+        """Disconnect from the cluster, or stop it if it is local; running calls are stopped, and `wait` has no effect."""
         self._ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Run a whole search: trainings, a table of every net looked at, the frontier, a summary; publish what it found."""
+"""Run a whole search: trainings, a table of all nets considered, the frontier, a summary; publish its nets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NOISE_DEVIATIONS = 3  # of a binomial count; the best of many nets is above chan
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has found.
+    """The result of a search.
 
     Args:
         folder: has results.csv, summary.txt, frontier.png (with extra `report`), and a run in each trial's folder.
         best: the net found, or None.
         rows: results.csv: a dict for every trial and every net rejected untrained, with its reason.
-        steps: a line for each round: its purpose and its outcome.
+        steps: a line for each round, with its purpose and its outcome.
         summary: the answer in a few lines.
         meets_requirement: whether the best net keeps to the requirement, its floor included.
     """
@@ -65,14 +65,14 @@ def search(
     executor: Executor | None = None,
     verbose: bool = True,
 ) -> SearchResult:
-    """Search for the best net of the oracle's requirement; the same call goes on where it was killed.
+    """Search for the best net under the oracle's requirement; the same call continues a search that was killed.
 
     Args:
         oracle: a new one; it has the requirement and the nets to choose from.
         dataset, recipe, inherit, initial, prune: as for `FactorizationTuner`.
         out: the search's folder.
         executor: as for `FactorizationTuner.search`.
-        verbose: say on stderr how far it is.
+        verbose: print progress on stderr.
 
     Raises:
         ValueError: arguments do not fit, no net fits the requirement, or the folder holds another search.
@@ -124,10 +124,10 @@ def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Searc
 
 
 def publish_found(found: SearchResult, zoo_dir: str | os.PathLike, *, verbose: bool = True) -> None:
-    """Publish the frontier and the best net of a search in a zoo folder; nets that may not be published are named.
+    """Publish the frontier and the best net of a search in a zoo folder; progress names nets that may not be published.
 
     Raises:
-        RuntimeError: the best net may not be published; the others then are.
+        RuntimeError: the best net may not be published; the others have been.
         OSError: the folder cannot be written.
     """
     trained = [row for row in found.rows if row["status"] == "trained"]
@@ -204,7 +204,7 @@ def _summary(oracle, state, rows, meets, dataset):
         f"{what} {state.best.name}: {100 * accuracy:.2f} % {objective}, {costs} ({row['reason']}); its run is trial_{row['trial']}/run"
     )
     lines += _chance_warning(accuracy, dataset)
-    lines.append("in points, estimated from all of them, another choice in one stage alone would change it by:")
+    lines.append("points that another choice in one stage alone would add or take, estimated from all trainings:")
     changes = oracle.effects()
     for respect, nets in oracle.space.alternatives(state.best).items():
         choices = f"0 to {max(nets)}" if respect.endswith("level") else ", ".join(f"{choice:g}" for choice in nets)
@@ -222,6 +222,6 @@ def _chance_warning(accuracy: float, dataset: Dataset) -> list[str]:
     if accuracy > chance + noise:
         return []
     return [
-        f"this does not differ from chance: answering always the same class gives up to {100 * chance:.1f} %, and "
-        f"{len(labels):,} images tell no difference below {100 * noise:.1f} points; the choice says nothing, train for more epochs"
+        f"this does not differ from chance: always answering the same class gives up to {100 * chance:.1f} %, and "
+        f"{len(labels):,} images show no difference below {100 * noise:.1f} points; the choice means nothing, train for more epochs"
     ]

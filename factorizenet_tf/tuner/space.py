@@ -1,4 +1,4 @@
-"""List the nets to choose from, and the MACs of each."""
+"""The spaces of nets that a search chooses from: rows of integers, and the MACs of each."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Family(NamedTuple):
 
     Args:
         macro: the macro-architecture's text.
-        base: its net of level 0, with its own blocks and channels, or the nearest to choose from.
+        base: its net of level 0, with its own blocks and channels, or the nearest choices.
         stages: the macro-architecture's own.
-        blocks, channels: for each stage what there is to choose from, ascending.
+        blocks, channels: the choices for each stage, ascending.
     """
 
     macro: str
@@ -48,14 +48,15 @@ class Family(NamedTuple):
 
 
 class NetSpace:
-    """What the search asks of a space of nets: each is a row of integers, whose last `num_stages` columns are its levels.
+    """The interface of a space of nets: each net is a row of integers, whose last `num_stages` columns are its levels.
 
-    The first column numbers families. A net has `name`, `levels` and, of a uniform one, an int `level`. Subclasses give the rest.
+    The first column numbers families. A net has `name`, `levels` and `level`, an int if all levels are the same. Subclasses
+    give the rest.
 
     Attributes:
-        num_stages: what has a level of its own: stages, or groups of layers.
+        num_stages: number of parts with a level of their own: stages, or groups of layers.
         stage_names: of each.
-        kinds_of_choice: what nets may differ in, levels counting as one.
+        kinds_of_choice: number of properties in which nets may differ, levels counting as one.
         has_macros: whether families differ in more than width.
         input_shape, num_classes: of the images, and their classes.
     """
@@ -66,7 +67,7 @@ class NetSpace:
     has_macros: bool
     input_shape: tuple[int, int, int]
     num_classes: int
-    _choices: tuple[int, ...]  # by column what there is to choose from at most
+    _choices: tuple[int, ...]  # the number of choices in each column, in the family with the most
 
     @property
     def has_more_than_levels(self) -> bool:
@@ -78,7 +79,7 @@ class NetSpace:
         return map(self.net_of, self.rows())
 
     def neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """Give the nets that differ from one of some in one choice."""
+        """Give the nets that differ in at most one choice from one of these."""
         changed = [rows]
         for column, count in enumerate(self._choices):
             for value in range(count):
@@ -87,7 +88,7 @@ class NetSpace:
         return self.corrected(np.concatenate(changed))
 
     def altered(self, rows: np.ndarray, changes: int, random: np.random.Generator) -> np.ndarray:
-        """Give nets in which so many choices of some nets, or fewer, were made anew at random."""
+        """Change up to this many choices of each net at random."""
         rows, numbers = rows.copy(), np.arange(len(rows))
         open_columns = np.flatnonzero(np.array(self._choices) > 1)
         for _ in range(changes):
@@ -96,15 +97,15 @@ class NetSpace:
         return self.corrected(rows)
 
     def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draw nets at random, each once; fewer where some were drawn twice."""
+        """Draw nets at random, at most `count`, since each is given once."""
         return self.corrected(random.integers(self._choices, size=(count, len(self._choices))).astype(np.int16))
 
     def trend(self, rows: np.ndarray) -> np.ndarray | None:
-        """Say what nets lose by a measurement before any training, float (n,), 0 and above; None: nothing was measured."""
+        """Give nets' losses by a measurement before any training, float (n,), 0 or above; None: nothing was measured."""
         return None
 
     def start(self, net, folder: Path) -> list[np.ndarray] | None:
-        """Give the weights that the training of a net in a folder starts from, the same at each call; None: random ones."""
+        """Give the weights that a net's training in a folder starts from, the same at each call; None: random ones."""
         return None
 
     @property
@@ -121,18 +122,18 @@ class NetSpace:
 class Space(NetSpace):
     """The nets to choose from: every level in every stage, at each width, macro-architecture, number of blocks and channels.
 
-    Where many nets are looked at, a net is a row of integers: its family, then for each stage the places of its blocks and of
-    its channels among the family's, and its level; zeros where a macro-architecture has fewer stages than another.
+    A net's row: its family; for each stage the index of its blocks among the family's choices, then of its channels; then
+    the level of each stage. A macro-architecture with fewer stages than another is padded with zeros.
 
     Args:
-        spec: gives input shape and classes, and the macro-architecture where `macros` is empty.
-        widths: of the stem; a single one, unless several are asked for.
+        spec: gives input shape and classes, and the macro-architecture if `macros` is empty.
+        widths: of the stem, at least one.
         macros: as `macro_from_text` reads them.
         blocks: of each stage; empty: the macro-architecture's own.
         channels: of each stage, as multiples of the macro-architecture's own, rounded to multiples of 8; empty: those alone.
 
     Raises:
-        ValueError: a macro-architecture is unknown or does not fit the images, or there is no such choice.
+        ValueError: a macro-architecture is unknown or does not fit the images, or a choice is out of its range.
     """
 
     spec: ModelSpec
@@ -152,7 +153,7 @@ class Space(NetSpace):
 
     @functools.cached_property
     def families(self) -> tuple[Family, ...]:
-        """The families, by macro-architecture, then width; of several that have the same nets the first."""
+        """The families, by macro-architecture, then width; of families with the same nets the first."""
         found = {}
         for macro, width in itertools.product(self.macros or (self.spec.macro,), self.widths):
             own = self.of_macro(macro, width)
@@ -178,11 +179,11 @@ class Space(NetSpace):
 
     @property
     def kinds_of_choice(self) -> int:
-        """Count what nets may differ in: levels and widths, and each of blocks, channels, macro-architectures."""
+        """Count the kinds of choice: 1 for levels and widths, and 1 each for blocks, channels and macro-architectures."""
         return 1 + sum(len(choices) > 0 for choices in (self.macros, self.blocks, self.channels))
 
     def net(self, level: int | tuple[int, ...], width: int | None = None) -> ModelSpec:
-        """Give the net of a level, or of one level a stage, in the first family of a width; None is the first width."""
+        """Give the net of a level, or of one level a stage, in the first family of a width; None: the first width."""
         width = self.widths[0] if width is None else width
         return at_level(next(family.base for family in self.families if family.base.width == width), level)
 
@@ -242,7 +243,7 @@ class Space(NetSpace):
         return total
 
     def alternatives(self, net: ModelSpec) -> dict[str, dict[int, ModelSpec]]:
-        """Give, by what may be chosen in a stage ("stage 1, level") and by choice, the nets that differ in that alone."""
+        """Give the nets that differ from one in a single respect, by respect ("stage 1, level") and choice."""
         row, stages, found = np.array([self.row_of(net)]), self.num_stages, {}
         family = self.families[row[0, 0]]
         for stage, last in enumerate(self.last_levels(row)[0, : len(family.stages)]):
@@ -260,7 +261,7 @@ class Space(NetSpace):
         return {respect: others for respect, others in found.items() if len(others) > 1 or respect.endswith("level")}
 
     def choices_of(self, net: ModelSpec) -> list[dict[str, int]]:
-        """Give what was chosen in each stage: its level, blocks and channels."""
+        """Give each stage's level, blocks and channels."""
         numbers = stage_channels(net.width, net.stages)[1:]
         return [
             {"level": level, "blocks": stage.blocks, "channels": number}
@@ -270,7 +271,7 @@ class Space(NetSpace):
     # As text and as KerasTuner's values
 
     def describe(self) -> str:
-        """Say in a line what there is to choose from."""
+        """Describe the choices in a line."""
         widths = ", ".join(map(str, self.widths))
         parts = [
             f"levels of each stage, width {widths}",
@@ -282,12 +283,12 @@ class Space(NetSpace):
         return f"{self.count():,} nets: {'; '.join(parts)}"
 
     def columns(self, net: ModelSpec) -> dict:
-        """Give what a table says of a net."""
+        """Give a net's columns in a table of results."""
         kind = {"macro": net.macro, "level": level_text(net.levels), "width": net.width}
         return {"name": net.name, **kind, "macs": macs(net)}
 
     def identity(self) -> dict:
-        """Give what a search must have in common with the one whose folder it goes on in."""
+        """Give what identifies the space: a search continues only in the folder of a search over an equal one."""
         spec = json.loads(self.spec.to_json())
         of_spec = ("input_shape", "num_classes", "stages", "stem_stride", "last_channels")
         of_space = ("widths", "macros", "blocks", "channels")
@@ -297,19 +298,19 @@ class Space(NetSpace):
         }
 
     def values_to_choose(self) -> dict[str, list]:
-        """List for KerasTuner the levels of `stage1`, `stage2` and so on and, of several, the `width`."""
+        """List the values of KerasTuner's hyperparameters `stage1`, `stage2` and so on (levels) and, if there are several, `width`."""
         lasts = map(max, zip(*(own[-1].levels for own in self.uniform())))
         values = {f"stage{number}": list(range(last + 1)) for number, last in enumerate(lasts, 1)}
         return values | ({"width": list(self.widths)} if len(self.widths) > 1 else {})
 
     def values_of(self, net: ModelSpec) -> dict:
-        """Give a net's values."""
+        """Give the values of a net's hyperparameters."""
         values = {f"stage{number}": level for number, level in enumerate(net.levels, 1)}
         values |= {"width": net.width} if len(self.widths) > 1 else {}
         return values | ({"macro": net.macro} if self.has_more_than_levels else {})
 
     def net_from(self, values: Mapping) -> ModelSpec:
-        """Give the net of values; a level above a stage's last is clipped to it."""
+        """Give the net of hyperparameter values; a level above a stage's last is clipped to it."""
         width = int(values.get("width", self.widths[0]))
         base = self.of_macro(values["macro"], width) if "macro" in values else self.net(0, width)
         levels = (int(values[f"stage{number}"]) for number in range(1, len(base.stages) + 1))
@@ -319,7 +320,7 @@ class Space(NetSpace):
 
     @functools.cached_property
     def num_stages(self) -> int:
-        """Count the stages, of the macro-architecture that has most."""
+        """Count the stages of the macro-architecture with the most."""
         return max(len(family.stages) for family in self.families)
 
     def net_of(self, row: Sequence[int]) -> ModelSpec:
@@ -343,7 +344,7 @@ class Space(NetSpace):
 
     @functools.cached_property
     def _tables(self) -> tuple[np.ndarray, ...]:
-        """Blocks and channels by (family, stage, place), 0 where there is none, and the pixels behind each stage."""
+        """Blocks and channels by (family, stage, index), padded with 0, and the pixels behind each stage."""
         places = max(len(own) for family in self.families for own in (*family.blocks, *family.channels))
         blocks, channels = np.zeros((2, len(self.families), self.num_stages, places), int)
         pixels = np.zeros((len(self.families), self.num_stages), int)
@@ -364,7 +365,7 @@ class Space(NetSpace):
         return blocks, channels, levels, np.concatenate([widths, channels[:, :-1]], axis=1)
 
     def axes(self, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        """Give what may change accuracy: (kind, a number for each row); kinds are "level", "name" and "ratio"."""
+        """Give the choices that may change accuracy: (kind, a number for each row); kinds are "level", "name", "ratio"."""
         blocks, channels, levels, _ = self.values(rows)
         widths = np.array([family.base.width for family in self.families])[rows[:, 0]]
         found = [("level", own) for own in levels.T]
@@ -415,7 +416,7 @@ class Space(NetSpace):
         return np.concatenate(found)
 
     def corrected(self, rows: np.ndarray) -> np.ndarray:
-        """Clip places and levels to the last that there is; each net once."""
+        """Clip indices and levels to the last choice; give each net once."""
         rows, stages = rows.copy(), self.num_stages
         for table, own in zip(self._tables, (rows[:, 1 : 1 + stages], rows[:, 1 + stages : 1 + 2 * stages])):
             np.minimum(own, np.maximum((table[rows[:, 0]] > 0).sum(2) - 1, 0), out=own)
@@ -424,7 +425,7 @@ class Space(NetSpace):
 
     @functools.cached_property
     def _choices(self) -> tuple[int, ...]:
-        """Count by column what there is to choose from at most."""
+        """Count the choices in each column, in the family with the most."""
         deepest = max(map(last_level, range(8, 8 * self._eighths, 8)))
         blocks, channels = ((table > 0).sum(2).max(0) for table in self._tables[:2])
         return (len(self.families), *blocks, *channels, *[deepest + 1] * self.num_stages)
@@ -436,7 +437,7 @@ class Space(NetSpace):
 
 
 def distinct(rows: np.ndarray) -> np.ndarray:
-    """Give each row once, by a random projection of 64 bits: much faster than a sort of rows."""
+    """Drop duplicate rows, by a random projection to 64 bits, which is much faster than sorting rows."""
     weights = np.random.default_rng(0).integers(-(2**62), 2**62, rows.shape[1])
     return rows[np.unique(rows.astype(np.int64) @ weights, return_index=True)[1]]
 
@@ -453,7 +454,7 @@ def _nearest(number, choices):
 
 
 def _stages(width: int, stages: Sequence[Stage], choices: Sequence[tuple[int, int]]) -> tuple[Stage, ...]:
-    """Give stages other blocks and channels; one without a block that could have a residual sum loses the wish for it."""
+    """Give stages other blocks and channels; a stage that can have no residual sum any more is not residual."""
     made, before = [], width
     for stage, (blocks, channels) in zip(stages, choices):
         residual = stage.residual and (blocks > 1 or (stage.stride == 1 and before == channels))

@@ -1,4 +1,4 @@
-"""What a search is asked, what it knows, and how its nets are ranked; `progressive` has the search itself."""
+"""The question, the state and the ranking of a search; `progressive` has the search itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 MAX_HELD, MAX_HELD_MACROS = 1_000_000, 100_000  # nets held at once, of levels and widths alone and of more choices
 SAMPLED = 8_192  # nets drawn of a larger space
-MIN_ERROR = 0.005  # stands for an error of 0, so that a curve that ends without errors still says how errors fall
+MIN_ERROR = 0.005  # used for an error of 0, so that a curve that reaches it still tells how errors fall
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Proposal:
 
     Args:
         spec: the net.
-        reason: why it is tried.
+        reason: why it is proposed.
         round: number of its batch, from 1.
         parent: a net of an earlier batch with similar levels, or None.
         threshold: validation accuracy (0..1) by epoch below which its training is hopeless; empty: none.
@@ -56,9 +56,9 @@ class Result:
     """The outcome of a net's training.
 
     Args:
-        accuracy: int8 validation accuracy, 0..1; None: the training failed, as NaN says, too.
+        accuracy: int8 validation accuracy, 0..1; None (or NaN): the training failed.
         curve: float validation accuracy after each epoch; NaN counts as 0.
-        pruned: whether the training was stopped early as hopeless, so that `accuracy` is no final one.
+        pruned: whether the training was stopped early as hopeless, so that `accuracy` is not final.
     """
 
     accuracy: float | None
@@ -71,7 +71,7 @@ class Result:
         object.__setattr__(self, "curve", tuple(0.0 if math.isnan(value) else value for value in self.curve))
 
     def __str__(self) -> str:
-        """Say it in a word or two."""
+        """Describe the outcome in a word or two."""
         if self.accuracy is None:
             return "failed"
         return f"given up after epoch {len(self.curve)}" if self.pruned else f"{100 * self.accuracy:.2f} %"
@@ -79,16 +79,17 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The question that a search answers, and what its calls of `propose` share to be fast.
+    """The question that a search answers, and what calls of `propose` keep for the next ones to be fast.
 
     Args:
         space: the nets to choose from.
         requirement: the budgets and the floor.
-        violation: says why a net is over a budget, or None where it fits.
-        patience: batches by the surrogate without a better net after which the search ends, times 1 for levels and 1 each
-            for blocks, channels and macro-architectures to choose from. It ends before where no net is left for a batch, or MAX_COST_CHECKS nets in a row were over a measured budget.
+        violation: says why a net is over a budget; None if it fits.
+        patience: the search ends after this many batches of the surrogate without a better net, times the number of kinds of
+            choice (levels, blocks, channels, macro-architectures). It ends earlier if no net is left for a batch, or if
+            MAX_COST_CHECKS nets in a row are over a measured budget.
         seed: decides between nets of equal cost; the same seed gives the same search.
-        max_nets: nets to propose at most, None for no limit; no batch is begun once as many have results.
+        max_nets: maximum number of nets to propose; None: no limit. No batch is begun once as many have results.
     """
 
     space: NetSpace
@@ -101,7 +102,7 @@ class Search:
 
     @functools.cached_property
     def whole(self) -> AdditiveGP | None:
-        """The model of all nets' accuracies, where the space can be held: half a million nets take 0.5 GB."""
+        """The model of all nets' accuracies, if the space fits into memory (half a million nets take 0.5 GB), else None."""
         is_small = self.space.count() <= (MAX_HELD_MACROS if self.space.has_more_than_levels else MAX_HELD)
         return AdditiveGP(self.space) if is_small else None
 
@@ -115,11 +116,11 @@ class Search:
         return float(np.log2(self.space.count_macs(self.drawn)).mean())
 
     def sample(self, number: int) -> np.ndarray:
-        """Draw rows of the space, for each number and seed others."""
+        """Draw rows of the space, different ones for each number and seed."""
         return self.space.sample(SAMPLED, np.random.default_rng([self.seed % 2**32, number]))
 
     def model(self, nets: Iterable[ModelSpec], rows: np.ndarray) -> AdditiveGP:
-        """Give the model of the space, or of some nets and the nets of some rows where it is too large."""
+        """Give the model of the whole space or, if it is too large, of `nets` and the nets of `rows`."""
         if self.whole is not None:
             return self.whole
         known = np.array([self.space.row_of(net) for net in nets], int).reshape(-1, rows.shape[1])
@@ -128,14 +129,14 @@ class Search:
 
 @dataclass
 class SearchState:
-    """How far a search is after some results.
+    """The state of a search after some results.
 
     Args:
         search, results: as given to `propose`.
         proposals: every net proposed so far, by batch.
         ranked: every net with a final accuracy, best first.
         steps: one line for each finished batch: its purpose and its outcome.
-        rejected: nets that were looked at and not proposed, with the reason.
+        rejected: nets that were considered and not proposed, with the reason.
     """
 
     search: Search = field(repr=False, compare=False)
@@ -156,20 +157,20 @@ class SearchState:
         return self.ranked[0] if self.ranked else None
 
     def reaches_floor(self, spec: ModelSpec) -> bool:
-        """Tell whether there is a floor, and a trained net reaches it."""
+        """Tell whether there is a floor and this trained net reaches it."""
         floor = self.search.requirement.min_accuracy
         return floor is not None and self.results[spec].accuracy >= floor
 
     def macs_ceiling(self) -> float:
-        """Give the MACs that a net must stay below to be worth a training: those of the best where it reaches the floor."""
+        """Give the MACs that a net must stay below to be worth a training: the best net's, if that reaches the floor."""
         return macs(self.best) if self.best is not None and self.reaches_floor(self.best) else math.inf
 
     def macs_limit(self) -> float:
-        """Give the MACs that a net may have to be looked at."""
+        """Give the most MACs that a net may have to be considered."""
         return min(self.search.requirement.limits.get("macs", math.inf), self.macs_ceiling() - 1)
 
     def fits(self, spec: ModelSpec) -> bool:
-        """Tell whether a net is within all budgets, and keep the reason where it is not."""
+        """Tell whether a net is within all budgets; if not, keep the reason."""
         if macs(spec) >= self.macs_ceiling():
             return False
         reason = self.search.violation(spec)
@@ -178,12 +179,12 @@ class SearchState:
         return reason is None
 
     def too_costly(self) -> list[ModelSpec]:
-        """List the nets within the MACs that were looked at and are over a measured budget."""
+        """List the rejected nets that are within the MACs and over a measured budget."""
         limit, violation = self.search.requirement.limits.get("macs", math.inf), self.search.violation
         return [spec for spec in self.rejected if macs(spec) <= limit and violation(spec) is not None]
 
     def batch(self, nets: Iterable) -> list[Proposal]:
-        """Make proposals, the most MACs first, of (net, reason, parent); nets proposed before are left out."""
+        """Make proposals of (net, reason, parent), the most MACs first; nets proposed before are left out."""
         proposed = {proposal.spec for proposal in self.proposals}
         nets = [entry for entry in nets if entry[0] not in proposed]
         number = 1 + (self.proposals[-1].round if self.proposals else 0)
@@ -192,7 +193,7 @@ class SearchState:
         return [Proposal(spec, reason, number, parent, threshold) for spec, reason, parent in nets]
 
     def _threshold(self) -> tuple[float, ...]:
-        """By epoch the accuracy below which a training would end far below the best net, its errors falling as that one's."""
+        """By epoch, the accuracy below which a training would end far below the best net if its errors fell like that net's."""
         if self.best is None:
             return ()
         result, spare = self.results[self.best], 0.0
@@ -207,7 +208,7 @@ class SearchState:
         return tuple(round(max(0.0, accuracy), 4) for accuracy in needed)
 
     def take(self, purpose: str, batch: list[Proposal]) -> None:
-        """Take a batch in and rank its nets that have results; where all have, say what came of it."""
+        """Take in a batch and rank all nets with results; once all of the batch have some, record its outcome."""
         former = self.best
         self.proposals += batch
         for proposal in batch:  # a uniform level that was skipped may come back as a neighbour of another net
@@ -235,20 +236,20 @@ def ranking(requirement: Requirement, results: Mapping[ModelSpec, Result], seed:
 
 
 def in_proportion(accuracy: float, before: float, after: float) -> float:
-    """Give what an accuracy becomes where its errors fall, or rise, as those of a training that had `before` and has `after`."""
+    """Extrapolate an accuracy, its errors changing in proportion to those of a training that went from `before` to `after`."""
     return 1 - (1 - accuracy) * max(MIN_ERROR, 1 - after) / max(MIN_ERROR, 1 - before)
 
 
 def _margin(done: float) -> float:
-    """By how much (0..1) a net may be expected to end below the best one when its training is so far done.
+    """How far (0..1) below the best net a net may be expected to end, by the share of its training that is done.
 
-    None is given up in the first half: at a high learning rate a good net may be at chance after an epoch. Source: our
+    In the first half no training is given up: at a high learning rate a good net may be at chance after an epoch. Source: our
     choice, by replays of searches.
     """
     return 1.0 if done <= 0.5 else 0.02 + 0.1 * (1 - done)
 
 
 def tie_break(spec, seed):
-    """Give what orders nets by chance, in another way for each seed."""
+    """Give a key that orders nets at random, differently for each seed."""
     width = spec.width if isinstance(spec, ModelSpec) else spec.name
     return zlib.crc32(f"{seed} {spec.levels} {width}".encode()), spec.name

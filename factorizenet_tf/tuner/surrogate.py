@@ -1,11 +1,11 @@
 """Estimate what each choice does to accuracy, from the nets trained so far: an additive Gaussian process.
 
-Accuracy is modelled as a constant, plus an effect of the level in each stage, of the width, of the macro-architecture, of
-the blocks and the channels in each stage where those are choices (then also of any two choices together), one of the MACs,
-and a small effect of the combination.
-Of a space whose nets were measured before any training, as those of a net that is there already are, what that says is
-expected from the start, and its weight is learned. Neighbouring levels are correlated; the regular convolution (level 0) is correlated less with the factorized ones, which
-have two convolutions in its place.
+Accuracy is modelled as the sum of a constant, an effect of each choice (the level in each stage, the width, the
+macro-architecture, the blocks and the channels in each stage), an effect of the MACs, and a small effect of the combination;
+if there are more choices than level and width, also of effects of any two choices together. If a space's nets were measured
+before any training, as the layers of a trained model are, that measurement is the prior mean, with a learned weight. The
+effects of neighbouring levels are correlated; those of the regular convolution (level 0) less so with the factorized ones,
+which have two convolutions in its place.
 
 Source: additive Gaussian processes, Duvenaud et al., arXiv 1112.4394; the constants are our choice, by replays of searches.
 """
@@ -22,21 +22,21 @@ __all__ = ["AdditiveGP"]
 
 LEVEL_CORRELATION = 0.75  # between the effects of neighbouring levels
 LEVEL0_CORRELATION = 0.3  # a further factor between level 0 and any factorized level
-INTERACTION_VARIANCE = 0.3  # of what is no sum of effects, where each effect has variance 1
+INTERACTION_VARIANCE = 0.3  # of the combination's effect, relative to a variance of 1 of each single effect
 MACRO_CORRELATION = 0.5  # between the effects of any two macro-architectures
 PAIRS_VARIANCE = 1.0  # of all effects of two choices together, where there are more choices than level and width
 CONSTANT_VARIANCE = 4.0
-TREND, TREND_DEVIATION = 12.0, 10.0  # points lost for each unit of what was measured before, and how sure that is
+TREND, TREND_DEVIATION = 12.0, 10.0  # points lost for each unit of the measurement before training: mean and deviation
 NOISE = 0.7  # standard deviation of a training's accuracy over seeds in points, where each effect has 1 point
 
 
 class AdditiveGP:
-    """Estimate the accuracy of all candidates from that of a few.
+    """Estimate the accuracies of all candidates from those of a few nets.
 
     Args:
-        space: that the nets are of.
-        rows: the candidates, int (n, columns), as the space has them; None: all of the space, in the order of `nets`.
-        center: logarithm to base 2 of the MACs that have no effect; None: the candidates' mean.
+        space: of the nets.
+        rows: the candidates, int (n, columns), in the space's form; None: all of the space, in the order of `nets`.
+        center: logarithm to base 2 of the MACs whose effect is 0; None: the candidates' mean.
 
     Attributes:
         macs: of the candidates, int64 (n,).
@@ -60,13 +60,13 @@ class AdditiveGP:
         self._explained: dict[object, np.ndarray] = {}  # by each more than by those before it, a root of variance
 
     def index(self, net) -> int:
-        """Give the index of a candidate. Raises IndexError where the net is none."""
+        """Give the index of a candidate. Raises IndexError for another net."""
         if net not in self._places:
             self._places[net] = int(np.flatnonzero((self.rows == self.space.row_of(net)).all(1))[0])
         return self._places[net]
 
     def covariance_with(self, index: int) -> np.ndarray:
-        """Give the prior covariance of every candidate with one: float (n,)."""
+        """Compute the prior covariance of every candidate with one, float (n,)."""
         if index not in self._columns:
             parts = [correlation[own[index]][own] for own, correlation in self._parts]
             total = CONSTANT_VARIANCE + self._size * self._size[index] + sum(parts)
@@ -79,11 +79,11 @@ class AdditiveGP:
         return self._columns[index]
 
     def mean(self, values: Mapping, *, with_trend: bool = True) -> np.ndarray:
-        """Expect a value of every candidate, float (n,), by those of a few.
+        """Compute the posterior mean of every candidate, float (n,), given the values of a few.
 
         Args:
             values: by net, in percent, or any figure that is nearly a sum of effects.
-            with_trend: whether what the space's measurement says is expected from the start.
+            with_trend: whether the space's measurement before training is the prior mean.
         """
         trend = -TREND * with_trend * self._trend
         if not values:
@@ -95,9 +95,9 @@ class AdditiveGP:
         return numbers.mean() + trend + known.T @ weights
 
     def deviation(self, nets: Iterable) -> np.ndarray:
-        """Give the standard deviation of the value of every candidate, in percent, float (n,), once those of some are known.
+        """Compute the posterior standard deviation of every candidate, in percent, float (n,), given the values of some nets.
 
-        It is found net by net, and what the first ones explain is kept for the next call.
+        It is computed net by net, and the first nets' shares are kept for the next call.
         """
         nets = [*nets]
         while [*self._explained] != nets[: len(self._explained)]:
@@ -112,7 +112,7 @@ class AdditiveGP:
 
 
 def _correlated(kind: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the choice of each net, numbered, and the correlation of the effects of any two."""
+    """Number the choices of one kind; give each net's number, int (n,), and the correlation of any two choices' effects."""
     if kind == "level":
         number = np.arange(numbers.max() + 1)
         correlation = LEVEL_CORRELATION ** np.abs(number[:, None] - number)

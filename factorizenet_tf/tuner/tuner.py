@@ -1,7 +1,7 @@
 """Train what an oracle proposes: a KerasTuner tuner whose trial is a whole training (float, QAT, int8, validation).
 
-A training is one call, `train_net`, that can be repeated anywhere: it goes on after its last whole epoch. Alone the tuner
-makes these calls one after the other; with an executor it sends all nets of a batch to it, and waits for them.
+A training is one call, `train_net`, that can be repeated anywhere: it continues after its last whole epoch. The tuner makes
+these calls one after the other, or sends all nets of a batch to an executor and waits for them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class StopHopelessTraining(keras.callbacks.Callback):
         self._on_epoch = on_epoch
 
     def check(self) -> None:
-        """Raise TrialPruned where the epochs so far are hopeless; the last epoch's training is finished anyway."""
+        """Raise TrialPruned if the epochs so far are hopeless; a training in its last epoch is always finished."""
         epoch = len(self.curve)
         if 0 < epoch < len(self.threshold) and max(self.curve) < self.threshold[epoch - 1]:
             raise TrialPruned
@@ -106,7 +106,7 @@ def _float_curve(folder: Path) -> list[float]:
 
 @dataclass(frozen=True)
 class Training:
-    """All that one training needs besides the data; it can be sent to another machine.
+    """Everything that one training needs besides the data; it can be sent to another machine.
 
     Args:
         spec, recipe: the net and how it is trained.
@@ -115,8 +115,8 @@ class Training:
         threshold: as for `StopHopelessTraining`.
         initial: weights to start from, as `get_weights` gives them; None: random ones.
         teacher: spec, weights and name of a float net that it learns from, or None.
-        command: for its card; None: Python that trains it.
-        search: content of the search's SEARCH_FILE, by which a machine tells whether it sees the search's own folder.
+        command: for its card; None: Python that trains it is written.
+        search: content of the search's SEARCH_FILE, by which another machine tells whether it shares the search's folder.
     """
 
     spec: ModelSpec | Architecture
@@ -131,9 +131,9 @@ class Training:
 
 
 def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = None) -> dict[str, float]:
-    """Train a net to its end, or until it is hopeless, and give its metrics; repeated, go on after the last whole epoch.
+    """Train a net to its end, or until it is hopeless, and give its metrics; a repeated call continues the training.
 
-    Of several processes at the same net one trains, and the others wait for it and give what it found.
+    Of several processes that train the same net one trains, and the others wait for its result.
 
     Args:
         dataset: to train on; nets are compared on its validation split.
@@ -141,7 +141,7 @@ def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = 
         on_epoch: as for `StopHopelessTraining`.
 
     Returns:
-        Validation accuracy by precision and by float epoch, costs, seconds.
+        Validation accuracies by precision and by float epoch, costs, seconds.
 
     Raises:
         keras_tuner.errors.FailedTrialError: the training diverged or memory ran out; a search goes on with other nets.
@@ -201,22 +201,22 @@ def _train_anywhere(dataset: Dataset, training: Training) -> tuple[dict[str, flo
 
 
 class FactorizationTuner(keras_tuner.Tuner):
-    """Train what an oracle proposes, each net in its trial's folder, where a killed training goes on.
+    """Train the nets that an oracle proposes, each in its trial's folder, where a killed training continues.
 
-    It takes a `FactorizationOracle`, or one of KerasTuner's stock oracles over `search_space(spec)`, which know no budget.
+    The oracle is a `FactorizationOracle`, or one of KerasTuner's stock oracles over `search_space(spec)`, which know no budget.
 
     Args:
-        oracle: what proposes.
+        oracle: that proposes nets.
         dataset: from `load_dataset(..., input_shape=spec.input_shape)`; nets are compared on its validation split.
         spec: with a stock oracle, the spec whose stages it searches.
-        recipe: of each trial; None for the data set's own. Needs QAT.
-        inherit: start a net from the trained weights of the one it was made from.
-        initial: a float net of the same width and macro-architecture whose weights the nets start from, where they inherit from no
-            other: what `loading.resolve` takes. Stages at other levels and another number of classes are as for `inherit`.
-        prune: stop trainings that the oracle's threshold calls hopeless.
-        progress: says how far it is; None: nothing does.
-        directory, project_name: where trials and state are kept, and the same arguments go on.
-        overwrite: delete what is there first.
+        recipe: of each trial, with a QAT phase; None: the data set's own.
+        inherit: start each net from the trained weights of the net that it was derived from.
+        initial: a float net, as `loading.resolve` takes it, of the nets' width and macro-architecture, from which nets start
+            that inherit from no other. Stages at other levels, and the head for another number of classes, are as for `inherit`.
+        prune: stop trainings whose accuracy is below the oracle's threshold.
+        progress: shows lines and bars; None: nothing is shown.
+        directory, project_name: the folder of trials and state; the same arguments continue the search there.
+        overwrite: delete that folder's content first.
 
     Raises:
         ValueError: data, recipe, objective and space do not fit, the folder holds another search (the difference is
@@ -284,17 +284,17 @@ class FactorizationTuner(keras_tuner.Tuner):
         """Run trials until the oracle has no more.
 
         Args:
-            executor: trains the nets of a batch at the same time; None trains one after the other, here. Its calls are
-                told to the oracle in the order in which they were proposed, so the search is the same. Processes, not
-                threads: TensorFlow's random state is a process's. Under KerasTuner's KERASTUNER_ORACLE_IP its own chief
-                and workers search instead, without one.
+            executor: trains the nets of a batch at the same time; None: here, one after the other. The oracle gets the results
+                in the order of the proposals, so the search is the same. It must use processes, not threads, since
+                TensorFlow's random state belongs to a process. If KERASTUNER_ORACLE_IP is set, KerasTuner's own chief and
+                workers search instead, without an executor.
 
         Raises:
             ValueError: no net fits the requirement, the oracle proposes no batches for an executor, or it is a GridSearchOracle
                 that was begun before, which KerasTuner cannot continue.
             RuntimeError: three trials failed in a row, or another process searches in the folder.
             OSError: the disk is full, or an executor lost a machine for good (ConnectionError).
-            Exception: what user code or a stock oracle raised, as it was; the trial is done again by the next search.
+            Exception: any other exception of user code or a stock oracle; the next search repeats that trial.
         """
         if executor is not None and not isinstance(self._own_oracle, FactorizationOracle):
             raise ValueError(f"a {type(self._own_oracle).__name__} proposes no batches; leave the executor out")
@@ -468,8 +468,8 @@ def _start_of(source: Source, space: Space) -> tuple[ModelSpec, keras.Model]:
     families = {(family.base.width, family.base.macro) for family in space.families}
     if not isinstance(own, ModelSpec) or families != {(own.width, own.macro)}:
         raise ValueError(
-            f"the nets cannot start from {source.given}: it must be one of the package's own, of the width and macro-architecture "
-            "of all nets to choose from; leave out others"
+            f"the nets cannot start from {source.given}: it must be one of the package's own nets, and all nets to choose from must "
+            "have its width and macro-architecture; leave out other ones"
         )
     spec = dataclasses.replace(own, input_shape=space.input_shape, num_classes=space.num_classes)
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""Cards, what is known of published models, and index.json, the file that they are read from and written to."""
+"""Cards, which describe published models, and index.json, the file that holds them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS = {"latency_ms": "{:.3f}", "latency_ratio": "{:.2f}", "validation_accura
 
 
 def check_name(name: str) -> str:
-    """Give a name back; raise ValueError where a model could not have it."""
+    """Return the name if a model can have it; raise ValueError otherwise."""
     if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
         raise ValueError(f"the name {name!r} must be of a-z, 0-9, single dots and hyphens")
     return name
@@ -83,8 +83,8 @@ class Card:
     Args:
         name: what `zoo.load` takes for the newest version.
         version: from 1; a version is never overwritten, and `zoo.load(reference)` pins it.
-        dataset: what it was trained and measured on, named as it is.
-        dataset_name: what `load_dataset` takes for it.
+        dataset: title of the data that it was trained and measured on.
+        dataset_name: as `load_dataset` takes it.
         params: as Keras counts them.
         size_bytes: of the .tflite, or of the float weights file.
         ram_bytes: the arena that TensorFlow Lite for Microcontrollers records in its x86-64 Python build (tflite-micro),
@@ -92,20 +92,20 @@ class Card:
         latency_ms: of one image, LiteRT with XNNPACK, one thread, on `latency_machine`.
         latency_ratio: that over ResNet-8's int8 latency, measured in turns in the same run.
         older: fields that an earlier version wrote (latency with two threads); kept as they were.
-        validation_accuracy: what models are ranked by.
-        accuracy: on the test split, for report only; None where the data have none.
+        validation_accuracy: int8 or float; models are ranked by it.
+        accuracy: on the test split, only reported; None if the data have none.
         accuracies: by split, then by precision.
-        top5: likewise, of the five largest logits; None where there are no more than 20 classes, and on older cards.
-        confusion: of the test images, without any of the validation ones, as `classes.matrix_to_text` writes it; None on
-            older cards.
+        top5: top-5 accuracies in the same form; None with 20 classes or fewer, and on older cards.
+        confusion: matrix of the test images (of the validation images if the data have no test split), as
+            `classes.matrix_to_text` writes it; None on older cards.
         agreement: of the .tflite with its QAT Keras model, the fields of `Agreement`.
-        command: what trains it again.
+        command: that trains it again, or Python that does.
         training_seconds: of all epochs.
         versions: of the packages it was made with.
         published: date, YYYY-MM-DD.
         licence: of the weights, an SPDX identifier; None where the publisher gave none.
         files: what there is to load.
-        reading: what else `load_dataset` takes for it, `Dataset.reading`; left out of the index where it is nothing.
+        reading: options of `load_dataset` for these data, `Dataset.reading`; the index omits it if it is empty.
         zoo: the folder or address of the zoo that the card was read from; no part of the index.
     """
 
@@ -166,7 +166,7 @@ class Card:
         return getattr(self.spec, "width", None)
 
     def file(self, role: str) -> PublishedFile | None:
-        """The file of a role, or None."""
+        """Find the file of a role; None if there is none."""
         return next((file for file in self.files if file.role == role), None)
 
     def row(self) -> dict:
@@ -183,7 +183,7 @@ class Card:
 
 
 def near(name: str, names: list[str]) -> str:
-    """Offer the names that are like one that there is not, or all, of many their number: "did you mean 'fnet-l6-int8'?"."""
+    """Suggest names for an unknown one: "did you mean 'fnet-l6-int8'?", or all names, or their number if there are many."""
     alike = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
     if not alike and len(names) > 10:
         return f"`factorizenet list` shows the {len(names)} that there are"
@@ -197,15 +197,15 @@ class Cards(tuple):
     """A tuple of cards that prints as a table."""
 
     def newest(self) -> Cards:
-        """Keep of each name in each zoo the newest version, in the order of these."""
+        """Keep the newest version of each name in each zoo, in the order of these cards."""
         last = {(card.zoo, card.name): card.version for card in sorted(self, key=lambda card: card.version)}
         return Cards(card for card in self if last[card.zoo, card.name] == card.version)
 
     def find(self, name: str) -> Card:
-        """Find the card of a name, the newest, or of a name and version, fnet-l2-int8@1.
+        """Find the newest card of a name, or the card of a name and version, fnet-l2-int8@1.
 
         Raises:
-            ValueError: there is none; near names, or the versions that there are, are offered.
+            ValueError: there is none; similar names or the existing versions are offered.
         """
         base, _, pin = str(name).partition("@")
         versions = sorted((card for card in self if card.name == base), key=lambda card: card.version)
@@ -253,8 +253,8 @@ def index_from_json(text: str, source: str, *, zoo: str = "", remedy: str = "res
     """Read the cards of an index.json; `source` and `remedy` are for messages, `zoo`, folder or address, for the cards.
 
     Raises:
-        ValueError: it is no index, of a newer format, or an entry has a field missing, of another type, out of range,
-            or a path outside the zoo's folder. Nothing in it is ever executed.
+        ValueError: it is no index, of a newer format, or an entry lacks a field or has one of another type, out of range, or
+            with a path outside the zoo's folder. Nothing in it is ever executed.
     """
     try:
         index = json.loads(text, parse_constant=_no_constant)

@@ -1,10 +1,10 @@
 """Look up published models by name: list, choose, load.
 
-`zoo_dir` is everywhere a folder that `publish` wrote or the http(s) address of one, and then names are looked up there
-alone; None for the models that come with the package and those of the zoo that the environment variable FACTORIZENET_ZOO
-names. A name that both have, with different content, is refused until `zoo_dir` says which is meant; where the second zoo
-cannot be read a warning says so, and the package's own models work as ever. A name is that of its newest version;
-"fnet-l2-int8@1" pins one, and no version is overwritten. TensorFlow is imported by `load(format="keras")` alone.
+Everywhere, `zoo_dir` is a folder that `publish` wrote, or the http(s) address of one, and names are looked up there alone.
+None stands for the models that come with the package, and those of a second zoo that the environment variable
+FACTORIZENET_ZOO names. A name that both have, with different content, is refused until `zoo_dir` says which is meant. If the
+second zoo cannot be read, a warning says so, and the package's own models work all the same. A name stands for its newest
+version; "fnet-l2-int8@1" pins one, and no version is overwritten. Only `load(format="keras")` imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def list(
 ) -> Cards:
     """List the published models within the limits, as a tuple of cards that prints as a table.
 
-    A model whose card has no number for a limit (RAM and latency of a float one) is left out. Where there are two zoos,
-    `card.zoo` says which one a card is from.
+    A model whose card has no number for a limit (RAM and latency of a float model) is left out. `card.zoo` tells the zoo
+    that a card is from.
 
     Args:
         precision: "float" or "int8".
@@ -58,9 +58,9 @@ def list(
     Raises:
         FileNotFoundError: there is no zoo in `zoo_dir`.
         ConnectionError: it cannot be fetched.
-        ValueError: the precision is another, a limit is not above 0, no model is of this data set, or the index is damaged
-            or of a newer format; or latencies of several machines would be compared.
-        TypeError: a limit is no number, or there is none of its name.
+        ValueError: the precision is another, a limit is not above 0, no model is of this data set, latencies of several
+            machines would be compared, or the index is damaged or of a newer format.
+        TypeError: a limit is no number, or of no known name.
     """
     requirement = _requirement(limits)
     if precision not in (None, "float", "int8"):
@@ -79,7 +79,7 @@ def list(
 
 
 def card(name: str, *, zoo_dir: str | os.PathLike | None = None) -> Card:
-    """Give what is known of a model. Errors as for `find`."""
+    """Find a model's card. Errors as for `find`."""
     return find(name, zoo_dir)[0]
 
 
@@ -114,30 +114,32 @@ def best(
     zoo_dir: str | os.PathLike | None = None,
     **limits: float | None,
 ) -> Card:
-    """Choose the model with the highest validation accuracy within the limits; fewer MACs where two are equal.
+    """Choose the model with the highest validation accuracy within the limits; of equal ones that with fewer MACs.
 
-    With min_accuracy the one of fewest MACs that reaches it. Test accuracy is shown on the card and never ranked by.
-    Arguments as for `list`.
+    With min_accuracy, choose the model with the fewest MACs that reaches it. Test accuracy is never ranked by. Arguments as
+    for `list`.
 
     Raises:
-        ValueError: none fits; the one that is nearest to doing so is named. Models of several data sets fit: say which.
+        ValueError: no model fits (the one nearest to the limits is named), or models of several data sets do and `dataset` is
+            not given; else as `list`.
     """
     requirement = _requirement(limits)
     candidates = list(precision=precision, dataset=dataset, zoo_dir=zoo_dir)
     _check_machines(candidates, requirement)
     if not candidates:
-        raise ValueError(f"the zoo has no {precision} model{f' of {dataset!r}' if dataset else ''}")
+        of = f" of {dataset!r}" if dataset else ""
+        raise ValueError(f"the zoo has no {precision} model{of}; `factorizenet list` shows what it has")
     within = [card for card in candidates if meets(card, requirement, accuracy=RANKED_BY)]
     if not within:
         raise ValueError(none_within(candidates, **limits))
     datasets = sorted({card.dataset for card in within})
     if len(datasets) > 1:
-        raise ValueError(f"accuracies of {', '.join(datasets)} do not compare; give dataset=")
+        raise ValueError(f"accuracies on {', '.join(datasets)} do not compare; choose one by dataset=")
     return best_row(within, requirement, accuracy=RANKED_BY)
 
 
 def none_within(cards: Iterable[Card], **limits: float | None) -> str:
-    """Say what no card keeps to, and which is nearest to the limit that all are over: "the fastest is fnet-l6-int8: ..."."""
+    """Say which limits no card keeps, and which card is nearest to them: "...; the fastest is fnet-l6-int8: ..."."""
     limits, floor = _requirement(limits).limits, limits.get("min_accuracy")
     least = {cost: min(getattr(card, cost) or math.inf for card in cards) for cost in limits}  # infinite: not known
     over = [cost for cost in limits if limits[cost] < least[cost] < math.inf]
@@ -154,14 +156,14 @@ def none_within(cards: Iterable[Card], **limits: float | None) -> str:
 
 
 def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):
-    """Load a published model, its files' hashes checked.
+    """Load a published model after checking its files' hashes.
 
     Args:
         name: from `names()`.
-        format: "keras": a tf_keras model, float images (batch, height, width, channels) in 0..1 in, logits out; of an
-            -int8 name the quantization-aware (fake-quantized) one, whose true int8 self is "tflite". "tflite": an
-            `Int8Model` on LiteRT (-int8 only). "saved_model": the path of a folder, signature `image` -> `logits`, as
-            for "keras". "path": the path of the .tflite (-int8) or the weights file (-float).
+        format: "keras": a tf_keras model, float images (batch, height, width, channels) in 0..1 in, logits out; for an -int8
+            name the quantization-aware (fake-quantized) model, from which the true int8 one was converted. "tflite": that, as
+            an `Int8Model` on LiteRT (-int8 names only). "saved_model": the path of a folder with the "keras" model, signature
+            `image` -> `logits`. "path": the path of the .tflite (-int8) or the weights file (-float).
         threads: of the Int8Model.
 
     Raises:

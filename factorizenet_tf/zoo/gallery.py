@@ -63,10 +63,10 @@ NUMBERS = (
 def build_gallery(
     out: str | os.PathLike, *, zoo_dir: str | os.PathLike | None = None, runtime: str | os.PathLike | None = None
 ) -> Cards:
-    """Write the page of a zoo's newest models to a folder, to be served by any static server; gives their cards.
+    """Write the page of a zoo's newest models to a folder for any static web server; give the models' cards.
 
-    The folder has all that the page loads, and in `zoo/` the models as a zoo that `zoo_dir` may name. A gallery that is
-    there already is replaced.
+    The folder has everything that the page loads, and in `zoo/` the models as a zoo of their own. An existing gallery is
+    replaced.
 
     Args:
         out: the folder.
@@ -106,7 +106,7 @@ def build_gallery(
 
 
 def serve_gallery(folder: str | os.PathLike, *, port: int = 8000, started: Callable[[str], None] | None = None) -> None:
-    """Serve a folder on 127.0.0.1 until Ctrl-C; port 0 takes a free one, and `started` is told the address.
+    """Serve a folder on 127.0.0.1 until Ctrl-C; port 0 takes a free one, and `started` is called with the address.
 
     Raises:
         OSError: the port is taken.
@@ -159,7 +159,7 @@ def _tarball(package, sha256, runtime) -> bytes:
         except ConnectionError as error:
             raise ConnectionError(f"{error}; or where there is a network {remedy}") from None
         except ValueError:
-            raise ValueError(f"{url} has other content than LiteRT.js of that version; {remedy}") from None
+            raise ValueError(f"{url} has other content than LiteRT.js {VERSION}; {remedy}") from None
     path = Path(runtime).expanduser() / f"litertjs-{package}-{VERSION}.tgz"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {remedy}")

@@ -1,4 +1,4 @@
-"""The pages of a zoo folder, all from its index: README.md with the table, a page a model, the frontier figure."""
+"""Write the pages of a zoo folder from its index: README.md with the table, a page for each model, the frontier figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PAGES", "card_page", "table_page", "write_pages"]
 PAGES = ("README.md", "cards", "frontier.svg")  # what `write_pages` writes into a zoo's folder
 PRECISIONS = {"float": "float", "ptq_per_tensor": "PTQ per tensor", "ptq_per_channel": "PTQ per channel"}
 PRECISIONS |= {"qat": "QAT", "tflite": ".tflite"}
-MAX_CLASSES = 20  # whose confusion matrix is written out; of more classes the most frequent mistakes alone
+MAX_CLASSES = 20  # for a whole confusion matrix; of more classes the most frequent mistakes alone are listed
 RAM = """\
 RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; \
 `factorizenet export --micro --kernels` shows what others take)"""
@@ -57,7 +57,7 @@ def write_pages(zoo: Path, cards: Cards) -> None:
 
 
 def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> str:
-    """Write README.md of a zoo; `findings`, `figure`: whether FINDINGS.md and frontier.svg are there, to be named."""
+    """Write the text of a zoo's README.md, linking FINDINGS.md and frontier.svg if `findings` and `figure` say they exist."""
     if not cards:
         return "# Zoo\n\nPublished models are listed in `index.json`. None is published yet.\n"
     machines = sorted({card.latency_machine for card in cards if card.latency_machine})
@@ -101,7 +101,7 @@ def _models(cards, precision) -> list[str]:
 
 
 def card_page(card: Card) -> str:
-    """Write a model's page."""
+    """Write the text of a model's page."""
     sections = [_summary(card), _numbers(card), _classes(card), _input_and_output(card), _training(card), _use(card)]
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 

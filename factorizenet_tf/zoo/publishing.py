@@ -1,4 +1,4 @@
-"""From a finished training to two models of a zoo folder: checks, measurements, files, index and pages."""
+"""Publish a finished training as two models in a zoo folder: checks, measurements, files, index and pages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PublishError(ValueError):
 
 
 def publish_errors(run: Run) -> list[str]:
-    """List why a run must not be published, with what helps; empty where it may be."""
+    """List why a run must not be published, each reason with its remedy; empty if it may be."""
     metrics = run.metrics
     if "qat" not in metrics["accuracy"]["validation"]:
         return [f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1"]
@@ -79,12 +79,15 @@ def publish_errors(run: Run) -> list[str]:
         remedy = "train it again with this version, with more epochs or a smaller batch_size"
         errors.append(f"float is {found}: {reason}; {remedy}")
     if strange := sorted(set(metrics["operators"]) - OPERATORS):
-        errors.append(f"its .tflite has the operators {', '.join(strange)}, which small devices do not run in int8")
+        remedy = "use other layers there"
+        errors.append(
+            f"its .tflite has the operators {', '.join(strange)}, which small devices do not run in int8; {remedy}"
+        )
     return errors
 
 
 def training_command(run: Run, dataset: dict) -> str:
-    """Write what trains the run of a dataset.json again: the command that trained it, else Python."""
+    """Write what trains a run again: the command that trained it, else Python; `dataset` is its dataset.json."""
     if "command" in run.metrics:
         return run.metrics["command"]
     initial, zoo = (run.metrics.get(key) for key in ("initial", "initial_zoo"))
@@ -112,9 +115,13 @@ def _as_python(value) -> str:
 
 
 def shown_sources(data: str, initial: str | None, zoo: str | None) -> tuple[str, str | None, str | None, str]:
-    """Give what a card names of data, of the net that a training started from and of its zoo, and a comment on them.
+    """Give data, initial net and its zoo as a card's command shows them, and a comment that explains placeholders.
 
-    A folder is not named: the path is this machine's own. `initial` and `zoo` are metrics.json's.
+    Folders of this machine become placeholders.
+
+    Args:
+        data: as `load_dataset` takes it.
+        initial, zoo: the net that the training started from, and the zoo that it is of, as in metrics.json.
     """
     notes = []
 
@@ -148,28 +155,28 @@ def publish(
 
     Measures RAM (extra `micro`) and latency against ResNet-8's, copies weights, .tflite, SavedModels and history, and
     writes index and pages last, so that a failure or a kill leaves the zoo as it was. Several processes may publish into
-    one folder. Where the names are there already, these become their next version.
+    one folder. Under names that the zoo has already, these models become the next version.
 
     Args:
         run: a `Run` or its folder.
-        zoo_dir: the folder; made where it is not there.
-        name: without the precision; None: the spec's, as fnet-l2.
+        zoo_dir: the folder; made if it does not exist.
+        name: without the precision; None: the spec's, e.g. fnet-l2.
         licence: of the weights, an SPDX identifier such as CC-BY-4.0; None: the card states none.
-        verbose: say what is being done.
+        verbose: print progress on stderr.
 
     Returns:
         The two cards.
 
     Raises:
-        FileExistsError: this run is published there under this name.
+        FileExistsError: this run is published there under this name already.
         FileNotFoundError: the run is not finished.
         PublishError: a ValueError: the run does not pass (`publish_errors`), the name is taken by a net of other data, or the
             folder is no zoo and has files that a zoo's pages would replace.
-        ValueError: the name could not be one, or `zoo_dir` is an address.
+        ValueError: the name has other characters than a-z, 0-9, dots and hyphens, or `zoo_dir` is an address.
         OSError: the folder cannot be written.
     """
     if "://" in str(zoo_dir):
-        raise ValueError(f"zoo_dir is {zoo_dir}; publish into a folder, and serve that")
+        raise ValueError(f"zoo_dir is {zoo_dir}; publish into a folder, and serve that folder")
     zoo = Path(zoo_dir).expanduser()
     run = run if isinstance(run, Run) else load_run(run)
     name = run.spec.name if name is None else name

@@ -1,4 +1,4 @@
-"""Where published models lie: a folder, or a server that offers one. Every file is hashed before it is used."""
+"""Read a zoo from a folder or from a web server. Every file's hash is checked before the file is used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FolderStore:
         self._remedy = "install the package again" if is_bundled else "restore it, or publish the model again"
 
     def cards(self) -> Cards:
-        """List what the index has; it is read again when it has changed.
+        """List the cards of the index; it is read again when it has changed.
 
         Raises:
             FileNotFoundError: there is no index.json.
@@ -49,7 +49,7 @@ class FolderStore:
         return _read_index(path, self.location, self._remedy, stamp.st_mtime_ns, stamp.st_size)
 
     def path(self, file: PublishedFile) -> Path:
-        """Give a file's path, once its content is found to be what was published.
+        """Give a file's path after checking that its content is what was published.
 
         Raises:
             FileNotFoundError: it is missing.
@@ -71,12 +71,12 @@ class FolderStore:
 class UrlStore:
     """A zoo below an http(s) address. Its files are kept in the user's cache folder, by their hash.
 
-    The index is fetched once a process, so that each new process sees what was published in the meantime; where it
-    cannot be fetched the one fetched last is used.
+    Each process fetches the index once, and so sees what was published before it started; if that fails, the index fetched
+    last is used.
 
     Args:
         url: of the folder that has index.json.
-        quick: give up on the index where the server says nothing for a few seconds, instead of asking again.
+        quick: give up on the index when the server does not answer for a few seconds, instead of asking again.
     """
 
     def __init__(self, url: str, *, quick: bool = False):
@@ -84,7 +84,7 @@ class UrlStore:
         self._quick = quick
 
     def cards(self) -> Cards:
-        """List what the index has; with a warning what the one fetched last has, where it cannot be fetched.
+        """List the cards of the index or, with a warning if it cannot be fetched, of the one fetched last.
 
         Raises:
             ConnectionError: it cannot be fetched and never was.
@@ -105,12 +105,12 @@ class UrlStore:
         return self._parsed(self._last_index.read_text(encoding="utf-8", errors="replace"))
 
     def path(self, file: PublishedFile) -> Path:
-        """Give a file's path in the cache; fetch it where it is not there or damaged.
+        """Give a file's path in the cache, fetching it first if it is missing there or damaged.
 
         Raises:
             ConnectionError: it cannot be fetched whole.
             ValueError: the server has other content than the index says.
-            OSError: it is not in the cache, and that cannot be written.
+            OSError: it is not in the cache, and the cache cannot be written.
         """
         folder = cache_folder() / "files" / file.sha256
         return fetch(f"{self.url}/{file.path}", folder, file.sha256)
@@ -139,7 +139,9 @@ def open_store(zoo_dir: str | os.PathLike, *, quick: bool = False) -> FolderStor
     if text.startswith(("http://", "https://")):
         return UrlStore(text, quick=quick)
     if "://" in text:
-        raise ValueError(f"the zoo {text!r} is neither a folder nor an address that begins with http:// or https://")
+        raise ValueError(
+            f"the zoo {text!r} is neither a folder nor an address that begins with http:// or https://; give one"
+        )
     return FolderStore(Path(zoo_dir).expanduser())
 
 
@@ -151,7 +153,7 @@ def bundled_zoo() -> Path:
 
 
 def other_zoo(location: str | None) -> str | None:
-    """Give where a zoo is, None for the package's own, which no command has to name."""
+    """Give a zoo's location, or None for the package's own, which no command has to name."""
     return None if location == str(bundled_zoo()) else location
 
 
@@ -185,7 +187,7 @@ def _read_index(path, zoo, remedy, changed, size):
 def fetch(
     url: str, folder: Path, sha256: str | None, attempts: int = ATTEMPTS, timeout: float = TIMEOUT_SECONDS
 ) -> Path:
-    """Fetch a file into a folder that does not have it, its content checked where its hash is known.
+    """Fetch a file into a folder unless it is there; check its content if its hash is known.
 
     Raises:
         ConnectionError: it cannot be fetched whole.

@@ -25,9 +25,9 @@ AGREEMENT_BAND = 0.005
 
 @dataclass(frozen=True)
 class Check:
-    """One property of a published model: what the card states, and what was found, or why nothing could be.
+    """The check of one property of a published model: what its card states, and what was found.
 
-    `passed` is None where it could not be looked at.
+    `passed` is None if the property could not be checked; `found` is then the reason.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed; what could not be looked at counts as not failed."""
+        """Whether no check failed; a skipped check has not failed."""
         return all(check.passed is not False for check in self.checks)
 
     def rows(self) -> list[dict]:
@@ -68,15 +68,15 @@ def verify(
 ) -> Verification:
     """Check a published model against its card.
 
-    Hash and size of its files, MACs and parameters counted again, operators, input quantization, RAM, agreement of the
-    .tflite with its Keras model, and accuracy on whole splits, within 0.2 points. Accuracy and agreement are skipped,
-    saying so, where the card's data is not on this machine; where a file is missing or damaged nothing is run.
+    Checked are hash and size of its files, MACs and parameters, operators, input quantization, RAM, agreement of the .tflite
+    with its Keras model, and accuracy on whole splits, within 0.2 points. Accuracy and agreement are skipped, with the
+    reason, if the card's data are not on this machine; if a file is missing or damaged, nothing is run.
 
     Args:
         name: from `names()`.
         dataset: None loads the card's own.
         data_dir: where TFDS keeps its data.
-        zoo_dir: as `catalog` says.
+        zoo_dir: as for `zoo.load`.
 
     Raises:
         ValueError: no such name, or a name in two zoos.
@@ -88,7 +88,7 @@ def verify(
 def verify_all(
     names: Sequence[str] | None = None, *, precision=None, zoo_dir=None, data_dir=None, verbose=True
 ) -> list[Verification]:
-    """Verify several names, or every model (of a precision), each data set loaded once, with progress."""
+    """Verify several names, or all models (of a precision); each data set is loaded once. Arguments and errors as `verify`."""
     if names is None:
         cards = list_cards(precision=precision, zoo_dir=zoo_dir)
     else:

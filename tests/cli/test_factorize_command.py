@@ -123,7 +123,7 @@ def test_few_images_fill_a_smaller_batch():
         (["--level", "conv61=1"], "did you mean 'conv16'"),
         (["--max-macs", "150%"], "--max-macs is '150%'; a share must be above 0 % and at most 100 %"),
         (["--max-macs", "0%"], "--max-macs is '0%'"),
-        (["--max-macs", "1k"], "at their finest the net has"),
+        (["--max-macs", "1k"], "choice in each layer the net has"),
         (["--max-macs", "50%", "--middle", 2], "--middle would have no effect"),
         (["--max-macs", "50%", "--images", 0], "--images is 0; it must be at least 1"),
         (["--level", 1, "--images", 0], "--images 0 reads none, so --dataset would have no effect"),

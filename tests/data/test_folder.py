@@ -61,7 +61,7 @@ def test_splits_have_the_usual_names_in_any_case_and_a_test_split_that_is_not_th
 def test_a_folder_of_nothing_but_splits_and_two_of_one_split_are_refused(draw, tmp_path):
     draw(tmp_path / "val", a=1, b=1)
     draw(tmp_path / "test", a=1, b=1)
-    with pytest.raises(ValueError, match="has the folders test, val, names of splits and none of them of training"):
+    with pytest.raises(ValueError, match="has only the folders test, val: names of splits, none of training"):
         fnet.load_dataset(tmp_path)
     draw(tmp_path / "train", a=1, b=1)
     draw(tmp_path / "training", a=1, b=1)

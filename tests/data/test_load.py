@@ -92,7 +92,7 @@ def test_validation_arrays_are_used_and_class_names_kept(noise):
     assert fnet.load_dataset({**three, "test": None}).test is None
     with pytest.raises(ValueError, match="a label is 2, class_names has 2 names"):
         fnet.load_dataset(three, class_names=("a", "b"))
-    with pytest.raises(ValueError, match="digits is no arrays, so class_names would have no effect"):
+    with pytest.raises(ValueError, match="digits is not arrays, so class_names= would have no effect"):
         fnet.load_dataset("digits", class_names=("a",))
     with pytest.raises(ValueError, match="arrays has the splits train, val; give train"):
         fnet.load_dataset({"train": (images, labels), "val": (images, labels)})

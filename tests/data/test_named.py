@@ -96,7 +96,7 @@ def test_gtsrb_has_its_signs_by_name_whole_tracks_for_validation_and_is_not_mirr
     assert (prepared["gtsrb"] / "test" / "00042" / "00000.ppm").is_file()  # by the truth's table
     assert not fnet.recipe_for("gtsrb").flip
     assert fnet.recipe_for("tiny_imagenet").flip
-    with pytest.raises(ValueError, match="gtsrb is no folder, so group_by or skip_broken would have no effect"):
+    with pytest.raises(ValueError, match="gtsrb is no folder, so group_by= would have no effect"):
         fnet.load_dataset("gtsrb", input_shape=(16, 16, 3), group_by="1")
 
 

@@ -51,7 +51,7 @@ def mine(x):
 def test_layers_and_fields_that_are_not_known_are_named():
     inputs = Input((8, 8, 1))
     for layer, message in (
-        (layers.Lambda(lambda x: x, name="code"), "the layer 'code' is a Lambda, whose code is not run here"),
+        (layers.Lambda(lambda x: x, name="code"), "the layer 'code' is a Lambda, whose code is not run"),
         (layers.Activation(mine, name="own"), "the layer 'own', a Activation, has activation"),
         (layers.Conv2D(2, 1, data_format="channels_first", name="first"), "the layer 'first' is channels_first"),
     ):
@@ -62,7 +62,7 @@ def test_layers_and_fields_that_are_not_known_are_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[2].__setitem__(1, "Lambda"), "is a Lambda, whose code is not run here"),
+        (lambda rows: rows[2].__setitem__(1, "Lambda"), "is a Lambda, whose code is not run"),
         (lambda rows: rows[2][2].__setitem__("kernel_initializer", "zeros"), "has kernel_initializer 'zeros'"),
         (lambda rows: rows[2][2].__setitem__("activation", {"class_name": "Own"}), "has activation .*Own"),
         (lambda rows: rows[2].__setitem__(3, ["nowhere"]), "cannot be built: 'nowhere'"),

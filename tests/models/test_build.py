@@ -90,7 +90,7 @@ def test_weights_are_copied_by_name_but_for_a_head_of_other_classes(trained):
         (lambda file: file.attrs.pop("factorizenet_precision"), "has the precision None; it must be float or int8"),
         (lambda file: file.attrs.update(factorizenet_precision=8), "has the precision .*8.*; it must be float or int8"),
         (lambda file: file.attrs.update(factorizenet_precision="int8"), "holds int8 weights; float ones are needed"),
-        (lambda file: file.attrs.update(factorizenet_spec=3), "has the spec .*3.*, which is no text"),
+        (lambda file: file.attrs.update(factorizenet_spec=3), "has the spec .*3.*, which is not text"),
         (lambda file: file.attrs.update(factorizenet_spec="{}"), "not a spec"),
         (lambda file: file.attrs.update(layer_names=[1, 2]), "does not fit the model"),
         (lambda file: file.attrs.update(layer_names=3), "does not fit the model"),

@@ -61,7 +61,7 @@ def test_two_outputs_and_arguments_that_do_not_go_together_are_refused(models, d
     images, outputs = digits.calibration(8), models.float.outputs
     two = keras.Model(models.float.inputs, [*outputs, *outputs], name="two")
     for model, options, message in (
-        (two, {"calibration": images}, "'two' has 2 outputs; make one of the classifier's alone"),
+        (two, {"calibration": images}, "'two' has 2 outputs; make a model of the classifier's output alone"),
         (models.float, {}, "a float model needs calibration"),
         (models.qat, {"calibration": images}, "leave calibration out"),
         (models.qat, {"per_channel": False}, "per_channel=False is for PTQ"),

@@ -170,7 +170,7 @@ def test_levels_are_chosen_within_a_budget(net, images):
         levels, middle = fnet.choose_levels(net, table, share * whole)
         assert fnet.count_macs(fnet.factorize(net, levels, middle=middle)) <= share * whole
     assert fnet.choose_levels(net, table, whole) == ({}, {})
-    with pytest.raises(ValueError, match=r"max_macs is 1,000; with all layers at their finest the net has \d"):
+    with pytest.raises(ValueError, match=r"max_macs is 1,000; with the cheapest choice in each layer the net has \d"):
         fnet.choose_levels(net, table, 1000)
 
 

@@ -103,7 +103,7 @@ def test_a_model_of_tf_keras_is_rebuilt_alike_and_what_tfmot_cannot_quantize_rep
     assert quantizable(ready) is ready
     fnet.quantize_aware(ready)
     leaky = [keras.Input((8, 8, 3)), k2.Conv2D(2, 3, activation=k2.LeakyReLU()), k2.BatchNormalization()]
-    with pytest.raises(ValueError, match="has activation 'LeakyReLU', which is not rebuilt"):
+    with pytest.raises(ValueError, match="has activation 'LeakyReLU', which cannot be rebuilt"):
         quantizable(keras.Sequential(leaky))
     first = k2.Conv2D(2, 3, data_format="channels_first", name="first")
     with pytest.raises(ValueError, match="the layer 'first' is channels_first"):
@@ -151,10 +151,10 @@ def test_what_is_not_known_is_refused_by_its_layers_name():
         pass
 
     for model, message in (
-        (small(layers.Lambda(lambda x: x, name="code")), "the layer 'code' is a Lambda, whose code is not run here"),
-        (small(Doubled(name="mine")), "the layer 'mine' is a Doubled of test_keras3, which is not rebuilt"),
+        (small(layers.Lambda(lambda x: x, name="code")), "the layer 'code' is a Lambda, whose code is not run"),
+        (small(Doubled(name="mine")), "the layer 'mine' is a Doubled of test_keras3, which cannot be rebuilt"),
         (small(layers.Activation(keras3.ops.sin, name="own")), "the layer 'own' has activation 'sin'"),
-        (small(layers.LayerNormalization(name="norm")), "'norm' is a LayerNormalization, which is not rebuilt"),
+        (small(layers.LayerNormalization(name="norm")), "'norm' is a LayerNormalization, which cannot be rebuilt"),
         (small(layers.Conv2D(3, 1, activation="celu", name="conv1")), "the layer 'conv1' has the activation 'celu'"),
         (keras3.Model(image, layers.Flatten()(shared(shared(image)))), "the layer 'twice' is used more than once"),
         (keras3.Model(image, [flat, flat]), "has 1 inputs and 2 outputs; it needs one of each"),
@@ -200,7 +200,7 @@ def test_a_damaged_file_and_one_that_hides_code_are_refused_and_nothing_of_it_ru
         ('"padding": "valid"', f'"padding": {hidden}', "the layer 'conv' has padding 'exec'"),
         ('"class_name": "Activation"', '"class_name": "Lambda"', "the layer 'act' is a Lambda"),
         ('"module": "keras.layers", "class_name": "Activation"', '"module": "os", "class_name": "Activation"', "of os"),
-        ('"class_name": "Functional"', '"class_name": "Mine"', "is a Mine, a class of one's own"),
+        ('"class_name": "Functional"', '"class_name": "Mine"', "is a Mine, a custom class"),
         ('"layers"', '"strata"', "is damaged: its architecture lacks 'layers'"),
         ('"units": 4', '"units": 5', r"cannot be read by Keras 3\S* \("),
     ):

@@ -177,7 +177,7 @@ def test_a_body_that_does_not_come_is_a_408_and_a_fault_of_the_servers_own_a_500
     app = serving_server.make_app({"net": SimpleNamespace(model=models.int8)})  # which cannot classify
     answer = asked_in_process(app, "net", lambda: asyncio.sleep(60))
     assert answer == (408, "the request was not whole after 0.05 s")
-    assert asked_in_process(app, "net", receive) == (500, "the server failed; its output says where")
+    assert asked_in_process(app, "net", receive) == (500, "the server failed; its own output has the details")
 
 
 def test_headers_that_are_too_long_are_a_400_and_one_connection_too_many_a_503(server):

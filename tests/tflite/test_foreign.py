@@ -53,7 +53,7 @@ def test_where_xnnpack_refuses_a_file_litert_runs_it_and_it_is_said(theirs, nois
 
 def test_an_input_of_another_range_or_without_a_scale_is_said(foreign, tmp_path):
     _, content = foreign
-    said = "stands for -1 to 3, none of 0..1, 0..255, -1..1; its pixels are taken to lie in 0..1"
+    said = "stands for -1 to 3, none of 0..1, 0..255, -1..1; its pixels are assumed to be in 0..1"
     with pytest.warns(RuntimeWarning, match=said):
         TFLiteModel(content)
     assert TFLiteModel(content, pixels=Pixels("-1..1")).pixels.range == "-1..1"

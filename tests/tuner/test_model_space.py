@@ -154,7 +154,7 @@ def test_shares_are_of_the_models_own_costs_and_what_is_wrong_is_said(model, tmp
     monkeypatch.chdir(tmp_path)
     model.save("mine.keras")
     command = ["search", "--dataset", "digits", "--out", "out"]
-    assert "a share is of --model's own; give an amount" in fails(*command, "--max-macs", "50%")
+    assert "a share refers to --model's own cost; give an amount" in fails(*command, "--max-macs", "50%")
     assert "--middle would have no effect" in fails(*command, "--max-macs", "1M", "--middle", 2)
     command += ["--model", "mine.keras"]
     assert "--width would have no effect" in fails(*command, "--max-macs", "50%", "--width", 8)

@@ -82,8 +82,8 @@ def test_one_training_that_is_no_better_than_chance_says_so_and_nothing_of_level
     assert "chance" not in found.summary
     fake.share = 1e-6
     summary = find(digits, tmp_path / "chance", max_trials=1).summary
-    assert "this does not differ from chance: answering always the same class gives up to 13.2 %" in summary
-    assert "144 images tell no difference below 8.5 points" in summary
+    assert "this does not differ from chance: always answering the same class gives up to 13.2 %" in summary
+    assert "144 images show no difference below 8.5 points" in summary
 
 
 def test_a_search_whose_trainings_all_diverge_says_so_and_draws_nothing(digits, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_best_ranks_by_validation_then_macs_never_by_test_and_compares_no_data_s
             call(max_latency_ms=2.5)
     index["models"][0]["dataset"] = "other"
     (family / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="do not compare; give dataset="):
+    with pytest.raises(ValueError, match="do not compare; choose one by dataset="):
         best()
     assert best(dataset="other") == "a-int8"
 
