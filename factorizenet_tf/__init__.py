@@ -5,8 +5,6 @@ Architecture Exploration Under Quantization Constraints", arXiv 2011.14586. Impo
 TensorFlow nor pandas; each name below loads what it needs when it is first used.
 """
 
-from __future__ import annotations
-
 import os
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,7 +1,5 @@
 """Measure how a net confuses classes: confusion matrix, recall and precision of each class, balanced accuracy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

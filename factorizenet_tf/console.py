@@ -1,7 +1,5 @@
 """What jobs and commands print on stderr and stdout, what is kept off them, and which extra is missing."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io

@@ -1,7 +1,5 @@
 """Files and folders that are whole or absent: written aside, then renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

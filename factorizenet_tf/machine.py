@@ -1,7 +1,5 @@
 """The processor and the versions that a measurement was taken with."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Sequence

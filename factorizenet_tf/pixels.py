@@ -1,7 +1,5 @@
 """Describe the pixels that a user's own model takes; every net of this package takes 0..1."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Importing this module raises ModuleNotFoundError, with the remedy, where Altair 
 it where a figure is drawn.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

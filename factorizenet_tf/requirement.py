@@ -1,7 +1,5 @@
 """Requirements on a net (limits of cost, a floor of accuracy), and the nets that meet them: the best, the frontier."""
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """A training's folder: the names of its files, the run that it belongs to, its checkpoint; a finished one is a `Run`."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Measure what quantization does to each layer of a net, and put several nets side by side."""
 
-from __future__ import annotations
-
 import numbers
 import os
 from collections.abc import Sequence

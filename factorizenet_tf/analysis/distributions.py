@@ -4,8 +4,6 @@ Source: the metrics are our choice; the channel precision r_i / R is Nagel et al
 it is the mismatch that Yun & Wong, arXiv 2104.11849, find in depthwise-separable nets.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 __all__ = ["CHANNEL_BINS", "Distribution", "describe"]

@@ -1,7 +1,5 @@
 """Show the images that nets classify wrongly, float and int8 side by side, in one HTML page that loads nothing."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """Convert a Keras model to the operations that TFLite makes of it, BatchNorm and activations fused in."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator

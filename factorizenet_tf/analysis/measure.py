@@ -1,7 +1,5 @@
 """Measure a net by passes over images, as tables: distributions, quantization errors, loss of accuracy, sensitivity."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

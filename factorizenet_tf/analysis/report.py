@@ -1,7 +1,5 @@
 """Show an analysis as one interactive HTML page that loads nothing: Vega figures, and tables (extra `report`)."""
 
-from __future__ import annotations
-
 import functools
 import html
 import json

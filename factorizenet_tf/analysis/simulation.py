@@ -4,8 +4,6 @@ Weights are symmetric and activations affine, as in TFLite (Jacob et al., arXiv 
 same rules, which is our choice.
 """
 
-from __future__ import annotations
-
 import collections
 import numbers
 from collections.abc import Collection, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Progressive depth factorization in one call: train, quantize and analyze level by level, then choose the best."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Summarize each net of an analysis in one row: channel precision, accumulation of the error, sensitivity."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Track a training and its layers' distributions: a line a layer and epoch to a file, these and the curves to TensorBoard."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

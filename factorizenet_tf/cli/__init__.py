@@ -1,7 +1,5 @@
 """The command `factorizenet`: each command parses, calls the package, and prints a table or JSON."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """The commands that show what quantization does: `analyze` and `study`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command that says what is here, what is missing and what is slow, for a report of a bug."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

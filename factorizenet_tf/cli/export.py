@@ -1,7 +1,5 @@
 """The commands that put a net where it is used."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The commands of nets and of the zoo: cost tables, cards, verification, publishing."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib.util

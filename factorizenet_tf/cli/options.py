@@ -1,7 +1,5 @@
 """The options that commands share, and what is made of them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import shlex

@@ -1,7 +1,5 @@
 """The command that searches."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands that look into a .tflite and make it smaller; they load no TensorFlow."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

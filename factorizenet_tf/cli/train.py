@@ -1,7 +1,5 @@
 """The commands that lay out data, train, quantize and evaluate."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import warnings

@@ -1,7 +1,5 @@
 """Nets from specs, out of stock Keras layers."""
 
-from __future__ import annotations
-
 import re
 
 from .._keras import keras

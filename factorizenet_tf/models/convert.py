@@ -1,7 +1,5 @@
 """From a tf_keras model to the bytes of a true int8 .tflite."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import warnings

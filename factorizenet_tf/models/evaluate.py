@@ -1,7 +1,5 @@
 """Accuracy of a model on a split, and how far two models agree."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Start a net from the trained weights of a net of other levels."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .._keras import keras

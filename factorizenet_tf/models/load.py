@@ -1,7 +1,5 @@
 """Load a user's own Keras model, an object or a file, as the package takes it."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

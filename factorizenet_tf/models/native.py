@@ -4,8 +4,6 @@ tf_keras compiles each grouped convolution with XLA, which on the CPU is 20 to 1
 kernel. Replacing the compiled method on a layer object leaves tf_keras and everybody else's layers as they are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import warnings

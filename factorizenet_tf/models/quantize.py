@@ -1,7 +1,5 @@
 """Turn a float model into a quantization-aware one (TFMOT), its ranges initialised, the input's fixed to 0..1."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

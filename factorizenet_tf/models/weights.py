@@ -1,7 +1,5 @@
 """Save a net's weights as .h5 with its spec and precision inside, and rebuild models from such files."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Classify images by int8 nets on LiteRT, for `serve` and `predict`; TensorFlow is not needed."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Source: https://www.tensorflow.org/tfx/serving/serving_config and tensorflow_serving/config/model_server_config.proto.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from numbers import Integral

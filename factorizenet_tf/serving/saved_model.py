@@ -1,7 +1,5 @@
 """Write a net for TensorFlow Serving: a graph from pixels or image files to classes, model.tflite, warm-up requests."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -3,8 +3,6 @@
 Source: TFLite's metadata schema, version 1 (identifier M001), https://www.tensorflow.org/lite/models/convert/metadata.
 """
 
-from __future__ import annotations
-
 import os
 
 import flatbuffers

@@ -1,7 +1,5 @@
 """Read and write a .tflite's flatbuffer as objects, and the files associated with it. Needs no TensorFlow."""
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile

@@ -1,7 +1,5 @@
 """Show what a .tflite holds and costs, what its bytes are for, and what runtimes refuse. Needs no TensorFlow."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from math import prod
 

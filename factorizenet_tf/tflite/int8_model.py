@@ -3,8 +3,6 @@
 `Int8Model` is for int8 nets as this package writes them, `TFLiteModel` for anybody's.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import timeit

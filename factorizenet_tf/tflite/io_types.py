@@ -1,7 +1,5 @@
 """Give a .tflite other inputs and outputs: uint8 for cameras and browsers, or TensorFlow Serving's signature."""
 
-from __future__ import annotations
-
 import copy
 
 from .flatbuffer import add_tensor, insert_operator, read_flatbuffer, with_files_of, write_flatbuffer

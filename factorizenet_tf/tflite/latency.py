@@ -1,7 +1,5 @@
 """Measure the latency of int8 convolutions on LiteRT, by shape and number of groups. Needs no TensorFlow."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

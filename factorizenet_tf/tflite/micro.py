@@ -1,7 +1,5 @@
 """Run a .tflite by TensorFlow Lite for Microcontrollers' reference kernels (extra `micro`). Needs no TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

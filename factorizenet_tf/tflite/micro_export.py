@@ -1,7 +1,5 @@
 """Write an int8 net as C and C++ sources for TensorFlow Lite for Microcontrollers, with a golden image to check it by."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -8,8 +8,6 @@ Sources: CMSIS-NN 4ab83cc (33 commits after 7.0.0), which tflite-micro 90b983c o
 with esp-tflite-micro 99f49e1 (1.4.0).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 

@@ -6,8 +6,6 @@ also lacks a kernel for depthwise convolutions with several filters a channel; t
 channel on copies of the input.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

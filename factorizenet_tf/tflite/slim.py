@@ -5,8 +5,6 @@ The converter writes an int64 zero point for each output channel of weights and 
 included, without which XNNPACK refuses the graph.
 """
 
-from __future__ import annotations
-
 from .flatbuffer import data_bytes, read_flatbuffer, with_files_of, write_flatbuffer
 
 __all__ = ["slim"]

@@ -4,8 +4,6 @@ It replaces Keras' `fit` because it resumes exactly: the order of the images, th
 follow from seed, phase and epoch alone, and all other state is in one checkpoint, written whole each epoch.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

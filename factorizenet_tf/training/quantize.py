@@ -1,7 +1,5 @@
 """Quantize a user's own model after training (PTQ) or with training (QAT)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 `train` checks, trains in two phases, converts, evaluates and writes metrics.json, in that order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """Refuse a budget that no net of a space can keep, and say which changes would help, with numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math
@@ -88,26 +86,15 @@ def what_would_fit(
 def _smaller(space) -> Iterator[tuple[str, ModelSpec]]:
     """Yield (what changes, the smallest net then) of each change that makes nets cheaper, and last of all at once."""
     height, width, channels = space.spec.input_shape
-    half = (height // 2, width // 2)
-    grey = 1 if channels > 1 else channels
-    options = {
-        "--width 8": ({}, (8,), ()) if min(space.widths) > 8 else None,
-        f"--size {half[0]}": ({"input_shape": (*half, channels)}, space.widths, space.macros),
-        "--channels 1 (grey)": ({"input_shape": (height, width, 1)}, space.widths, space.macros)
-        if grey < channels
-        else None,
-    }
-    options |= {
-        f"--macro {name}": ({}, space.widths, (name,))
-        for name in MACROS
-        if name not in (space.macros or (space.spec.macro,))
-    }
-    options[ALL] = ({"input_shape": (*half, grey)}, (8,), space.macros)
+    half, own = (height // 2, width // 2), (space.widths, space.macros)
+    changes = [("--width 8", {}, (8,), space.macros)]
+    changes.append((f"--size {half[0]}", {"input_shape": (*half, channels)}, *own))
+    changes.append(("--channels 1 (grey)", {"input_shape": (height, width, 1)}, *own))
+    others = [name for name in MACROS if name not in (space.macros or (space.spec.macro,))]
+    changes += [(f"--macro {name}", {}, space.widths, (name,)) for name in others]
+    changes.append((ALL, {"input_shape": (*half, 1)}, (8,), space.macros))
     present = macs(space.smallest())
-    for change, option in options.items():
-        if option is None:
-            continue
-        fields, widths, macros = option
+    for change, fields, widths, macros in changes:
         with contextlib.suppress(ValueError):  # the images are too small for it
             spec = dataclasses.replace(space.spec, **fields)
             net = dataclasses.replace(space, spec=spec, widths=widths, macros=macros).smallest()

@@ -1,7 +1,5 @@
 """Measure costs of nets other than MACs (bytes, RAM, milliseconds) on an untrained int8 conversion."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run calls as Ray tasks: a `concurrent.futures.Executor` over a Ray cluster (extra `ray`)."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -1,7 +1,5 @@
 """Run a whole search: trainings, a table of all nets considered, the frontier, a summary; publish its nets."""
 
-from __future__ import annotations
-
 import math
 import os
 from concurrent.futures import Executor

@@ -4,8 +4,6 @@ A training is one call, `train_net`, that can be repeated anywhere: it continues
 these calls one after the other, or sends all nets of a batch to an executor and waits for them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

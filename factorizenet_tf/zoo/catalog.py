@@ -7,8 +7,6 @@ second zoo cannot be read, a warning says so, and the package's own models work 
 version; "fnet-l2-int8@1" pins one, and no version is overwritten. Only `load(format="keras")` imports TensorFlow.
 """
 
-from __future__ import annotations
-
 import builtins
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """A zoo as a static page: frontier, cards and layers of its nets, which run in the reader's browser by LiteRT.js."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Write the pages of a zoo folder from its index: README.md with the table, a page for each model, the frontier figure."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

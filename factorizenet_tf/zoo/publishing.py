@@ -1,7 +1,5 @@
 """Publish a finished training as two models in a zoo folder: checks, measurements, files, index and pages."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -1,7 +1,5 @@
 """Read a zoo from a folder or from a web server. Every file's hash is checked before the file is used."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Check published models against their cards: files, costs and accuracies measured again."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
