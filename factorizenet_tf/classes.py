@@ -23,7 +23,7 @@ def matrix_to_text(matrix: np.ndarray) -> list[str]:
 
 
 def matrix_from_text(rows: Iterable[str]) -> np.ndarray:
-    """Read what `matrix_to_text` wrote. Raises ValueError where it is no square of whole numbers."""
+    """Read what `matrix_to_text` wrote. Raises ValueError if it is no square matrix of counts."""
     matrix = np.array([[int(number) for number in row.split(" ")] for row in rows])
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.min() < 0:
         raise ValueError(f"a confusion matrix is {matrix.shape}; it must be (classes, classes), of counts")

@@ -165,7 +165,7 @@ def show_rows(rows: list[dict], *, title: str = "") -> None:
 
 
 def show_page(text: str) -> None:
-    """Print Markdown: as it is in a file or a pipe, laid out on a terminal."""
+    """Print Markdown, laid out on a terminal, unchanged into a file or a pipe."""
     if sys.stdout.isatty():
         from rich.markdown import Markdown
 

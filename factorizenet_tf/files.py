@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def check_new(*paths: str | os.PathLike | None) -> None:
-    """Raise FileExistsError where one of the paths that will be written is there already; None stands for no path."""
+    """Raise FileExistsError if one of the paths to be written exists; None stands for no path."""
     for path in paths:
         if path is not None and Path(path).exists():
             raise FileExistsError(f"{path} is there already; choose another name or remove it")

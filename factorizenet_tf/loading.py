@@ -193,7 +193,7 @@ class Source:
 
     @cached_property
     def labels(self) -> tuple[str, ...] | None:
-        """Class names by number; None where they are not known."""
+        """Class names by number; None if they are not known."""
         if self.card is not None:
             return self.card.class_names
         if "class_names" in self._dataset:
@@ -331,14 +331,14 @@ class Source:
         return Int8Model(self.tflite_file or self.tflite(), threads=threads)
 
     def check_data_known(self) -> None:
-        """Raise ValueError where it is not known what data it was trained on."""
+        """Raise ValueError if the data that the net was trained on are not known."""
         if self.dataset_name is None:
             reason = "was trained on arrays" if self.dataset_title else "does not say what data it was trained on"
             remedy = "give --dataset, in Python dataset= or, for an analysis, calibration: uint8 training images"
             raise ValueError(f"{self.given} {reason}; {remedy}")
 
     def warn_if_other_data(self, dataset: Dataset) -> None:
-        """Warn where a data set has another title than the one that the net was trained on."""
+        """Warn if a data set has another title than the one that the net was trained on."""
         if self.dataset_title not in (None, dataset.title):
             what = f"the data is {dataset.title}, the net was trained on {self.dataset_title}"
             text = f"{self.given}: {what}; its accuracies here do not compare with those measured then"
@@ -346,7 +346,7 @@ class Source:
 
     @cached_property
     def _run_folder(self) -> Path | None:
-        """The folder of the run that this is or is a file of; None where there is none."""
+        """Folder of the run that the source is, or is a file of; None if it is neither."""
         if self.path is None or (self.kind != "run" and self.path.name not in NET_FILES):
             return None
         folder = self.path if self.kind == "run" else self.path.parent
@@ -354,7 +354,7 @@ class Source:
 
     @cached_property
     def _dataset(self) -> dict:
-        """The fields of the run's dataset.json; none where there is no run, or the file is damaged."""
+        """The fields of the run's dataset.json; none without a run, or if the file is damaged."""
         try:
             fields = json.loads((self._run_folder / DATASET_FILE).read_text()) if self._run_folder else {}
         except (OSError, ValueError):

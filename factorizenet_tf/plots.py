@@ -251,7 +251,7 @@ def channel_map(tensors: Sequence[dict]) -> alt.LayerChart:
 
 
 def _accuracies(analysis):
-    """All precisions, and beside them those of 8 bits and more, which fewer bits press together."""
+    """Draw all precisions and, beside them, those of 8 bits and more on a scale of their own."""
     output, macs = analysis.output, dict(zip(analysis.nets["net"], analysis.nets["macs"] / 1e6))
     is_measured = output["accuracy"].notna().any()
     title = "accuracy, %" if is_measured else "images of the float net's class, %"
@@ -275,7 +275,7 @@ def _accuracy_lines(rows, y_title, title="", order=None):
 
 
 def _depth_panels(rows, y_title, nets):
-    """A panel for each title, all on one scale of y but those of KL divergence, which differ by magnitudes."""
+    """Draw a panel for each title, all on one scale of y except for KL divergence, which differs by magnitudes."""
     if not rows:
         return []
     values = pandas.concat([some["value"] for some in rows.values()])

@@ -94,7 +94,7 @@ class Recipe:
             object.__setattr__(self, field.name, plain)  # JSON takes no number of NumPy's
 
     def to_dict(self) -> dict:
-        """Give the fields as files have them: those that older versions did not know only where they are in use."""
+        """Give the fields for a file: newer fields only if they differ from their defaults, since older files lack them."""
         unused = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
         return {name: value for name, value in vars(self).items() if name not in LATER or name not in unused}
 
@@ -148,7 +148,7 @@ def tuning_recipe_for(dataset_name: str, **changes) -> Recipe:
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """Read the recipe that `Recipe.to_json` wrote. Raises ValueError where the text is none."""
+    """Read the recipe that `Recipe.to_json` wrote. Raises ValueError for another text."""
     try:
         return Recipe(**json.loads(text))
     except TypeError as error:

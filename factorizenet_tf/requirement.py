@@ -18,7 +18,7 @@ Row = TypeVar("Row")  # of a table: a mapping, or an object with attributes
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """Ask for the highest accuracy within the limits, or, where a floor of accuracy is given, for the fewest MACs.
+    """Ask for the highest accuracy within the limits or, if a floor of accuracy is given, for the fewest MACs.
 
     Args:
         max_macs: of one image.

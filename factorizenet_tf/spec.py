@@ -52,9 +52,9 @@ def last_level(channels: int) -> int:
 class ModelSpec:
     """One FactorizeNet: which level of depth factorization at which macro-architecture.
 
-    A stem (3x3 convolution to `width` channels), the stages, where asked for a wide pointwise convolution, global average
-    pooling and a dense layer. Specs that build the same net are equal: `level` is an int wherever one level describes
-    all stages, else a tuple, and a stage's channels are None where they are what None gives.
+    A stem (3x3 convolution to `width` channels), the stages, optionally a wide pointwise convolution, global average
+    pooling and a dense layer. Specs that build the same net are equal: `level` becomes an int if one level describes all
+    stages, and a stage's channels become None if they are the default.
 
     Args:
         level: level of all stages, or a tuple with one a stage. 0 is the regular 3x3 convolution; k >= 1 a 3x3
@@ -137,7 +137,7 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """`fnet-<macro>-l<level>`: without the macro where it is "base", with `-x<width / 16>` where the width is not 16.
+        """`fnet-<macro>-l<level>-x<width / 16>`, without the macro if it is "base", without the last part if width is 16.
 
         The name does not depend on input shape and classes.
         """

@@ -140,7 +140,7 @@ def _distinct_names(nets: Sequence[Source]) -> dict[Source, str]:
 
 
 def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
-    """Each net's data: what the caller gave, or what the net was trained on where that is needed; loaded once for all."""
+    """Give each net's data: the caller's or, if they are needed, those that it was trained on; each set is loaded once."""
     if isinstance(dataset, Dataset) or (dataset is None and not is_needed):
         return dict.fromkeys(nets, dataset)
     if dataset is None:
@@ -248,7 +248,7 @@ def _net_row(net, name, models, data, images, config):
 
 
 def _tensor_names(tflite, graph) -> dict[str, str]:
-    """Output tensors of the net's .tflite by layer; none where there is no file, or its operations are others."""
+    """Give the output tensors of the net's .tflite by layer; none without a file, or if its operations are others."""
     layers = [op.name for op in graph.quantized if op.kind != "input"]
     outputs = () if tflite is None else enumerate(tflite.operator_outputs)
     outs = [name or str(number) for number, (op, name) in outputs if op not in SAME_SCALE]

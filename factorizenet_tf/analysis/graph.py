@@ -40,7 +40,7 @@ class FusedOp:
         input_scale_from: name of the operation whose output scale is this one's input scale; None for inputs.
         is_quantized: whether its output gets a scale of its own.
         fixed_range: (low, high) of the output if TFLite fixes it or the model learnt it, else None.
-        kernel: float32, as trained; None where there is none.
+        kernel: float32, as trained; None without weights.
         folded: the kernel with BatchNorm folded in.
         bias: float32 (channels,), BatchNorm folded in.
         learned_limits: max |w| of the folded kernel that a quantization-aware model learnt, (channels,) or (1,).
@@ -158,7 +158,7 @@ def _chain(node, readers):
 
 
 def _operations(chain, name) -> Iterator[FusedOp]:
-    """The operation of a chain, and behind it an activation that is one of its own in TFLite."""
+    """Yield the operation of a chain, then its activation if TFLite makes that a separate operation."""
     first, last = chain[0], chain[-1]
     layer, output, fixed = unwrap(first.layer), last.flat_output_ids[0], _learned_range(last.layer)
     if first.is_input:

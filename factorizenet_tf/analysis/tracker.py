@@ -32,7 +32,7 @@ class DistributionTracker(keras.callbacks.Callback):
     was killed before they were written.
 
     Args:
-        folder: for distributions.csv and TensorBoard's event files; made where it is not there.
+        folder: for distributions.csv and TensorBoard's event files; made if it does not exist.
         images: uint8 (n, height, width, channels), at most some hundred; None: weights only.
         share: of the training's time that it may take, 0..1; None: measure each epoch, however long that takes.
         tensorboard: write event files, too: loss, accuracies and learning rate of each epoch, and scalars and histograms of

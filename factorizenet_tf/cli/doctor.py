@@ -1,4 +1,4 @@
-"""The command that says what is here, what is missing and what is slow, for a report of a bug."""
+"""The command that reports what is installed, missing or slow on this machine."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""The commands that put a net where it is used."""
+"""The commands that deploy a net: `export`, `latencies`, `serve`, `predict`."""
 
 from pathlib import Path
 from typing import Annotated

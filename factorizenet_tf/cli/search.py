@@ -262,7 +262,7 @@ def _patterns(groups: str) -> str | tuple[str, ...]:
 
 
 def numbers(name, text, remedy, kind=int):
-    """Read numbers joined by commas, of which "1-4" stands for four; none where there is no text."""
+    """Read numbers joined by commas, "1-4" standing for four of them; without text there are none."""
     try:
         parts = [part.split("-", 1) for part in text.split(",")] if text else []
         ranges = ([kind(first)] if not last else range(int(first), int(last[0]) + 1) for first, *last in parts)

@@ -1,4 +1,4 @@
-"""Decoded images kept on disk as one file, memory-mapped: made once, whole or absent, and found again by what made them."""
+"""Cache decoded images on disk as one memory-mapped file, whole or absent, found again by the key that they were made from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Build = Callable[[Callable[[int, tuple], Write]], tuple[np.ndarray, dict[str, in
 
 
 def stored(key: dict, build: Build) -> Images:
-    """Give the images that `key` stands for from the cache; call `build` where they are not there, or damaged.
+    """Give the images of `key` from the cache, building them by `build` if they are missing there or damaged.
 
     A process that asks for what another is building waits for it. If the cache cannot be written, up to 1 GiB is kept in
     memory, with a warning.

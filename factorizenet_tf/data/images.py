@@ -23,7 +23,7 @@ ORIENTATION = 0x0112  # EXIF's tag
 
 
 def check_resize(resize: str) -> None:
-    """Raise ValueError where there is no such way to another size."""
+    """Raise ValueError if `resize` is none of `RESIZES`."""
     if resize not in RESIZES:
         raise ValueError(f"resize is {resize!r}; it must be {', '.join(RESIZES[:-1])} or {RESIZES[-1]}")
 
@@ -42,7 +42,7 @@ def read_image(
         shape: (height, width, channels) to resize to, bilinear with antialiasing; 3 channels are RGB, 1 is its luma
             (0.299 R + 0.587 G + 0.114 B). None keeps the file's height and width, in RGB.
         resize: "stretch": aspect not kept; "crop": the largest part in the middle that has the shape's aspect; "pad": the
-            whole image, black beside or above and below it.
+            whole image, with black bars at its sides, or above and below.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -153,7 +153,7 @@ def decoded(paths: Sequence[str], shape: Sequence[int], resize: str) -> Iterator
 
 
 def image_sizes(paths: Sequence[str]) -> Iterator[list[tuple[int, int] | None]]:
-    """Read (width, height) of files on all cores, in chunks; None where one is broken."""
+    """Read (width, height) of files on all cores, in chunks; None for a broken file."""
     return _on_all_cores(_sizes, paths)
 
 

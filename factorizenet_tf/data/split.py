@@ -88,7 +88,7 @@ def _chosen(labels: np.ndarray, groups: np.ndarray, share: float, random: np.ran
 def groups_of(paths: Sequence[str], pattern: str | None) -> np.ndarray:
     """Number the groups of files: those whose paths give the same text for a regular expression; int (n,).
 
-    The text is that of the pattern's own groups, or of the whole match; a file that it does not match is a group alone.
+    Compared are the texts of the pattern's own groups, or of the whole match; a file that does not match is a group of its own.
 
     Raises:
         ValueError: the pattern is none, or matches no file.

@@ -38,9 +38,9 @@ def _convolution_bn_relu6(layer: Layer, x, shortcut):
     """Apply convolution (BatchNorm is its bias), BatchNorm, the residual sum where there is a shortcut, and ReLU6.
 
     Depthwise layers are DepthwiseConv2D: as Conv2D with groups they would not become TFLite's depthwise operator. The sum
-    stands before the activation, as in ResNet (arXiv 1512.03385): what a block hands on lies in 0..6 with and without it,
-    so that an int8 step is 0.024 everywhere. Stages have sums where they are asked for: MobileNet (arXiv 1704.04861) has
-    none, and a tensor that is added later is kept in RAM until then. Source: our choice.
+    stands before the activation, as in ResNet (arXiv 1512.03385): a block's output lies in 0..6 with or without it, so that
+    an int8 step is 0.024 everywhere. Sums are optional: MobileNet (arXiv 1704.04861) has none, and a tensor that is added
+    later stays in RAM until then. Source: our choice.
     """
     layers, name = keras.layers, layer.name
     common = {"kernel_size": layer.kernel, "strides": layer.stride, "padding": "same", "use_bias": False, "name": name}

@@ -395,7 +395,7 @@ class _Split:
 
 
 def _split(layer, level: int, middle: float) -> _Split | None:
-    """Give what a layer becomes at a level of at least 1, or at 0 None; None, too, where there is no such split."""
+    """Describe what a layer becomes at a level; None at level 0, and if there is no such split."""
     if level == 0:
         return None
     channels, filters, before = layer.input_shape[-1], layer.output_shape[-1], _groups(layer)
@@ -447,7 +447,7 @@ def _built(layer, input_shape, weights):
 
 
 def _convolution(name, kernel, bias, groups, input_shape, options):
-    """Make a convolution in groups of a kernel (height, width, channels / groups, filters), depthwise where it is."""
+    """Make a grouped (or depthwise) convolution of a kernel (height, width, channels / groups, filters)."""
     options = options | {"kernel_size": kernel.shape[:2], "use_bias": bool(bias), "name": name}
     if groups == input_shape[-1]:
         multiplier = kernel.shape[-1] // groups
@@ -459,7 +459,7 @@ def _convolution(name, kernel, bias, groups, input_shape, options):
 
 
 def _moments(layer, inputs: Sequence, originals: Sequence) -> Moments:
-    """Sum over what a layer reads in the new net, and what it gave, before its activation, in the original one."""
+    """Sum up a layer's inputs in the new net, and its outputs before the activation in the original one."""
     kernel, bias = tf.constant(_kernel(layer), tf.float32), layer.bias.numpy() if layer.use_bias else 0
     options = {"strides": layer.strides, "padding": layer.padding.upper(), "dilations": layer.dilation_rate}
     return moments_of(layer, inputs, (tf.nn.conv2d(each, kernel, **options).numpy() + bias for each in originals))

@@ -97,7 +97,7 @@ def _computed(model, tensor, batches) -> list[np.ndarray]:
 
 
 def _normalize(model, name, batches, mean, deviation) -> None:
-    """Set a BatchNorm's statistics to what it reads, and what it gives to a mean and a deviation; None: the deviation read."""
+    """Set a BatchNorm's statistics to those of its inputs, and its outputs' mean and deviation; None: the inputs' deviation."""
     read = np.concatenate(_computed(model, model.get_layer(name).output, batches))
     variance, norm = read.var((0, 1, 2)), model.get_layer(f"{name}_bn")
     gamma = np.sqrt(variance + norm.epsilon) if deviation is None else np.full_like(variance, deviation)

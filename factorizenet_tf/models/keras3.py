@@ -214,7 +214,7 @@ class _Image:
 
 
 class _Builder:
-    """Builds tf_keras layers; `weights` has what is to be set once the model is there, `image_scale` what pixels are scaled by."""
+    """Build tf_keras layers; `weights` are set once the model is complete, `image_scale` is the factor of the pixels."""
 
     def __init__(self, for_qat):
         self.for_qat, self.image_scale = for_qat, 1.0

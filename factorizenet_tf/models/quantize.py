@@ -28,10 +28,10 @@ OUTPUT_ALONE = ("Average", "ELU", "Maximum", "Minimum", "Multiply", "Rescaling",
 def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None) -> keras.Model:
     """Copy a float model into one that trains and predicts as its 8-bit quantized self (QAT).
 
-    TFMOT's `quantize_model`: per-channel weights (a depthwise kernel's per tensor: TFMOT has no other scheme for it),
-    per-tensor activations. TFMOT's ranges start at -6..6 and take about a thousand steps to settle; here weight ranges
-    start at the weights' own, the input's is fixed to 0..1 (scale 1/255, zero point -128), and activation ranges start
-    at the mean batch minimum and maximum of the calibration images where they are given.
+    As by TFMOT's `quantize_model`, weights are quantized per channel (depthwise kernels per tensor, TFMOT's only scheme for
+    them) and activations per tensor. TFMOT's ranges start at -6..6 and take about a thousand steps to settle; here weight
+    ranges start at the weights' own, the input's range is fixed to 0..1 (scale 1/255, zero point -128), and activation ranges
+    start, with calibration images, at the mean of their batches' minima and maxima.
 
     Args:
         model: functional or sequential tf_keras model of plain layers that takes images in 0..1.
@@ -176,7 +176,7 @@ def with_softmax(model: keras.Model) -> keras.Model:
 
 
 def _initialise_ranges(quantized, calibration):
-    """Set the weights' ranges to their own, and the activations' to those over the images where there are some.
+    """Set the weights' ranges to the weights' own and, with images, the activations' ranges to those over the images.
 
     TFMOT's wrappers take no new quantizers once they are built, so during the forward passes theirs are of other classes.
     """

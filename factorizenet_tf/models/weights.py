@@ -27,7 +27,7 @@ def load_model(
         spec, precision: what the file must hold; None: any.
 
     Returns:
-        The float model, or the quantization-aware one where the file's precision is "int8".
+        The float model, or the quantization-aware one if the file's precision is "int8".
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -133,7 +133,7 @@ def _tensors(model) -> list[dict]:
 
 
 def _not_int8(operators, tensors) -> list[dict]:
-    """A row for each type beside int8, and int32 of biases, shapes and axes, with the operators that use it."""
+    """Make a row for each type other than int8 and int32 (biases, shapes, axes), with the operators that use it."""
     types = {row["place"]: row["type"] for row in tensors}
     users: dict[str, list] = {}
     for row in operators:
@@ -170,9 +170,9 @@ def _bytes(model, content, tensors) -> dict[str, int]:
 
 
 def _measured(content, slimmed, grouped) -> dict:
-    """Arena and latency of the file as it is, slim and regrouped, and what runtimes refuse.
+    """Measure arena and latency of the file as it is, slim and regrouped, and find what runtimes refuse.
 
-    Micro, which checks less, is not given what LiteRT refuses.
+    A file that LiteRT refuses is not given to Micro, which checks less.
     """
     files = {"as it is": content, "slim": slimmed}
     refused, arenas, times = [("ESP-NN", grouped, ESP_NN)] if grouped else [], {}, {}

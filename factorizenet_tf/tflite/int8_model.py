@@ -225,7 +225,7 @@ class TFLiteModel:
         return infer
 
     def _inputs(self, images):
-        """Images as the input has them: each pixel in the range that it stands for, quantized where that is."""
+        """Convert uint8 images to the input's range and type."""
         scale, offset = (part.astype(np.float32) for part in self._affine)
         if self.input_type == "float32":
             return images * (scale / np.float32(255)) + offset

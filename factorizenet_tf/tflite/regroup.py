@@ -144,8 +144,8 @@ def regrouped(kernel: np.ndarray, groups: int, new_groups: int) -> np.ndarray:
 def on_copies(content: bytes) -> bytes:
     """Rewrite int8 depthwise convolutions with several filters a channel: one filter a channel, on copies of the input.
 
-    Only those are rewritten whose output is read by one pointwise convolution alone, whose weights are reordered to match;
-    the sums stay. The copies take RAM.
+    The output must be read by a single pointwise convolution, whose weights are reordered to match; other depthwise
+    convolutions stay as they are. The sums stay the same; the copies take RAM.
 
     Args:
         content: the .tflite; where nothing changes it comes back byte by byte.

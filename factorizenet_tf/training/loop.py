@@ -367,7 +367,7 @@ class TrainingLoop:
         callbacks.on_train_end()
 
     def _restore(self, phase, step) -> int:
-        """Go on from the checkpoint where it is of the phase; give the epochs of the phase that are done."""
+        """Restore the checkpoint if it is of the phase; give the number of epochs of the phase that are done."""
         if self._checkpoint is not None and self._checkpoint.phase == phase:
             self._checkpoint.restore(step.variables)
             return self._checkpoint.epoch

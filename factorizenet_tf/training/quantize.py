@@ -109,7 +109,7 @@ def quantize_own(
 
 @contextlib.contextmanager
 def _released(folder, is_new):
-    """Remove a folder that was made for what fails in the block before its first epoch is done, so that it is free again."""
+    """Remove a new folder if the block fails before its first epoch is done, so that its name is free again."""
     try:
         yield
     except BaseException:

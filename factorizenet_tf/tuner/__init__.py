@@ -6,8 +6,8 @@
     tuner.search()
     tuner.get_best_models()
 
-KerasTuner and TensorFlow are loaded with the first of these names. `factorizenet_tf.tuner.progressive` has the search itself,
-which needs neither; `search.search` writes tables and a summary besides, `ray_executor` trains on many machines.
+The first use of these names loads KerasTuner and TensorFlow. `factorizenet_tf.tuner.progressive` is the search itself, which
+needs neither; `search.search` also writes tables and a summary, and `ray_executor` trains on many machines.
 """
 
 import lazy_loader

@@ -84,7 +84,7 @@ def what_would_fit(
 
 
 def _smaller(space) -> Iterator[tuple[str, ModelSpec]]:
-    """Yield (what changes, the smallest net then) of each change that makes nets cheaper, and last of all at once."""
+    """Yield (change, the smallest net then) for each change that makes nets cheaper, and last for all together."""
     height, width, channels = space.spec.input_shape
     half, own = (height // 2, width // 2), (space.widths, space.macros)
     changes = [("--width 8", {}, (8,), space.macros)]

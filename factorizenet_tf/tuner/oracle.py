@@ -38,7 +38,7 @@ def search_space(spec: ModelSpec, widths: tuple[int, ...] | None = None) -> kera
 
     Args:
         spec: gives the stages, and the width unless `widths` is given.
-        widths: of the stem; where there are several, a Choice `width`.
+        widths: of the stem; several are a Choice `width`.
     """
     return _hyperparameters(Space(spec, (spec.width,) if widths is None else tuple(widths)))
 

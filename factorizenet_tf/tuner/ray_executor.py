@@ -17,7 +17,7 @@ MAX_RETRIES = 20  # of a call whose node died; each time it goes on from its las
 
 
 def import_ray():
-    """Import Ray. Raises ModuleNotFoundError, with the remedy, where it is not installed."""
+    """Import Ray. Raises ModuleNotFoundError, with the remedy, if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by itself, and warns of
     try:
@@ -89,7 +89,7 @@ class RayExecutor(Executor):
 
 
 def _check_answers(address: str) -> None:
-    """Ask a cluster whether it is well, in a process of its own: Ray's own attempts end after minutes, if at all."""
+    """Check a cluster's health in a separate process, since Ray's own attempts end after minutes, if at all."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"the Ray address is {address!r}; give HOST:PORT, as `ray start --head` prints it, or local")

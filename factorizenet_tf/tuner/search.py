@@ -46,7 +46,7 @@ class SearchResult:
     meets_requirement: bool
 
     def run_folder(self, name: str) -> Path:
-        """Give the folder of a net's finished training. Raises KeyError where there is none."""
+        """Give the folder of a net's finished training. Raises KeyError if there is none."""
         trials = {row["name"]: row["trial"] for row in self.rows if row["status"] == "trained"}
         return self.folder / f"trial_{trials[name]}" / "run"
 

@@ -95,7 +95,7 @@ class StopHopelessTraining(keras.callbacks.Callback):
 
 
 def _float_curve(folder: Path) -> list[float]:
-    """Give the validation accuracy after each float epoch that a run's folder holds; nothing where there is no run yet."""
+    """Give the validation accuracy after each float epoch in a run's folder; none if there is no run yet."""
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return []
@@ -188,7 +188,7 @@ def _built(spec, weights):
 
 
 def _train_anywhere(dataset: Dataset, training: Training) -> tuple[dict[str, float], dict[str, bytes]]:
-    """Train in the search's folder where this machine sees it, else in one of its own, whose files are given back."""
+    """Train in the search's folder if this machine shares it, else in a temporary one, whose files are returned."""
     search_file = training.folder.parents[1] / SEARCH_FILE
     if search_file.is_file() and search_file.read_text() == training.search:
         return train_net(dataset, training), {}
@@ -461,7 +461,7 @@ def _space_of(oracle: keras_tuner.Oracle, spec: ModelSpec | None) -> NetSpace:
 
 
 def _start_of(source: Source, space: Space) -> tuple[ModelSpec, keras.Model]:
-    """Give spec and model of what nets of a space start from, for its images and classes; the head may have started anew."""
+    """Give spec and model that nets of a space start from, adapted to its images and classes (by a new head)."""
     own = source.spec
     families = {(family.base.width, family.base.macro) for family in space.families}
     if not isinstance(own, ModelSpec) or families != {(own.width, own.macro)}:
@@ -477,7 +477,7 @@ def _start_of(source: Source, space: Space) -> tuple[ModelSpec, keras.Model]:
 
 
 def _check_search(oracle: keras_tuner.Oracle, space: NetSpace, dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ValueError where they do not fit together, with the value and the remedy."""
+    """Raise ValueError if they do not fit together."""
     if hasattr(oracle, "max_epochs"):
         raise ValueError(
             f"a {type(oracle).__name__} compares trainings of a few epochs; a trial here is a whole one: use another oracle"

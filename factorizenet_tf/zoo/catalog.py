@@ -242,7 +242,7 @@ def _check_machines(cards, requirement) -> None:
 
 
 def _requirement(limits):
-    """Make a requirement of the limits that are given, None where none is."""
+    """Make a requirement of the given limits; None without any."""
     known = [field.name for field in dataclasses.fields(Requirement)]
     if unknown := sorted(limits.keys() - set(known)):
         raise TypeError(f"unknown arguments {', '.join(unknown)}; limits are {', '.join(known)}")

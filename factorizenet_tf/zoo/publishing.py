@@ -351,7 +351,7 @@ def _cards(zoo):
 
 
 def _check_new(cards, name, content, run, dataset):
-    """Check that a name is free, or is that of nets of the same data, and that the run is not one of them."""
+    """Check that a name is free, or names nets of the same data, and that the run is not one of these."""
     digest = hashlib.sha256(content).hexdigest()
     given = (dataset["title"], run.spec.input_shape, tuple(dataset["class_names"]))
     for card in cards:

@@ -107,7 +107,7 @@ def verify_all(
 
 
 def _local_dataset(card, data_dir):
-    """Load a card's data where it is on this machine; else give None and the reason."""
+    """Load a card's data if they are on this machine; else give None and the reason."""
     try:
         shape = card.spec.input_shape
         return load_dataset(card.dataset_name, input_shape=shape, data_dir=data_dir, download=False, **card.reading), ""
