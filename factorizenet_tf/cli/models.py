@@ -166,6 +166,9 @@ def verify(
     from ..zoo.verification import verify_all
 
     names = None if every else names
+    if data_dir is not None:
+        cards = zoo.list(zoo_dir=zoo_) if every else [zoo.card(name, zoo_dir=zoo_) for name in names]
+        options.check_data_dir(data_dir, *(card.dataset_name for card in cards))
     results = verify_all(names, precision=precision, zoo_dir=zoo_, data_dir=data_dir, verbose=not quiet)
     rows = [row for result in results for row in result.rows()]
     if as_json:

@@ -1,6 +1,7 @@
 """Write the pages of a zoo folder from its index: README.md with the table, a page for each model, the frontier figure."""
 
 import json
+import re
 from pathlib import Path
 
 from ..classes import balanced_accuracy, class_rows, matrix_from_text, mistakes
@@ -14,6 +15,7 @@ __all__ = ["PAGES", "card_page", "table_page", "write_pages"]
 PAGES = ("README.md", "cards", "frontier.svg")  # what `write_pages` writes into a zoo's folder
 PRECISIONS = {"float": "float", "ptq_per_tensor": "PTQ per tensor", "ptq_per_channel": "PTQ per channel"}
 PRECISIONS |= {"qat": "QAT", "tflite": ".tflite"}
+OF_A_MODEL = re.compile(r".+-(float|int8)(@\d+)?\.(md|svg)")  # the file names of pages
 MAX_CLASSES = 20  # for a whole confusion matrix; of more classes the most frequent mistakes alone are listed
 RAM = """\
 RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; \
@@ -40,9 +42,9 @@ def write_pages(zoo: Path, cards: Cards) -> None:
     write_text(zoo / "README.md", table_page(newest, findings=(zoo / "FINDINGS.md").is_file(), figure=figure.is_file()))
     stems = {card.name if card in newest else card.reference: card for card in cards}
     (zoo / "cards").mkdir(exist_ok=True)
-    for stale in (path for path in (zoo / "cards").iterdir() if path.suffix in (".md", ".svg")):
-        if stale.stem not in stems:
-            stale.unlink()
+    for path in (zoo / "cards").iterdir():
+        if path.stem not in stems and OF_A_MODEL.fullmatch(path.name):  # others are somebody's own
+            path.unlink()
     for stem, card in stems.items():
         figure = zoo / "cards" / f"{stem}.svg"
         if confusion_figure is None:

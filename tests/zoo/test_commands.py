@@ -70,6 +70,7 @@ def test_another_zoos_trouble_is_one_line_on_stderr(tmp_path):
         ("verify", "give names of models, or --all"),
         ("verify --all --precision float32", "precision is 'float32'; it must be float or int8"),
         ("verify fnet-l2-int8 --precision float", "--precision is for --all"),
+        (f"verify {NAME} --zoo ZOO --data-dir here", "digits is none of its sets; leave it out"),
         ("publish RUN", "give the runs' folders and --zoo FOLDER"),
         ("publish nowhere --zoo new", "no finished run in nowhere"),
         ("publish RUN --zoo https://example.com/zoo", "https://example.com/zoo; publish into a folder"),

@@ -58,9 +58,10 @@ def test_pages_and_figure_of_models_that_left_are_removed(cards, copy, monkeypat
     first = (copy / "frontier.svg").read_bytes()
     assert first.startswith(b"<svg")
     (copy / "FINDINGS.md").touch()
+    (copy / "cards" / "notes.md").touch()
     write_pages(copy, Cards(cards[1:]))
     stem = "fnet-1x2.2x2-l1-x0.5-int8"
-    assert sorted(path.name for path in (copy / "cards").iterdir()) == [f"{stem}.md", f"{stem}.svg"]
+    assert sorted(path.name for path in (copy / "cards").iterdir()) == [f"{stem}.md", f"{stem}.svg", "notes.md"]
     assert (copy / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
     assert all(f"({name})" in (copy / "README.md").read_text() for name in ("FINDINGS.md", "frontier.svg"))
     # Without Altair no older figure is left to contradict the table.
