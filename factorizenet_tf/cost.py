@@ -85,16 +85,8 @@ def _from_plan(layer: Layer) -> Cost:
     is_dense = layer.kind == "dense"
     output_shape = (filters,) if is_dense else layer.output_shape
     size = math.prod(output_shape)
-    return Cost(
-        layer=layer.name,
-        kind=layer.kind,
-        groups=layer.groups,
-        output_shape=output_shape,
-        macs=kernel * size // filters,
-        params=kernel + (filters if is_dense else 4 * filters),
-        weight_bytes=kernel + 4 * filters,
-        activation_bytes=size,
-    )
+    macs, params = kernel * size // filters, kernel + (filters if is_dense else 4 * filters)
+    return Cost(layer.name, layer.kind, layer.groups, output_shape, macs, params, kernel + 4 * filters, size)
 
 
 # Layers whose multiplications, if any, are not counted (see above): these packages of tf_keras, Dot excepted, and others.
@@ -183,16 +175,8 @@ def _multiplying(layer, node) -> Cost:
         positions = inputs // (input_shape[-1] if channels_last else input_shape[0])
     if kind == "depthwise":
         groups = math.prod(layer.depthwise_kernel.shape) // math.prod(layer.kernel_size) // layer.depth_multiplier
-    return Cost(
-        layer=layer.name,
-        kind=kind,
-        groups=groups,
-        output_shape=output_shape,
-        macs=numbers * positions,
-        params=numbers + (filters if layer.use_bias else 0),
-        weight_bytes=numbers + 4 * filters,
-        activation_bytes=outputs,
-    )
+    macs, params = numbers * positions, numbers + (filters if layer.use_bias else 0)
+    return Cost(layer.name, kind, groups, output_shape, macs, params, numbers + 4 * filters, outputs)
 
 
 def layer_kind(layer) -> str:

@@ -54,7 +54,7 @@ def search(
     groups: Annotated[
         str,
         typer.Option(
-            help="With --model: layers share a level by resolution; each: none do; or a file of name patterns, one a line."
+            help="With --model, layers that share a level: resolution, each (no two), or a file of name patterns, one a line."
         ),
     ] = "resolution",
     middle: Annotated[

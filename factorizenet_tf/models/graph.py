@@ -72,7 +72,7 @@ def in_batches(images) -> list:
 
 
 def reads_image(node) -> bool:
-    """Whether only layers that treat each pixel alone, a depthwise 1x1 convolution at most, come before a node's layer."""
+    """Whether no convolution other than depthwise 1x1 ones stands between the image and a node's layer."""
     return all(_is_pixelwise(parent.layer) and reads_image(parent) for parent in node.parent_nodes)
 
 

@@ -10,14 +10,8 @@ from ..data import check_images
 from .keras3 import check_pixels
 from .native import use_native_kernels
 
-__all__ = [
-    "is_quantize_aware",
-    "quantize_aware",
-    "with_room_for_biases",
-    "with_softmax",
-    "without_softmax",
-    "wrap_for_qat",
-]
+__all__ = ["is_quantize_aware", "quantize_aware", "with_room_for_biases", "with_softmax", "without_softmax"]
+__all__ += ["wrap_for_qat"]
 
 CALIBRATION_BATCH = 128
 BIAS_BITS = 29  # a bias may take, of 31 and a sign: the products are added to it

@@ -16,16 +16,7 @@ from ..spec import ModelSpec
 from .space import NetSpace, distinct, macs
 from .surrogate import AdditiveGP
 
-__all__ = [
-    "SAMPLED",
-    "Proposal",
-    "Result",
-    "Search",
-    "SearchState",
-    "in_proportion",
-    "ranking",
-    "tie_break",
-]
+__all__ = ["SAMPLED", "Proposal", "Result", "Search", "SearchState", "in_proportion", "ranking", "tie_break"]
 
 MAX_HELD, MAX_HELD_MACROS = 1_000_000, 100_000  # nets held at once, of levels and widths alone and of more choices
 SAMPLED = 8_192  # nets drawn of a larger space

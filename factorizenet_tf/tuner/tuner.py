@@ -80,7 +80,7 @@ class StopHopelessTraining(keras.callbacks.Callback):
         self._on_epoch = on_epoch
 
     def check(self) -> None:
-        """Raise TrialPruned if the epochs so far are hopeless; a training in its last epoch is always finished."""
+        """Raise TrialPruned if the epochs so far are hopeless; after its last float epoch a training is always finished."""
         epoch = len(self.curve)
         if 0 < epoch < len(self.threshold) and max(self.curve) < self.threshold[epoch - 1]:
             raise TrialPruned
