@@ -1,4 +1,4 @@
-"""Measure how each operator of anybody's .tflite uses its bits: its weights, and its outputs on images. Needs no TensorFlow."""
+"""Measure how the operators of anybody's .tflite use their bits, in weights and in outputs. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3, "CONV_3D": 4}  # of a kernel; of all oth
 
 
 def layer_rows(model: TFLiteModel, images: np.ndarray) -> list[dict]:
-    """Give a row for each operator of the first subgraph, in order, with None for what it has not.
+    """Describe weights and output of each operator of the first subgraph, a row each in order, None for what it lacks.
 
-    Of its weights: type, how many scales, range, average channel precision, and the bits of the channel with the fewest: log2
-    of the steps from its smallest to its largest weight. Of its output on the images: type, least and greatest value, used
-    (what they span of the type's steps, 0..1), clipped (the share of values at an end of the type that stands for no 0), and
-    how many channels are constant.
+    Of the weights: type, number of scales, range, average channel precision, and weight_bits of the channel with the fewest:
+    log2 of the steps from its smallest to its largest weight. Of the output on the images: type, lowest and highest value,
+    used (the share of the type's steps that these span, 0..1), clipped (the share of values at an end of the type, unless
+    that end stands for 0), and the number of constant channels.
 
     Args:
         model: the file.

@@ -208,7 +208,11 @@ def check_data_dir(data_dir, *datasets: str) -> None:
     """Raise ValueError where --data-dir is given and none of the data sets is one of TFDS."""
     from ..data import NAMED, is_folder
 
-    if data_dir is not None and all(dataset in ("digits", *NAMED) or is_folder(dataset) for dataset in datasets):
+    if (
+        data_dir is not None
+        and datasets
+        and all(dataset in ("digits", *NAMED) or is_folder(dataset) for dataset in datasets)
+    ):
         found = ", ".join(dict.fromkeys(datasets))
         raise ValueError(f"--data-dir is where TFDS keeps its data, and {found} is none of its sets; leave it out")
 
