@@ -152,7 +152,7 @@ def recipe_from_json(text: str) -> Recipe:
     try:
         return Recipe(**json.loads(text))
     except TypeError as error:
-        raise ValueError(f"not a recipe: {error}") from None
+        raise ValueError(f"not a recipe ({error}); restore it from a copy") from None
 
 
 def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:

@@ -159,7 +159,9 @@ def latencies(
         contents = [net.path.read_bytes() if net.kind == "tflite" else net.tflite() for net in nets]
         convolutions = [row[1:] for content in contents for row in int8_convolutions(content)]
         if not any(groups > 1 for _, groups in convolutions):
-            raise ValueError(f"no grouped convolution in {', '.join(sources)}: there is nothing to measure")
+            raise ValueError(
+                f"no grouped convolution in {', '.join(sources)}; without sources the package's own are measured"
+            )
     else:
         options.refuse_unused(context, "without sources no net is looked up", "zoo_")
         convolutions = planned_convolutions(width, (size, size, 3))

@@ -59,7 +59,7 @@ def _content(path) -> bytes:
         with open(path, "rb", 0) as file:
             return file.read()
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {path}") from None
+        raise FileNotFoundError(f"no image file {path}; give a path that exists") from None
     except OSError as error:
         raise ValueError(f"the image {path} cannot be read ({error.strerror}); replace or remove it") from None
 

@@ -98,7 +98,9 @@ def groups_of(paths: Sequence[str], pattern: str | None) -> np.ndarray:
     try:
         found = [re.search(pattern, path) for path in paths]
     except re.error as error:
-        raise ValueError(f"group_by is {pattern!r}, no regular expression ({error})") from None
+        raise ValueError(
+            f"group_by is {pattern!r}, no regular expression ({error}); correct it or leave it out"
+        ) from None
     alone = sum(match is None for match in found)
     if alone == len(paths):
         none = f"none of {len(paths):,} file names, e.g. {paths[0]}"

@@ -30,7 +30,10 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
         what = f"no folder {name} and no data set of this name" if "/" in name else f"no data set {name!r}"
         raise ValueError(f"{what}; there are {known}") from None
     except (ValueError, AssertionError) as error:  # no such config, or no such version
-        raise ValueError(f"{name!r} is no data set of TFDS ({str(error).strip().partition(chr(10))[0]})") from None
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name!r} is no data set of TFDS ({reason}); correct or leave out config and version"
+        ) from None
     _prepare(builder, name, download)
     features = builder.info.features
     if not {"image", "label"} <= set(features or ()) or not hasattr(features["label"], "names"):
@@ -60,7 +63,7 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
                 at += len(images)
                 progress.step(len(images))
         if labels.min() < 0:
-            raise ValueError(f"a split of {builder.info.name} has no labels")
+            raise ValueError(f"a split of {builder.info.name} has no labels; choose another data set")
         return labels, {split: len(cuts[split]) for split in SPLITS}, []
 
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(builder.data_dir).iterdir())

@@ -92,7 +92,9 @@ def build_architecture(spec: Architecture) -> keras.Model:
             outputs[name] = last = layer(given if kind in MERGES else given[0])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0][:200]
-            raise ValueError(f"the layer {name!r} of {spec.name} cannot be built: {reason}") from None
+            raise ValueError(
+                f"the layer {name!r} of {spec.name} cannot be built ({reason}); correct its fields"
+            ) from None
     if image is None or tuple(last.shape) != (None, spec.num_classes):
         found = None if last is None else tuple(last.shape)
         raise ValueError(f"{spec.name} gives {found}; it must give (None, {spec.num_classes}), logits of its classes")

@@ -42,7 +42,8 @@ def inherit(
     both = ((name, getattr(parent_spec, name), getattr(spec, name)) for name in same)
     differing = [f"{name} ({its}, {ours})" for name, its, ours in both if its != ours]
     if differing:
-        raise ValueError(f"{spec.name} cannot inherit from {parent_spec.name}: they differ in {', '.join(differing)}")
+        what = f"{spec.name} cannot inherit from {parent_spec.name}: they differ in {', '.join(differing)}"
+        raise ValueError(f"{what}; give specs that differ in level alone")
     keras.utils.set_random_seed(seed)
     model = build(spec)
     before = {layer.name: layer for layer in parent_spec.plan()}

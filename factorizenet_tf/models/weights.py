@@ -46,7 +46,7 @@ def load_model(
     try:
         model.load_weights(path)
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not fit the model {model.name}: {error}") from None
+        raise ValueError(f"{path} does not fit the model {model.name} ({error}); restore it from a copy") from None
     for layer in model.layers:
         if not all(np.isfinite(values).all() for values in layer.get_weights()):
             raise ValueError(
@@ -125,7 +125,7 @@ def read_header(path: str | os.PathLike) -> tuple[ModelSpec, str]:
         raise ValueError(f"{path} {reason}; train it again or restore it from a copy") from None
     if "factorizenet_spec" not in header:
         raise ValueError(
-            f"{path} has no spec inside, so it is no weights file of this package (train writes float.h5 and qat.h5)"
+            f"{path} has no spec inside, so it is no weights file of this package; `factorizenet train` writes float.h5 and qat.h5"
         )
     spec, precision = header["factorizenet_spec"], header.get("factorizenet_precision")
     if not isinstance(spec, str):

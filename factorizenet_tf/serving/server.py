@@ -140,7 +140,7 @@ def make_app(classifiers: Mapping[str, Classifier], max_bytes: int = MAX_BYTES) 
                     if len(body) > max_bytes:
                         raise HTTPException(413, f"a request of more than {max_bytes:,} bytes; send fewer images")
         except TimeoutError:
-            raise HTTPException(408, f"the request was not whole after {BODY_SECONDS:g} s") from None
+            raise HTTPException(408, f"the request was not whole after {BODY_SECONDS:g} s; send fewer images") from None
         return await asyncio.to_thread(answer, classifier, bytes(body))
 
     async def predict_by_get(name: str, version: str = VERSION):

@@ -31,7 +31,7 @@ FORMATS = {"latency_ms": "{:.3f}", "latency_ratio": "{:.2f}", "validation_accura
 def check_name(name: str) -> str:
     """Return the name if a model can have it; raise ValueError otherwise."""
     if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
-        raise ValueError(f"the name {name!r} must be of a-z, 0-9, single dots and hyphens")
+        raise ValueError(f"the name {name!r} must be of a-z, 0-9, single dots and hyphens, e.g. my-net-2")
     return name
 
 

@@ -358,7 +358,9 @@ def _check_new(cards, name, content, run, dataset):
         if card.name != f"{name}-int8":
             continue
         if card.file("tflite").sha256 == digest:
-            raise FileExistsError(f"this run is published already, as {card.reference}")
+            raise FileExistsError(
+                f"this run is published already, as {card.reference}; publish another one, or under another name"
+            )
         taken = (card.dataset, card.spec.input_shape, card.class_names)
         if taken != given:
             nets = (taken, given)

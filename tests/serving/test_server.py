@@ -176,7 +176,7 @@ def test_a_body_that_does_not_come_is_a_408_and_a_fault_of_the_servers_own_a_500
     monkeypatch.setattr(serving_server, "BODY_SECONDS", 0.05)
     app = serving_server.make_app({"net": SimpleNamespace(model=models.int8)})  # which cannot classify
     answer = asked_in_process(app, "net", lambda: asyncio.sleep(60))
-    assert answer == (408, "the request was not whole after 0.05 s")
+    assert answer == (408, "the request was not whole after 0.05 s; send fewer images")
     assert asked_in_process(app, "net", receive) == (500, "the server failed; its own output has the details")
 
 
