@@ -137,7 +137,7 @@ def factorization_map(table: pandas.DataFrame) -> alt.LayerChart:
     filled = base.mark_rect().encode(alt.Color("error:Q", scale=scale, legend=legend))
     numbers = base.mark_text(fontSize=10).encode(text=alt.Text("percent:Q", format=".0f"))
     subtitle = "in the cells: percent of the layer's MACs that are left"
-    title = {"text": "What each layer bears, alone", "subtitle": subtitle}
+    title = {"text": "Each layer factorized alone", "subtitle": subtitle}
     return alt.layer(filled, numbers, title=title).properties(height=alt.Step(22))
 
 

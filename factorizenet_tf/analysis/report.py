@@ -44,8 +44,8 @@ SECTIONS = {  # by figure: heading, and what it shows
         "KL divergence of the net's output from the float net's, with one layer quantized and with all but one.",
     ),
 }
-BEARS = "Each layer alone, made grouped and pointwise in closed form without training: the error at the int8 net's logits, by level "
-BEARS += "and middle (the channels between the two parts, as a multiple of the layer's own)."
+FACTORIZED = "Each layer alone, made grouped and pointwise in closed form without training: the error at the int8 net's logits, by level "
+FACTORIZED += "and middle (the channels between the two parts, as a multiple of the layer's own)."
 PRECISION_COLUMNS = ("net", "precision", "accuracy", "decrease_points", "standard_error_points", "top1_agreement", "kl")
 LAYER_COLUMNS = ("layer", "kind", "range", "average_channel_precision", "kurtosis", "output_range", "precision")
 LAYER_COLUMNS += ("weight_sqnr_db", "sqnr_db", "accumulated_sqnr_db", "decrease_points")
@@ -83,8 +83,8 @@ def report_html(
         sections.append(_section(name, *SECTIONS[name], [f"{name}-{n}" for n in range(len(panels))], table))
     for number, (name, table) in enumerate((factorization or {}).items()):
         charts[f"factorization-{number}"] = factorization_map(table)
-        heading = f"What each layer bears: {html.escape(name)}"
-        sections.append(_section(f"bears-{number}", heading, BEARS, [f"factorization-{number}"]))
+        heading = f"Each layer factorized alone: {html.escape(name)}"
+        sections.append(_section(f"factorized-{number}", heading, FACTORIZED, [f"factorization-{number}"]))
     about = "How often each value occurs in each channel, on a logarithmic scale from dark to bright, a row for each channel."
     sections.append(_section("channels", "One layer, channel by channel", about, ["channels-0"]))
     sections.append(_section("layers", "All layers", "A click on a heading sorts.", [], _layer_tables(analysis)))

@@ -60,7 +60,7 @@ def analyze(
     check_new(out, save, *(figures.glob("*.png") if figures is not None else ()))
     if out is None:
         options.refuse_unused(context, "without --out there is no report", "factorization")
-    bears = {path.name: _read_table(path) for path in factorization or ()}
+    tables = {path.name: _read_table(path) for path in factorization or ()}
     if out is not None or figures is not None:
         require_extra("altair", "vl_convert", extra="report", what="drawing figures")
     if save is not None:
@@ -93,7 +93,7 @@ def analyze(
     if out is not None:
         from ..analysis.report import report_html
 
-        write_text(out, report_html(analysis, factorization=bears))
+        write_text(out, report_html(analysis, factorization=tables))
     columns = ["net", "precision", "accuracy", "decrease_points", "top1_agreement", "qmse", "kl", "images"]
     show(json.loads(analysis.output[columns].to_json(orient="records")), as_json, "Output by precision")
 

@@ -16,7 +16,7 @@ __all__ = ["numbers", "search"]
 OF_NETS = ("width", "macro", "macros", "blocks", "stage_channels")  # options of the package's own nets
 LIMITS = ("max_macs", "max_size_bytes", "max_ram_bytes", "max_latency_ms")
 PIXELS = ("pixel_range", "pixel_mean", "pixel_deviation")
-TABLE_IMAGES = 256  # of those that the layers are fitted on, for the table of what each bears
+TABLE_IMAGES = 256  # of those that the layers are fitted on, for the factorization table
 
 
 def _limit(help):

@@ -65,12 +65,12 @@ def test_its_tables_are_the_analysis(page, analysis):
     assert f"<td>{error:.4g}</td>" in page
 
 
-def test_it_shows_what_each_layer_of_its_nets_bears(analysis):
+def test_it_shows_the_error_of_factorizing_each_layer_of_its_nets(analysis):
     layers = ["stage1_block1_spatial"] * 3
     table = pandas.DataFrame({"layer": layers, "level": [0, 2, 2], "middle": [1, 1, 2], "macs_share": [1, 0.3, 0.6]})
     table["logits_error_int8"] = [0.01, 0.25, 0.125]
     page = report_html(analysis, factorization={"ta<ble.csv": table})
-    assert "What each layer bears: ta&lt;ble.csv" in page
+    assert "Each layer factorized alone: ta&lt;ble.csv" in page
     (rows,) = charts_of(page)["factorization-0"]["datasets"].values()
     assert [(row["column"], row["percent"], row["error"]) for row in rows] == [("2, 1", 30, 0.25), ("2, 2", 60, 0.125)]
     with pytest.raises(ValueError, match=r"t\.csv is of another net than .*: no layer 'conv7'"):
