@@ -25,7 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up no
 
 CALLERS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError)  # the caller's errors
 CALLERS += (NotADirectoryError, IsADirectoryError)
-QUESTION = "Find the granularity of depth factorization that suits a budget under int8 quantization."
+QUESTION = "Find the depth factorization that suits a budget under int8 quantization."
 GUIDE = {  # what a user wants, and an example of each command for it
     "Try what is published": "list --best --dataset cifar10 --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
     "gallery --serve; verify fnet-l2-int8",

@@ -75,7 +75,7 @@ def factorize(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ):
-    """Split a trained net's convolutions into grouped and pointwise ones."""
+    """Factorize a trained net: grouped and pointwise convolutions."""
     is_table_alone = level is None and max_macs is None and (table or figure) is not None
     if not is_table_alone and (level is None) == (max_macs is None):
         raise ValueError("give --level, or --max-macs to have levels chosen, or --table or --figure alone")
