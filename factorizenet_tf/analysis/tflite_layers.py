@@ -1,7 +1,5 @@
 """Measure how the operators of anybody's .tflite use their bits, in weights and in outputs. Needs no TensorFlow."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

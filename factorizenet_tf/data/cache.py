@@ -1,7 +1,5 @@
 """Cache decoded images on disk as one memory-mapped file, whole or absent, found again by the key that they were made from."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A data set, splits of uint8 images; and the check of images that every function makes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Read a folder with one subfolder of images a class, or with such folders called train, val and test."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings

@@ -1,7 +1,5 @@
 """The one reader of image files, for data, server and predictions, and the one way to another size."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Load a data set by name, folder or arrays, with a fixed train / validation / test split."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

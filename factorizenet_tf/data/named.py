@@ -1,7 +1,5 @@
 """Data sets that come as their makers' archives: laid out as class folders, and read from there under their own title."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import os

@@ -1,7 +1,5 @@
 """Which images are for validation and which for test, where the data do not say so."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Sequence

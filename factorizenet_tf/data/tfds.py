@@ -1,7 +1,5 @@
 """Image classification sets of TensorFlow Datasets."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

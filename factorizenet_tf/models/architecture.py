@@ -1,7 +1,5 @@
 """Write a flat CNN of stock layers as plain data, and build it from there, by tables of layers and fields; no code is run."""
 
-from __future__ import annotations
-
 import json
 
 from .._keras import flat_nodes, keras

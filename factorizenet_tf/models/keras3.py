@@ -3,8 +3,6 @@
 Only layers and fields that `keras3_file` knows are rebuilt, and the result is compared with the original.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from numbers import Integral

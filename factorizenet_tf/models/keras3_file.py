@@ -3,8 +3,6 @@
 The architecture is read as JSON and cut down to known layers and fields before Keras 3 gets it and reads the weights.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

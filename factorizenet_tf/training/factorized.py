@@ -1,7 +1,5 @@
 """Prepare the tuning of a factorized net: keep its fitted weights, which another fit might not repeat, and label images."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -4,8 +4,6 @@ KerasTuner holds a lock around an oracle's methods and does not free it on an ex
 error is kept in `failure`, the search is told to stop, and `FactorizationTuner.search` raises it.
 """
 
-from __future__ import annotations
-
 import json
 import operator
 from pathlib import Path

@@ -9,8 +9,6 @@ it: the order in which trainings end does not matter, and a search is resumed fr
 Source: the strategy of arXiv 2011.14586 as we understand its abstract; the rules are our choice.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Mapping

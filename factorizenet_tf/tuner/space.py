@@ -1,7 +1,5 @@
 """The spaces of nets that a search chooses from: rows of integers, and the MACs of each."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The question, the state and the ranking of a search; `progressive` has the search itself."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
