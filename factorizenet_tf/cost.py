@@ -138,7 +138,6 @@ def _has_no_macs(layer) -> bool:
 
 
 def _shape(layer, shapes) -> tuple[int, ...]:
-    """A node's one shape, without the batch."""
     shape = tuple(shapes)[1:]
     if any(not isinstance(d, int) for d in shape):
         raise ValueError(

@@ -21,7 +21,6 @@ CLASS_WEIGHTS = ("none", "balanced")
 
 
 def _within(default, low, high):
-    """A field of a number from `low` to `high`."""
     return dataclasses.field(default=default, metadata={"range": (low, high)})
 
 

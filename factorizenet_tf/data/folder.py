@@ -121,7 +121,6 @@ def _list_split(root, train_root, listing) -> list[_File]:
 
 
 def _count_files(folder, left_out):
-    """Count the files that lie beside the class folders."""
     left_out.update("beside the class folders" for entry in os.scandir(folder) if _is_shown(entry) and entry.is_file())
 
 

@@ -477,7 +477,6 @@ def _start_of(source: Source, space: Space) -> tuple[ModelSpec, keras.Model]:
 
 
 def _check_search(oracle: keras_tuner.Oracle, space: NetSpace, dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ValueError if they do not fit together."""
     if hasattr(oracle, "max_epochs"):
         raise ValueError(
             f"a {type(oracle).__name__} compares trainings of a few epochs; a trial here is a whole one: use another oracle"

@@ -257,7 +257,6 @@ def _reference(input_shape, num_classes) -> bytes:
 
 
 def _contents(run, tflite) -> dict[str, bytes]:
-    """Give the files of a publication by name."""
     from ..models.convert import write_saved_model
 
     contents = {name: (run.folder / name).read_bytes() for name in (FLOAT_FILE, QAT_FILE, HISTORY_FILE)}
@@ -376,7 +375,6 @@ def _write_index(zoo, cards):
 
 
 def _check_is_zoo_or_free(zoo):
-    """Check that no file is replaced that no zoo wrote."""
     others = [] if (zoo / INDEX_FILE).exists() else [name for name in PAGES if (zoo / name).exists()]
     if others:
         remedy = "publish into another folder, or restore its index.json"
