@@ -80,7 +80,7 @@ def load_dataset(
     if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1 or input_shape[2] not in (1, 3)):
         raise ValueError(f"input_shape is {input_shape}; it must be (height, width, channels) with 1 or 3 channels")
     check_resize(resize)
-    shape = input_shape and tuple(input_shape)
+    shape = input_shape and tuple(map(int, input_shape))  # JSON takes no number of NumPy's
     reading, known = {"resize": resize} if resize != "stretch" else {}, None
     if isinstance(name, tuple | dict) or hasattr(name, "element_spec"):
         name, (title, classes, splits) = "arrays", _arrays(name, class_names)

@@ -127,7 +127,7 @@ def test_images_of_several_sizes_need_one_and_those_of_one_size_after_exif_none(
     Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(tmp_path / "a" / "turned.jpg", exif=exif)
     with pytest.raises(ValueError, match=r"have 2 sizes: 4x4 \(8\), 5x4 \(1\); give the one .*--size"):
         fnet.load_dataset(tmp_path)
-    assert fnet.load_dataset(tmp_path, input_shape=(4, 4, 3)).image_shape == (4, 4, 3)
+    assert fnet.load_dataset(tmp_path, input_shape=tuple(np.array([4, 4, 3]))).image_shape == (4, 4, 3)
 
 
 def test_another_aspect_is_stretched_cropped_or_padded(tmp_path):
