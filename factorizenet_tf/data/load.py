@@ -88,16 +88,17 @@ def load_dataset(
     elif name == "digits":
         shape = shape or (32, 32, 3)
         title, classes, splits = _digits()
-    elif is_folder(name := os.fspath(name)):
-        options = {"group_by": group_by, "skip_broken": skip_broken}
-        reading |= {option: value for option, value in options.items() if value}
-        title, classes, images = read_folder(Path(name).expanduser(), shape, resize, **options)
-        splits, known, group_by, skip_broken = images.splits, images.sha256, None, False
     else:
-        is_named = name in NAMED
-        read = read_named(name, shape, resize) if is_named else read_tfds(name, shape, data_dir, download, resize)
+        if is_folder(name := os.fspath(name)):
+            options = {"group_by": group_by, "skip_broken": skip_broken}
+            reading |= {option: value for option, value in options.items() if value}
+            read, group_by, skip_broken = read_folder(Path(name).expanduser(), shape, resize, **options), None, False
+        else:
+            read = (
+                read_named(name, shape, resize) if name in NAMED else read_tfds(name, shape, data_dir, download, resize)
+            )
         title, classes, images = read
-        splits, known = images.splits, images.sha256
+        splits, known = images.splits, (tuple(images.splits.values()), images.sha256)
     if class_names is not None:
         raise ValueError(f"{name} is not arrays, so class_names= would have no effect; leave it out")
     if group_by is not None or skip_broken:
@@ -105,8 +106,7 @@ def load_dataset(
         raise ValueError(f"{name} is no folder, so {given} would have no effect; leave it out")
     if known is None:
         splits = _cut(splits, title, shape, resize)
-    hashed = None if known is None else (tuple(splits.values()), known)
-    return Dataset(name, title, tuple(classes), *map(splits.get, SPLITS), reading, hashed)
+    return Dataset(name, title, tuple(classes), *map(splits.get, SPLITS), reading, known)
 
 
 def _cut(splits, title, shape, resize) -> dict[str, Split]:
