@@ -6,6 +6,7 @@ test, one behind `<!-- skip: next "reason" -->` by none. ADDED, CUTS and the fix
 
 import functools
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -238,6 +239,12 @@ def test_the_configurations_of_the_serving_page_are_the_servers():
     docker = PAGES["serve"].read_text().partition("\ndocker run ")[2].partition("```")[0]
     assert '--volume "$PWD/models:/models:ro"' in docker  # what the lines around it export to
     assert "--model_config_file=/models/models.config" in docker
+
+
+def test_the_tables_of_results_on_the_pages_are_the_files():
+    script = runpy.run_path(ROOT / "tuner" / "tables.py")
+    for page in script["PAGES"]:
+        assert script["filled"](page.read_text()) == page.read_text(), "run python tuner/tables.py"
 
 
 def test_public_names_tables_of_results_and_what_the_readme_links_to_are_where_a_page_says():

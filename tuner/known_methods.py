@@ -2,8 +2,9 @@
 
     python tuner/known_methods.py [--share 0.5]            # before any training, some minutes
     nice python tuner/known_methods.py --tune runs/known   # each tuned as `factorize --run` does: 5 + 1 epochs, the original as teacher
+    python tuner/known_methods.py --net runs/others/resnet20   # another net: a run's folder, or a float net of the zoo
 
-On the zoo's ResNet-8 and CIFAR-10 (JPEG), all validation and test images, int8 by PTQ before and by QAT after the tuning. The methods:
+On the zoo's ResNet-8 or `--net`, and CIFAR-10 (JPEG), all validation and test images, int8 by PTQ before and by QAT after the tuning. The methods:
 
 * low rank: a Kx1 convolution and a 1xK one (Jaderberg et al., arXiv 1405.3866, scheme 2), by singular values
 * Tucker-2: 1x1, KxK and 1x1 (Kim et al., arXiv 1511.06530), by higher-order orthogonal iteration
@@ -11,7 +12,7 @@ On the zoo's ResNet-8 and CIFAR-10 (JPEG), all validation and test images, int8 
   layers from the last on until the share is reached
 * ours: levels and middles chosen from the table of 256 images, layers fitted on 768
 
-Ranks are one share of each layer's own. Writes results/known_methods.csv.
+Ranks are one share of each layer's own. Writes results/known_methods.csv, a row a net, method and share.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ NET = "baseline-resnet8-float"
 def main() -> None:
     """Parse, factorize by each method, measure, tune where asked, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--net", default=NET, help="a float net of the zoo, or a run's folder")
     parser.add_argument("--share", type=float, default=0.5, help="of the original's MACs")
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), help="which methods")
     parser.add_argument("--tune", type=Path, help="folder of the tuned runs")
     arguments = parser.parse_args()
-    data, model = fnet.load_dataset("cifar10"), resolve(NET).float_model()
+    data, model = fnet.load_dataset("cifar10"), resolve(arguments.net).with_precision("float").float_model()
+    title = Path(arguments.net).name
     images, limit = data.calibration(768), arguments.share * fnet.count_macs(model)
     for name in arguments.only:
         net = METHODS[name](model, limit, images)
         int8 = fnet.Int8Model(fnet.to_tflite(net, calibration=images))
         row = {
-            "net": NET,
+            "net": title,
             "method": name,
             "share": arguments.share,
             "macs": fnet.count_macs(net),
@@ -57,18 +60,22 @@ def main() -> None:
             "val_float": round(fnet.accuracy(net, data.validation), 4),
             "val_int8": round(fnet.accuracy(int8, data.validation), 4),
         }
-        row |= {"tuned_val_int8": "", "tuned_test_int8": ""}
+        tuned = {}
         if arguments.tune is not None:
-            spec, out = fnet.architecture_of(net, name.replace(" ", "-")), arguments.tune / name.replace(" ", "-")
-            recipe = fnet.tuning_recipe_for(data.name)
-            tuned = fnet.train(spec, data, out=out, initial=net, teacher=model, recipe=recipe).metrics["accuracy"]
-            row |= {
-                f"tuned_{short}_int8": round(tuned[split]["tflite"], 4)
+            folder = name.replace(" ", "-") if title == NET else f"{title}-{name.replace(' ', '-')}"
+            how = {"out": arguments.tune / folder, "recipe": fnet.tuning_recipe_for(data.name)}
+            spec = fnet.architecture_of(net, folder)
+            found = fnet.train(spec, data, initial=net, teacher=model, **how).metrics["accuracy"]
+            tuned = {
+                f"tuned_{short}_int8": round(found[split]["tflite"], 4)
                 for short, split in (("val", "validation"), ("test", "test"))
             }
+        rows, key = read_rows(RESULTS), (title, name, str(arguments.share))
+        places = [(old["net"], old["method"], old["share"]) for old in rows]
+        old = rows.pop(places.index(key)) if key in places else {}
+        row |= {column: tuned.get(column, old.get(column, "")) for column in ("tuned_val_int8", "tuned_test_int8")}
         print(row, flush=True)
-        kept = [old for old in read_rows(RESULTS) if (old["method"], old["share"]) != (name, str(arguments.share))]
-        write_csv(RESULTS, [*kept, row])
+        write_csv(RESULTS, [*rows, row])
 
 
 def low_rank(model, limit, images):

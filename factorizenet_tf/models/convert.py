@@ -1,8 +1,10 @@
 """From a tf_keras model to the bytes of a true int8 .tflite."""
 
 import contextlib
+import functools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,19 +82,45 @@ def to_tflite(
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter._experimental_disable_per_channel = not per_channel
     with with_room_for_biases(model) if aware else contextlib.nullcontext(), quiet_notices(), quiet_native_stderr():
-        named = converter.convert()
+        try:
+            named = converter.convert()
+        except Exception as error:  # of a class of the converter's own that has no public name
+            reason = str(error).rpartition(" error: ")[2].partition("\n")[0][:200]
+            raise ValueError(
+                f"the model {model.name!r} cannot be converted ({reason}); try the other of PTQ and QAT"
+            ) from None
+        file = flatbuffer.read_flatbuffer(named)
+        if _put_elu_in_int8(file):
+            named = flatbuffer.write_flatbuffer(file)
         content = slim(named, keep_names=keep_names)
-    _warn_of_float(named, model)
+    _warn_of_float(file, model)
     files = {} if labels is None else {flatbuffer.LABELS_FILE: ("\n".join(labels) + "\n").encode()}
     files |= {} if resize == "stretch" else {flatbuffer.RESIZE_FILE: resize.encode()}
     return flatbuffer.with_associated_files(content, files)
 
 
-def _warn_of_float(content, model) -> None:
+def _put_elu_in_int8(file) -> bool:
+    """Have each elu that the converter left in float read and write int8, as LiteRT and Micro can; whether there was one."""
+    graph, kind = file.subgraphs[0], functools.partial(flatbuffer.operator_name, file)
+    readers = Counter(number for operator in graph.operators for number in operator.inputs)
+    makers, count = {operator.outputs[0]: operator for operator in graph.operators}, len(graph.operators)
+    for after in [operator for operator in graph.operators if kind(operator) == "QUANTIZE"]:
+        elu = makers.get(after.inputs[0])
+        before = elu and makers.get(elu.inputs[0])
+        is_elu = before and (kind(elu), kind(before)) == ("ELU", "DEQUANTIZE")
+        if is_elu and readers[elu.inputs[0]] == readers[elu.outputs[0]] == 1:
+            for unused, number in ((elu.inputs[0], before.inputs[0]), (elu.outputs[0], after.outputs[0])):
+                graph.tensors[unused] = graph.tensors[number]  # a float one would be taken for one that is computed
+            elu.inputs, elu.outputs = before.inputs, after.outputs
+            graph.operators = [operator for operator in graph.operators if operator not in (before, after)]
+    return len(graph.operators) < count
+
+
+def _warn_of_float(file, model) -> None:
     """Warn of operators that the converter left in float, by the layers that their outputs are named after."""
     from ai_edge_litert.schema_py_generated import TensorType
 
-    file, names, found = flatbuffer.read_flatbuffer(content), {layer.name for layer in model.layers}, {}
+    names, found = {layer.name for layer in model.layers}, {}
     for operator in file.subgraphs[0].operators:
         output = file.subgraphs[0].tensors[operator.outputs[0]]
         kind = flatbuffer.operator_name(file, operator)
@@ -104,7 +132,7 @@ def _warn_of_float(content, model) -> None:
         where = ", ".join(f"{layer} ({', '.join(dict.fromkeys(kinds))})" for layer, kinds in found.items())
         warnings.warn(
             f"operators of the layers {where} stay in float in the .tflite: they are slower, take more RAM, and few microcontrollers "
-            "have kernels for them; use ReLU, ReLU6 and undilated convolutions there, or QAT in the place of PTQ or the reverse",
+            "have kernels for them; use ReLU or ReLU6 there, or QAT in the place of PTQ or the reverse",
             RuntimeWarning,
             stacklevel=3,
         )

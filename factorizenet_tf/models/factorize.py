@@ -25,7 +25,7 @@ from ..cost import count_macs
 from ..data import check_images
 from ..spec import groups_at, last_level
 from ..tflite.regroup import regrouped
-from .graph import Graph, call, in_batches, reads_image, run
+from .graph import BATCH, Graph, call, in_batches, reads_image, run
 from .low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
 from .native import use_native_kernels
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "moments_of", "splits_of_layers"]
 
+MAX_MACS = 3_300_000_000  # of the images that errors are measured on, at least a batch: 256 at 12.5 M MACs, 64 at 50 M
 MAX_PLACES = 131_072  # positions in a layer's outputs over all images; of more a sample is fitted on
 
 
@@ -159,7 +160,7 @@ def factorization_table(
     """Measure the error of factorizing each layer alone, at each level and middle, fitted on the images, without training.
 
     Args:
-        model, calibration, stem: as for `factorize`.
+        model, calibration, stem: as for `factorize`; errors are measured on the first images alone where MAX_MACS says so.
         middle: middles to try.
         advance: called after each layer of the model.
 
@@ -178,26 +179,25 @@ def factorization_table(
     graph, offered = Graph.of(model), levels_of_layers(model, stem=stem)
     check_images(calibration, model.input_shape[1:], "calibration")
     batches = in_batches(calibration)
-    logits = np.concatenate([model(batch, training=False).numpy() for batch in batches])
+    measured = slice(max(1, MAX_MACS // (BATCH * count_macs(model))))
     rows, values = [], {graph.nodes[0].flat_output_ids[0]: batches}
     for number, node in enumerate(graph.nodes[1:], 1):
         layer, output = node.layer, node.flat_output_ids[0]
+        given = run(node, layer, values)
         if layer.name in offered:
-            source = values[node.flat_input_ids[0]]
-            moments = _moments(layer, source, source)
-            splits = [_split(layer, level, one) for level in offered[layer.name][1:] for one in middle]
-            cheaper = {(s.groups, s.inner): s for s in splits if s is not None and s.macs < _macs(layer)}
-            before = run(node, layer, values)
+            source, before, logits = values[node.flat_input_ids[0]], given[measured], graph.rest(number + 1, values)
+            moments, wanted = _moments(layer, source, source), logits(before)
+            splits = (_cheaper(layer, level, one) for level in offered[layer.name][1:] for one in middle)
+            cheaper = {(split.groups, split.inner): split for split in splits if split}
             for split in (_as_it_is(layer), *cheaper.values()):
                 errors = {}
                 parts = split.parts(moments)
                 for ending, is_rounded in (("", False), ("_int8", True)):
-                    after = _through(parts, source, is_rounded)
+                    after = _through(parts, source[measured], is_rounded)
                     errors["output_error" + ending] = _relative_error(after, before)
-                    last = graph.rest(number + 1, {**values, output: after})
-                    errors["logits_error" + ending] = _relative_error(last, [logits])
+                    errors["logits_error" + ending] = _relative_error(logits(after), wanted)
                 rows.append(split.row() | errors)
-        values[output] = run(node, layer, values)
+        values[output] = given
         graph.forget(node, values)
         if advance is not None:
             advance()
@@ -349,9 +349,11 @@ class _Split:
         layer, params = self.layer, sum(numbers * filters for numbers, filters, _ in self.shapes)
         lost = 0.0
         if self.inner:
-            kernel = _kernel(layer)
-            flat = self._fit(self._normal(None))[-1]
-            lost = float(1 - np.square(flat).sum() / max(np.square(kernel).sum(), 1e-30))
+            parts = np.stack(np.split(_kernel(layer), self.groups, 3 if self.pointwise_first else 2))
+            parts = np.moveaxis(parts, 3, 4) if self.pointwise_first else parts  # the channels' axis is the last
+            parts = parts.reshape(self.groups, -1, parts.shape[4])
+            values = np.square(np.linalg.svd(parts, compute_uv=False))
+            lost = float(values[:, self.inner // self.groups :].sum() / max(values.sum(), 1e-30))
         return {
             "layer": layer.name,
             "level": self.level,
@@ -361,7 +363,7 @@ class _Split:
             "params": params + layer.output_shape[3],
             "weight_bytes": params + 4 * sum(filters for _, filters, _ in self.shapes),
             "macs_share": self.macs / _macs(layer),
-            "energy_lost": max(lost, 0.0),
+            "energy_lost": lost,
         }
 
     def parts(self, moments: Moments | None) -> list[keras.layers.Layer]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from .._keras import flat_nodes, to_float
+from .._keras import flat_nodes, tf, to_float
 from .keras3 import check_pixels, check_weights
 from .quantize import is_quantize_aware
 
-__all__ = ["Graph", "call", "in_batches", "reads_image", "run"]
+__all__ = ["BATCH", "Graph", "call", "in_batches", "reads_image", "run"]
 
 BATCH = 64
 
@@ -44,12 +46,21 @@ class Graph:
                 for store in stores:
                     store.pop(tensor, None)
 
-    def rest(self, first: int, values: dict) -> list:
-        """Compute the net's outputs, batch by batch, from the values of all nodes before number `first`."""
-        for node in self.nodes[first:]:
-            values[node.flat_output_ids[0]] = run(node, node.layer, values)
-            self.forget(node, values)
-        return values[self.output]
+    def rest(self, first: int, values: dict) -> Callable[[list], list]:
+        """Compile the nodes from one on: a function that gives the net's outputs of the batches that the node before it gives.
+
+        `values` are batches by tensor id: what the nodes from it on read beside.
+        """
+        given = self.nodes[first - 1].flat_output_ids[0]
+        others = [dict(zip(values, batch)) for batch in zip(*values.values())]
+
+        @functools.partial(tf.function, autograph=False)
+        def output(values):
+            for node in self.nodes[first:]:
+                values = values | {node.flat_output_ids[0]: call(node, node.layer, values)}
+            return values[self.output]
+
+        return lambda outputs: [output(batch | {given: each}) for batch, each in zip(others, outputs)]
 
 
 def call(node, function, values):

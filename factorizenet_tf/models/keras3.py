@@ -14,7 +14,7 @@ from ..pixels import Pixels
 from .architecture import MERGES, SAME, unknown_layer
 from .keras3_file import FIELDS, LEFT_OUT, MODELS, OPERATIONS, fields_of, load_keras3
 
-__all__ = ["INPUT", "check_pixels", "check_weights", "from_keras3", "quantizable", "rebuilt"]
+__all__ = ["INPUT", "activation_of", "check_pixels", "check_weights", "from_keras3", "quantizable", "rebuilt"]
 
 INPUT = "image_0_to_1"  # what a rebuilt net's input is called: whoever loads it later knows what pixels it takes
 LARGEST = 1e18  # float32 overflows where two such weights are multiplied
@@ -61,25 +61,38 @@ def from_keras3(
 def quantizable(model: keras.Model) -> keras.Model:
     """Replace layers of a float model that TFMOT cannot quantize by others that compute the same.
 
-    A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, and a layer's own
-    swish a layer behind it.
+    A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, a swish or elu inside
+    a layer one behind it, a ReLU with a slope a LeakyReLU; a linear activation comes between AveragePooling2D and Concatenate.
     """
     for layer in model.layers:
-        kind, activation = type(layer).__name__, _activation(layer)
-        is_lone_norm = kind == "BatchNormalization" and not _follows_kernel(layer.input)
-        if is_lone_norm or (activation == "swish" and kind != "Activation"):
+        kind, activation = type(layer).__name__, activation_of(layer)
+        if (
+            (kind == "BatchNormalization" and not _follows_kernel(layer.input))
+            or (activation == "swish" and kind != "Activation")
+            or (activation == "elu" or _is_leaky(kind, layer.get_config()))
+            or (kind == "Concatenate" and any(map(_is_pooled, layer.input)))
+        ):
             return rebuilt(model, Pixels("0..1"), for_qat=True)
     return model
+
+
+def _is_leaky(kind, fields) -> bool:
+    return kind == "ReLU" and bool(fields["negative_slope"]) and not fields["threshold"] and fields["max_value"] is None
+
+
+def _is_pooled(tensor) -> bool:
+    """Whether a tensor is AveragePooling2D's, which TFMOT in front of Concatenate gives a range that the converter refuses."""
+    return type(tensor._keras_history.layer).__name__ == "AveragePooling2D"
 
 
 def _follows_kernel(tensor) -> bool:
     """Whether BatchNormalization behind a tensor is folded by TFMOT into what gives it."""
     layer = tensor._keras_history.layer
     is_kernel = type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
-    return is_kernel and _activation(layer) == "linear"
+    return is_kernel and activation_of(layer) == "linear"
 
 
-def _activation(layer) -> str:
+def activation_of(layer) -> str:
     """Name a layer's activation; "" where it has none, or a layer for it."""
     return getattr(getattr(layer, "activation", None), "__name__", "")
 
@@ -310,12 +323,16 @@ class _Builder:
         after = None
         if "activation" in fields:
             after = "swish" if fields["activation"] == "silu" else fields["activation"]
-            is_known = after in SAME or not is_keras3
+            is_known = (after in SAME or not is_keras3) and not (self.for_qat and after == "elu")
             if kind == "Activation" and not is_known:
                 return self.activate(layer.name, self.tensor(given[0]), after)
             stays = is_known and not (self.for_qat and after == "swish" and kind != "Activation")
             fields["activation"], after = (after, None) if stays else ("linear", after)
+        if self.for_qat and _is_leaky(kind, fields):
+            kind, fields = "LeakyReLU", {"alpha": fields["negative_slope"]}
         tensors = [self.tensor(value) for value in given]
+        if self.for_qat and kind == "Concatenate":
+            tensors = [self.activate(layer.name, x, "linear") if _is_pooled(x) else x for x in tensors]
         is_norm = kind == "BatchNormalization" and len(tensors[0].shape) == 4
         if self.for_qat and is_norm and not _follows_kernel(tensors[0]):
             return self.convolved(layer.name, tensors[0], *_batchnorm(fields, weights))
@@ -327,6 +344,8 @@ class _Builder:
 
     def activate(self, name, x, activation):
         """An activation of Keras 3's that tf_keras lacks or means otherwise, of stock layers."""
+        if activation == "elu" and self.for_qat:
+            return keras.layers.ELU(name=self.name(f"{name}_elu"))(x)
         if activation in SAME:
             return keras.layers.Activation(activation, name=self.name(f"{name}_{activation}"))(x)
         if activation == "relu6":

@@ -52,28 +52,35 @@ def use_native_kernels(model: keras.Model | keras.layers.Layer) -> keras.Model |
 
 @contextlib.contextmanager
 def inference_kernels(model: keras.Model, *, channels: int = 1) -> Iterator[None]:
-    """Let a model's grouped convolutions run TensorFlow's grouped kernel within the block, whether it has a gradient or not.
+    """Within the block a model computes by the operators that a file shall have, gradient or not.
 
-    For graphs that are traced into a file, whose convolutions must keep their own groups and bytes.
+    Grouped convolutions have their own groups and bytes. A dilated one is one operator, where Keras rearranges the image
+    around it. A ReLU whose output is quantized leaves its limit to that: its range ends there.
 
     Args:
         model: as for `use_native_kernels`.
         channels: join groups, with zeros between them, until each has at least this many channels; the sums are the same.
     """
-    layers = _grouped_layers(model)
-    before = [vars(layer).get("_jit_compiled_convolution_op") for layer in layers]
+    changes = []
+    for layer in _grouped_layers(model):
+        inside, counts = layer.kernel.shape[-2], range(layer.groups, 0, -1)
+        wide = (n for n in counts if layer.groups % n == 0 and inside * layer.groups // n >= channels)
+        changes.append((layer, "_jit_compiled_convolution_op", functools.partial(_convolve, layer, next(wide, 1))))
+    for wrapper in model.layers:
+        layer, kind = unwrap(wrapper), type(unwrap(wrapper)).__name__
+        if kind in DILATED and max(layer.dilation_rate) > 1:
+            changes.append((layer, DILATED[kind][0], functools.partial(DILATED[kind][1], layer)))
+        elif kind == "ReLU" and _ends_in_range(layer, wrapper):
+            changes.append((layer, "max_value", None))
+    before = [{name: vars(layer)[name]} if name in vars(layer) else {} for layer, name, _ in changes]
     try:
-        for layer in layers:
-            inside, counts = layer.kernel.shape[-2], range(layer.groups, 0, -1)
-            wide = (n for n in counts if layer.groups % n == 0 and inside * layer.groups // n >= channels)
-            layer._jit_compiled_convolution_op = functools.partial(_convolve, layer, next(wide, 1))
+        for change in changes:
+            setattr(*change)
         yield
     finally:
-        for layer, convolution in zip(layers, before):
-            if convolution is None:
-                del layer._jit_compiled_convolution_op
-            else:
-                layer._jit_compiled_convolution_op = convolution
+        for (layer, name, _), own in zip(changes, before):
+            del vars(layer)[name]
+            vars(layer).update(own)
 
 
 def warn_without_native_gradient(model: keras.Model) -> None:
@@ -98,6 +105,27 @@ def _convolve(layer, groups, inputs, kernel):
         mask = tf.constant(group_of_channel[:, None] == group_of_filter, kernel.dtype)
         kernel = tf.tile(kernel, [1] * (len(kernel.shape) - 2) + [joined, 1]) * mask
     return layer.convolution_op(inputs, kernel)
+
+
+def _dilated(layer, inputs, kernel):
+    return tf.nn.conv2d(inputs, kernel, 1, layer.padding.upper(), dilations=list(layer.dilation_rate))
+
+
+def _dilated_depthwise(layer, inputs):
+    options = {"strides": [1] * 4, "padding": layer.padding.upper(), "dilations": [1, *layer.dilation_rate, 1]}
+    result = tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=layer.depthwise_kernel, **options)
+    return layer.activation(result + layer.bias if layer.use_bias else result)
+
+
+def _ends_in_range(relu, wrapper) -> bool:
+    """Whether the range that a ReLU's output is quantized to ends at its limit or below."""
+    if relu.max_value is None or relu.negative_slope or not getattr(wrapper, "_output_quantizers", None):
+        return False
+    return bool(wrapper._output_quantizer_vars["max_var"].numpy() <= relu.max_value)
+
+
+# The method of a layer by which it convolves, and what takes its place in a file where it is dilated.
+DILATED = {"Conv2D": ("convolution_op", _dilated), "DepthwiseConv2D": ("call", _dilated_depthwise)}
 
 
 def _grouped_layers(model) -> list[keras.layers.Layer]:

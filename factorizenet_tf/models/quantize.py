@@ -7,13 +7,14 @@ import numpy as np
 
 from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float, unwrap
 from ..data import check_images
-from .keras3 import check_pixels
+from .keras3 import activation_of, check_pixels
 from .native import use_native_kernels
 
 __all__ = ["is_quantize_aware", "quantize_aware", "with_room_for_biases", "with_softmax", "without_softmax"]
 __all__ += ["wrap_for_qat"]
 
 CALIBRATION_BATCH = 128
+ACTIVATIONS = ("", "linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh")  # that TFMOT quantizes
 BIAS_BITS = 29  # a bias may take, of 31 and a sign: the products are added to it
 # Layers without weights that TFMOT's own registry lacks: their outputs are quantized.
 OUTPUT_ALONE = ("Average", "ELU", "Maximum", "Minimum", "Multiply", "Rescaling", "Subtract")
@@ -71,6 +72,8 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
         quantized = use_native_kernels(tfmot.quantization.keras.quantize_apply(annotated, scheme=_scheme()))
     except (ValueError, RuntimeError) as error:
         text = str(error).strip().partition("\n")[0]
+        where = [layer.name for layer in model.layers if activation_of(layer) not in ACTIVATIONS]
+        text = f"the activations of {', '.join(where)} are none that it knows" if where else text
         raise ValueError(
             f"TFMOT cannot quantize {model.name!r}: {text}; use stock convolutions, dense layers, ReLU, Add and pooling, "
             "BatchNormalization only right after a convolution or dense layer"
@@ -110,7 +113,7 @@ def is_quantize_aware(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def with_room_for_biases(model: keras.Model) -> Iterator[None]:
-    """Widen the scales of filters whose biases would not fit into 32 bits, within the block, in a quantization-aware model.
+    """Widen for a while, in a quantization-aware model, the scales of filters whose biases would not fit into 32 bits, or are 0.
 
     A .tflite stores a bias in steps of input scale times filter scale. A filter that weight decay has emptied has weights, and
     so a scale, of nearly 0: its bias would be cut off and the sum overflow. With a wider scale its weights become 0.
@@ -120,6 +123,10 @@ def with_room_for_biases(model: keras.Model) -> Iterator[None]:
     ranges = [float(highs[name.replace("_min:0", "_max:0")].numpy()) - float(low.numpy()) for name, low in lows.items()]
     step = min((width for width in ranges if width > 0), default=1.0) / 255  # the smallest scale that an input may have
     changed = []
+    for norm in map(unwrap, model.layers):
+        if type(norm).__name__ == "BatchNormalization" and norm.scale and not np.all(gamma := norm.gamma.numpy()):
+            changed.append((norm.gamma, gamma))
+            norm.gamma.assign(np.where(gamma == 0, 1e-6, gamma))
     for layer in filter(is_wrapped, model.layers):
         for *_, variables in layer._weight_vars:
             gain, bias = _folded(layer)
@@ -153,7 +160,7 @@ def _folded(layer) -> tuple[np.ndarray, np.ndarray]:
 def without_softmax(model: keras.Model) -> keras.Model:
     """Cut off the softmax that a float model ends in, sharing the layers before it; without one, return the model itself."""
     last = model.outputs[0]._keras_history.layer
-    kind, activation = type(last).__name__, getattr(getattr(last, "activation", None), "__name__", "")
+    kind, activation = type(last).__name__, activation_of(last)
     if kind == "Softmax" or (kind, activation) == ("Activation", "softmax"):
         return keras.Model(model.inputs, last.input, name=model.name)
     if activation != "softmax":

@@ -56,10 +56,7 @@ def measured_costs(requirement: Requirement) -> Callable[[ModelSpec], dict[str, 
 
 
 def what_would_fit(
-    space: Space,
-    requirement: Requirement,
-    costs: Callable[[ModelSpec], Mapping[str, float]],
-    about: str = "",
+    space: Space, requirement: Requirement, costs: Callable[[ModelSpec], Mapping[str, float]], about: str = ""
 ) -> str:
     """Say which changes of a space bring its smallest net within the limits, with its numbers; all together if none does alone.
 

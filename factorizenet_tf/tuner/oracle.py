@@ -143,10 +143,7 @@ class FactorizationOracle(keras_tuner.Oracle):
             )
         check_budget(self.space, self.requirement)
         super().__init__(
-            objective=objective,
-            max_trials=max_trials,
-            hyperparameters=_hyperparameters(self.space),
-            seed=1,
+            objective=objective, max_trials=max_trials, hyperparameters=_hyperparameters(self.space), seed=1
         )
         self.seed = self._seed_state = 0 if seed is None else operator.index(seed)  # the base class takes 0 for none
         self.costs = MeasuredCosts(self.requirement.limits)

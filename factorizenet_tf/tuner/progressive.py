@@ -241,11 +241,7 @@ def _near_what_promises(
 
 
 def _promise(
-    state: SearchState,
-    model: AdditiveGP,
-    mean: np.ndarray,
-    deviation: np.ndarray,
-    fits: Mapping[ModelSpec, int],
+    state: SearchState, model: AdditiveGP, mean: np.ndarray, deviation: np.ndarray, fits: Mapping[ModelSpec, int]
 ) -> np.ndarray:
     """Score every candidate: mean plus deviation of its accuracy or, once the floor is reached, the MACs that it likely saves.
 

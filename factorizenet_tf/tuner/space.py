@@ -17,15 +17,7 @@ from ..cost import cost_rows, count_macs
 from ..macro import Stage
 from ..spec import Architecture, ModelSpec, groups_at, last_level, level_text, max_level, stage_channels
 
-__all__ = [
-    "Family",
-    "NetSpace",
-    "Space",
-    "at_level",
-    "distinct",
-    "macs",
-    "uniform",
-]
+__all__ = ["Family", "NetSpace", "Space", "at_level", "distinct", "macs", "uniform"]
 
 
 class Family(NamedTuple):

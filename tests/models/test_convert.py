@@ -4,6 +4,7 @@ import tf_keras as keras
 
 import factorizenet_tf as fnet
 from factorizenet_tf.models.convert import write_saved_model
+from factorizenet_tf.models.keras3 import quantizable
 
 DARK = np.full((8, 16, 16, 1), 20, np.uint8)
 
@@ -40,9 +41,44 @@ def test_no_line_tells_where_temporary_files_are(models, tmp_path, caplog):
 
 
 def test_operators_that_stay_in_float_are_said_with_their_layer(own_net, digits):
-    elu = own_net(keras.layers.Conv2D(4, 3, activation="elu", name="conv"), keras.layers.Flatten())
-    with pytest.warns(RuntimeWarning, match=r"in the layers conv \(ELU\): slower"):
-        fnet.to_tflite(elu, calibration=digits.calibration(8))
+    sliding = own_net(keras.layers.Conv2D(4, 3), keras.layers.ReLU(6, 0.1, name="slide"), keras.layers.Flatten())
+    with pytest.warns(RuntimeWarning, match=r"of the layers .*slide .* stay in float in the .tflite: they are slower"):
+        fnet.to_tflite(fnet.quantize_aware(sliding))
+
+
+layers = keras.layers
+KINDS = {  # layers, and what the .tflite has for them
+    "dilated": ([layers.Conv2D(8, 3, dilation_rate=2, activation="relu")], ["CONV_2D"]),
+    "dilated grouped": ([layers.Conv2D(8, 3, dilation_rate=2, groups=2)], ["CONV_2D"]),
+    "dilated depthwise": ([layers.DepthwiseConv2D(3, padding="same", dilation_rate=2)], ["DEPTHWISE_CONV_2D"]),
+    "relu 1": ([layers.Conv2D(8, 3), layers.BatchNormalization(), layers.ReLU(0.3)], ["CONV_2D"]),
+    "slope": ([layers.Conv2D(8, 3), layers.ReLU(negative_slope=0.1)], ["CONV_2D", "LEAKY_RELU"]),
+    "elu": ([layers.Conv2D(8, 3, activation="elu"), layers.Activation("elu")], ["CONV_2D", "ELU", "ELU"]),
+    "gamma 0": (
+        [layers.Conv2D(8, 3), layers.BatchNormalization(gamma_initializer="zeros", beta_initializer="ones")],
+        ["CONV_2D"],
+    ),
+    "pooled": (None, ["AVERAGE_POOL_2D", "CONV_2D", "QUANTIZE", "CONCATENATION"]),
+}
+
+
+@pytest.mark.parametrize("kind", [k if k == "elu" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_what_the_converter_leaves_in_float_becomes_int8_by_qat(kind, digits):
+    keras.utils.set_random_seed(0)
+    middle, operators = KINDS[kind]
+    image = keras.Input((16, 16, 1))
+    x = layers.Conv2D(8, 3, activation="relu")(image)
+    if middle is None:
+        pooled = layers.AveragePooling2D(2)(x)
+        x = layers.Concatenate()([pooled, layers.Conv2D(8, 3, padding="same")(pooled)])
+    for layer in middle or ():
+        x = layer(x)
+    model, images = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))), digits.calibration(32)
+    aware = fnet.quantize_aware(quantizable(model), calibration=images)
+    int8 = fnet.Int8Model(fnet.to_tflite(aware))
+    assert sorted(int8.operators) == sorted(["CONV_2D", *operators, "MEAN", "FULLY_CONNECTED"])
+    assert int8.tensor_types <= {"int8", "int32"}
+    assert fnet.agreement(aware, int8, images).largest_lsb <= 2
 
 
 def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_is_taken(digits):

@@ -1,0 +1,65 @@
+"""Write tables of results into the pages that show them.
+
+    python tuner/tables.py
+
+A table stands behind its mark, <!-- others.csv -->. A section that waits for its file is a comment, <!-- when others.csv is
+there ... -->, with {others.csv} for the table, and is opened as soon as the file is there. A test compares.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+from factorizenet_tf.files import write_text
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs" / "factorize.md",)
+ACCURACIES = {
+    f"{before}{split}_{kind}": f"{title}{long} {kind}"
+    for before, title in (("", ""), ("tuned_", "tuned, "))
+    for split, long in (("val", "validation"), ("test", "test"))
+    for kind in ("float", "int8")
+}
+COSTS = {"macs": "MACs", "size_bytes": ".tflite bytes", "ram_bytes": "arena", "latency_ratio": "ms / original's"}
+COSTS["latency_ratio_regrouped"] = "the same, after `--regroup fastest`"
+TABLES = {  # by file: column -> title; columns that are empty are left out
+    "others.csv": {"net": "net", "how": "how", **COSTS, **ACCURACIES},
+    "between.csv": {"between": "between", "macs": "MACs", "val_before": "validation before", **ACCURACIES},
+    "known_methods.csv": {"net": "net", "method": "method", "macs": "MACs", **ACCURACIES},
+}
+
+
+def table(name: str) -> str:
+    """Write a file's rows as a table of Markdown."""
+    with open(ROOT / "tuner" / "results" / name, newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {column: title for column, title in TABLES[name].items() if any(row.get(column) for row in rows)}
+    lines = [list(columns.values()), ["---"] * len(columns)]
+    lines += [[shown(column, row[column]) for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shown(column: str, text: str) -> str:
+    """Write one value."""
+    if not text or "ratio" in column:
+        return text
+    if column in ACCURACIES or column == "val_before":
+        return f"{100 * float(text):.2f} %"
+    return f"{int(text):,}" if text.isdigit() else text
+
+
+def filled(text: str) -> str:
+    """Give a page with the tables whose files are there."""
+    for name in TABLES:
+        if (ROOT / "tuner" / "results" / name).exists():
+            text = re.sub(rf"<!-- when {name} is there\n(.*?)\n-->\n", r"\1\n", text, flags=re.DOTALL)
+            text = text.replace(f"{{{name}}}\n", f"<!-- {name} -->\n")
+            text = re.sub(rf"(<!-- {name} -->\n)(?:\|.*\n)*", lambda mark, name=name: mark[1] + table(name), text)
+    return text
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        write_text(page, filled(page.read_text()))
