@@ -250,7 +250,7 @@ def _promise(
 
     What probably is over a measured budget comes last: costs are nearly sums over stages, too.
     """
-    promise = mean + deviation
+    promise = mean + state.search.boldness * deviation
     if state.best is not None and state.reaches_floor(state.best):
         above = (mean - 100 * state.search.requirement.min_accuracy) / deviation
         saved = 1 - model.macs / macs(state.best)  # nets above the ceiling are not looked at
