@@ -55,39 +55,54 @@ MAX_NAMES = 30  # points that are named before names hide points
 
 
 def zoo_frontier(cards: Sequence, path: str | os.PathLike) -> None:
-    """Draw int8 test accuracy of published models over MACs, as SVG or PNG; the same cards give the same bytes.
+    """Draw int8 test accuracy of published models over MACs and bytes, as SVG or PNG; the same cards give the same bytes.
 
-    A line joins a width's uniform levels; a ring marks a model that no other beats with fewer MACs, by validation
-    accuracy. The cards are of one zoo; those of the data set with the most models are drawn. Nothing is written if no int8
-    model has a test accuracy.
+    A line joins a width's uniform levels; a ring marks a model that no other beats at less cost, by validation
+    accuracy. If later versions were published, a grey line joins the best of the first versions. The cards are of one
+    zoo; those of the data set with the most models are drawn. Nothing is written if no int8 model has a test accuracy.
     """
     cards = [card for card in cards if card.precision == "int8" and card.accuracy is not None]
     if not cards:
         return
-    datasets = [card.dataset for card in cards]
+    last = {card.name: max(other.version for other in cards if other.name == card.name) for card in cards}
+    datasets = [card.dataset for card in cards if card.version == last[card.name]]
     dataset = max(sorted(set(datasets)), key=datasets.count)
     cards = [card for card in cards if card.dataset == dataset]
-    rows, epochs = [], [card.recipe["epochs"] for card in cards]
+    newest = [card for card in cards if card.version == last[card.name]]
+    renewed = min((card.published for card in cards if card.version > 1), default="")
+    first = [_point(card) for card in cards if card.version == 1 and card.published <= renewed]
+    epochs = [card.recipe["epochs"] for card in newest]
     usual = max(sorted(set(epochs)), key=epochs.count)
-    for card in cards:
-        label, series = f"l{card.level_text}" if card.level_text else "", _series(card)
-        label = card.name.removesuffix("-int8") if "macro" in series else label
-        longer = f"{card.recipe['epochs']} epochs" if card.recipe["epochs"] != usual else ""
-        named = {"net": card.name, "level": ", ".join(filter(None, (label, longer))), "series": series}
-        numbers = {"macs": card.macs / 1e6, "percent": 100 * card.accuracy, "validation": card.validation_accuracy}
-        rows.append(named | numbers)
-    x, y = _macs([row["macs"] for row in rows]), _percent("test accuracy of the int8 .tflite, %")
-    order = sorted({row["series"] for row in rows})
-    layers = []
-    for is_uniform in (True, False):
-        some = [row for row in rows if row["series"].startswith("width") == is_uniform]
-        options = {"stroke": 1.6 if is_uniform else 0, "panel": f"uniform {is_uniform}", "order": order}
-        layers += [lines(some, x, y, "series", **options)] if some else []
-    rings = alt.Chart(pandas.DataFrame(frontier_of(rows, "macs", "validation")))
-    rings = rings.mark_point(size=260, color="#333", strokeWidth=1).encode(x, y)
-    subtitle = f"{usual} epochs where nothing else is said; ringed: not beaten with fewer MACs, by validation accuracy"
-    title = {"text": f"{dataset}, int8", "subtitle": subtitle}
-    save(alt.layer(*layers, rings, _names(rows, x, y, "level"), title=title), path)
+    rows = [
+        _point(card, "" if card.recipe["epochs"] == usual else f"{card.recipe['epochs']} epochs") for card in newest
+    ]
+    order, panels = sorted({row["series"] for row in rows}), []
+    for cost, what in (("macs", "M MACs"), ("kilobytes", "kB of file")):
+        x = _costs([row[cost] for row in [*rows, *first]], cost, what)
+        y, layers = _percent("test accuracy of the int8 .tflite, %"), []
+        if first:
+            before = alt.Chart(pandas.DataFrame(frontier_of(first, cost, "validation")))
+            layers.append(
+                before.mark_line(color="#999", strokeDash=[4, 3], point={"color": "#999", "size": 20}).encode(x, y)
+            )
+        for is_uniform in (True, False):
+            some = [row for row in rows if row["series"].startswith("width") == is_uniform]
+            options = {"stroke": 1.6 if is_uniform else 0, "panel": None, "order": order}
+            layers += [lines(some, x, y, "series", **options)] if some else []
+        rings = alt.Chart(pandas.DataFrame(frontier_of(rows, cost, "validation")))
+        rings = rings.mark_point(size=260, color="#333", strokeWidth=1).encode(x, y)
+        panels.append(alt.layer(*layers, rings, _names(rows, x, y, "level")))
+    subtitle = [f"{usual} epochs where nothing else is said; ringed: not beaten at less cost, by validation accuracy"]
+    subtitle += ["grey: the same of the first generation, the nets as first published"] * bool(first)
+    save(beside(panels).properties(title={"text": f"{dataset}, int8", "subtitle": subtitle}), path)
+
+
+def _point(card, longer=""):
+    label, series = f"l{card.level_text}" if card.level_text else "", _series(card)
+    label = card.name.removesuffix("-int8") if "macro" in series else label
+    named = {"net": card.name, "level": ", ".join(filter(None, (label, longer))), "series": series}
+    costs = {"macs": card.macs / 1e6, "kilobytes": card.size_bytes / 1e3}
+    return named | costs | {"percent": 100 * card.accuracy, "validation": card.validation_accuracy}
 
 
 def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLike, *, title: str) -> None:
@@ -110,7 +125,7 @@ def search_frontier(rows: Sequence[dict], objective: str, path: str | os.PathLik
         level = str(row["level"]) if is_one_macro else row["name"].removeprefix("fnet-")
         numbers = {"macs": row["macs"] / 1e6, "percent": 100 * row[objective], "level": level}
         drawn.append({"net": row["name"], group: f"{group} {row[group]}"} | numbers)
-    x, y = _macs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
+    x, y = _costs([row["macs"] for row in drawn]), _percent(f"{objective.replace('_', ' ')}, %")
     best = frontier_of(drawn, "macs", "percent")
     line = alt.Chart(pandas.DataFrame(best)).mark_line(color="#333", strokeWidth=1).encode(x, y)
     points = lines(drawn, x, y, group, stroke=0)
@@ -269,7 +284,7 @@ def _accuracies(analysis):
 
 def _accuracy_lines(rows, y_title, title="", order=None):
     """A line for each precision, the nets named at their highest points."""
-    x, y = _macs(rows["macs"]), _percent(y_title)
+    x, y = _costs(rows["macs"]), _percent(y_title)
     tops = rows.loc[rows.groupby("net", sort=False)["percent"].idxmax()]
     return alt.layer(lines(rows, x, y, "precision", panel=title, order=order), _names(tops, x, y, "net"), title=title)
 
@@ -304,14 +319,14 @@ def _depth(rows):
     return alt.X("depth:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=False, padding=12))
 
 
-def _macs(values):
-    """An axis of millions of MACs: logarithmic with numbers on it, linear where all lie within a factor of 5."""
+def _costs(values, field="macs", title="M MACs"):
+    """An axis of a cost, millions of MACs if nothing else is said: logarithmic with numbers on it, linear where all lie within a factor of 5."""
     if not len(values) or max(values) < 5 * min(values):
-        return alt.X("macs:Q", title="M MACs", scale=alt.Scale(zero=False, padding=24))
+        return alt.X(f"{field}:Q", title=title, scale=alt.Scale(zero=False, padding=24))
     ticks = [m * 10.0**power for power in range(-6, 7) for m in (1, 2, 3, 5, 7)]
     ticks = [float(f"{tick:g}") for tick in ticks if min(values) / 1.2 <= tick <= max(values) * 1.2]
     scale = alt.Scale(type="log", nice=False, padding=24)
-    return alt.X("macs:Q", title="M MACs", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
 
 
 def _percent(title):
@@ -319,7 +334,7 @@ def _percent(title):
 
 
 def lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, interpolate="linear"):
-    """Lines with points, each series in its colour and with its mark; a click in the legend brings one out."""
+    """Lines with points, each series in its colour and with its mark; a click in the legend brings one out, but where panel is None."""
     rows = pandas.DataFrame(rows)
     order = order or list(rows[series].unique())
     columns = max(1, 48 // (max(map(len, order)) + 4))  # that fit into a narrow panel
@@ -334,6 +349,8 @@ def lines(rows, x, y, series, *, title="", panel="", order=None, stroke=1.6, int
     chart = alt.Chart(rows, title=title).mark_line(strokeWidth=stroke, interpolate=interpolate, point=point)
     color = alt.Color(f"{series}:N", scale=alt.Scale(domain=order, range=colors), legend=legend)
     shape = alt.Shape(f"{series}:N", scale=alt.Scale(domain=order, range=marks), legend=legend)
+    if panel is None:  # of a layer among panels, whose selections Vega-Lite would have twice
+        return chart.encode(x, y, color, shape)
     opacity = alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.15))
     tooltip = [alt.Tooltip(f"{key}:N") for key in shown] + number
     return chart.encode(x, y, color, shape, opacity=opacity, tooltip=tooltip).add_params(picked)

@@ -257,11 +257,27 @@ def _hyperband(spending, seed):
 
 
 def _stock(spending, kind: Callable, seed: int, options: dict):
-    """Drive one of KerasTuner's oracles as its tuner does."""
-    space = spending.table.space
+    space, epochs = spending.table.space, spending.table.epochs
+
+    def train(values):
+        until = values.get("tuner/epochs", epochs)
+        return spending.train(space.net_from(values), until, values.get("tuner/initial_epoch", 0))
+
+    drive(kind, search_space(space.spec, space.widths), seed, train, lambda: spending.is_over, **options)
+
+
+def drive(
+    kind: Callable,
+    hyperparameters: keras_tuner.HyperParameters,
+    seed: int,
+    train: Callable[[Mapping], float],
+    is_over: Callable[[], bool],
+    **options,
+) -> None:
+    """Drive one of KerasTuner's oracles as its tuner does; `train` gives the accuracy of values."""
     oracle = kind(
         objective=keras_tuner.Objective("accuracy", "max"),
-        hyperparameters=search_space(space.spec, space.widths),
+        hyperparameters=hyperparameters,
         seed=1 + 10_000 * seed,  # it takes 0 for none, and adds 1 for each trial: seeds nearby are one sequence shifted
         **options,
     )
@@ -270,14 +286,11 @@ def _stock(spending, kind: Callable, seed: int, options: dict):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's, of fits that did not converge
         oracle._set_project_dir(folder, "replay")
-        while not spending.is_over:
+        while not is_over():
             trial = oracle.create_trial("tuner0")
             if trial.status != "RUNNING":
                 return
-            values = trial.hyperparameters.values
-            until = values.get("tuner/epochs", spending.table.epochs)
-            accuracy = spending.train(space.net_from(values), until, values.get("tuner/initial_epoch", 0))
-            oracle.update_trial(trial.trial_id, {"accuracy": accuracy})
+            oracle.update_trial(trial.trial_id, {"accuracy": train(trial.hyperparameters.values)})
             trial.status = "COMPLETED"
             oracle.end_trial(trial)
 

@@ -6,9 +6,10 @@ A formula gives the accuracy of each net of a space: an effect of its MACs, of t
 stage and of the macro-architecture, drawn for each seed, and interactions of any two choices in a stage and of equal choices in
 two stages that follow each other (together INTERACTIONS points). A training adds NOISE, as measured between seeds (results/README.md). The best true accuracy within the budget is counted
 out where that is possible, and climbed for with the formula at hand where it is not. Writes replay_macros.csv: for each
-space and seed, how many nets fit, how many the search trained, after how many of them it had one within 0.3 points of
-the best, by how much the best it trained and the one it names are below, in true accuracy, and its slowest proposal. Expected: a line
-a space on stdout.
+space and seed, how many nets fit, how many the search trained, after how many of them it had one within 1, 0.5 and 0.3 points of
+the best, by how much the best it trained and the one it names are below, in true accuracy, and its slowest proposal; beside it the best
+of as many nets drawn at random within the budget and, for as many formulas as asked for, of as many that KerasTuner's
+BayesianOptimization proposes. Expected: a line a space on stdout.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ import argparse
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from replay import drive
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
 from factorizenet_tf.requirement import Requirement
+from factorizenet_tf.tuner.oracle import keras_tuner
 from factorizenet_tf.tuner.progressive import Result, Search, propose
 from factorizenet_tf.tuner.space import Space, macs
 
 RESULTS = Path(__file__).parent / "results"
-NOISE, INTERACTIONS, WITHIN = 1.1, 0.7, 0.3  # points
-COUNTED = 200_000  # nets at most that are all looked at for the best
+NOISE, INTERACTIONS, WITHIN = 1.1, 0.7, (1, 0.5, 0.3)  # points
+CURVE = (20, 40, 60, 80, 120, 160)  # trainings after which the best so far is told
+COUNTED, STARTS = 200_000, 5  # nets at most that are all looked at for the best; samples to climb from, of more
 BUDGETS = (2.5, 4, 7)  # times the MACs of the smallest net, by seed in turns
 
 SPACES = {
@@ -87,27 +92,54 @@ class Formula:
 
 def best_within(formula: Formula, space: Space, budget: int, random: np.random.Generator) -> tuple[float, int]:
     """Give the best true accuracy within a budget of MACs, and how many nets fit (estimated where too many)."""
-    counted = space.count() <= COUNTED
-    rows = space.rows() if counted else space.sample(COUNTED, random)
+    if space.count() <= COUNTED:
+        rows = space.rows()
+        fitting = rows[space.count_macs(rows) <= budget]
+        return float(formula(fitting).max()), len(fitting)
+    bests, shares = zip(*(_climbed(formula, space, budget, random) for _ in range(STARTS)))
+    return max(bests), round(space.count() * float(np.mean(shares)))
+
+
+def _climbed(formula, space, budget, random):
+    """Climb for the best from one sample; gives its accuracy and the share of the sample that fits."""
+    rows = space.sample(COUNTED, random)
     fitting = rows[space.count_macs(rows) <= budget]
-    number, best = round(space.count() * len(fitting) / len(rows)), -np.inf
+    share, best = len(fitting) / len(rows), -np.inf
     while formula(fitting).max() > best + 1e-9:
         best = formula(fitting).max()
         top = fitting[np.argsort(-formula(fitting))[:60]]
         altered = [space.altered(np.repeat(top, 100, axis=0), changes, random) for changes in (2, 4)]
         fitting = np.concatenate([top, space.neighbours(top), *altered])
         fitting = fitting[space.count_macs(fitting) <= budget]
-    return float(best), number
+    return float(best), share
+
+
+class Trainings:
+    """Train nets of a space by a formula, with the noise of a seed, and note how far below the best each is."""
+
+    def __init__(self, space: Space, seed: int):
+        self.space, self.formula, self._random = space, Formula(space, seed), np.random.default_rng(1_000 + seed)
+        self.budget = round(macs(space.smallest()) * BUDGETS[seed % len(BUDGETS)])
+        self._best, self.fitting = best_within(self.formula, space, self.budget, self._random)
+        self.below: list[float] = []  # points of true accuracy
+
+    def train(self, row: Sequence[int]) -> float:
+        """Give what a training of a net would have, 0..1."""
+        accuracy = float(self.formula(np.array([row]))[0])
+        self.below.append(self._best - accuracy)
+        return (accuracy + self._random.normal(0, NOISE)) / 100
+
+    def after(self, points: float) -> int | str:
+        """Give after how many trainings one was so near the best; empty: none was."""
+        return next((number for number, below in enumerate(self.below, 1) if below <= points), "")
 
 
 def replay(space: Space, seed: int, patience: int = 3) -> dict[str, object]:
     """Search a space on a formula of a seed; gives a row of the table."""
-    formula, random = Formula(space, seed), np.random.default_rng(1_000 + seed)
-    budget = round(macs(space.smallest()) * BUDGETS[seed % len(BUDGETS)])
-    best, fitting = best_within(formula, space, budget, random)
-    requirement = Requirement(max_macs=budget)
+    trainings = Trainings(space, seed)
+    requirement = Requirement(max_macs=trainings.budget)
     search = Search(space, requirement, lambda net: requirement.violation({"macs": macs(net)}), patience)
-    results, below, slowest, reached = {}, {}, 0.0, ""
+    results, slowest = {}, 0.0
     while True:
         start = time.thread_time()
         state = propose(search, results)
@@ -115,21 +147,50 @@ def replay(space: Space, seed: int, patience: int = 3) -> dict[str, object]:
         if not state.pending:
             break
         net = state.pending[0].spec
-        accuracy = float(formula(np.array([space.row_of(net)]))[0])
-        results[net], below[net] = Result((accuracy + random.normal(0, NOISE)) / 100), best - accuracy
-        if reached == "" and below[net] <= WITHIN:
-            reached = len(results)
+        results[net] = Result(trainings.train(space.row_of(net)))
     return {
         "nets": space.count(),
         "seed": seed,
-        "max_macs": budget,
-        "fitting": fitting,
+        "max_macs": trainings.budget,
+        "fitting": trainings.fitting,
         "trained": len(results),
-        "reached_after": reached,
-        "best_trained_below": round(min(below.values()), 2),
-        "answer_below": round(below[state.best], 2),
+        **{f"within_{points}_after": trainings.after(points) for points in WITHIN},
+        **{f"below_after_{number}": round(min(trainings.below[:number]), 2) for number in CURVE},
+        "best_trained_below": round(min(trainings.below), 2),
+        "answer_below": round(trainings.below[[*results].index(state.best)], 2),
+        "random_below": round(at_random(space, seed, len(results)), 2),
         "slowest_proposal_s": round(slowest, 2),
     }
+
+
+def at_random(space: Space, seed: int, count: int) -> float:
+    """Give how far the best of so many nets that fit, drawn at random, is below the best."""
+    trainings, random = Trainings(space, seed), np.random.default_rng(2_000 + seed)
+    while len(trainings.below) < count:
+        rows = space.sample(10_000, random)
+        for row in rows[space.count_macs(rows) <= trainings.budget][: count - len(trainings.below)]:
+            trainings.train(row)
+    return min(trainings.below)
+
+
+def by_bayesian_optimization(space: Space, seed: int, count: int) -> float:
+    """Give how far the best of so many nets is that KerasTuner's BayesianOptimizationOracle proposes.
+
+    A net over the budget costs it nothing, and it is told 10 points less than 50 % for each doubling of the budget.
+    """
+    trainings, hyperparameters = Trainings(space, seed), keras_tuner.HyperParameters()
+    columns = [str(column) for column in range(len(space._choices))]
+    for column, choices in zip(columns, space._choices):
+        hyperparameters.Int(column, 0, choices - 1)
+
+    def train(values):
+        rows = space.corrected(np.array([[values[column] for column in columns]], np.int16))
+        excess = space.count_macs(rows)[0] / trainings.budget
+        return trainings.train(rows[0]) if excess <= 1 else (50 - 10 * np.log2(excess)) / 100
+
+    kind = keras_tuner.oracles.BayesianOptimizationOracle
+    drive(kind, hyperparameters, seed, train, lambda: len(trainings.below) >= count, max_trials=10**6)
+    return min(trainings.below)
 
 
 def main() -> None:
@@ -138,27 +199,39 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="*", choices=SPACES, default=list(SPACES), help="which")
     parser.add_argument("--seeds", type=int, default=12, help="formulas of each space")
     parser.add_argument("--patience", type=int, default=3, help="of the search")
+    parser.add_argument(
+        "--bayesian", type=int, default=0, help="formulas to try BayesianOptimization on, some minutes each"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
     rows, summary = [], []
     for name in arguments.spaces:
         found = [replay(SPACES[name], seed, arguments.patience) for seed in range(arguments.seeds)]
+        for seed, row in enumerate(found):
+            is_tried = seed < arguments.bayesian
+            below = by_bayesian_optimization(SPACES[name], seed, row["trained"]) if is_tried else None
+            row["bayesian_below"] = "" if below is None else round(below, 2)
         rows += [{"space": name} | row for row in found]
-        spent = [row["reached_after"] or row["fitting"] for row in found]  # all, where it was never reached
+        spent = [row["within_0.3_after"] or row["fitting"] for row in found]  # all, where it was never reached
+        medians = ("best_trained_below", "answer_below", "random_below")
         summary.append(
             {
                 "space": name,
                 "nets": f"{SPACES[name].count():,}",
                 "trained": int(np.median([row["trained"] for row in found])),
-                "reached": f"{sum(row['reached_after'] != '' for row in found)}/{len(found)}",
+                **{
+                    f"within {points}": f"{sum(row[f'within_{points}_after'] != '' for row in found)}/{len(found)}"
+                    for points in WITHIN
+                },
                 "median share": f"{np.median([n / row['fitting'] for n, row in zip(spent, found)]):.2g}",
-                "best trained below": round(float(np.median([row["best_trained_below"] for row in found])), 2),
-                "answer below": round(float(np.median([row["answer_below"] for row in found])), 2),
+                **{
+                    what.replace("_", " "): round(float(np.median([row[what] for row in found])), 2) for what in medians
+                },
                 "slowest, CPU s": max(row["slowest_proposal_s"] for row in found),
             }
         )
         write_csv(arguments.out / "replay_macros.csv", rows)
-    show_rows(summary, title=f"Within {WITHIN} points of the best, {arguments.seeds} formulas, noise {NOISE} points")
+    show_rows(summary, title=f"Points below the best, {arguments.seeds} formulas, noise {NOISE} points, medians")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
 
 

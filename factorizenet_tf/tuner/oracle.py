@@ -294,6 +294,12 @@ class FactorizationOracle(keras_tuner.Oracle):
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); delete it, the trials' files have the same") from None
         self.trials = dict(sorted(self.trials.items()))
+        self._search.begun.clear()
+        for trial in self.trials.values():
+            values = trial.hyperparameters.values
+            parent = self.trials.get(values.get(PARENT, ""))
+            entry = self.net(trial), values.get(REASON, ""), None if parent is None else self.net(parent)
+            self._search.begun.setdefault(values.get(ROUND), []).append(entry)
         ended = [trial_id for trial_id, trial in self.trials.items() if trial.status in ENDED]
         self._retry_queue = sorted(self.trials.keys() - ended, reverse=True)
         known = [trial_id for trial_id in self.end_order if trial_id in ended]

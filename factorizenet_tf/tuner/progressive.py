@@ -247,7 +247,7 @@ def _promise(
 
     Nets that are probably over a measured budget come last: costs, too, are nearly sums over stages.
     """
-    promise = mean + deviation
+    promise = mean + state.search.boldness * deviation
     if state.best is not None and state.reaches_floor(state.best):
         above = (mean - 100 * state.search.requirement.min_accuracy) / deviation
         saved = 1 - model.macs / macs(state.best)  # nets above the ceiling are not looked at

@@ -79,6 +79,8 @@ class Search:
             MAX_COST_CHECKS nets in a row are over a measured budget.
         seed: decides between nets of equal cost; the same seed gives the same search.
         max_nets: maximum number of nets to propose; None: no limit. No batch is begun once as many have results.
+        begun: by round the (net, reason, parent) of trials that exist; they are the batch if an earlier version proposed
+            other nets than this one does.
     """
 
     space: NetSpace
@@ -87,6 +89,7 @@ class Search:
     patience: int = 3
     seed: int = 0
     max_nets: int | None = None
+    begun: dict[int, list[tuple]] = field(default_factory=dict, init=False, repr=False)
     _chosen: dict = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
@@ -94,6 +97,14 @@ class Search:
         """The model of all nets' accuracies, if the space fits into memory (half a million nets take 0.5 GB), else None."""
         is_small = self.space.count() <= (MAX_HELD_MACROS if self.space.has_more_than_levels else MAX_HELD)
         return AdditiveGP(self.space) if is_small else None
+
+    @functools.cached_property
+    def boldness(self) -> float:
+        """How many deviations above its mean a net is hoped to be: 1 for levels and widths alone, else more among more nets.
+
+        Source: half of the square root of 2 ln(nets), which bounds all of them at once in GP-UCB, Srinivas et al., arXiv 0912.3995.
+        """
+        return math.sqrt(math.log(self.space.count()) / 2) if self.space.has_more_than_levels else 1.0
 
     @functools.cached_property
     def drawn(self) -> np.ndarray:
@@ -175,8 +186,10 @@ class SearchState:
     def batch(self, nets: Iterable) -> list[Proposal]:
         """Make proposals of (net, reason, parent), the most MACs first; nets proposed before are left out."""
         proposed = {proposal.spec for proposal in self.proposals}
-        nets = [entry for entry in nets if entry[0] not in proposed]
         number = 1 + (self.proposals[-1].round if self.proposals else 0)
+        nets, begun = [*nets], self.search.begun.get(number, [])
+        nets = nets if {spec for spec, *_ in begun} <= {spec for spec, *_ in nets} else begun
+        nets = [entry for entry in nets if entry[0] not in proposed]
         threshold = self._threshold()
         nets.sort(key=lambda entry: (-macs(entry[0]), tie_break(entry[0], self.search.seed)))
         return [Proposal(spec, reason, number, parent, threshold) for spec, reason, parent in nets]

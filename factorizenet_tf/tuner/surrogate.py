@@ -21,6 +21,9 @@ __all__ = ["AdditiveGP"]
 LEVEL_CORRELATION = 0.75  # between the effects of neighbouring levels
 LEVEL0_CORRELATION = 0.3  # a further factor between level 0 and any factorized level
 INTERACTION_VARIANCE = 0.3  # of the combination's effect, relative to a variance of 1 of each single effect
+RATIO_LENGTH = (
+    3  # doublings of blocks, channels or width until an effect's correlation falls to 1 / e; of width alone 1
+)
 MACRO_CORRELATION = 0.5  # between the effects of any two macro-architectures
 PAIRS_VARIANCE = 1.0  # of all effects of two choices together, where there are more choices than level and width
 CONSTANT_VARIANCE = 4.0
@@ -44,7 +47,8 @@ class AdditiveGP:
         self.space = space
         self.rows = rows = space.rows() if rows is None else rows
         self.macs = space.count_macs(rows)
-        self._parts = [_correlated(kind, own) for kind, own in space.axes(rows)]
+        length = RATIO_LENGTH if space.has_more_than_levels else 1
+        self._parts = [_correlated(kind, own, length) for kind, own in space.axes(rows)]
         size = np.log2(self.macs)
         self._size = size - (size.mean() if center is None else center)
         self._pairs = PAIRS_VARIANCE * space.has_more_than_levels
@@ -109,7 +113,7 @@ class AdditiveGP:
         return np.sqrt(np.maximum(self._variance - sum(map(np.square, self._explained.values())), 1e-9))
 
 
-def _correlated(kind: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _correlated(kind: str, numbers: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
     """Number the choices of one kind; give each net's number, int (n,), and the correlation of any two choices' effects."""
     if kind == "level":
         number = np.arange(numbers.max() + 1)
@@ -120,4 +124,4 @@ def _correlated(kind: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     if kind == "name":
         return numbers, np.where(np.eye(numbers.max() + 1), 1, MACRO_CORRELATION)
     values, places = np.unique(np.log2(numbers), return_inverse=True)
-    return places, np.exp(-np.abs(values[:, None] - values))
+    return places, np.exp(-np.abs(values[:, None] - values) / length)

@@ -35,7 +35,7 @@ def write_pages(zoo: Path, cards: Cards) -> None:
     try:
         from ..plots import confusion_figure, zoo_frontier
 
-        zoo_frontier(newest, figure)
+        zoo_frontier(cards, figure)
     except ModuleNotFoundError:
         confusion_figure = None
         figure.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def table_page(cards: Cards, *, findings: bool = False, figure: bool = True) -> 
         "",
     ]
     if figure:
-        lines += ["![accuracy against MACs](frontier.svg)", ""]
+        lines += ["![accuracy against MACs and bytes](frontier.svg)", ""]
     if findings:
         lines += ["[FINDINGS.md](FINDINGS.md): what each level does to each layer under quantization.", ""]
     for dataset in sorted({card.dataset for card in cards}):

@@ -210,6 +210,14 @@ def test_macro_architectures_blocks_and_channels_are_searched_and_a_killed_searc
     again = new(tmp_path / "part")
     again.reload()
     assert first + [finish(again, accuracy) for _ in range(4)] == expected
+    older = new(tmp_path / "older")
+    vars(older._search)["boldness"] = 0.0  # by the rules of an earlier version, which proposed others
+    trained = [finish(older, accuracy) for _ in range(8)]
+    assert set(trained) - set(expected)
+    again = new(tmp_path / "older")
+    again.reload()
+    finish(again, accuracy)
+    assert [proposal.spec for proposal in again.walk().proposals[:8]] == trained
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import dataclasses
 import sys
 
 import factorizenet_tf as fnet
+from factorizenet_tf.plots import zoo_frontier
 from factorizenet_tf.zoo.cards import Cards
 from factorizenet_tf.zoo.pages import card_page, table_page, write_pages
 from factorizenet_tf.zoo.store import bundled_zoo
@@ -52,6 +53,17 @@ def test_a_page_has_recall_precision_and_confusions_of_each_class_where_the_card
     table = "| class | taken for | images | share |\n| --- | --- | --- | --- |\n| n0 | n1 | 2 | 20.00 % |\n"
     assert f"The most frequent mistakes:\n\n{table}" in page
     assert "## Classes" not in card_page(dataclasses.replace(cards[1], confusion=None))
+
+
+def test_the_figure_has_the_frontier_of_the_nets_as_first_published_once_there_are_later_versions(cards, tmp_path):
+    (first,) = [card for card in cards if card.precision == "int8"]
+    later = dataclasses.replace(first, version=2, size_bytes=first.size_bytes // 2)
+    texts = []
+    for own in ([first], [first, later], [later]):
+        zoo_frontier(own, tmp_path / "frontier.svg")
+        texts.append((tmp_path / "frontier.svg").read_text())
+    assert ["first generation" in text for text in texts] == [False, True, False]
+    assert ["stroke-dasharray" in text for text in texts] == [False, True, False]
 
 
 def test_pages_and_figure_of_models_that_left_are_removed(cards, copy, monkeypatch):
