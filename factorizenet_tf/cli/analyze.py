@@ -110,8 +110,7 @@ def _analyze_file(context, file, dataset, calibration_images, evaluation_images)
     if dataset is None:
         source.check_data_known()
     model = TFLiteModel(file, pixels=options.own_model(context)["pixels"])
-    where = dataset or source.dataset_name, None, None, context.params["data_dir"]
-    data = options.load_data(context, *where, shape=model.input_shape, source=source)
+    data = options.load_data(context, dataset or source.dataset_name, model.input_shape, source)
     rows, split = layer_rows(model, data.calibration(calibration_images)), data.validation
     found = model.predict(split.images[:evaluation_images]).argmax(1) == split.labels[:evaluation_images]
     net = {"file": file, "dataset": data.title, "input": f"{model.input_type}, pixels {model.pixels.range}"}
@@ -176,7 +175,7 @@ def study(
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 
-    data = options.load_data(context, dataset, size, channels, data_dir)
+    data = options.load_data(context, dataset)
     first = options.spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     specs = [dataclasses.replace(first, level=number) for number in chosen or range(max_level(first) + 1)]
     found = study_levels(

@@ -125,9 +125,7 @@ def factorize(
             options.refuse_unused(context, "--unlabelled is what is read", "dataset", "group_by", "skip_broken")
             data = labelled_by(own, unlabelled, class_names=source.labels, resize=resize or source.resize)
         else:
-            data = options.load_data(
-                context, dataset or source.dataset_name, None, None, data_dir, shape=own.input_shape[1:], source=source
-            )
+            data = options.load_data(context, dataset or source.dataset_name, own.input_shape[1:], source)
         calibration = data.calibration(images)
     command = None
     if run is not None:

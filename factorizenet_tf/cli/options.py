@@ -217,7 +217,7 @@ def check_data_dir(data_dir, *datasets: str) -> None:
         raise ValueError(f"--data-dir is where TFDS keeps its data, and {found} is none of its sets; leave it out")
 
 
-def load_data(context, dataset, size, channels, data_dir, shape=None, source=None):
+def load_data(context, dataset, shape=None, source=None):
     """Load the `Dataset` of the options, at `shape` if it is given; options of reading default to those of `source`.
 
     Raises:
@@ -225,15 +225,13 @@ def load_data(context, dataset, size, channels, data_dir, shape=None, source=Non
     """
     from ..data import load_dataset
 
+    given = context.params
+    size, channels, data_dir = map(given.get, ("size", "channels", "data_dir"))
     check_data_dir(data_dir, dataset)
     if shape is None or None in shape:
-        shape = None
-        if size is not None or channels is not None:
-            shape = image_shape(size, channels)
-    given = {name: context.params.get(name) for name in ("resize", "group_by", "skip_broken")}
-    reading = {name: value for name, value in given.items() if value}
-    if source is not None:
-        reading = source.reading_of(dataset) | reading
+        shape = None if size is None and channels is None else image_shape(size, channels)
+    own = {} if source is None else source.reading_of(dataset)
+    reading = own | {name: given[name] for name in ("resize", "group_by", "skip_broken") if given.get(name)}
     return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir, **reading)
 
 

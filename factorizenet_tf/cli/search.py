@@ -145,7 +145,7 @@ def search(
             executor = stack.enter_context(RayExecutor(ray))
         if model is None:
             shape = None if start is None else options.image_shape(size, channels, spec.input_shape)
-            data = options.load_data(context, dataset, size, channels, data_dir, shape=shape, source=source)
+            data = options.load_data(context, dataset, shape, source)
             if start is None:
                 spec = options.spec_from("0", choices["widths"][0], None, None, 10, macro, data.image_shape)
             nets = dataclasses.replace(spec, level=0, input_shape=data.image_shape, num_classes=data.num_classes)
@@ -212,9 +212,7 @@ def _model_space(context, choices, limits):
     given = context.params
     source = resolve(given["model"], zoo_dir=given["zoo_"], **options.own_model(context)).with_precision("float")
     model = without_softmax(source.float_model())
-    data = options.load_data(
-        context, given["dataset"], None, None, given["data_dir"], shape=model.input_shape[1:], source=source
-    )
+    data = options.load_data(context, given["dataset"], model.input_shape[1:], source)
     images, path = data.calibration(given["images"]), given["out"] / TABLE_FILE
     of_layers = {"middle": choices["middles"], "stem": given["stem"]}
     if path.exists():

@@ -100,7 +100,7 @@ def train(
     else:  # an error here costs no waiting; which levels there are, the size of the images may decide
         is_known = size is not None or macro is not None
         options.spec_from(level if is_known else "0", width, size, channels, 10, macro)
-    data = options.load_data(context, dataset, size, channels, data_dir, shape=shape, source=source)
+    data = options.load_data(context, dataset, shape, source)
     if spec is None:
         spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
     else:
@@ -186,7 +186,7 @@ def quantize(
         raise ValueError(f"{model} is a run's folder, whose net is quantized already; give its float.h5")
     own = source.float_model()
     recipe = options.recipe_from(context, dataset, **CAREFUL)
-    data = options.load_data(context, dataset, None, None, data_dir, shape=own.input_shape[1:], source=source)
+    data = options.load_data(context, dataset, own.input_shape[1:], source)
     how = {"method": method, "recipe": options.fitting(recipe, data), "keep_names": keep_names}
     metrics = quantize_own(own, data, out=out, **how, verbose=not quiet)
     if as_json:
@@ -247,8 +247,7 @@ def evaluate(
 
         pixels = own["pixels"]
         model = TFLiteModel(net, threads=threads, pixels=pixels) if is_file else source.int8_model(threads=threads)
-    shape = tuple(model.input_shape)[-3:]
-    data = options.load_data(context, dataset or source.dataset_name, None, None, data_dir, shape=shape, source=source)
+    data = options.load_data(context, dataset or source.dataset_name, model.input_shape[-3:], source)
     if dataset is None:
         source.warn_if_other_data(data)
     labels = source.labels if source.tflite_file is None else model.labels
