@@ -51,7 +51,7 @@ def inspect(file: File, zoo_: ZooOption = None, as_json: Json = False):
     parts = report["bytes"].items()
     rows = [{"bytes_for": part, "bytes": count, "share": f"{count / size:.1%}"} for part, count in parts]
     show_rows(rows, title=f"Where the {size:,} bytes are")
-    show_rows(report["files"], title=f"On {report['machine']}; RAM: arena of Micro's reference kernels")
+    show_rows(report["files"], title=f"On {report['machine']}; RAM: arena of Micro's kernels")
     found = [(row["type"], row["operators"], row["why"]) for row in report["not_int8"]]
     found += [(f"{row['runtime']} refuses", row["operators"], row["reason"]) for row in report["refused"]]
     if found:

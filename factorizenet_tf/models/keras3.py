@@ -62,7 +62,7 @@ def quantizable(model: keras.Model) -> keras.Model:
     """Replace layers of a float model that TFMOT cannot quantize by others that compute the same.
 
     A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, a swish or elu inside
-    a layer one behind it, a ReLU with a slope a LeakyReLU; a linear activation comes between AveragePooling2D and Concatenate.
+    a layer one behind it, a ReLU with a slope a LeakyReLU.
     """
     for layer in model.layers:
         kind, activation = type(layer).__name__, activation_of(layer)
@@ -70,7 +70,6 @@ def quantizable(model: keras.Model) -> keras.Model:
             (kind == "BatchNormalization" and not _follows_kernel(layer.input))
             or (activation == "swish" and kind != "Activation")
             or (activation == "elu" or _is_leaky(kind, layer.get_config()))
-            or (kind == "Concatenate" and any(map(_is_pooled, layer.input)))
         ):
             return rebuilt(model, Pixels("0..1"), for_qat=True)
     return model
@@ -78,11 +77,6 @@ def quantizable(model: keras.Model) -> keras.Model:
 
 def _is_leaky(kind, fields) -> bool:
     return kind == "ReLU" and bool(fields["negative_slope"]) and not fields["threshold"] and fields["max_value"] is None
-
-
-def _is_pooled(tensor) -> bool:
-    """Whether a tensor is AveragePooling2D's, which TFMOT in front of Concatenate gives a range that the converter refuses."""
-    return type(tensor._keras_history.layer).__name__ == "AveragePooling2D"
 
 
 def _follows_kernel(tensor) -> bool:
@@ -331,8 +325,6 @@ class _Builder:
         if self.for_qat and _is_leaky(kind, fields):
             kind, fields = "LeakyReLU", {"alpha": fields["negative_slope"]}
         tensors = [self.tensor(value) for value in given]
-        if self.for_qat and kind == "Concatenate":
-            tensors = [self.activate(layer.name, x, "linear") if _is_pooled(x) else x for x in tensors]
         is_norm = kind == "BatchNormalization" and len(tensors[0].shape) == 4
         if self.for_qat and is_norm and not _follows_kernel(tensors[0]):
             return self.convolved(layer.name, tensors[0], *_batchnorm(fields, weights))

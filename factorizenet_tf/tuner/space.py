@@ -64,6 +64,11 @@ class NetSpace:
         """Tell whether nets may differ in more than level and width."""
         return self.kinds_of_choice > 1
 
+    @property
+    def has_trend(self) -> bool:
+        """Tell whether something was measured of the nets before any training: whether `trend` gives anything."""
+        return self.trend(self.sample(1, np.random.default_rng(0))) is not None
+
     def nets(self) -> Iterator:
         """Yield every net once."""
         return map(self.net_of, self.rows())

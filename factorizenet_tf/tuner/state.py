@@ -100,11 +100,14 @@ class Search:
 
     @functools.cached_property
     def boldness(self) -> float:
-        """How many deviations above its mean a net is hoped to be: 1 for levels and widths alone, else more among more nets.
+        """Say how many deviations above its mean a net's accuracy is hoped to be.
+
+        1 for levels and widths alone, and if the nets' layers were measured before any training; else more among more nets.
 
         Source: half of the square root of 2 ln(nets), which bounds all of them at once in GP-UCB, Srinivas et al., arXiv 0912.3995.
         """
-        return math.sqrt(math.log(self.space.count()) / 2) if self.space.has_more_than_levels else 1.0
+        is_open = self.space.has_more_than_levels and not self.space.has_trend
+        return math.sqrt(math.log(self.space.count()) / 2) if is_open else 1.0
 
     @functools.cached_property
     def drawn(self) -> np.ndarray:
@@ -187,7 +190,8 @@ class SearchState:
         """Make proposals of (net, reason, parent), the most MACs first; nets proposed before are left out."""
         proposed = {proposal.spec for proposal in self.proposals}
         number = 1 + (self.proposals[-1].round if self.proposals else 0)
-        nets, begun = [*nets], self.search.begun.get(number, [])
+        begun = [entry for entry in self.search.begun.get(number, []) if self.search.violation(entry[0]) is None]
+        nets = [*nets]
         nets = nets if {spec for spec, *_ in begun} <= {spec for spec, *_ in nets} else begun
         nets = [entry for entry in nets if entry[0] not in proposed]
         threshold = self._threshold()

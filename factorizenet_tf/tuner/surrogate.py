@@ -21,9 +21,7 @@ __all__ = ["AdditiveGP"]
 LEVEL_CORRELATION = 0.75  # between the effects of neighbouring levels
 LEVEL0_CORRELATION = 0.3  # a further factor between level 0 and any factorized level
 INTERACTION_VARIANCE = 0.3  # of the combination's effect, relative to a variance of 1 of each single effect
-RATIO_LENGTH = (
-    3  # doublings of blocks, channels or width until an effect's correlation falls to 1 / e; of width alone 1
-)
+RATIO_LENGTH = 3  # doublings of blocks, channels or width until an effect's correlation is 1 / e; of width alone 1
 MACRO_CORRELATION = 0.5  # between the effects of any two macro-architectures
 PAIRS_VARIANCE = 1.0  # of all effects of two choices together, where there are more choices than level and width
 CONSTANT_VARIANCE = 4.0

@@ -100,7 +100,7 @@ def test_levels_are_given_by_layer(mine, succeeds, tmp_path):
 def test_a_softmax_stays_in_the_file_and_what_cannot_be_tuned_is_named_before_the_work(tmp_path, succeeds, fails):
     from tf_keras import Input, Sequential, layers
 
-    convolutions = [layers.Conv2D(8, 3, activation="elu", name=f"conv{n}") for n in (1, 2)]
+    convolutions = [layers.Conv2D(8, 3, activation="selu", name=f"conv{n}") for n in (1, 2)]
     head = [layers.GlobalAveragePooling2D(), layers.Dense(10, activation="softmax")]
     path, out = tmp_path / "theirs.keras", tmp_path / "out.keras"
     Sequential([Input((16, 16, 1)), *convolutions, *head], name="theirs").save(path)

@@ -75,7 +75,7 @@ def test_distances_are_counted_in_steps_of_the_output(benchmark, models, monkeyp
     moved = models.int8.predict_reference(images)
     moved[2, np.argmin(np.abs(moved[2].astype(int)))] += 3  # away from the ends of int8
     monkeypatch.setattr(benchmark, "micro_outputs", lambda content, images: moved)
-    (what, largest), _ = benchmark.kernel_distances(models.int8._content, images)
+    (what, largest), _ = benchmark.kernel_distances(models.int8.content, images)
     assert largest == 3
     assert "98.00% equal" in what  # 49 of 50
 
