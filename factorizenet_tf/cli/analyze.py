@@ -111,14 +111,15 @@ def _analyze_file(context, file, dataset, calibration_images, evaluation_images)
         source.check_data_known()
     model = TFLiteModel(file, pixels=options.own_model(context)["pixels"])
     data = options.load_data(context, dataset or source.dataset_name, model.input_shape, source)
-    rows, split = layer_rows(model, data.calibration(calibration_images)), data.validation
+    images, split = data.calibration(calibration_images), data.validation
+    rows = layer_rows(model, images)
     found = model.predict(split.images[:evaluation_images]).argmax(1) == split.labels[:evaluation_images]
     net = {"file": file, "dataset": data.title, "input": f"{model.input_type}, pixels {model.pixels.range}"}
     net |= {"kernels": model.kernels, "accuracy": float(found.mean()), "images": len(found)}
     if context.params["as_json"]:
         print_json(net | {"operators": rows})
         return
-    show(rows, False, f"Operators, on {calibration_images:,} training images")
+    show(rows, False, f"Operators, on {len(images):,} training images")
     show([net], False, "Validation")
 
 
