@@ -62,7 +62,8 @@ def quantizable(model: keras.Model) -> keras.Model:
     """Replace layers of a float model that TFMOT cannot quantize by others that compute the same.
 
     A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, a swish or elu inside
-    a layer one behind it, a ReLU with a slope a LeakyReLU.
+    a layer one behind it, a ReLU with a slope a LeakyReLU, an Average a scaled sum. Pooled averages and elus are copied by a
+    depthwise 1x1 convolution of ones before they are concatenated, since they keep ranges of their own.
     """
     for layer in model.layers:
         kind, activation = type(layer).__name__, activation_of(layer)
@@ -70,6 +71,7 @@ def quantizable(model: keras.Model) -> keras.Model:
             (kind == "BatchNormalization" and not _follows_kernel(layer.input))
             or (activation == "swish" and kind != "Activation")
             or (activation == "elu" or _is_leaky(kind, layer.get_config()))
+            or (kind == "Average" or (kind == "Concatenate" and any(map(_keeps_range, layer.input))))
         ):
             return rebuilt(model, Pixels("0..1"), for_qat=True)
     return model
@@ -77,6 +79,16 @@ def quantizable(model: keras.Model) -> keras.Model:
 
 def _is_leaky(kind, fields) -> bool:
     return kind == "ReLU" and bool(fields["negative_slope"]) and not fields["threshold"] and fields["max_value"] is None
+
+
+def _keeps_range(tensor) -> bool:
+    """Whether what gives a tensor (batch, height, width, channels) cannot take the range of a concatenation that it is part of."""
+    layer = tensor._keras_history.layer
+    while "Dropout" in type(layer).__name__:
+        layer = layer.input._keras_history.layer
+    return len(tensor.shape) == 4 and (
+        type(layer).__name__ in ("AveragePooling2D", "ELU") or activation_of(layer) == "elu"
+    )
 
 
 def _follows_kernel(tensor) -> bool:
@@ -265,6 +277,10 @@ class _Builder:
         self.weights[layer] = [scale.reshape(1, 1, -1, 1), offset]
         return layer(x)
 
+    def copied(self, name, x):
+        channels = x.shape[-1]
+        return self.convolved(f"{name}_part", x, np.ones(channels), np.zeros(channels))
+
     def name(self, wanted):
         name, number = wanted, 1
         while name in self.names:
@@ -328,6 +344,11 @@ class _Builder:
         is_norm = kind == "BatchNormalization" and len(tensors[0].shape) == 4
         if self.for_qat and is_norm and not _follows_kernel(tensors[0]):
             return self.convolved(layer.name, tensors[0], *_batchnorm(fields, weights))
+        if self.for_qat and kind == "Average":
+            total = keras.layers.Add(name=self.name(f"{layer.name}_sum"))(tensors)
+            return self.rescaled(layer.name, total, 1 / len(tensors), 0.0)
+        if self.for_qat and kind == "Concatenate":
+            tensors = [self.copied(layer.name, x) if _keeps_range(x) else x for x in tensors]
         new = getattr(keras.layers, kind)(name=self.name(layer.name), **fields)
         result = new(tensors if kind in MERGES else tensors[0])
         if weights or new.weights:

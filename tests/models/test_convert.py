@@ -47,6 +47,14 @@ def test_operators_that_stay_in_float_are_said_with_their_layer(own_net, digits)
 
 
 layers = keras.layers
+BESIDE = ["DEPTHWISE_CONV_2D", "CONV_2D", "CONCATENATION"]
+
+
+def beside(x):
+    """Concatenate a tensor with a convolution of itself."""
+    return layers.Concatenate()([x, layers.Conv2D(8, 3, padding="same")(x)])
+
+
 KINDS = {  # layers, and what the .tflite has for them
     "dilated": ([layers.Conv2D(8, 3, dilation_rate=2, activation="relu")], ["CONV_2D"]),
     "dilated grouped": ([layers.Conv2D(8, 3, dilation_rate=2, groups=2)], ["CONV_2D"]),
@@ -58,6 +66,9 @@ KINDS = {  # layers, and what the .tflite has for them
         [layers.Conv2D(8, 3), layers.BatchNormalization(gamma_initializer="zeros", beta_initializer="ones")],
         ["CONV_2D"],
     ),
+    "pooled": ([layers.AveragePooling2D(2), layers.Dropout(0.1), beside], ["AVERAGE_POOL_2D", "QUANTIZE", *BESIDE]),
+    "elu beside": ([layers.Conv2D(8, 3), layers.ELU(), beside], ["CONV_2D", "ELU", *BESIDE]),
+    "average": ([lambda x: layers.Average()([x, layers.ReLU(0.2)(x)])], ["RELU", "ADD", "MUL"]),
 }
 
 
