@@ -3,6 +3,7 @@
     python tuner/known_methods.py [--share 0.5]            # before any training, some minutes
     nice python tuner/known_methods.py --tune runs/known   # each tuned as `factorize --run` does: 5 + 1 epochs, the original as teacher
     python tuner/known_methods.py --net runs/others/resnet20   # another net: a run's folder, or a float net of the zoo
+    python tuner/known_methods.py --net ... --tune ... --ours runs/others/resnet20-50   # ours is tuned already, by `factorize --run`
 
 On the zoo's ResNet-8 or `--net`, and CIFAR-10 (JPEG), all validation and test images, int8 by PTQ before and by QAT after the tuning. The methods:
 
@@ -30,6 +31,7 @@ from factorizenet_tf._keras import keras
 from factorizenet_tf.files import write_csv
 from factorizenet_tf.loading import resolve
 from factorizenet_tf.models.factorize import levels_of_layers
+from factorizenet_tf.runs import load_run
 
 RESULTS = Path(__file__).parent / "results" / "known_methods.csv"
 NET = "baseline-resnet8-float"
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the original's MACs")
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), help="which methods")
     parser.add_argument("--tune", type=Path, help="folder of the tuned runs")
+    parser.add_argument("--ours", type=Path, help="a run of `factorize --run` of this net and share: ours, tuned")
     arguments = parser.parse_args()
     data, model = fnet.load_dataset("cifar10"), resolve(arguments.net).with_precision("float").float_model()
     title = Path(arguments.net).name
@@ -65,7 +68,13 @@ def main() -> None:
             folder = name.replace(" ", "-") if title == NET else f"{title}-{name.replace(' ', '-')}"
             how = {"out": arguments.tune / folder, "recipe": fnet.tuning_recipe_for(data.name)}
             spec = fnet.architecture_of(net, folder)
-            found = fnet.train(spec, data, initial=net, teacher=model, **how).metrics["accuracy"]
+            if name == "ours" and arguments.ours is not None:
+                found = load_run(arguments.ours).metrics
+                if found["macs"] != row["macs"]:
+                    raise SystemExit(f"error: {arguments.ours} has {found['macs']:,} MACs, not {row['macs']:,}")
+                found = found["accuracy"]
+            else:
+                found = fnet.train(spec, data, initial=net, teacher=model, **how).metrics["accuracy"]
             tuned = {
                 f"tuned_{short}_int8": round(found[split]["tflite"], 4)
                 for short, split in (("val", "validation"), ("test", "test"))

@@ -62,7 +62,7 @@ def augment(images, seed, recipe: Recipe):
         images = _shifted(images, columns, batch, 2, width, padding)
     if recipe.flip:
         chosen = tf.random.stateless_uniform((batch, 1, 1, 1), mirrored) < 0.5
-        images = tf.where(chosen, images[:, :, ::-1], images)
+        images = tf.where(chosen, tf.reverse(images, (2,)), images)
     if recipe.rotate:
         images = _rotated(tf.cast(images, tf.float32), tf.random.experimental.stateless_fold_in(seed, 1), recipe.rotate)
     side = round(recipe.cutout * shorter)
