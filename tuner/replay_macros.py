@@ -22,13 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from replay import drive
 
 import factorizenet_tf as fnet
 from factorizenet_tf.console import show_rows
 from factorizenet_tf.files import write_csv
 from factorizenet_tf.requirement import Requirement
-from factorizenet_tf.tuner.oracle import keras_tuner
 from factorizenet_tf.tuner.progressive import Result, Search, propose
 from factorizenet_tf.tuner.space import Space, macs
 
@@ -178,6 +176,10 @@ def by_bayesian_optimization(space: Space, seed: int, count: int) -> float:
 
     A net over the budget costs it nothing, and it is told 10 points less than 50 % for each doubling of the budget.
     """
+    from replay import drive  # with KerasTuner, and so TensorFlow: 0.7 GB
+
+    from factorizenet_tf.tuner.oracle import keras_tuner
+
     trainings, hyperparameters = Trainings(space, seed), keras_tuner.HyperParameters()
     columns = [str(column) for column in range(len(space._choices))]
     for column, choices in zip(columns, space._choices):
