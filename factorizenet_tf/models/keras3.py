@@ -63,7 +63,8 @@ def quantizable(model: keras.Model) -> keras.Model:
 
     A BatchNormalization that follows no convolution or dense layer becomes a depthwise 1x1 convolution, a swish or elu inside
     a layer one behind it, a ReLU with a slope a LeakyReLU, an Average a scaled sum. Pooled averages and elus are copied by a
-    depthwise 1x1 convolution of ones before they are concatenated, since they keep ranges of their own.
+    depthwise 1x1 convolution of ones before they are concatenated, since they keep ranges of their own. A SeparableConv2D becomes
+    its two parts under names of its own: TFMOT gives them Keras's next automatic ones and, if the model has these, never ends.
     """
     for layer in model.layers:
         kind, activation = type(layer).__name__, activation_of(layer)
@@ -71,7 +72,10 @@ def quantizable(model: keras.Model) -> keras.Model:
             (kind == "BatchNormalization" and not _follows_kernel(layer.input))
             or (activation == "swish" and kind != "Activation")
             or (activation == "elu" or _is_leaky(kind, layer.get_config()))
-            or (kind == "Average" or (kind == "Concatenate" and any(map(_keeps_range, layer.input))))
+            or (
+                kind in ("Average", "SeparableConv2D")
+                or (kind == "Concatenate" and any(map(_keeps_range, layer.input)))
+            )
         ):
             return rebuilt(model, Pixels("0..1"), for_qat=True)
     return model
@@ -94,7 +98,7 @@ def _keeps_range(tensor) -> bool:
 def _follows_kernel(tensor) -> bool:
     """Whether BatchNormalization behind a tensor is folded by TFMOT into what gives it."""
     layer = tensor._keras_history.layer
-    is_kernel = type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
+    is_kernel = type(layer).__name__ in ("Conv2D", "DepthwiseConv2D", "Dense")
     return is_kernel and activation_of(layer) == "linear"
 
 
@@ -119,7 +123,7 @@ def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = F
         output = builder.tensor(value)
         if pixels.range is not None or builder.image_scale >= 0.1:
             break
-    if len(output.shape) != 2 or output.shape[1] is None:
+    if not for_qat and (len(output.shape) != 2 or output.shape[1] is None):
         raise ValueError(f"the model {model.name!r} gives {tuple(output.shape)}; a classifier gives (batch, classes)")
     result = keras.Model(image, output, name=model.name)
     for layer, weights in builder.weights.items():
@@ -344,6 +348,15 @@ class _Builder:
         is_norm = kind == "BatchNormalization" and len(tensors[0].shape) == 4
         if self.for_qat and is_norm and not _follows_kernel(tensors[0]):
             return self.convolved(layer.name, tensors[0], *_batchnorm(fields, weights))
+        if self.for_qat and kind == "SeparableConv2D":
+            own = {
+                field: fields.pop(field)
+                for field in FIELDS["DepthwiseConv2D"]
+                if field not in ("use_bias", "activation")
+            }
+            spatial = keras.layers.DepthwiseConv2D(use_bias=False, name=self.name(f"{layer.name}_depthwise"), **own)
+            kind, fields, tensors = "Conv2D", {"kernel_size": 1, **fields}, [spatial(tensors[0])]
+            self.weights[spatial], weights = weights[:1], weights[1:]
         if self.for_qat and kind == "Average":
             total = keras.layers.Add(name=self.name(f"{layer.name}_sum"))(tensors)
             return self.rescaled(layer.name, total, 1 / len(tensors), 0.0)

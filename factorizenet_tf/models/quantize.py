@@ -7,7 +7,7 @@ import numpy as np
 
 from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float, unwrap
 from ..data import check_images
-from .keras3 import activation_of, check_pixels
+from .keras3 import activation_of, check_pixels, quantizable
 from .native import use_native_kernels
 
 __all__ = ["is_quantize_aware", "quantize_aware", "with_room_for_biases", "with_softmax", "without_softmax"]
@@ -26,7 +26,8 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
     As by TFMOT's `quantize_model`, weights are quantized per channel (depthwise kernels per tensor, TFMOT's only scheme for
     them) and activations per tensor. TFMOT's ranges start at -6..6 and take about a thousand steps to settle; here weight
     ranges start at the weights' own, the input's range is fixed to 0..1 (scale 1/255, zero point -128), and activation ranges
-    start, with calibration images, at the mean of their batches' minima and maxima.
+    start, with calibration images, at the mean of their batches' minima and maxima. Layers that TFMOT cannot quantize are
+    replaced by others that compute the same, where there are such.
 
     Args:
         model: functional or sequential tf_keras model of plain layers that takes images in 0..1.
@@ -67,6 +68,7 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
     import tensorflow_model_optimization as tfmot
     from tensorflow_model_optimization.python.core.quantization.keras.quantizers import FixedQuantizer
 
+    model = quantizable(model)
     try:
         annotated = tfmot.quantization.keras.quantize_annotate_model(model)
         quantized = use_native_kernels(tfmot.quantization.keras.quantize_apply(annotated, scheme=_scheme()))
@@ -76,7 +78,7 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
         text = f"the activations of {', '.join(where)} are none that it knows" if where else text
         raise ValueError(
             f"TFMOT cannot quantize {model.name!r}: {text}; use stock convolutions, dense layers, ReLU, Add and pooling, "
-            "BatchNormalization only right after a convolution or dense layer"
+            "BatchNormalization of vectors only right after a dense layer"
         ) from None
     for layer in quantized.layers:
         if is_input_quantizer(layer):

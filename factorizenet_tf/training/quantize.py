@@ -15,7 +15,7 @@ from ..cost import cost_rows
 from ..data import Dataset
 from ..files import write_bytes
 from ..models.convert import to_tflite
-from ..models.keras3 import check_weights, quantizable
+from ..models.keras3 import check_weights
 from ..models.load import taken_in
 from ..models.quantize import is_quantize_aware, quantize_aware, with_softmax, without_softmax
 from ..models.weights import fingerprint
@@ -83,7 +83,7 @@ def quantize_own(
     quantized = None
     if method == "qat":  # what the model cannot do shows before anything is written
         model = without_softmax(model)
-        quantized = quantize_aware(quantizable(model), calibration=calibration)
+        quantized = quantize_aware(model, calibration=calibration)
     folder = Path(out)
     is_new = not folder.exists()
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(float_model)}

@@ -4,7 +4,6 @@ import tf_keras as keras
 
 import factorizenet_tf as fnet
 from factorizenet_tf.models.convert import write_saved_model
-from factorizenet_tf.models.keras3 import quantizable
 
 DARK = np.full((8, 16, 16, 1), 20, np.uint8)
 
@@ -81,7 +80,7 @@ def test_what_the_converter_leaves_in_float_becomes_int8_by_qat(kind, digits):
     for layer in middle:
         x = layer(x)
     model, images = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))), digits.calibration(32)
-    aware = fnet.quantize_aware(quantizable(model), calibration=images)
+    aware = fnet.quantize_aware(model, calibration=images)
     int8 = fnet.Int8Model(fnet.to_tflite(aware))
     assert sorted(int8.operators) == sorted(["CONV_2D", *operators, "MEAN", "FULLY_CONNECTED"])
     assert int8.tensor_types <= {"int8", "int32"}
