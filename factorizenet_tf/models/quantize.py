@@ -174,8 +174,11 @@ def without_softmax(model: keras.Model) -> keras.Model:
 
 
 def with_softmax(model: keras.Model) -> keras.Model:
-    """Put a softmax behind a model's logits."""
-    return keras.Model(model.inputs, keras.layers.Softmax()(model.outputs[0]), name=model.name)
+    """Put a softmax behind a model's logits, under a name that no layer of it has."""
+    name = "softmax"
+    while any(layer.name == name for layer in model.layers):
+        name += "_"
+    return keras.Model(model.inputs, keras.layers.Softmax(name=name)(model.outputs[0]), name=model.name)
 
 
 def _initialise_ranges(quantized, calibration):

@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 import factorizenet_tf as fnet
-from factorizenet_tf.models.quantize import without_softmax
+from factorizenet_tf.models.quantize import with_softmax, without_softmax
 from factorizenet_tf.training import quantize as quantize_module
 from factorizenet_tf.training.quantize import quantize_own
 
@@ -63,6 +63,8 @@ def test_a_softmax_is_cut_for_qat_and_put_back(own_net, digits, once, tmp_path):
         model = keras.Model(float_model.inputs, end(float_model.outputs[0]))
         assert without_softmax(model).outputs[0] is float_model.outputs[0], number
     assert without_softmax(float_model) is float_model
+    inner = own_net(keras.layers.Softmax(name="softmax"), keras.layers.Flatten())
+    assert with_softmax(inner).layers[-1].name == "softmax_"  # Keras's automatic name is one of the net's
     model = own_net(activation="softmax")
     metrics = quantize_own(model, digits, out=tmp_path / "out", recipe=once, verbose=False)
     assert metrics["operators"][-1] == "SOFTMAX"
