@@ -75,7 +75,7 @@ def classifier(image, x, name) -> keras.Model:
 
 # name: (how it is built of a width and a name, epochs and QAT epochs of the original, the zoo's net where it has one, shares)
 NETS = {
-    "resnet8": (lambda *of: resnet(1, *of), (45, 5), "baseline-resnet8-float", (0.5, 0.75, 0.35, 0.25)),
+    "resnet8": (lambda *of: resnet(1, *of), (45, 5), "baseline-resnet8-float", (0.75, 0.5, 0.35, 0.25)),
     "resnet20": (lambda *of: resnet(3, *of), (30, 3), None, (0.5,)),
     "vgg": (vgg, (30, 3), None, (0.5,)),
 }

@@ -17,7 +17,10 @@ CALIBRATION_BATCH = 128
 ACTIVATIONS = ("", "linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh")  # that TFMOT quantizes
 BIAS_BITS = 29  # a bias may take, of 31 and a sign: the products are added to it
 # Layers without weights that TFMOT's own registry lacks: their outputs are quantized.
-OUTPUT_ALONE = ("Average", "ELU", "Maximum", "Minimum", "Multiply", "Rescaling", "Subtract")
+OUTPUT_ALONE = ("ELU", "Maximum", "Minimum", "Multiply", "Rescaling", "Subtract")
+# Layers whose outputs lie within their inputs' range and have its scale in a .tflite. With a narrower range of their own, as by
+# TFMOT's registry, the inputs would be cut off at it.
+SAME_SCALE = ("AveragePooling2D", "UpSampling2D")
 
 
 def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None) -> keras.Model:
@@ -89,7 +92,7 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
 
 
 def _scheme():
-    """TFMOT's 8-bit scheme with the layers of OUTPUT_ALONE in its registry."""
+    """TFMOT's 8-bit scheme with the layers of OUTPUT_ALONE and SAME_SCALE in its registry."""
     from tensorflow_model_optimization.python.core.quantization.keras import default_8bit
 
     registry = default_8bit.default_8bit_quantize_registry
@@ -100,6 +103,9 @@ def _scheme():
             for name in OUTPUT_ALONE:
                 layer = getattr(keras.layers, name)
                 self._layer_quantize_map[layer] = registry._QuantizeInfo(layer, [], [], True)
+            for name in SAME_SCALE:
+                layer = getattr(keras.layers, name)
+                self._layer_quantize_map[layer] = registry._no_quantize(layer)
 
     class Scheme(default_8bit.default_8bit_quantize_scheme.Default8BitQuantizeScheme):
         def get_quantize_registry(self):
@@ -118,7 +124,8 @@ def with_room_for_biases(model: keras.Model) -> Iterator[None]:
     """Widen for a while, in a quantization-aware model, the scales of filters whose biases would not fit into 32 bits, or are 0.
 
     A .tflite stores a bias in steps of input scale times filter scale. A filter that weight decay has emptied has weights, and
-    so a scale, of nearly 0: its bias would be cut off and the sum overflow. With a wider scale its weights become 0.
+    so a scale, of nearly 0: its bias would be cut off and the sum overflow. With a wider scale its weights become 0. Biases that
+    are all equal, which the converter would store as one number in steps of the first filter, are made to differ in the last bits.
     """
     lows = {w.name: w for w in model.weights if w.name.endswith("_min:0") and "kernel" not in w.name}
     highs = {w.name: w for w in model.weights if w.name.endswith("_max:0")}
@@ -131,9 +138,12 @@ def with_room_for_biases(model: keras.Model) -> Iterator[None]:
             norm.gamma.assign(np.where(gamma == 0, 1e-6, gamma))
     for layer in filter(is_wrapped, model.layers):
         for *_, variables in layer._weight_vars:
-            gain, bias = _folded(layer)
+            gain, bias, shift = _folded(layer)
             if variables["max_var"].shape != gain.shape:
                 continue  # of one scale for all filters
+            if shift is not None and len(bias) > 1 and bias[0] and not np.ptp(bias):
+                changed.append((shift, before := shift.numpy()))
+                shift.assign(before + np.append(1e-5 * bias[0], 0 * bias[1:]))
             least = 127 * np.abs(bias) / (np.maximum(np.abs(gain), 1e-12) * step * 2.0**BIAS_BITS)
             limits = np.maximum(variables["max_var"].numpy(), least)
             if (limits > variables["max_var"].numpy()).any():
@@ -147,16 +157,17 @@ def with_room_for_biases(model: keras.Model) -> Iterator[None]:
             variable.assign(value)
 
 
-def _folded(layer) -> tuple[np.ndarray, np.ndarray]:
-    """Give the factor of the BatchNorm behind a wrapped layer, and the bias of both together, float (filters,) each."""
+def _folded(layer) -> tuple[np.ndarray, np.ndarray, tf.Variable | None]:
+    """Give the factor of the BatchNorm behind a wrapped layer, the bias of both, float (filters,) each, and what is added last."""
     bare = unwrap(layer)
     bias = bare.bias.numpy() if bare.use_bias else np.zeros(layer.output_shape[-1], np.float32)
     for node in layer.outbound_nodes:
         norm = unwrap(node.layer)
         if type(norm).__name__ == "BatchNormalization":
             gain = (norm.gamma.numpy() if norm.scale else 1) / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
-            return gain, (bias - norm.moving_mean.numpy()) * gain + (norm.beta.numpy() if norm.center else 0)
-    return np.ones_like(bias), bias
+            total = (bias - norm.moving_mean.numpy()) * gain + (norm.beta.numpy() if norm.center else 0)
+            return gain, total, norm.beta if norm.center else None
+    return np.ones_like(bias), bias, bare.bias if bare.use_bias else None
 
 
 def without_softmax(model: keras.Model) -> keras.Model:

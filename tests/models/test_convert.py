@@ -65,7 +65,12 @@ KINDS = {  # layers, and what the .tflite has for them
         [layers.Conv2D(8, 3), layers.BatchNormalization(gamma_initializer="zeros", beta_initializer="ones")],
         ["CONV_2D"],
     ),
-    "pooled": ([layers.AveragePooling2D(2), layers.Dropout(0.1), beside], ["AVERAGE_POOL_2D", "QUANTIZE", *BESIDE]),
+    "pooled": ([layers.AveragePooling2D(2), layers.Dropout(0.1), beside], ["AVERAGE_POOL_2D", *BESIDE]),
+    "padded pool": (
+        [layers.Conv2D(8, 3), layers.ZeroPadding2D(1), layers.AveragePooling2D(3, 2)],
+        ["CONV_2D", "PAD", "AVERAGE_POOL_2D"],
+    ),
+    "biases of 1": ([layers.Conv2D(8, 3, bias_initializer="ones")], ["CONV_2D"]),
     "elu beside": ([layers.Conv2D(8, 3), layers.ELU(), beside], ["CONV_2D", "ELU", *BESIDE]),
     "average": ([lambda x: layers.Average()([x, layers.ReLU(0.2)(x)])], ["RELU", "ADD", "MUL"]),
 }
