@@ -81,10 +81,11 @@ def main() -> None:
             }
         rows, key = read_rows(RESULTS), (title, name, str(arguments.share))
         places = [(old["net"], old["method"], old["share"]) for old in rows]
-        old = rows.pop(places.index(key)) if key in places else {}
+        place = places.index(key) if key in places else len(rows)
+        old = rows[place] if key in places else {}
         row |= {column: tuned.get(column, old.get(column, "")) for column in ("tuned_val_int8", "tuned_test_int8")}
         print(row, flush=True)
-        write_csv(RESULTS, [*rows, row])
+        write_csv(RESULTS, [*rows[:place], row, *rows[place + 1 :]])
 
 
 def low_rank(model, limit, images):

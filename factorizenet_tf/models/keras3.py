@@ -72,10 +72,8 @@ def quantizable(model: keras.Model) -> keras.Model:
             (kind == "BatchNormalization" and not _follows_kernel(layer.input))
             or (activation == "swish" and kind != "Activation")
             or (activation == "elu" or _is_leaky(kind, layer.get_config()))
-            or (
-                kind in ("Average", "SeparableConv2D")
-                or (kind == "Concatenate" and any(map(_keeps_range, layer.input)))
-            )
+            or kind in ("Average", "SeparableConv2D")
+            or (kind == "Concatenate" and any(map(_keeps_range, layer.input)))
         ):
             return rebuilt(model, Pixels("0..1"), for_qat=True)
     return model
