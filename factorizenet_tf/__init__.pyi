@@ -9,7 +9,7 @@ from .models.architecture import architecture_of
 from .models.build import build
 from .models.convert import to_tflite
 from .models.evaluate import Agreement, accuracy, agreement
-from .models.factorize import choose_levels, factorization_table, factorize
+from .models.factorize import choose_levels, factorization_table, factorize, with_latencies
 from .models.keras3 import from_keras3
 from .models.quantize import quantize_aware
 from .models.weights import FactorizeNet

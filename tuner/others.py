@@ -4,7 +4,8 @@
     python tuner/others.py --out runs/others --measure                    # bytes, arena and milliseconds of what is there
 
 ResNet-8 is the zoo's (45 + 5 epochs); ResNet-20 and a plain VGG, each of about 40 M MACs, are trained for 30 + 3 epochs here. The
-factorized net is tuned as `factorizenet factorize NET --max-macs 50% --run ...` does, 5 + 1 epochs with the original as teacher. The
+factorized net is tuned as `factorizenet factorize NET --max-macs 50% --run ...` does, 5 + 1 epochs with the original as teacher; the
+one that is as fast keeps to the original's milliseconds, too (`--max-latency-ms 100%`), on the machine that chose its levels. The
 narrower one has every width cut to the same factor, the widest within the same MACs, and is trained from random weights for as many epochs as the
 original and its tuning together. One recipe, one seed, CIFAR-10 (JPEG), all validation and test images. Writes results/others.csv;
 milliseconds are shares of the original's, taken in turns, of the file as it is and as `export --regroup fastest` makes it.
@@ -109,20 +110,21 @@ def train_original(name: str, out: Path, data: fnet.Dataset) -> None:
 
 def tune_factorized(name: str, out: Path, data: fnet.Dataset) -> None:
     """Factorize the original and tune what it becomes, by the command line."""
-    _, _, of_zoo, shares = NETS[name]
-    for share in shares:
-        run = out / f"{name}-{100 * share:g}"
-        if not (run / "metrics.json").exists():
-            command = [
-                "factorize",
-                of_zoo or str(out / name),
-                "--dataset",
-                "cifar10",
-                "--max-macs",
-                f"{100 * share:g}%",
-            ]
-            if factorizenet([*command, "--run", str(run), "--quiet"]):
-                raise SystemExit(1)
+    for share in NETS[name][3]:
+        run_factorize(name, out, out / f"{name}-{100 * share:g}", f"{100 * share:g}%")
+
+
+def tune_as_fast(name: str, out: Path, data: fnet.Dataset) -> None:
+    """Factorize the original to half of its MACs and no more than its milliseconds here, and tune it."""
+    run_factorize(name, out, out / f"{name}-50-fast", "50%", "--max-latency-ms", "100%")
+
+
+def run_factorize(name: str, out: Path, run: Path, share: str, *more: str) -> None:
+    """Call the command line, unless the run is there."""
+    if not (run / "metrics.json").exists():
+        command = ["factorize", NETS[name][2] or str(out / name), "--dataset", "cifar10", "--max-macs", share, *more]
+        if factorizenet([*command, "--run", str(run), "--quiet"]):
+            raise SystemExit(1)
 
 
 def train_narrower(name: str, out: Path, data: fnet.Dataset) -> None:
@@ -135,7 +137,12 @@ def train_narrower(name: str, out: Path, data: fnet.Dataset) -> None:
     trained(build(width, f"{name}_narrower"), data, out / f"{name}-narrower", epochs)
 
 
-KINDS = {"original": train_original, "factorized": tune_factorized, "narrower": train_narrower}
+KINDS = {
+    "original": train_original,
+    "factorized": tune_factorized,
+    "as-fast": tune_as_fast,
+    "narrower": train_narrower,
+}
 
 
 def trained(model: keras.Model, data: fnet.Dataset, out: Path, epochs: tuple[int, int]) -> None:
@@ -151,11 +158,8 @@ def measured(name: str, out: Path) -> list[dict]:
     _, _, of_zoo, shares = NETS[name]
     original = resolve(of_zoo.replace("float", "int8") if of_zoo else out / name).with_precision("int8")
     runs = {f"factorized, {100 * share:g} %": out / f"{name}-{100 * share:g}" for share in shares}
-    runs = {
-        how: run
-        for how, run in (runs | {"narrower": out / f"{name}-narrower"}).items()
-        if (run / "metrics.json").exists()
-    }
+    runs |= {"factorized, 50 %, as fast": out / f"{name}-50-fast", "narrower": out / f"{name}-narrower"}
+    runs = {how: run for how, run in runs.items() if (run / "metrics.json").exists()}
     return [row(name, "original", original, original)] + [
         row(name, how, resolve(run).with_precision("int8"), original) for how, run in runs.items()
     ]

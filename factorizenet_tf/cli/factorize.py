@@ -1,6 +1,7 @@
 """The command that factorizes a trained net."""
 
 import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def factorize(
     out: Annotated[Path | None, Option(help="The factorized net, a new .keras file.", show_default="none")] = None,
     level: Annotated[
         str | None,
-        Option(help="2**level groups: of all layers, 3, or by layer, conv2=1,conv3=4.", show_default="by --max-macs"),
+        Option(help="2**level groups: of all layers, 3, or by layer, conv2=1,conv3=4.", show_default="by --max-..."),
     ] = None,
     middle: Annotated[
         str | None,
@@ -34,6 +35,14 @@ def factorize(
         str | None,
         Option(
             help="Choose levels and middles for this budget: a share, 50%, or an amount, 6M.", metavar="SHARE|AMOUNT"
+        ),
+    ] = None,
+    max_latency_ms: Annotated[
+        str | None,
+        Option(
+            help="Choose them for this time, too, of one int8 inference as `export --regroup fastest` makes the file, one "
+            "thread, here: a share, 100%, or milliseconds.",
+            metavar="SHARE|MS",
         ),
     ] = None,
     run: Annotated[
@@ -74,9 +83,12 @@ def factorize(
     as_json: options.Json = False,
 ):
     """Factorize a trained net: grouped and pointwise convolutions."""
-    is_table_alone = level is None and max_macs is None and (table or figure) is not None
-    if not is_table_alone and (level is None) == (max_macs is None):
-        raise ValueError("give --level, or --max-macs to have levels chosen, or --table or --figure alone")
+    given = {"max_macs": max_macs, "max_latency_ms": max_latency_ms}
+    given = {name: text for name, text in given.items() if text is not None}
+    is_table_alone = level is None and not given and (table or figure) is not None
+    if not is_table_alone and (level is None) == (not given):
+        limits = "--max-macs or --max-latency-ms (or both)"
+        raise ValueError(f"give --level, or {limits} to have levels chosen, or --table or --figure alone")
     if level is None:
         options.refuse_unused(context, "without --level middles are chosen, too", "middle")
     if is_table_alone:
@@ -86,11 +98,12 @@ def factorize(
     elif not images:
         raise ValueError("--images is 0 and --run is given; leave one of them out")
     is_begun = run is not None and (run / START_FILE).exists()
-    by_table = max_macs is not None or (table or figure) is not None
+    by_table = bool(given) or (table or figure) is not None
     if images < 0 or (by_table and not images):
         raise ValueError(f"images is {images}; it must be at least {int(by_table)}")
     if not images:
         options.refuse_unused(context, "--images 0 reads none", "dataset", "unlabelled", "data_dir")
+    options.limits_of(given, dict.fromkeys(given, 1e9))
     levels = None if level is None else _by_layer("level", level, int)
     middles = 1 if middle is None else _by_layer("middle", middle, float)
     for path, *endings in ((out, ".keras"), (table, ".csv"), (figure, ".png", ".svg")):
@@ -103,10 +116,10 @@ def factorize(
     from ..cost import count_macs, count_params
     from ..loading import check_served_name, resolve
     from ..models.evaluate import accuracy
-    from ..models.factorize import choose_levels, factorization_table, levels_of_layers
+    from ..models.factorize import choose_levels, factorization_table, levels_of_layers, with_latencies
     from ..models.factorize import factorize as factorize_model
     from ..models.quantize import with_softmax, without_softmax
-    from ..training.factorized import begin, check_free, check_tunable, labelled_by, load_begun
+    from ..training.factorized import begin, check_free, check_tunable, labelled_by, load_begun, shown_command
 
     if run is not None and not is_begun:
         check_free(run)
@@ -116,7 +129,6 @@ def factorize(
     if run is not None and not is_begun:
         check_tunable(own, run.resolve().name, qat_epochs != 0)
     offered = levels_of_layers(own, stem=stem)
-    limits = {} if max_macs is None else options.limits_of({"max_macs": max_macs}, {"max_macs": count_macs(own)})
     data, calibration = None, None
     if images:
         if dataset is None and unlabelled is None:
@@ -129,24 +141,48 @@ def factorize(
         calibration = data.calibration(images)
     command = None
     if run is not None:
-        start, comment = shown_source(context, source, data, "level", "middle", "max_macs")
-        command = f"{start} --run runs/{run.resolve().name}{comment}"
+        command = _command(context, source, data, run, "level", "middle", *given)
     found, result = None, load_begun(run, command) if is_begun else None
     files = [path for path in (table, figure) if path is not None and not path.exists()]  # a begun run may have some
     with Progress(not quiet) as progress:
-        if files or (limits and not is_begun):
+        if files or (given and not is_begun):
             progress.bar("factorizing each layer alone", len(own.layers) - 1)
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
-            if table in files:
-                write_text(table, found.to_csv(index=False))
-            if figure in files:
-                save(factorization_map(found), figure)
-        if limits and not is_begun:
-            levels, middles = choose_levels(own, found, limits["max_macs"])
-        if levels is not None and not is_begun:
+        costs, times = {"max_macs": count_macs(own)}, []
+        if max_latency_ms is not None and not is_begun:
+            progress.bar("timing what each layer may become", len(offered))
+            found = with_latencies(own, found, advance=progress.step)
+            progress.say("timing the original")
+            (costs["max_latency_ms"],) = _milliseconds([own], calibration)
+        if table in files:
+            write_text(table, found.to_csv(index=False))
+        if figure in files:
+            save(factorization_map(found), figure)
+
+        def factorized():
             progress.bar("factorizing", len(own.layers) - 1)
             choices = {"middle": middles, "calibration": calibration, "stem": stem}
-            result = factorize_model(own, levels, **choices, advance=progress.step)
+            return factorize_model(own, levels, **choices, advance=progress.step)
+
+        if given and not is_begun:
+            limits = costs | options.limits_of(given, costs)
+            for max_ms in _budgets(found, limits, costs):
+                levels, middles = choose_levels(own, found, limits["max_macs"], max_ms=max_ms)
+                result = factorized()
+                if max_ms is None:
+                    break
+                progress.say("timing both")
+                times = _milliseconds([own, result], calibration)
+                if times[1] <= times[0] * limits["max_latency_ms"] / costs["max_latency_ms"]:
+                    break
+            else:
+                warnings.warn(
+                    f"the factorized net takes {times[1]:.4f} ms where the original takes {times[0]:.4f}, more than its layers "
+                    "alone let expect; give a smaller --max-latency-ms",
+                    stacklevel=1,
+                )
+        elif levels is not None and not is_begun:
+            result = factorized()
         if out is not None and not out.exists():
             with atomic_write(out) as aside:
                 (result if own is whole else with_softmax(result)).save(aside, save_format="keras")
@@ -157,6 +193,8 @@ def factorize(
             row = {"net": name, "macs": count_macs(net), "params": count_params(net)}
             row |= {} if data is None else {"validation_accuracy": round(accuracy(net, data.validation), 4)}
             summary.append(row)
+        for row, ms in zip(summary, times):
+            row["ms"] = round(ms, 4)
     if result is None:
         columns = ["layer", "level", "middle", "groups", "macs", "energy_lost", "output_error", "logits_error_int8"]
         rows = found[columns].to_dict("records")
@@ -173,8 +211,14 @@ def factorize(
         result = quantizable(result)
         spec = architecture_of(result, run.resolve().name)
         if not is_begun:
-            begin(run, result, spec, command)
-        how = {"recipe": recipe, "initial": result, "teacher": source, "verbose": not quiet, "command": command}
+            shown = None
+            if max_latency_ms is not None and levels:  # latencies are this machine's: a card has what they led to
+                numbers = {"level": levels, "middle": middles}
+                own = [f"--{name} {_as_text(values)}" for name, values in numbers.items() if values]
+                shown = _command(context, source, data, run, also=" ".join(own))
+            begin(run, result, spec, command, shown)
+        how = {"recipe": recipe, "initial": result, "teacher": source, "verbose": not quiet}
+        how["command"] = shown_command(run)
         tuned = train(spec, data, out=run, **how)
     if as_json:
         print_json({"nets": summary, "layers": rows} | ({} if tuned is None else {"run": tuned.metrics}))
@@ -211,6 +255,47 @@ def shown_source(context, source, data, *own: str) -> tuple[str, str]:
     left_out = tuple(parameter for parameter in context.params if parameter not in (*SHOWN, *own))
     given = options.shown_options(context, values, left_out, ("dataset", "zoo_"))
     return f"factorizenet factorize {shlex.quote(str(initial))} {given}", comment
+
+
+def _command(context, source, data, run, *own: str, also: str = "") -> str:
+    """Write the command that tunes in a run's folder, with the user's values of `own`, or `also`."""
+    start, comment = shown_source(context, source, data, *own)
+    return f"{start} {also}{' ' * bool(also)}--run runs/{run.resolve().name}{comment}"
+
+
+def _as_text(numbers) -> str:
+    return ",".join(f"{layer}={number:g}" for layer, number in numbers.items())
+
+
+def _budgets(table, limits, costs) -> list[float | None]:
+    """Give the milliseconds that the table's layers may take together, tighter each time; [None]: there is no limit.
+
+    Raises:
+        ValueError: not even the fastest choice in each layer is fast enough.
+    """
+    if "max_latency_ms" not in limits:
+        return [None]
+    limit, whole = limits["max_latency_ms"], costs["max_latency_ms"]
+    rest = whole - table.ms[table.level == 0].sum()  # what the other layers take
+    least = rest + table.groupby("layer").ms.min().sum()
+    if limit < least:
+        raise ValueError(
+            f"--max-latency-ms is {limit:.4g} ms; the net takes {whole:.4g}, with the fastest choice in each layer about {least:.4g}: "
+            "give more"
+        )
+    return [share * limit - rest for share in (1, 0.97, 0.94)]
+
+
+def _milliseconds(nets, calibration) -> list[float]:
+    """Time nets in turns, int8, as `export --regroup fastest` makes them, on one thread."""
+    import numpy as np
+
+    from ..models.convert import to_tflite
+    from ..tflite.latency import inference, time_in_turns
+    from ..tflite.regroup import regroup_fastest
+
+    files = [regroup_fastest(to_tflite(net, calibration=calibration)).content for net in nets]
+    return np.median(time_in_turns([inference(file) for file in files]), axis=0).tolist()
 
 
 def _by_layer(name, text, kind):

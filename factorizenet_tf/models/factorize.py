@@ -24,7 +24,8 @@ from .._keras import keras, tf
 from ..cost import count_macs
 from ..data import check_images
 from ..spec import groups_at, last_level
-from ..tflite.regroup import regrouped
+from ..tflite.latency import Convolution, convolution_chain, inference, measure_convolutions, time_in_turns
+from ..tflite.regroup import regroup_fastest, regrouped
 from .graph import BATCH, Graph, call, in_batches, reads_image, run
 from .low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
 from .native import use_native_kernels
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = ["choose_levels", "factorization_table", "factorize", "levels_of_layers", "moments_of", "splits_of_layers"]
+__all__ += ["with_latencies"]
 
 MAX_MACS = 3_300_000_000  # of the images that errors are measured on, at least a batch: 256 at 12.5 M MACs, 64 at 50 M
+PRICES = (0.0, *np.geomspace(1e-3, 1e4, 141).tolist())  # squared error at the logits for a millisecond
 MAX_PLACES = 131_072  # positions in a layer's outputs over all images; of more a sample is fitted on
 
 
@@ -204,34 +207,87 @@ def factorization_table(
     return pandas.DataFrame(rows)
 
 
+def with_latencies(
+    model: keras.Model, table: pandas.DataFrame, *, advance: Callable[[], None] | None = None
+) -> pandas.DataFrame:
+    """Give a table a column `ms`: the milliseconds that what a layer becomes takes here, int8, on LiteRT and one thread.
+
+    Each row is a .tflite of its own, of the layer's parts alone, as `export --regroup fastest` rewrites it (same outputs). The rows of
+    one layer are timed in turns; layers of equal shape are timed once.
+
+    Args:
+        model: the net.
+        table: its `factorization_table`.
+        advance: called after each layer of the table.
+    """
+    found, known = table.copy(), {}
+    for name, rows in table.groupby("layer", sort=False):
+        layer = model.get_layer(name)
+        splits = [_split(layer, level, middle) or _as_it_is(layer) for level, middle in zip(rows.level, rows.middle)]
+        parts = tuple(tuple(split.convolutions) for split in splits)
+        if parts not in known:
+            latencies = measure_convolutions(
+                (shape, groups) for one in parts for shape, groups in one if groups != shape.input_shape[2]
+            )
+            files = [regroup_fastest(convolution_chain(one), latencies).content for one in parts]
+            known[parts] = np.median(time_in_turns([inference(file) for file in files]), axis=0)
+        found.loc[rows.index, "ms"] = known[parts]
+        if advance is not None:
+            advance()
+    return found
+
+
 def choose_levels(
-    model: keras.Model, table: pandas.DataFrame, max_macs: float
+    model: keras.Model, table: pandas.DataFrame, max_macs: float, *, max_ms: float | None = None
 ) -> tuple[dict[str, int], dict[str, float]]:
     """Choose a level and a middle for each layer so that the net keeps to a budget and its logits change least.
 
     The squared errors of the layers alone are assumed to add up. Starting from the net as it is, the change with the smallest
     error for each MAC saved is made until the budget is kept; what is left of the budget goes to the layer that gains most.
+    With `max_ms`, a millisecond has a price in error, the lowest of PRICES at which that is kept, too.
 
     Args:
         model: the net.
-        table: its `factorization_table`.
+        table: its `factorization_table`; for `max_ms` `with_latencies`.
         max_macs: budget of the whole net.
+        max_ms: budget of the table's layers together; the sum of `ms` at level 0 is what they take as they are.
 
     Returns:
         level and middle by layer name, as `factorize` takes them.
 
     Raises:
-        ValueError: the net has more MACs even with the cheapest choice in each layer; the message has the number.
+        ValueError: the net has more MACs even with the cheapest choice in each layer; the message has the number. Or no choice that
+            was found keeps to `max_ms`; the message has the fewest.
     """
-    rows = [row._replace(logits_error_int8=row.logits_error_int8**2) for row in table.itertuples(index=False)]
+    if max_ms is not None and "ms" not in table:
+        raise ValueError("max_ms is given and the table has no column ms; give it one by with_latencies(model, table)")
+    spare, rows = max_macs - count_macs(model), list(table.itertuples(index=False))
+    fewest = math.inf
+    for price in (0.0,) if max_ms is None else PRICES:
+        chosen = _within_macs(rows, spare, max_macs, price)
+        fewest = 0 if max_ms is None else min(fewest, sum(row.ms for row in chosen))
+        if max_ms is None or fewest <= max_ms:
+            chosen = [row for row in chosen if row.level]
+            return {row.layer: row.level for row in chosen}, {
+                row.layer: row.middle for row in chosen if row.middle != 1
+            }
+    before = sum(row.ms for row in rows if not row.level)
+    raise ValueError(
+        f"max_ms is {max_ms:.4g} for layers that take {before:.4g} as they are; within {max_macs:,.0f} MACs the fewest that were "
+        f"found are {fewest:.4g}: give more"
+    )
+
+
+def _within_macs(rows: Sequence, spare: float, max_macs: float, price: float) -> list:
+    """Choose a row for each layer; `spare` MACs are left with all layers as they are, each millisecond counts as an error of `price`."""
+    loss = {row: row.logits_error_int8**2 + (price * row.ms if price else 0) for row in rows}
     now = {row.layer: row for row in rows if not row.level}  # each layer as it is
-    spare = max_macs - count_macs(model)
 
     def saved(row):
         return now[row.layer].macs - row.macs
 
     def gained(row):
-        return now[row.layer].logits_error_int8 - row.logits_error_int8
+        return loss[now[row.layer]] - loss[row]
 
     while spare < 0:
         cheaper = [row for row in rows if saved(row) > 0]
@@ -247,8 +303,7 @@ def choose_levels(
         row = max(better, key=gained)
         spare += saved(row)
         now[row.layer] = row
-    chosen = [row for row in now.values() if row.level]
-    return {row.layer: row.level for row in chosen}, {row.layer: row.middle for row in chosen if row.middle != 1}
+    return list(now.values())
 
 
 # The net
@@ -338,6 +393,23 @@ class _Split:
             first = (channels, self.inner, math.prod(layer.input_shape[1:3]))
             return [first, (area * self.inner // self.groups, filters, places)]
         return [(area * channels // self.groups, self.inner, places), (self.inner, filters, places)]
+
+    @property
+    def convolutions(self) -> list[tuple[Convolution, int]]:
+        """Shape and groups of each part."""
+        layer = self.layer
+        _, height, width, channels = layer.input_shape
+        own = {"kernel": layer.kernel_size, "stride": layer.strides, "dilation": layer.dilation_rate}
+        own |= {"padding": layer.padding.upper()}
+        one = {"kernel": (1, 1), "stride": (1, 1), "dilation": (1, 1), "padding": "VALID"}
+        filters = layer.output_shape[3]
+        if not self.inner:
+            return [(Convolution((height, width, channels), filters, **own), self.groups)]
+        if self.pointwise_first:
+            first = Convolution((height, width, channels), self.inner, **one)
+            return [(first, 1), (Convolution(first.output_shape, filters, **own), self.groups)]
+        first = Convolution((height, width, channels), self.inner, **own)
+        return [(first, self.groups), (Convolution(first.output_shape, filters, **one), 1)]
 
     @property
     def macs(self) -> int:

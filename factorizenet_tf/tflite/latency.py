@@ -15,7 +15,7 @@ from ..console import quiet_native_stderr
 from ..spec import ModelSpec, max_level
 from .flatbuffer import operator_name, output_name, read_flatbuffer, write_flatbuffer
 
-__all__ = ["Convolution", "LatencyTable", "convolution_of", "convolution_operators", "inference"]
+__all__ = ["Convolution", "LatencyTable", "convolution_chain", "convolution_of", "convolution_operators", "inference"]
 __all__ += ["int8_convolutions", "measure_convolutions", "new_interpreter", "planned_convolutions", "read_table"]
 __all__ += ["time_in_turns"]
 
@@ -252,38 +252,63 @@ def inference(content: bytes, threads: int = 1) -> Callable[[], None]:
 
 
 def one_convolution(shape: Convolution, groups: int) -> bytes:
-    """Make a .tflite of one int8 convolution with random weights, on which its latency does not depend."""
+    """Make a .tflite of one int8 CONV_2D with random weights, on which its latency does not depend."""
+    return _convolutions_file([(shape, groups, False)])
+
+
+def convolution_chain(parts: Sequence[tuple[Convolution, int]]) -> bytes:
+    """Make a .tflite of int8 convolutions, each reading the one before; as many groups as channels: DEPTHWISE_CONV_2D."""
+    return _convolutions_file([(shape, groups, groups == shape.input_shape[2] > 1) for shape, groups in parts])
+
+
+def _convolutions_file(parts: Sequence[tuple[Convolution, int, bool]]) -> bytes:
     from ai_edge_litert import schema_py_generated as schema
 
-    kernel = [shape.filters, *shape.kernel, shape.input_shape[2] // groups]
-    random = np.random.default_rng(0)
-    weights = random.integers(-127, 128, kernel, np.int8)
-    bias = random.integers(-1000, 1000, shape.filters, np.int32)
-    types = schema.TensorType
+    random, types = np.random.default_rng(0), schema.TensorType
+    tensors, buffers, operators, codes = [], [schema.BufferT()], [], []
 
-    def tensor(name, sides, kind, scales, zero_point=0, buffer=0):
+    def tensor(name, sides, kind, scales, zero_point=0, values=None, axis=0):
         quantization = schema.QuantizationParametersT(scale=scales, zeroPoint=[zero_point] * len(scales))
-        return schema.TensorT(shape=list(sides), type=kind, buffer=buffer, name=name, quantization=quantization)
+        quantization.quantizedDimension = axis
+        if values is not None:
+            buffers.append(schema.BufferT(values.view(np.uint8).ravel()))
+        buffer = 0 if values is None else len(buffers) - 1
+        tensors.append(
+            schema.TensorT(shape=list(sides), type=kind, buffer=buffer, name=name, quantization=quantization)
+        )
+        return len(tensors) - 1
 
-    scales = [0.01] * shape.filters
-    tensors = [
-        tensor("image", (1, *shape.input_shape), types.INT8, [1 / 255], -128),
-        tensor("weights", kernel, types.INT8, scales, buffer=1),
-        tensor("bias", [shape.filters], types.INT32, [scale / 255 for scale in scales], buffer=2),
-        tensor("sums", (1, *shape.output_shape), types.INT8, [0.02], -128),
-    ]
-    options = schema.Conv2DOptionsT(
-        padding=int(shape.padding == "VALID"),
-        strideH=shape.stride[0],
-        strideW=shape.stride[1],
-        dilationHFactor=shape.dilation[0],
-        dilationWFactor=shape.dilation[1],
-        fusedActivationFunction=schema.ActivationFunctionType.RELU6,
-    )
-    kind = schema.BuiltinOptions.Conv2DOptions
-    operator = schema.OperatorT(inputs=[0, 1, 2], outputs=[3], builtinOptions=options, builtinOptionsType=kind)
-    conv_2d = schema.BuiltinOperator.CONV_2D
-    code = schema.OperatorCodeT(builtinCode=conv_2d, deprecatedBuiltinCode=conv_2d, version=5)
-    graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[3], operators=[operator], name="main")
-    buffers = [schema.BufferT(data) for data in (None, weights.view(np.uint8).ravel(), bias.view(np.uint8).ravel())]
-    return write_flatbuffer(schema.ModelT(version=3, operatorCodes=[code], subgraphs=[graph], buffers=buffers))
+    before, scale = tensor("image", (1, *parts[0][0].input_shape), types.INT8, [1 / 255], -128), 1 / 255
+    for number, (shape, groups, is_depthwise) in enumerate(parts):
+        ending, count = str(number or ""), shape.filters
+        inside = shape.input_shape[2] // groups
+        sides = [1, *shape.kernel, count] if is_depthwise else [count, *shape.kernel, inside]
+        weights = random.integers(-127, 128, sides, np.int8)
+        bias = random.integers(-1000, 1000, count, np.int32)
+        inputs = [
+            before,
+            tensor("weights" + ending, sides, types.INT8, [0.01] * count, values=weights, axis=3 * is_depthwise),
+            tensor("bias" + ending, [count], types.INT32, [0.01 * scale] * count, values=bias),
+        ]
+        before, scale = tensor("sums" + ending, (1, *shape.output_shape), types.INT8, [0.02], -128), 0.02
+        kind = "DepthwiseConv2D" if is_depthwise else "Conv2D"
+        options = getattr(schema, f"{kind}OptionsT")(
+            padding=int(shape.padding == "VALID"),
+            strideH=shape.stride[0],
+            strideW=shape.stride[1],
+            dilationHFactor=shape.dilation[0],
+            dilationWFactor=shape.dilation[1],
+            fusedActivationFunction=schema.ActivationFunctionType.RELU6,
+        )
+        if is_depthwise:
+            options.depthMultiplier = count // groups
+        code = getattr(schema.BuiltinOperator, "DEPTHWISE_CONV_2D" if is_depthwise else "CONV_2D")
+        codes.append(
+            schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=code, version=3 if is_depthwise else 5)
+        )
+        kinds = getattr(schema.BuiltinOptions, f"{kind}Options")
+        operator = schema.OperatorT(inputs=inputs, outputs=[before], builtinOptions=options, builtinOptionsType=kinds)
+        operator.opcodeIndex = number
+        operators.append(operator)
+    graph = schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[before], operators=operators, name="main")
+    return write_flatbuffer(schema.ModelT(version=3, operatorCodes=codes, subgraphs=[graph], buffers=buffers))

@@ -21,7 +21,7 @@ from ..models.weights import load_model, save_weights
 from ..runs import START_FILE
 from ..spec import Architecture
 
-__all__ = ["begin", "check_free", "check_tunable", "labelled_by", "load_begun"]
+__all__ = ["begin", "check_free", "check_tunable", "labelled_by", "load_begun", "shown_command"]
 
 COMMAND_FILE = "start.json"
 
@@ -41,20 +41,35 @@ def check_tunable(model: keras.Model, name: str, is_quantized: bool) -> None:
         wrap_for_qat(build(spec))
 
 
-def begin(folder: Path, model: keras.Model, spec: Architecture, command: str) -> None:
-    """Save the weights that a tuning starts from, and its command. Raises ValueError as `check_free`, and OSError."""
+def begin(folder: Path, model: keras.Model, spec: Architecture, command: str, shown: str | None = None) -> None:
+    """Save the weights that a tuning starts from, its command, and the one for cards where that is another.
+
+    Raises ValueError as `check_free`, and OSError.
+    """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / COMMAND_FILE, json.dumps({"command": command}, indent=2) + "\n")
+    commands = {"command": command} | ({} if shown in (None, command) else {"shown": shown})
+    write_text(folder / COMMAND_FILE, json.dumps(commands, indent=2) + "\n")
     save_weights(model, folder / START_FILE, spec=spec, precision="float")
+
+
+def shown_command(folder: Path) -> str:
+    """Give the command of a begun tuning for cards. Raises ValueError as `load_begun`."""
+    commands = _commands(folder)
+    return commands.get("shown", commands["command"])
+
+
+def _commands(folder) -> dict[str, str]:
+    try:
+        commands = json.loads((folder / COMMAND_FILE).read_text())
+        return {"command": commands["command"], **commands}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / COMMAND_FILE} is damaged or missing ({error}); choose a new folder") from None
 
 
 def load_begun(folder: Path, command: str) -> keras.Model:
     """Load the model that a tuning started from. Raises ValueError if another command, which is named, began it."""
-    try:
-        begun = json.loads((folder / COMMAND_FILE).read_text())["command"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / COMMAND_FILE} is damaged or missing ({error}); choose a new folder") from None
+    begun = _commands(folder)["command"]
     if begun != command:
         raise ValueError(f"the folder {folder} was begun by `{begun}`; give that command, or a new folder")
     return load_model(folder / START_FILE, precision="float")

@@ -1,5 +1,7 @@
 """`factorizenet factorize`."""
 
+import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +10,12 @@ import pytest
 from PIL import Image
 
 import factorizenet_tf as fnet
+from factorizenet_tf.cli import main
 from factorizenet_tf.cli.options import fitting
 from factorizenet_tf.loading import resolve
+from factorizenet_tf.models import factorize as factorizing
+from factorizenet_tf.tflite import latency
+from factorizenet_tf.training import train
 from factorizenet_tf.training.factorized import labelled_by
 
 LATENCY = {"latency_ms": 1.5, "latency_ratio": 1.5, "latency_machine": "a machine"}
@@ -38,6 +44,55 @@ def test_a_net_is_factorized_within_a_share_of_its_macs_and_is_a_net_like_others
     assert abs(factorized["validation_accuracy"] - original["validation_accuracy"]) < 0.3
     assert fnet.count_macs(resolve(out).float_model()) == factorized["macs"]
     assert set(pandas.read_csv(table).layer) == {"conv16", "conv24"} == {row["layer"] for row in found["layers"]}
+
+
+@pytest.fixture
+def bytes_for_milliseconds(monkeypatch):
+    """A file of 1,000 bytes takes 1 ms."""
+    for module in (factorizing, latency):
+        monkeypatch.setattr(module, "inference", lambda content, threads=1: len(content) / 1000)
+        monkeypatch.setattr(module, "time_in_turns", lambda times: np.array([times]))
+
+
+@pytest.mark.usefixtures("bytes_for_milliseconds")
+def test_levels_are_chosen_for_milliseconds_too(mine, tmp_path, prints_json, fails):
+    table = tmp_path / "table.csv"
+    command = ["factorize", mine, *DATA, "--images", 64, "--max-latency-ms"]
+    original, factorized = prints_json(*command, "80%", "--max-macs", "70%", "--table", table)["nets"]
+    assert factorized["ms"] <= 0.8 * original["ms"]
+    assert factorized["macs"] <= 0.7 * original["macs"]
+    assert (pandas.read_csv(table).ms > 0).all()
+    by_time = prints_json(*command, f"{0.8 * original['ms']:.4f}")["nets"][1]
+    assert by_time["ms"] <= 0.8 * original["ms"]
+    assert re.search(
+        r"--max-latency-ms is 0.01 ms; the net takes \S+, with the fastest .* about \d", fails(*command, "0.01")
+    )
+    assert "--max-latency-ms is '0%'" in fails(*command, "0%")
+
+
+@pytest.mark.usefixtures("bytes_for_milliseconds")
+def test_a_net_that_is_slower_than_its_layers_alone_is_said(mine, monkeypatch):
+    module = sys.modules["factorizenet_tf.cli.factorize"]
+    monkeypatch.setattr(module, "_milliseconds", lambda nets, images: [10.0, 11.0][: len(nets)])
+    with pytest.warns(UserWarning, match=r"takes 11.0000 ms where the original takes 10.0000"):
+        assert main(["factorize", str(mine), *DATA, "--images", "64", "--max-latency-ms", "90%"]) == 0
+
+
+@pytest.mark.usefixtures("bytes_for_milliseconds")
+def test_a_card_has_the_levels_that_latencies_led_to(mine, tmp_path, monkeypatch, fails):
+    commands, folder = [], tmp_path / "fast"
+
+    def stopped(*arguments, command, **others):
+        commands.append(command)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(train, "train", stopped)
+    given = ["factorize", mine, *DATA, "--images", 64, "--max-latency-ms", "80%", "--run", folder]
+    for _ in range(2):  # the second continues: nothing is chosen again
+        assert "stopped" in fails(*given)
+    assert commands[0] == commands[1]
+    assert re.match(r"factorizenet factorize \S+mine.keras .*--level conv\d+=\d.* --run runs/fast", commands[0])
+    assert "latency" not in commands[0]
 
 
 @pytest.mark.slow

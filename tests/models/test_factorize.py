@@ -7,9 +7,12 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf._keras import keras
+from factorizenet_tf.models import factorize as factorizing
 from factorizenet_tf.models.factorize import levels_of_layers
 from factorizenet_tf.models.low_rank import Moments, NormalEquations, pointwise_first, regroup, spatial_first
 from factorizenet_tf.models.native import use_native_kernels
+from factorizenet_tf.tflite import latency
+from factorizenet_tf.tflite.flatbuffer import operator_name, read_flatbuffer
 
 layers = keras.layers
 
@@ -172,6 +175,56 @@ def test_levels_are_chosen_within_a_budget(net, images):
     assert fnet.choose_levels(net, table, whole) == ({}, {})
     with pytest.raises(ValueError, match=r"max_macs is 1,000; with the cheapest choice in each layer the net has \d"):
         fnet.choose_levels(net, table, 1000)
+
+
+def test_milliseconds_are_a_second_budget(net, images, monkeypatch):
+    monkeypatch.setattr(factorizing, "inference", lambda content: content)
+    monkeypatch.setattr(factorizing, "time_in_turns", lambda files: np.array([[len(file) for file in files]]))
+    monkeypatch.setattr(latency, "time_in_turns", lambda calls: np.ones((1, len(calls))))
+    steps = []
+    table = fnet.factorization_table(net, images, middle=(1, 2))
+    table = fnet.with_latencies(net, table, advance=lambda: steps.append(1))
+    assert len(steps) == 4
+    before, macs = table.ms[table.level == 0].sum(), 0.8 * fnet.count_macs(net)
+    rows = table.set_index(["layer", "level", "middle"])
+
+    def chosen(max_ms):
+        levels, middle = fnet.choose_levels(net, table, macs, max_ms=max_ms)
+        assert fnet.count_macs(fnet.factorize(net, levels, middle=middle)) <= macs
+        kept = [rows.loc[(name, levels.get(name, 0), middle.get(name, 1))] for name in table.layer.unique()]
+        return sum(row.ms for row in kept), sum(row.logits_error_int8**2 for row in kept)
+
+    free, error = chosen(2 * before)
+    assert fnet.choose_levels(net, table, macs, max_ms=2 * before) == fnet.choose_levels(net, table, macs)
+    less, more_error = chosen(0.98 * free)
+    assert less <= 0.98 * free
+    assert more_error > error
+    with pytest.raises(ValueError, match=r"max_ms is 1 for layers that take .* the fewest that were found are \d"):
+        fnet.choose_levels(net, table, macs, max_ms=1)
+    with pytest.raises(ValueError, match=r"give it one by with_latencies"):
+        fnet.choose_levels(net, table.drop(columns="ms"), macs, max_ms=1)
+
+
+def test_what_a_layer_becomes_is_timed_as_the_operators_that_the_converter_makes_of_it(net, images):
+    kinds = {"plain": (2, 1), "strided": (4, 2), "dilated": (5, 1), "grouped": (2, 1)}
+    for name, (level, middle) in kinds.items():
+        layer = net.get_layer(name)
+        parts = factorizing._split(layer, level, middle)
+        alone = keras.Sequential([keras.Input(layer.input_shape[1:]), *parts.parts(None)])
+        values = np.random.default_rng(0).integers(0, 256, (8, *layer.input_shape[1:]), np.uint8)
+        files = fnet.to_tflite(alone, calibration=values), latency.convolution_chain(parts.convolutions)
+        made, timed = (
+            [
+                (kind, *latency.convolution_of(graph, operator))
+                for model in [read_flatbuffer(file)]
+                for graph in model.subgraphs
+                for operator in graph.operators
+                if (kind := operator_name(model, operator)).endswith("CONV_2D")
+            ]
+            for file in files
+        )
+        assert timed == made
+        latency.inference(files[1])()
 
 
 def broken(net):
