@@ -9,6 +9,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # with them what a file or a folder makes once.
 TWO := -n 2 --dist worksteal
 
+# Further options of `make docs`.
+SPHINX ?=
+
 .PHONY: help install demo levels gallery docs test test-slow test-without-onednn test-gallery lint benchmark clean
 
 help:
@@ -44,7 +47,7 @@ gallery: install
 
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d docs/_build/doctrees . docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going --quiet $(SPHINX) -c docs -d docs/_build/doctrees . docs/_build/html
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(TWO)
