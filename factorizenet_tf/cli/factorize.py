@@ -16,6 +16,7 @@ __all__ = ["factorize", "shown_source"]
 
 RECIPE = ("epochs", "qat_epochs", "learning_rate", "seed")  # fields of it that are options
 OF_DATA = ("dataset", "unlabelled", "images", "size", "resize", "group_by", "skip_broken")
+TIMER = 1.02  # times that differ by less are equal
 SHOWN = (*RECIPE, *OF_DATA, "stem", "pixel_range", "pixel_mean", "pixel_deviation", "zoo_")  # on a card
 
 
@@ -116,7 +117,7 @@ def factorize(
     from ..cost import count_macs, count_params
     from ..loading import check_served_name, resolve
     from ..models.evaluate import accuracy
-    from ..models.factorize import choose_levels, factorization_table, levels_of_layers, with_latencies
+    from ..models.factorize import factorization_table, levels_of_layers, with_latencies
     from ..models.factorize import factorize as factorize_model
     from ..models.quantize import with_softmax, without_softmax
     from ..training.factorized import begin, check_free, check_tunable, labelled_by, load_begun, shown_command
@@ -148,41 +149,24 @@ def factorize(
         if files or (given and not is_begun):
             progress.bar("factorizing each layer alone", len(own.layers) - 1)
             found = factorization_table(own, calibration, stem=stem, advance=progress.step)
-        costs, times = {"max_macs": count_macs(own)}, []
-        if max_latency_ms is not None and not is_begun:
-            progress.bar("timing what each layer may become", len(offered))
-            found = with_latencies(own, found, advance=progress.step)
-            progress.say("timing the original")
-            (costs["max_latency_ms"],) = _milliseconds([own], calibration)
-        if table in files:
-            write_text(table, found.to_csv(index=False))
-        if figure in files:
-            save(factorization_map(found), figure)
+            if max_latency_ms is not None:
+                progress.bar("timing what each layer may become", len(offered))
+                found = with_latencies(own, found, advance=progress.step)
 
-        def factorized():
+        def factorized(levels, middles):
             progress.bar("factorizing", len(own.layers) - 1)
             choices = {"middle": middles, "calibration": calibration, "stem": stem}
             return factorize_model(own, levels, **choices, advance=progress.step)
 
+        times = []
         if given and not is_begun:
-            limits = costs | options.limits_of(given, costs)
-            for max_ms in _budgets(found, limits, costs):
-                levels, middles = choose_levels(own, found, limits["max_macs"], max_ms=max_ms)
-                result = factorized()
-                if max_ms is None:
-                    break
-                progress.say("timing both")
-                times = _milliseconds([own, result], calibration)
-                if times[1] <= times[0] * limits["max_latency_ms"] / costs["max_latency_ms"]:
-                    break
-            else:
-                warnings.warn(
-                    f"the factorized net takes {times[1]:.4f} ms where the original takes {times[0]:.4f}, more than its layers "
-                    "alone let expect; give a smaller --max-latency-ms",
-                    stacklevel=1,
-                )
+            levels, middles, result, times = _chosen(own, found, given, calibration, factorized, progress)
         elif levels is not None and not is_begun:
-            result = factorized()
+            result = factorized(levels, middles)
+        if table in files:
+            write_text(table, found.to_csv(index=False))
+        if figure in files:
+            save(factorization_map(found), figure)
         if out is not None and not out.exists():
             with atomic_write(out) as aside:
                 (result if own is whole else with_softmax(result)).save(aside, save_format="keras")
@@ -212,7 +196,7 @@ def factorize(
         spec = architecture_of(result, run.resolve().name)
         if not is_begun:
             shown = None
-            if max_latency_ms is not None and levels:  # latencies are this machine's: a card has what they led to
+            if max_latency_ms is not None:  # latencies are this machine's: a card has what they led to
                 numbers = {"level": levels, "middle": middles}
                 own = [f"--{name} {_as_text(values)}" for name, values in numbers.items() if values]
                 shown = _command(context, source, data, run, also=" ".join(own))
@@ -267,23 +251,58 @@ def _as_text(numbers) -> str:
     return ",".join(f"{layer}={number:g}" for layer, number in numbers.items())
 
 
-def _budgets(table, limits, costs) -> list[float | None]:
-    """Give the milliseconds that the table's layers may take together, tighter each time; [None]: there is no limit.
+def _chosen(own, table, given, calibration, factorized, progress) -> tuple:
+    """Choose levels for the limits, and tighter ones while the net takes longer than its layers alone let expect.
+
+    Returns:
+        levels, middles, the net, and with a limit of time the milliseconds of the original and of the net.
 
     Raises:
-        ValueError: not even the fastest choice in each layer is fast enough.
+        ValueError: the net keeps to the limits as it is, or nothing keeps to them.
     """
-    if "max_latency_ms" not in limits:
-        return [None]
+    from ..cost import count_macs
+    from ..models.factorize import choose_levels
+
+    costs, text = {"max_macs": count_macs(own)}, given.get("max_latency_ms")
+    if text is not None:
+        progress.say("timing the original")
+        (costs["max_latency_ms"],) = _milliseconds([own], calibration)
+    limits = costs | options.limits_of(given, costs)
+    if all(limits[name] >= cost for name, cost in costs.items()):
+        shown = " and ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in given.items())
+        raise ValueError(f"the net keeps to {shown} as it is, so nothing would be factorized; give less")
+    levels, middles = choose_levels(own, table, limits["max_macs"])
+    if text is None:
+        return levels, middles, factorized(levels, middles), []
     limit, whole = limits["max_latency_ms"], costs["max_latency_ms"]
     rest = whole - table.ms[table.level == 0].sum()  # what the other layers take
-    least = rest + table.groupby("layer").ms.min().sum()
-    if limit < least:
+    tries = []
+    for share in (1, 0.97, 0.94):
+        try:
+            levels, middles = choose_levels(own, table, limits["max_macs"], max_ms=share * limit - rest)
+        except ValueError:
+            break
+        net = factorized(levels, middles)
+        progress.say("timing both")
+        times = _milliseconds([own, net], calibration)
+        allowed = limit / whole * times[0] if text.endswith("%") else limit
+        tries.append((times[1] / allowed, allowed, (levels, middles, net, times)))
+        if times[1] <= TIMER * allowed:
+            break
+    if not tries:
+        least = rest + table.groupby("layer").ms.min().sum()
         raise ValueError(
-            f"--max-latency-ms is {limit:.4g} ms; the net takes {whole:.4g}, with the fastest choice in each layer about {least:.4g}: "
-            "give more"
+            f"--max-latency-ms is {text!r}; within {limits['max_macs']:,} MACs no levels were found that take {limit:.4g} ms. The net "
+            f"takes {whole:.4g} ms as it is, with the fastest choice in each layer about {least:.4g}: give more ms or MACs"
         )
-    return [share * limit - rest for share in (1, 0.97, 0.94)]
+    ratio, allowed, chosen = min(tries, key=lambda one: one[0])
+    if ratio > TIMER:
+        warnings.warn(
+            f"the factorized net takes {chosen[3][1]:.4f} ms, more than the {allowed:.4f} of --max-latency-ms {text}: its layers alone "
+            "took less; give a smaller limit",
+            stacklevel=1,
+        )
+    return chosen
 
 
 def _milliseconds(nets, calibration) -> list[float]:

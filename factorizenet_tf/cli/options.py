@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import shlex
 import warnings
 from pathlib import Path
@@ -123,10 +124,20 @@ def limits_of(given: dict[str, str], own: dict[str, float] | None = None) -> dic
                 found[name] = float(text[:-1]) / 100 * own[name]
                 found[name] = found[name] if name == "max_latency_ms" else int(found[name])
             else:
-                found[name] = float(text) if name == "max_latency_ms" else amount(text)
+                found[name] = _milliseconds(text) if name == "max_latency_ms" else amount(text)
         except ValueError as error:
             raise ValueError(f"{option} is {text!r}; {str(error).removeprefix(f'{text!r} is no amount; ')}") from None
     return found
+
+
+def _milliseconds(text) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError("give milliseconds above 0: 2.5")
+    return number
 
 
 def recipe_from(context: Context, dataset: str, *, is_tuning: bool = False, **changes):

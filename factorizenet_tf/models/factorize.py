@@ -273,8 +273,8 @@ def choose_levels(
             }
     before = sum(row.ms for row in rows if not row.level)
     raise ValueError(
-        f"max_ms is {max_ms:.4g} for layers that take {before:.4g} as they are; within {max_macs:,.0f} MACs the fewest that were "
-        f"found are {fewest:.4g}: give more"
+        f"max_ms is {max_ms:.4g} for the layers of the table, which take {before:.4g} as they are; within {max_macs:,.0f} MACs the "
+        f"fewest that were found are {fewest:.4g}: give more of either"
     )
 
 

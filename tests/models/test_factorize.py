@@ -199,7 +199,7 @@ def test_milliseconds_are_a_second_budget(net, images, monkeypatch):
     less, more_error = chosen(0.98 * free)
     assert less <= 0.98 * free
     assert more_error > error
-    with pytest.raises(ValueError, match=r"max_ms is 1 for layers that take .* the fewest that were found are \d"):
+    with pytest.raises(ValueError, match=r"max_ms is 1 for the layers of .* the fewest that were found are \d"):
         fnet.choose_levels(net, table, macs, max_ms=1)
     with pytest.raises(ValueError, match=r"give it one by with_latencies"):
         fnet.choose_levels(net, table.drop(columns="ms"), macs, max_ms=1)
