@@ -33,7 +33,11 @@ def search(
         str | None, _limit("Bytes of the arena of TensorFlow Lite Micro's reference kernels at most (extra micro).")
     ] = None,
     max_latency_ms: Annotated[
-        str | None, _limit("Milliseconds of one int8 inference at most, one thread, here.")
+        str | None,
+        _limit(
+            "Milliseconds of one int8 inference at most, one thread, here; with --model as `export --regroup fastest` makes "
+            "the file."
+        ),
     ] = None,
     min_accuracy: options.MinAccuracy = None,
     start: Annotated[

@@ -33,6 +33,7 @@ from ..spec import Architecture, ModelSpec
 from ..training.factorized import begin, load_begun
 from ..training.loop import DivergedError
 from ..training.train import check_data, train
+from .costs import milliseconds
 from .oracle import (
     PARENT,
     PRUNED,
@@ -176,7 +177,7 @@ def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = 
             **accuracies,
             "macs": run.metrics["macs"],
             "size_bytes": run.metrics["size_bytes"],
-            "latency_ms": run.int8_model().latency_ms().median_ms,
+            "latency_ms": milliseconds(spec, run.int8_model().content),
             "seconds": run.metrics["training_seconds"],
         }
 

@@ -1,6 +1,7 @@
 """Searches over what a net that is there already may become."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from factorizenet_tf.loading import resolve
 from factorizenet_tf.requirement import Requirement
 from factorizenet_tf.tuner import FactorizationOracle, FactorizationTuner
 from factorizenet_tf.tuner import search as search_module
+from factorizenet_tf.tuner.costs import milliseconds
 from factorizenet_tf.tuner.model_space import ModelSpace
 from factorizenet_tf.tuner.progressive import Result, Search, effects, propose
 from factorizenet_tf.tuner.space import macs
@@ -104,6 +106,17 @@ def test_with_a_table_a_search_trains_fewer_nets_until_it_has_the_best(space, mo
                 assert state.best == best
                 assert set(effects(search, results, best)) == set(each.alternatives(best))
     assert 3 <= trained["with"] < trained["without"]
+
+
+def test_a_factorized_nets_milliseconds_are_those_of_the_file_to_export(space, run, monkeypatch):
+    content, timed = run.int8_model().content, []
+    regrouped = SimpleNamespace(content=content + b" ")
+    monkeypatch.setattr("factorizenet_tf.tflite.regroup.regroup_fastest", lambda given: regrouped)
+    latency = SimpleNamespace(median_ms=1.5)
+    model = SimpleNamespace(latency_ms=lambda runs: latency)
+    monkeypatch.setattr("factorizenet_tf.tflite.int8_model.Int8Model", lambda given: timed.append(given) or model)
+    assert [milliseconds(spec, content) for spec in (space.original, run.spec)] == [1.5, 1.5]
+    assert timed == [regrouped.content, content]
 
 
 @pytest.mark.parametrize(
