@@ -25,11 +25,8 @@ def arena_bytes(content: bytes) -> int:
         ModuleNotFoundError: tflite-micro is not installed.
         ValueError: it cannot run the file.
     """
-    try:
-        with _captured_stderr() as captured:
-            _interpreter(content).print_allocations()
-    except ValueError as error:
-        raise ValueError(f"{error}: {' '.join(captured().split())}") from None
+    with _interpreter(content) as (interpreter, captured):
+        interpreter.print_allocations()
     total = re.search(r"Arena allocation total (\d+) bytes", captured())
     if total is None:
         raise ValueError(f"tflite-micro recorded no arena ({captured()[:200]!r}); install another version of it")
@@ -41,8 +38,7 @@ def micro_outputs(content: bytes, images: np.ndarray) -> np.ndarray:
 
     Raises as `arena_bytes`.
     """
-    with _captured_stderr():
-        interpreter = _interpreter(content)
+    with _interpreter(content) as (interpreter, _):
         parameters = interpreter.get_input_details(0)["quantization_parameters"]
         quantization = float(parameters["scales"][0]), int(parameters["zero_points"][0])
         outputs = []
@@ -53,15 +49,19 @@ def micro_outputs(content: bytes, images: np.ndarray) -> np.ndarray:
     return np.concatenate(outputs)
 
 
+@contextlib.contextmanager
 def _interpreter(content):
+    """Give an interpreter, and a function that reads behind the block what it wrote; what it refuses is a ValueError."""
     try:
         from tflite_micro.python.tflite_micro import runtime
     except ModuleNotFoundError:
         raise ModuleNotFoundError("this needs tflite-micro: pip install 'factorizenet_tf[micro]'") from None
     try:
-        return runtime.Interpreter.from_bytes(content, arena_size=MAX_ARENA_BYTES)
+        with _captured_stderr() as captured:
+            yield runtime.Interpreter.from_bytes(content, arena_size=MAX_ARENA_BYTES), captured
     except Exception as error:  # the interpreter and the reader of flatbuffers each raise their own
-        raise ValueError(f"TensorFlow Lite for Microcontrollers cannot run the model: {error}") from None
+        reason = " ".join(f"{error}: {captured()}".split()).removesuffix(":")
+        raise ValueError(f"TensorFlow Lite for Microcontrollers cannot run the model: {reason}") from None
 
 
 @contextlib.contextmanager

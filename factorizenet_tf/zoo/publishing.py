@@ -24,7 +24,7 @@ from ..runs import DATASET_FILE, FLOAT_FILE, HISTORY_FILE, IN_MEMORY, QAT_FILE, 
 from ..spec import Architecture, ResNet8
 from ..tflite.int8_model import Int8Model
 from ..tflite.latency import time_in_turns
-from ..tflite.micro import arena_bytes
+from ..tflite.micro import arena_bytes, micro_outputs
 from .cards import Card, Cards, PublishedFile, check_name, index_to_json
 from .pages import PAGES, write_pages
 from .store import INDEX_FILE, FolderStore
@@ -34,10 +34,6 @@ __all__ = ["PublishError", "measure_latencies", "publish", "publish_errors", "sh
 MIN_AGREEMENT = 0.98  # top-1, of the .tflite with its QAT Keras model
 MAX_LOSS = 0.01  # of validation accuracy, from float to the .tflite
 MAX_GAIN = 0.05  # the same the other way: QAT's few epochs may gain a little, not make up for a broken float net
-# int8 kernels that LiteRT and TensorFlow Lite for Microcontrollers both have; none of them computes in float
-OPERATORS = frozenset(
-    "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED MAX_POOL_2D MEAN PAD RESHAPE".split()  # noqa: SIM905
-)
 LATENCY_ROUNDS, LATENCY_RUNS = 9, 100
 FILES = {  # of a publication, by precision and role
     "float": {"weights": FLOAT_FILE, "saved_model": "float_saved_model.zip"},
@@ -51,7 +47,10 @@ class PublishError(ValueError):
 
 
 def publish_errors(run: Run) -> list[str]:
-    """List why a run must not be published, each reason with its remedy; empty if it may be."""
+    """List why a run must not be published, each reason with its remedy; empty if it may be.
+
+    Raises ModuleNotFoundError if tflite-micro is not installed.
+    """
     metrics = run.metrics
     if "qat" not in metrics["accuracy"]["validation"]:
         return [f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1"]
@@ -76,12 +75,19 @@ def publish_errors(run: Run) -> list[str]:
         reason = "it was not trained to its end, or its BatchNorm statistics lag behind its weights"
         remedy = "train it again with this version, with more epochs or a smaller batch_size"
         errors.append(f"float is {found}: {reason}; {remedy}")
-    if strange := sorted(set(metrics["operators"]) - OPERATORS):
-        remedy = "use other layers there"
-        errors.append(
-            f"its .tflite has the operators {', '.join(strange)}, which small devices do not run in int8; {remedy}"
-        )
-    return errors
+    return errors + _errors_on_small_devices(run.int8_model())
+
+
+def _errors_on_small_devices(model: Int8Model) -> list[str]:
+    """List why small devices do not run a .tflite in int8: other types in it, or TensorFlow Lite Micro, which tries."""
+    remedy = "use other layers there"
+    if others := sorted(model.tensor_types - {"int8", "int32"}):
+        return [f"its .tflite computes in {', '.join(others)}, too (inspect shows where); {remedy}"]
+    try:
+        micro_outputs(model.content, np.zeros((1, *model.input_shape), np.uint8))
+    except ValueError as error:
+        return [f"{error}; {remedy}"]
+    return []
 
 
 def training_command(run: Run, dataset: dict) -> str:
