@@ -7,7 +7,8 @@ Private names of libraries that the package touches, with the version they were 
 
 * tf_keras 2.21: `Conv2D._jit_compiled_convolution_op` (models.native), `Model._nodes_by_depth` (here),
   `Model._is_graph_network` (here), the packages of `tf_keras.src.layers` (cost), and of `tf_keras.src.saving`
-  `hdf5_format.save_weights_to_hdf5_group` (models.weights) and `serialization_lib.SafeModeScope` (models.load).
+  `hdf5_format.save_weights_to_hdf5_group` (models.weights), its `load_weights_from_hdf5_group`,
+  `serialization_lib.ObjectSharingScope` and what a SavedModel's keras_metadata.pb holds (models.tf_keras_file).
 * Keras 3.15: a functional model's `_nodes_by_depth` (here) and a Sequential's `_functional` (models.keras3).
 * TFMOT 0.8.1: the wrappers' `_weight_vars`, `_quantize_activations`, `_output_quantizers`, `_output_quantizer_vars` and
   `quantizer_vars`, an activation's `_pre_activation_vars` and `_post_activation_vars` (models.quantize, analysis.graph),

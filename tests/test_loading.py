@@ -1,8 +1,10 @@
 import functools
+import json
 import shutil
 import warnings
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -235,18 +237,135 @@ def test_a_model_of_ones_own_is_loaded_with_its_weights(own_net, noise, tmp_path
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_lambda_layer_inside_a_nested_model_is_refused_and_its_code_not_run(tmp_path, name):
-    from tf_keras.src.saving.serialization_lib import in_safe_mode
-
-    mark, before = tmp_path / "code-was-run", in_safe_mode()
-    code = keras.layers.Lambda(lambda x, path=str(mark): [open(path, "w").close(), x][1])
+    mark = tmp_path / "code-was-run"
+    code = keras.layers.Lambda(lambda x, path=str(mark): [open(path, "w").close(), x][1], name="code")
     inner = keras.Sequential([keras.Input((16, 16, 1)), code])
     assert mark.exists()
     keras.Sequential([keras.Input((16, 16, 1)), inner, keras.layers.Flatten()]).save(tmp_path / name)
     mark.unlink()
-    with pytest.raises(ValueError, match="has a Lambda layer"):
+    with pytest.raises(ValueError, match="the layer 'code' is a Lambda, whose code is not run"):
         resolve(tmp_path / name).model()
     assert not mark.exists()
-    assert in_safe_mode() is before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_models_file_may_have_any_stock_field_and_how_it_was_compiled(noise, tmp_path, name):
+    layers = keras.layers
+    options = {"kernel_regularizer": "l2", "kernel_constraint": "max_norm", "kernel_initializer": "he_normal"}
+    inner = keras.Sequential([layers.Conv2D(4, 3, activation="relu6", input_shape=(16, 16, 1), **options)])
+    inner.compile(keras.optimizers.Adam(0.1), keras.losses.MeanSquaredError())
+    ones = keras.initializers.Constant(np.ones((784, 10)))
+    ends = [layers.ReLU(), layers.Flatten(), layers.Dense(10, kernel_initializer=ones)]
+    model = keras.Sequential([layers.Rescaling(1.0, input_shape=(16, 16, 1)), inner, *ends])
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.set_weights([values + 0.1 for values in model.get_weights()])
+    model.save(tmp_path / name)
+    images = noise(3) / np.float32(255)
+    np.testing.assert_allclose(resolve(tmp_path / name).model()(images), model(images), rtol=1e-4)
+
+
+class Mine(keras.layers.ReLU):
+    """A layer of one's own."""
+
+
+def changed(path, change):
+    """Change the architecture in a .keras or .h5 file, or a SavedModel's folder."""
+    if path.is_dir():
+        from tf_keras.protobuf.saved_metadata_pb2 import SavedMetadata
+
+        file = path / "keras_metadata.pb"
+        metadata = SavedMetadata.FromString(file.read_bytes())
+        config = json.loads(metadata.nodes[0].metadata)
+        change(config)
+        metadata.nodes[0].metadata = json.dumps(config)
+        file.write_bytes(metadata.SerializeToString())
+    elif path.suffix == ".h5":
+        with h5py.File(path, "a") as file:
+            config = json.loads(file.attrs["model_config"])
+            change(config)
+            file.attrs["model_config"] = json.dumps(config)
+    else:
+        with zipfile.ZipFile(path) as file:
+            entries = {name: file.read(name) for name in file.namelist()}
+        config = json.loads(entries["config.json"])
+        change(config)
+        with zipfile.ZipFile(path, "w") as file:
+            for entry, content in (entries | {"config.json": json.dumps(config)}).items():
+                file.writestr(entry, content)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_that_a_file_names_is_called_but_stock_layers_and_activations(own_net, tmp_path, monkeypatch, name):
+    mark, module = tmp_path / "code-was-run", tmp_path / "of_the_files.py"
+    module.write_text(f"open({str(mark)!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    net = own_net(keras.layers.Flatten())
+    image = keras.Input((16, 16, 1))
+    keras.Model(image, net(image)).save(tmp_path / name)
+    call = {"name": "call", "trainable": True, "dtype": "float32", "function": "io.write_file"}
+    nodes = [["_CONSTANT_VALUE", -1, str(mark), {"contents": "x"}]]
+    system = {"module": "os", "class_name": "function", "config": "system", "registered_name": "function"}
+    own = {"module": "of_the_files", "class_name": "Mine", "config": {"name": "own"}, "registered_name": "Mine"}
+
+    def add(layer, **more):
+        return lambda config: config["config"]["layers"].append(layer | {"name": "call", "inbound_nodes": [], **more})
+
+    def set_first(key, value):
+        return lambda config: config["config"]["layers"][1]["config"]["layers"][1]["config"].__setitem__(key, value)
+
+    kind = {"module": "tf_keras.layers", "class_name": "TFOpLambda", "registered_name": "TFOpLambda", "config": call}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for change, message in (
+        (add(kind, inbound_nodes=nodes), "the layer 'call' is a TFOpLambda, a call of TensorFlow's functions; replace"),
+        (add(kind, inbound_nodes=[nodes]), "the layer 'call' is a TFOpLambda"),
+        (add(system), "the layer 'call' is a function of os"),
+        (add(own), "the layer 'own' is a Mine of of_the_files, which cannot be rebuilt; replace it by stock"),
+        (
+            add(own | {"module": None, "class_name": "ReLU", "registered_name": "Mine>ReLU"}),
+            "the layer 'own' is a ReLU",
+        ),
+        (
+            add(own | {"module": "keras_of_mine", "class_name": "ReLU", "registered_name": None}),
+            "is a ReLU of keras_of",
+        ),
+        (
+            set_first("activation", system),
+            r"the layer 'conv2d\S* has activation 'system', which cannot be rebuilt; use",
+        ),
+        (set_first("activation", "deserialize"), r"the layer 'conv2d\S* has activation 'deserialize'"),
+        (set_first("kernel_initializer", own), r"the layer 'conv2d\S* has kernel_initializer 'Mine'"),
+        (lambda config: config.update(class_name="Mine"), "is a Mine, a custom class; it must be a functional"),
+    ):
+        changed(tmp_path / name, change)
+        with pytest.raises(ValueError, match=message):
+            resolve(tmp_path / name).model()
+        assert not mark.exists()
+        for path, content in before.items():
+            path.write_bytes(content)
+    assert resolve(tmp_path / name).model().count_params() == net.count_params()
+
+
+def test_a_layer_of_ones_own_is_named_and_so_is_an_unknown_keras(own_net, sources, tmp_path):
+    for name in FORMATS:
+        own_net(Mine(name="own"), keras.layers.Flatten()).save(tmp_path / name)
+        with pytest.raises(ValueError, match=r"the layer 'own' is a Mine.*; replace it by stock convolutions"):
+            resolve(tmp_path / name).model()
+    with zipfile.ZipFile(sources["own3.keras"]) as old, zipfile.ZipFile(tmp_path / "new.keras", "w") as new:
+        for entry in old.namelist():
+            content = b'{"keras_version": "4.0.0"}' if entry == "metadata.json" else old.read(entry)
+            new.writestr(entry, content)
+    with pytest.raises(ValueError, match=r"new\.keras was saved by Keras 4\.0\.0; save it with tf_keras"):
+        resolve(tmp_path / "new.keras").model()
+
+
+def test_a_file_that_is_an_archive_and_hdf5_at_once_is_read_as_one_of_them(own_net, tmp_path):
+    own_net(keras.layers.Lambda(lambda x: x, name="code"), keras.layers.Flatten()).save(tmp_path / "both.h5")
+    own_net().save(tmp_path / "good.keras")
+    with open(tmp_path / "both.h5", "ab") as file:
+        file.write((tmp_path / "good.keras").read_bytes())
+    assert zipfile.is_zipfile(tmp_path / "both.h5")
+    with pytest.raises(ValueError, match="the layer 'code' is a Lambda"):
+        resolve(tmp_path / "both.h5").model()
 
 
 def test_the_pixels_of_ones_own_model_are_kept_and_said_of_no_other(sources, own_net, succeeds, fails, tmp_path):

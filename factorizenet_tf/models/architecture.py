@@ -38,6 +38,7 @@ FIELDS = {kind: tuple(fields.split()) for kind, fields in FIELDS.items()}
 # Activations of one meaning in both Kerases (`activate` builds the others of Keras 3's, relu6 among them).
 SAME = tuple("linear relu sigmoid tanh softmax elu selu gelu softplus softsign exponential swish".split())  # noqa: SIM905
 ACTIVATIONS = (*SAME, "relu6")
+TF_CALLS = ("TFOpLambda", "SlicingOpLambda")  # what tf_keras makes of x * 2, x[:, 1:] and the like
 
 
 def architecture_of(model: keras.Model, name: str | None = None) -> Architecture:
@@ -118,6 +119,9 @@ def unknown_layer(name, kind, module="") -> ValueError:
     """Make the error of a layer that is in no table."""
     if kind == "Lambda":
         return ValueError(f"the layer {name!r} is a Lambda, whose code is not run; replace it by stock layers")
+    if kind in TF_CALLS:
+        remedy = "replace it by a stock layer, such as Rescaling for x * 2 + 1, Add, Multiply or ReLU"
+        return ValueError(f"the layer {name!r} is a {kind}, a call of TensorFlow's functions; {remedy}")
     of = f" of {module}" if module.partition(".")[0] not in ("keras", "tf_keras", "") else ""
     return ValueError(
         f"the layer {name!r} is a {kind}{of}, which cannot be rebuilt; replace it by stock convolutions, dense layers, "

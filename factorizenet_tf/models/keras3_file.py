@@ -11,7 +11,7 @@ from pathlib import Path
 from . import architecture
 from .architecture import unknown_layer
 
-__all__ = ["FIELDS", "LEFT_OUT", "MODELS", "OPERATIONS", "fields_of", "held", "load_keras3"]
+__all__ = ["FIELDS", "LEFT_OUT", "MODELS", "OPERATIONS", "fields_of", "held", "is_archive", "load_keras3", "named"]
 
 # What an architecture knows, and what is rebuilt as some of that.
 FIELDS = architecture.FIELDS | {
@@ -25,7 +25,7 @@ LEFT_OUT, UNUSED = (
     for names in (
         "ActivityRegularization AlphaDropout GaussianDropout GaussianNoise Identity RandomBrightness RandomContrast RandomFlip "
         "RandomRotation RandomTranslation RandomZoom SpatialDropout2D",
-        "name trainable dtype seed synchronized renorm_momentum data_format noise_shape",
+        "name trainable dtype seed synchronized renorm_momentum data_format noise_shape batch_input_shape",
     )
 )
 OF_TRAINING = ("_initializer", "_regularizer", "_constraint")
@@ -62,13 +62,18 @@ def load_keras3(path: str | os.PathLike):
 
 def held(path: Path, name: str, attribute: str) -> str | bytes:
     """Read what a .keras file has in its archive, as bytes, or an .h5 file as an attribute, as text."""
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         with zipfile.ZipFile(path) as file:
             return file.read(name)
     import h5py
 
     with h5py.File(path, "r") as file:
         return file.attrs[attribute]
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a .keras archive and not HDF5, as both Kerases tell them apart: it could be either at once."""
+    return str(path).endswith(".keras") and zipfile.is_zipfile(path)
 
 
 # A file's architecture, as JSON
@@ -132,7 +137,7 @@ def fields_of(kind, config, name) -> dict:
         if key in FIELDS[kind]:
             if not _is_plain(value) or callable(value):
                 raise ValueError(
-                    f"the layer {name!r} has {key} {_named(value)}, which cannot be rebuilt; use a stock one"
+                    f"the layer {name!r} has {key} {named(value)}, which cannot be rebuilt; use a stock one"
                 )
             fields[key] = value
         elif value and (key, value) != ("groups", 1) and key not in UNUSED and not key.endswith(OF_TRAINING):
@@ -142,7 +147,8 @@ def fields_of(kind, config, name) -> dict:
     return fields
 
 
-def _named(value):
+def named(value) -> str:
+    """Give what a field names, a function or a class, for messages."""
     if isinstance(value, dict):
         value = value["config"] if isinstance(value.get("config"), str) else value.get("class_name")
     return f"{str(value)[:80]!r}"

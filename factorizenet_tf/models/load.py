@@ -10,6 +10,7 @@ from ..pixels import Pixels
 from .keras3 import INPUT, check_weights, rebuilt
 from .keras3_file import held, load_keras3
 from .native import use_native_kernels
+from .tf_keras_file import load_tf_keras
 
 __all__ = ["load_keras_model", "taken_in"]
 
@@ -35,33 +36,25 @@ def taken_in(model: object, pixels: Pixels | None = None, size: int | None = Non
 
 
 def load_keras_model(path: str | os.PathLike, pixels: Pixels | None = None, size: int | None = None) -> keras.Model:
-    """Load a whole Keras model that classifies images. No Python code in a file is run: a Lambda layer is refused.
+    """Load a whole Keras model that classifies images. No code in a file is run: it may have stock layers alone.
 
     Args:
         path: a .keras or .h5 file that tf_keras or Keras 3 wrote, or a SavedModel's folder of tf_keras's.
         pixels, size: as for `taken_in`.
 
     Raises:
-        ValueError: it is damaged, a file of weights alone, has a Lambda layer, or is no image classifier; or as `taken_in`.
+        ValueError: it is damaged, a file of weights alone, of another Keras, has a layer or an activation that is not stock (the
+            layer is named), or is no image classifier; or as `taken_in`.
     """
     path = Path(path)
-    if _keras_version(path).startswith("3."):
+    version = _keras_version(path)
+    if version.startswith("3."):
         return taken_in(load_keras3(path), pixels, size)
-    from tf_keras.src.saving.serialization_lib import SafeModeScope
-
-    code = ValueError(f"{path} has a Lambda layer, whose code is not run from a file; replace it by stock layers")
-    try:
-        with SafeModeScope(True):  # load_model's own safe_mode is for .keras files alone
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # each format raises its own
-        reason = str(error).strip().partition("\n")[0][:200]
-        if "Lambda layer" in reason:
-            raise code from None
-        reason = f"{path} is no model that tf_keras can load ({reason})"
-        raise ValueError(f"{reason}; save it with tf_keras as .keras or .h5") from None
-    functional_model(model, "loading")
-    if any(type(layer).__name__ == "Lambda" for layer in model.submodules):
-        raise code
+    if version.partition(".")[0] not in ("", "2"):
+        raise ValueError(
+            f"{path} was saved by Keras {version[:20]}; save it with tf_keras (2) or Keras 3, which are read"
+        )
+    model = functional_model(load_tf_keras(path), "loading")
     model = taken_in(model, pixels, size)
     check_weights(model)
     input_, output = model.input_shape, model.output_shape
@@ -78,6 +71,6 @@ def _keras_version(path) -> str:
     """The version of Keras that a .keras or .h5 file says it was saved by, or ""."""
     try:
         found = held(path, "metadata.json", "keras_version")
-        return json.loads(found)["keras_version"] if isinstance(found, bytes) else found
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return str(json.loads(found)["keras_version"] if isinstance(found, bytes) else found)
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
         return ""
