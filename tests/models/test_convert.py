@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -76,20 +78,58 @@ KINDS = {  # layers, and what the .tflite has for them
 }
 
 
-@pytest.mark.parametrize("kind", [k if k == "elu" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
-def test_what_the_converter_leaves_in_float_becomes_int8_by_qat(kind, digits):
+def net_of(*middle):
+    """An untrained net of 16x16 grey images with layers between a convolution and the head."""
     keras.utils.set_random_seed(0)
-    middle, operators = KINDS[kind]
     image = keras.Input((16, 16, 1))
     x = layers.Conv2D(8, 3, activation="relu", name="first")(image)
     for layer in middle:
         x = layer(x)
-    model, images = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))), digits.calibration(32)
-    aware = fnet.quantize_aware(model, calibration=images)
+    return keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("kind", [k if k == "elu" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_what_the_converter_leaves_in_float_becomes_int8_by_qat(kind, digits):
+    middle, operators = KINDS[kind]
+    images = digits.calibration(32)
+    aware = fnet.quantize_aware(net_of(*middle), calibration=images)
     int8 = fnet.Int8Model(fnet.to_tflite(aware))
     assert sorted(int8.operators) == sorted(["CONV_2D", *operators, "MEAN", "FULLY_CONNECTED"])
     assert int8.tensor_types <= {"int8", "int32"}
     assert fnet.agreement(aware, int8, images).largest_lsb <= 2
+
+
+BY_PTQ = {  # layers, and those that stay in float, named by the warning
+    "dilated": ([layers.Conv2D(8, 3, dilation_rate=2, activation="relu")], ""),
+    "relu of any limit": ([layers.Conv2D(8, 3), layers.ReLU(0.3)], ""),
+    "slope": ([layers.Conv2D(8, 3), layers.ReLU(negative_slope=0.1)], ""),
+    "elu": ([layers.Conv2D(8, 3, activation="elu"), layers.Conv2D(8, 1), layers.ELU()], ""),
+    "elu twice": ([layers.Conv2D(8, 3, activation="elu", name="once"), layers.ELU(name="twice")], "once.*twice"),
+    "slope and limit": ([layers.Conv2D(8, 3), layers.ReLU(6, 0.1, name="slide")], "slide"),
+}
+
+
+@pytest.mark.parametrize("kind", BY_PTQ)
+def test_a_net_is_int8_by_ptq_or_the_layers_in_float_are_named(kind, digits):
+    middle, floating = BY_PTQ[kind]
+    model, images = net_of(*middle), digits.calibration(32)
+    with pytest.warns(RuntimeWarning, match=floating) if floating else contextlib.nullcontext():
+        int8 = fnet.Int8Model(fnet.to_tflite(model, calibration=images))
+    assert ("float32" in int8.tensor_types) == bool(floating)
+    assert fnet.agreement(model, int8, images).top1 >= 0.9
+
+
+@pytest.mark.parametrize(("weights", "kernels"), [("zeros", "XNNPACK"), ("glorot_uniform", "LiteRT's own")])
+def test_a_branch_whose_relu_is_dead_is_summed_as_by_qat(weights, kernels, digits):
+    dead = layers.Conv2D(8, 3, padding="same", activation="relu", kernel_initializer=weights)
+    model = net_of(lambda x: layers.Add()([x, dead(x)]))
+    dead.set_weights([dead.get_weights()[0], np.full(8, -10.0)])
+    images = digits.calibration(64)
+    aware = fnet.quantize_aware(model, calibration=images)
+    int8 = fnet.Int8Model(fnet.to_tflite(aware))
+    assert int8.kernels == kernels  # XNNPACK refuses an output of scale 0 that weights have a part in
+    assert fnet.agreement(aware, int8, images).largest_lsb <= 1
+    assert int8.predict_quantized(images).std() > 30
 
 
 def test_a_net_that_scales_pixels_of_0_to_255_itself_is_refused_and_rebuilt_it_is_taken(digits):
