@@ -85,11 +85,10 @@ def quantize_own(
         model = without_softmax(model)
         quantized = quantize_aware(model, calibration=calibration)
     folder = Path(out)
-    is_new = not folder.exists()
     identity = {"family": "own", "method": method, "name": model.name, "weights": fingerprint(float_model)}
-    open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
     options = {"labels": dataset.class_names, "resize": dataset.resize, "keep_names": keep_names}
-    with Progress(verbose) as progress, _released(folder, is_new):
+    with Progress(verbose) as progress, _released(folder):
+        open_run_folder(folder, dataset, recipe, json.dumps(identity, indent=2) + "\n")
         if quantized is not None:
             loop = TrainingLoop(folder, model.name, dataset, recipe, tuple(callbacks), progress)
             loop.fit("qat", quantized)
@@ -108,13 +107,18 @@ def quantize_own(
 
 
 @contextlib.contextmanager
-def _released(folder, is_new):
-    """Remove a new folder if the block fails before its first epoch is done, so that its name is free again."""
+def _released(folder):
+    """Remove a new folder if the block fails before its first epoch is done, so that its name is free again; empty one that was."""
+    was_there = folder.is_dir()
+    is_new = not was_there or not any(folder.iterdir())
     try:
         yield
     except BaseException:
-        if is_new and not (folder / CHECKPOINT_FILE).exists():
-            shutil.rmtree(folder)
+        if is_new and folder.is_dir() and not (folder / CHECKPOINT_FILE).exists():
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not was_there:
+                folder.rmdir()
         raise
 
 

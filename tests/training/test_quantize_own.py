@@ -87,7 +87,11 @@ def test_a_folder_of_other_work_is_left_and_a_new_one_is_free_again_where_nothin
         patch.setattr(quantize_module, "to_tflite", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             quantize(float_model)
-    assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "out").mkdir()
+        with pytest.raises(ZeroDivisionError):
+            quantize(float_model)
+    assert list((tmp_path / "out").iterdir()) == []  # it was there, and is
     quantize(ends_in_softmax)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(ValueError, match=r"spec\.weights: the folder has \w+"):
