@@ -31,7 +31,7 @@ with quiet_native_stderr():  # the C++ side's start-up notices come before it re
     import tensorflow as tf
 import tf_keras as keras
 
-__all__ = ["flat_nodes", "functional_model", "is_input_quantizer", "is_wrapped", "keras", "nodes_of"]
+__all__ = ["flat_nodes", "functional_model", "in_float32", "is_input_quantizer", "is_wrapped", "keras", "nodes_of"]
 __all__ += ["quiet_notices", "tf", "to_float", "unwrap"]
 
 
@@ -45,6 +45,17 @@ def quiet_notices() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """Within the block, or the function that it decorates, new layers compute in float32, whatever policy Keras has."""
+    policy = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
 
 
 def functional_model(model: object, what: str) -> keras.Model:

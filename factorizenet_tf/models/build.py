@@ -2,7 +2,7 @@
 
 import re
 
-from .._keras import keras
+from .._keras import in_float32, keras
 from ..spec import Architecture, Layer, ModelSpec, ResNet8
 from .architecture import build_architecture
 from .native import use_native_kernels
@@ -13,6 +13,7 @@ INITIALIZER = "he_normal"
 BN_MOMENTUM = 0.9  # settles within an epoch of a small data set, too
 
 
+@in_float32()
 def build(spec: ModelSpec | ResNet8 | Architecture) -> keras.Model:
     """Build the net of a spec (a baseline's or an architecture, too) with random weights.
 

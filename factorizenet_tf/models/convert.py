@@ -16,7 +16,7 @@ from ..data import check_images, check_resize
 from ..files import atomic_folder, check_new
 from ..tflite import flatbuffer
 from ..tflite.slim import slim
-from .keras3 import check_pixels, check_weights
+from .keras3 import check_plain, check_weights
 from .native import inference_kernels
 from .quantize import is_quantize_aware, with_room_for_biases
 
@@ -57,7 +57,7 @@ def to_tflite(
     if (count := len(model.outputs)) != 1:
         raise ValueError(f"the model {model.name!r} has {count} outputs; make a model of the classifier's output alone")
     check_weights(model)
-    check_pixels(model)
+    check_plain(model)
     aware = is_quantize_aware(model)
     if aware and calibration is not None:
         raise ValueError("the model is quantization-aware: its ranges are learnt, so leave calibration out")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._keras import keras, tf
+from .._keras import in_float32, keras, tf
 from ..cost import count_macs
 from ..data import check_images
 from ..spec import groups_at, last_level
@@ -41,6 +41,7 @@ PRICES = (0.0, *np.geomspace(1e-3, 1e4, 141).tolist())  # squared error at the l
 MAX_PLACES = 131_072  # positions in a layer's outputs over all images; of more a sample is fitted on
 
 
+@in_float32()
 def factorize(
     model: keras.Model,
     level: int | Mapping[str, int],
@@ -73,8 +74,8 @@ def factorize(
 
     Raises:
         TypeError: a Keras 3 model, or images that are not uint8.
-        ValueError: an unbuilt, subclassed, nested or quantization-aware model, a layer used twice, several inputs or outputs,
-            weights that are not finite (the layer is named), no convolution to factorize, an unknown layer name, a named layer
+        ValueError: an unbuilt, subclassed, nested or quantization-aware model, or of another precision than float32, a layer
+            used twice or of the user's own code or activation, several inputs or outputs, weights that are not finite (the layer is named), no convolution to factorize, an unknown layer name, a named layer
             that would not become cheaper, or a number out of range.
     """
     graph = Graph.of(model)
@@ -152,6 +153,7 @@ def splits_of_layers(
     return found
 
 
+@in_float32()
 def factorization_table(
     model: keras.Model,
     calibration: np.ndarray,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._keras import flat_nodes, tf, to_float
-from .keras3 import check_pixels, check_weights
+from .keras3 import check_copies, check_plain, check_weights
 from .quantize import is_quantize_aware
 
 __all__ = ["BATCH", "Graph", "call", "in_batches", "reads_image", "run"]
@@ -35,7 +35,8 @@ class Graph:
         if uses > 1:
             raise ValueError(f"the layer {name!r} is used {uses} times; give each use its own layer")
         check_weights(model)
-        check_pixels(model)
+        check_plain(model)
+        check_copies(model)
         readers = {tensor: node for node in nodes if not node.is_input for tensor in node.flat_input_ids}
         return cls(nodes, readers, str(id(model.outputs[0])))
 

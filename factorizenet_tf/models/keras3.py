@@ -4,21 +4,34 @@ Only layers and fields that `keras3_file` knows are rebuilt, and the result is c
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
 
-from .._keras import functional_model, keras, nodes_of, tf
+from .._keras import functional_model, in_float32, keras, nodes_of, tf
 from ..pixels import Pixels
-from .architecture import MERGES, SAME, unknown_layer
+from .architecture import MERGES, SAME, TF_CALLS, unknown_layer
 from .keras3_file import FIELDS, LEFT_OUT, MODELS, OPERATIONS, fields_of, load_keras3
 
-__all__ = ["INPUT", "activation_of", "check_pixels", "check_weights", "from_keras3", "quantizable", "rebuilt"]
+__all__ = [
+    "INPUT",
+    "activation_of",
+    "check_copies",
+    "check_plain",
+    "check_weights",
+    "from_keras3",
+    "is_other_float",
+    "quantizable",
+    "rebuilt",
+]
 
 INPUT = "image_0_to_1"  # what a rebuilt net's input is called: whoever loads it later knows what pixels it takes
 LARGEST = 1e18  # float32 overflows where two such weights are multiplied
 CHECKED = 2e-3  # of the outputs' deviation, by which a rebuilt model may differ from its original
+CHECKED_HALF = 0.1  # the same where the original computes in 16 bits
+OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
 def from_keras3(
@@ -105,6 +118,7 @@ def activation_of(layer) -> str:
     return getattr(getattr(layer, "activation", None), "__name__", "")
 
 
+@in_float32()
 def rebuilt(model, pixels: Pixels, size: int | None = None, *, for_qat: bool = False) -> keras.Model:
     """Rebuild a model as `from_keras3` does, from an object of either Keras; `for_qat` as `quantizable` says."""
     graph = _graph(model)
@@ -147,8 +161,13 @@ def check_weights(model: keras.Model) -> None:
                 raise ValueError(f"the layer {layer.name!r} has weights {what}; train the model again, or restore it")
 
 
-def check_pixels(model: keras.Model) -> None:
-    """Raise ValueError if the first layers scale pixels of 0..255 down: all nets of this package take pixels in 0..1."""
+def check_plain(model: keras.Model) -> None:
+    """Raise ValueError if a layer is not of float32, or the first ones scale pixels of 0..255 down: nets here take 0..1."""
+    for layer in filter(is_other_float, model.layers):
+        raise ValueError(
+            f"the layer {layer.name!r} of {model.name!r} computes in {layer.compute_dtype}, and this package's nets in "
+            "float32; factorizenet_tf.from_keras3(model) makes it one that does"
+        )
     for layer in model.layers:
         kind = type(layer).__name__
         if kind not in ("InputLayer", "Rescaling", "Normalization", *LEFT_OUT):
@@ -158,6 +177,29 @@ def check_pixels(model: keras.Model) -> None:
                 f"the layer {layer.name!r} of {model.name!r} scales pixels of 0..255, and this package's nets take 0..1; "
                 "factorizenet_tf.from_keras3(model) makes it one that does"
             )
+
+
+def is_other_float(layer) -> bool:
+    """Whether a layer of either Keras computes in another precision than float32, as by Keras's mixed precision."""
+    return getattr(layer, "compute_dtype", None) in OTHER_FLOATS
+
+
+def check_copies(model: keras.Model) -> None:
+    """Raise ValueError, with the layer's name, where a layer cannot be copied: it calls code of the user's own."""
+    for layer in model.layers:
+        kind, activation = type(layer).__name__, activation_of(layer)
+        if kind in ("Lambda", *TF_CALLS):
+            raise unknown_layer(layer.name, kind)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a lambda, which is refused
+                type(layer).from_config(layer.get_config())
+        except Exception as error:  # whatever the user's code raises
+            what = f"has the activation {activation!r}, which cannot be copied"
+            if activation in ("", *SAME):
+                reason = str(error).strip().partition("\n")[0][:100]
+                what = f"is a {kind}, which cannot be copied ({reason})"
+            raise ValueError(f"the layer {layer.name!r} {what}; use a stock one") from None
 
 
 # The graph of an object
@@ -422,7 +464,8 @@ def _check_same(model, result, scale, offset):
     before = np.asarray(before.detach().cpu() if hasattr(before, "detach") else before, float)  # PyTorch's, or others'
     after = result(images, training=False).numpy()
     difference = float(np.abs(after - before).max())
-    if not difference <= CHECKED * max(before.std(), 1e-3 * np.abs(before).max(), 1e-6):
+    checked = CHECKED_HALF if any(map(is_other_float, model.layers)) else CHECKED
+    if not difference <= checked * max(before.std(), 1e-3 * np.abs(before).max(), 1e-6):
         raise ValueError(
             f"the model {model.name!r}, rebuilt, gives outputs up to {difference:.3g} off the original's, whose deviation is "
             f"{before.std():.3g}; is a layer's behaviour changed by its own code?"

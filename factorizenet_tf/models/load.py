@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .._keras import functional_model, keras
 from ..pixels import Pixels
-from .keras3 import INPUT, check_weights, rebuilt
+from .keras3 import INPUT, check_weights, is_other_float, rebuilt
 from .keras3_file import held, load_keras3
 from .native import use_native_kernels
 from .tf_keras_file import load_tf_keras
@@ -23,14 +23,14 @@ def taken_in(model: object, pixels: Pixels | None = None, size: int | None = Non
     """Give a user's model as the rest of the package takes it: flat, tf_keras, images in 0..1 in.
 
     A plain tf_keras model is returned as it is. A Keras 3 model, one with models, Rescaling or Normalization inside, one that
-    takes other pixels and one of open size are rebuilt, with `from_keras3`'s arguments and errors. A model that was rebuilt
+    takes other pixels, one of mixed precision and one of open size are rebuilt, with `from_keras3`'s arguments and errors. A model that was rebuilt
     before takes pixels in 0..1, and `pixels` and `size` are ignored.
     """
     if isinstance(model, keras.Model) and getattr(model, "input_names", None) == [INPUT]:
         pixels, size = None, None
     if pixels is None and size is None and isinstance(model, keras.Model):
         functional_model(model, "factorizenet_tf")
-        if not any(isinstance(layer, (keras.Model, *IN_FRONT)) for layer in model.layers):
+        if not any(isinstance(layer, (keras.Model, *IN_FRONT)) or is_other_float(layer) for layer in model.layers):
             return model
     return use_native_kernels(rebuilt(model, pixels or Pixels(), size))
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .._keras import functional_model, is_input_quantizer, is_wrapped, keras, tf, to_float, unwrap
+from .._keras import functional_model, in_float32, is_input_quantizer, is_wrapped, keras, tf, to_float, unwrap
 from ..data import check_images
-from .keras3 import activation_of, check_pixels, quantizable
+from .architecture import unknown_layer
+from .keras3 import activation_of, check_copies, check_plain, quantizable
 from .native import use_native_kernels
 
 __all__ = ["is_quantize_aware", "quantize_aware", "with_room_for_biases", "with_softmax", "without_softmax"]
@@ -38,8 +39,8 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
 
     Raises:
         TypeError: a Keras 3 model, or calibration that is not uint8.
-        ValueError: an unbuilt, subclassed or nested model, one already quantized, or a layer TFMOT has no scheme for
-            (named).
+        ValueError: an unbuilt, subclassed or nested model, one already quantized or of another precision than float32, or a
+            layer that TFMOT has no scheme for, or whose code or activation is the user's own (named).
     """
     functional_model(model, "quantize_aware")
     if is_quantize_aware(model):
@@ -49,10 +50,8 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
             raise ValueError(
                 f"the layer {layer.name!r} is a model inside the model; TFMOT takes flat ones: build it as one functional model"
             )
-        if isinstance(layer, keras.layers.Lambda):
-            name = layer.name
-            raise ValueError(f"the layer {name!r} is a Lambda, which TFMOT leaves in float; replace it by stock layers")
-    check_pixels(model)
+    check_plain(model)
+    check_copies(model)
     if calibration is not None:
         check_images(calibration, model.input_shape[1:], "calibration")
     quantized = wrap_for_qat(model)
@@ -60,6 +59,7 @@ def quantize_aware(model: keras.Model, *, calibration: np.ndarray | None = None)
     return quantized
 
 
+@in_float32()
 def wrap_for_qat(model: keras.Model) -> keras.Model:
     """Copy a float model into TFMOT's quantization wrappers, for weights and ranges that are loaded next.
 
@@ -76,6 +76,9 @@ def wrap_for_qat(model: keras.Model) -> keras.Model:
         annotated = tfmot.quantization.keras.quantize_annotate_model(model)
         quantized = use_native_kernels(tfmot.quantization.keras.quantize_apply(annotated, scheme=_scheme()))
     except (ValueError, RuntimeError) as error:
+        for layer in model.layers:
+            if not type(layer).__module__.startswith("tf_keras."):
+                raise unknown_layer(layer.name, type(layer).__name__, type(layer).__module__) from None
         text = str(error).strip().partition("\n")[0]
         where = [layer.name for layer in model.layers if activation_of(layer) not in ACTIVATIONS]
         text = f"the activations of {', '.join(where)} are none that it knows" if where else text
@@ -184,6 +187,7 @@ def without_softmax(model: keras.Model) -> keras.Model:
     return logits
 
 
+@in_float32()
 def with_softmax(model: keras.Model) -> keras.Model:
     """Put a softmax behind a model's logits, under a name that no layer of it has."""
     name = "softmax"

@@ -24,7 +24,7 @@ from ..machine import cpu_name, versions
 from ..models.build import build
 from ..models.convert import to_tflite
 from ..models.evaluate import TOP5_ABOVE, agreement, split_logits, top5_accuracy
-from ..models.keras3 import check_pixels
+from ..models.keras3 import check_plain
 from ..models.quantize import quantize_aware, without_softmax, wrap_for_qat
 from ..models.weights import copy_weights, fingerprint, load_model, save_weights
 from ..recipe import Recipe, augmentations, recipe_for
@@ -86,7 +86,7 @@ def train(
     source = None if initial is None else resolve(initial)
     start = None if source is None else source.float_model()
     if isinstance(spec, Architecture) and isinstance(initial, keras.Model):
-        check_pixels(initial)
+        check_plain(initial)
         start = initial  # as the spec has it: taken in, its Rescaling might be in its weights
     zoo = None if source is None else other_zoo(source.zoo)
     if start is not None:

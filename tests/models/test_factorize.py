@@ -240,9 +240,18 @@ def twice(net):
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(shared(shared(inputs)))))
 
 
+def with_layer(make):
+    def change(net):
+        return keras.Model(net.inputs, make(net.output))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
+        (with_layer(layers.Lambda(lambda x: x, name="code")), {"level": 1}, "the layer 'code' is a Lambda, whose code"),
+        (with_layer(lambda x: x * 2.0 + 1.0), {"level": 1}, r"'tf.math.multiply\S*' is a TFOpLambda, .*such as Rescaling"),
         (None, {"level": {"striped": 1}}, "level names the layer 'striped', .*did you mean 'strided'"),
         (None, {"level": 1, "middle": {"pool": 2}}, "middle names the layer 'pool'"),
         (None, {"level": -1}, "the level of plain is -1"),

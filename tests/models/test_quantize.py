@@ -76,7 +76,11 @@ def test_models_and_calibration_that_cannot_be_quantized_are_refused_with_the_re
             {},
             "TFMOT cannot quantize .*only right after",
         ),
-        (flat(keras.layers.Lambda(lambda x: 2 * x)), {}, "Lambda"),
+        (
+            flat(keras.layers.Lambda(lambda x: 2 * x, name="code")),
+            {},
+            "the layer 'code' is a Lambda, whose code is not",
+        ),
         ("model.h5", {}, "got str; it needs"),
         (models.qat, {}, "quantization-aware already"),
         (models.float, {"calibration": noise(2).astype(np.float32)}, "calibration has dtype float32"),
