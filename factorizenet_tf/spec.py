@@ -297,7 +297,7 @@ def _input_shape(input_shape: object) -> tuple[int, int, int]:
         raise ValueError(f"input_shape is {input_shape!r}; it must be (height, width, channels), e.g. (32, 32, 3)")
     height, width, channels = (_integer("input_shape", v) for v in input_shape)
     if channels not in (1, 3):
-        raise ValueError(f"input_shape has {channels} channels; images have 1 or 3")
+        raise ValueError(f"channels is {channels}; images have 1 or 3")
     return height, width, channels
 
 

@@ -158,7 +158,7 @@ def test_json_that_is_no_spec_is_refused(text):
         ({"width": 12}, "width is 12; .* multiple of 8"),
         ({"width": 0}, "width is 0"),
         ({"input_shape": (2, 32, 3)}, "2x32 is smaller than the strides' product 4"),
-        ({"input_shape": (32, 32, 2)}, "2 channels; images have 1 or 3"),
+        ({"input_shape": (32, 32, 2)}, "channels is 2; images have 1 or 3"),
         ({"input_shape": (32, 32)}, "input_shape is"),
         ({"num_classes": 1}, "num_classes is 1"),
         ({"stages": ()}, "stages is empty"),

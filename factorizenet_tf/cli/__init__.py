@@ -25,6 +25,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the C++ side's start-up no
 
 CALLERS = (ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError)  # the caller's errors
 CALLERS += (NotADirectoryError, IsADirectoryError)
+# In a message: an argument at its start, one with "=", or a name that no other text has; what is said of Python stays.
+PYTHON = re.compile(
+    r"(?<!in Python )(?:^(\w+)(?= is )|\b(\w+)=(?:True\b|(?=[,; ]|$))|(?<![\w./'\"-])([a-z]+_[a-z_]+)(?![\w./'\"(=]))"
+)
+# Where options have other names.
+ALIASES = {
+    "zoo_dir": "--zoo",
+    "num_classes": "--classes",
+    "stem_stride": "s in --macro",
+    "last_channels": "p in --macro",
+}
 QUESTION = "Find the depth factorization that suits a budget under int8 quantization."
 GUIDE = {  # what a user wants, and an example of each command for it
     "Try what is published": "list --best --dataset cifar10 --max-macs 6M; card fnet-l2-int8; predict photo.png --model fnet-l2-int8; "
@@ -83,7 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice on tracing is for its own users
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # one plain line, as errors are
+    # One plain line, as errors are.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {_in_options(str(message), arguments)}\n"
     try:
         code = app(arguments, standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
@@ -111,16 +123,14 @@ def _message(error):
 
 
 def _in_options(message, arguments):
-    """Replace Python's names by the command's options: "--max-bytes is 0", "give --dataset" for "give dataset="."""
+    """Replace Python's names by the command's options: "--max-bytes is 0", "give --stem" for "give stem=True"."""
     commands = typer.main.get_command(app).commands
-    parameters = commands[next(filter(commands.__contains__, arguments))].params
-    options = {parameter.name.rstrip("_"): max(parameter.opts, key=len) for parameter in parameters}
-    options = {"zoo_dir": "--zoo"} | {name: option for name, option in options.items() if option.startswith("--")}
-
-    def option(match):
-        return options.get(match[1] or match[2], match[0])
-
-    return re.sub(r"^(\w+)(?= is )|\b(\w+)=(?=[,; ]|$)", option, message)
+    names = [name for name in arguments if name in commands][:1]  # none: the guide, or a shell's completion
+    parameters = [parameter for name in names for parameter in commands[name].params]
+    spelt = {p.name.rstrip("_"): [option for option in p.opts if option.startswith("--")] for p in parameters}
+    options = {name: own[0] for name, own in spelt.items() if own}
+    options |= {name: text for name, text in ALIASES.items() if text.split()[-1] in options.values()}
+    return PYTHON.sub(lambda match: options.get(match[match.lastindex], match[0]), message)
 
 
 def _fail(message, code):

@@ -42,7 +42,9 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
     own = features["image"].shape
     shape = tuple(shape or own)
     if None in shape:
-        raise ValueError(f"the images of {name!r} differ in size; give input_shape, e.g. (96, 96, 3)")
+        raise ValueError(
+            f"the images of {name!r} differ in size; give --size, in Python input_shape=(96, 96, 3) or another"
+        )
     last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
 
     def build(allocate):

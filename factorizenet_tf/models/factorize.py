@@ -112,20 +112,21 @@ def levels_of_layers(model: keras.Model, *, stem: bool = False) -> dict[str, lis
     Args:
         model, stem: as for `factorize`, whose errors it raises.
     """
-    found = {}
+    found, stems = {}, []
     for node in Graph.of(model).nodes:
         layer = node.layer
         if type(layer).__name__ not in ("Conv2D", "DepthwiseConv2D") or math.prod(layer.kernel_size) == 1:
             continue
-        if not stem and reads_image(node):
-            continue
         levels = range(1, last_level(layer.input_shape[-1]) + 1)
         if levels := [level for level in levels if _cheaper(layer, level, 1)]:
-            found[layer.name] = [0, *levels]
+            if not stem and reads_image(node):
+                stems.append(layer.name)
+            else:
+                found[layer.name] = [0, *levels]
     if not found:
+        remedy = f", but for those that read the image ({', '.join(stems)}); for these give stem=True" if stems else ""
         raise ValueError(
-            f"the model {model.name!r} has no convolution to factorize: none larger than 1x1 would become cheaper, the ones that "
-            "read the image not counted (stem=True includes them)"
+            f"the model {model.name!r} has no convolution to factorize: none larger than 1x1 would become cheaper{remedy}"
         )
     return found
 

@@ -134,7 +134,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         if patience < 0:
             raise ValueError(f"patience is {patience}; it must be at least 0")
         if max_trials is not None and max_trials < 1:
-            raise ValueError(f"max_trials is {max_trials}; it must be at least 1, or None")
+            raise ValueError(f"max_trials is {max_trials}; it must be at least 1")
         if isinstance(objective, str):
             objective = keras_tuner.Objective(objective, "max")
         if objective.direction != "max":

@@ -53,7 +53,7 @@ def publish_errors(run: Run) -> list[str]:
     """
     metrics = run.metrics
     if "qat" not in metrics["accuracy"]["validation"]:
-        return [f"the run in {run.folder} has no QAT phase; train it with qat_epochs of at least 1"]
+        return [f"the run in {run.folder} has no QAT phase; train it with 1 QAT epoch or more"]
     if not {"machine", "versions"} <= metrics.keys():
         return [f"the run in {run.folder} does not say its machine and versions; train it with this version"]
     errors = []
@@ -69,11 +69,11 @@ def publish_errors(run: Run) -> list[str]:
     lost = round(loss * images)  # in whole images: a difference of two fractions is a little off
     if lost > max_loss * images:
         found = f"{100 * loss:.2f} points below float on validation (at most {100 * max_loss:.2f} are allowed)"
-        errors.append(f"int8 is {found}; train it with more qat_epochs")
+        errors.append(f"int8 is {found}; train it with more QAT epochs")
     if -lost > max_gain * images:
         found = f"{-100 * loss:.2f} points below int8 on validation (at most {100 * max_gain:.2f} are allowed)"
         reason = "it was not trained to its end, or its BatchNorm statistics lag behind its weights"
-        remedy = "train it again with this version, with more epochs or a smaller batch_size"
+        remedy = "train it again with this version, with more epochs or smaller batches"
         errors.append(f"float is {found}: {reason}; {remedy}")
     return errors + _errors_on_small_devices(run.int8_model())
 
@@ -372,7 +372,7 @@ def _check_new(cards, name, content, run, dataset):
             there, here = (f"{title}, images {shape}, {len(classes)} classes" for title, shape, classes in nets)
             here += ", of other names" if there == here else ""
             what = f"the name {name} is taken by a net of other data ({card.reference}: {there}; this run: {here})"
-            raise PublishError(f"{what}; publish it under another name: --name, or name=")
+            raise PublishError(f"{what}; publish it under another name: give name=")
 
 
 def _write_index(zoo, cards):

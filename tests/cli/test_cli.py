@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import warnings
 
 import numpy as np
 import pytest
@@ -239,12 +240,39 @@ def test_export_says_whose_milliseconds_and_leaves_out_what_there_is_none_of(suc
         ("analyze fnet-l2-int8 --dataset digits --data-dir {new}", "digits is none of its sets; leave it out"),
         ("study --dataset digits --out {new} --train-all --zoo {new}", "a zoo, so --zoo would have no effect"),
         ("study --dataset digits --out {new} --levels most", "--levels is 'most'; it must be all, or numbers"),
+        ("levels --classes 1", "--classes is 1; a classifier needs"),
+        ("levels --channels 2", "--channels is 2; images have 1 or 3"),
+        ("levels --macro s3,2x2", "s in --macro is 3; it must be 1 or 2"),
     ],
 )
 def test_an_argument_out_of_range_is_one_line_with_its_value_and_writes_nothing(fails, tmp_path, arguments, message):
     new = tmp_path / "new"
     assert message in fails(*arguments.format(new=new).split())
     assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        ("factorize", "for these give stem=True", "for these give --stem"),
+        ("evaluate", "give stem=True", "give stem=True"),  # it has no such option
+        ("quantize", "a lower qat_learning_rate, or ptq", "a lower --qat-learning-rate, or ptq"),
+        (
+            "evaluate",
+            "mean needs pixel_range; a/pixel_range is a file",
+            "mean needs --pixel-range; a/pixel_range is a file",
+        ),
+        ("evaluate", "give --dataset, in Python dataset= or", "give --dataset, in Python dataset= or"),
+    ],
+)
+def test_pythons_names_become_options_in_errors_and_warnings(command, text, said, monkeypatch, fails):
+    def stop(*arguments, **options):
+        raise ValueError(text)
+
+    monkeypatch.setattr("factorizenet_tf.loading.resolve", stop)
+    needed = {"factorize": ["--level", 1, "--out", "n.keras"], "quantize": ["--dataset", "digits", "--out", "n"]}
+    assert fails(command, "net", *needed.get(command, [])) == f"error: {said}\n"
+    assert warnings.formatwarning(RuntimeWarning(text), RuntimeWarning, "", 1) == f"warning: {said}\n"
 
 
 def test_a_limit_of_ram_says_which_arena_it_is(succeeds):

@@ -261,7 +261,7 @@ def with_layer(make):
         (None, {"level": {"grouped": 2}, "middle": {"grouped": 2}}, "grouped has groups already"),
         (broken, {"level": 1}, "the layer 'strided' has weights that are not finite"),
         (twice, {"level": 1}, "the layer 'shared' is used 2 times"),
-        (lambda net: keras.Model(net.inputs, net.get_layer("stem").output), {"level": 1}, "has no convolution to factorize"),
+        (lambda net: keras.Model(net.inputs, net.get_layer("stem").output), {"level": 1}, "become cheaper, but .* image .stem.; for these give stem=True"),
         (fnet.quantize_aware, {"level": 1}, "is quantization-aware already"),
     ],
 )  # fmt: skip

@@ -129,7 +129,9 @@ def test_a_name_of_nets_of_other_data_is_no_version_of_theirs(copy, other, publi
     dataset = json.loads((other / "dataset.json").read_text()) | {field: value}
     (other / "dataset.json").write_text(json.dumps(dataset))
     before = contents(copy)
-    with pytest.raises(PublishError, match=rf"is taken by a net of other data .*{re.escape(said)}.*--name, or name="):
+    with pytest.raises(
+        PublishError, match=rf"is taken by a net of other data .*{re.escape(said)}.*another name: give name="
+    ):
         publish(other)
     assert contents(copy) == before
     publishing._check_new(fnet.zoo.list(zoo_dir=copy), "mine", b"", load_run(other), dataset)
