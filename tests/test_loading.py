@@ -26,15 +26,15 @@ REFUSED = {
 }
 # What each use gets of each source: a float or qat (fake-quantized) Keras model, the true int8 net, or a refusal.
 TABLE = """
-source      python   train   evaluate  analyze    quantize  tflite  regrouped  micro   latencies  serve   saved_model  serving
-int8-name@1 qat      int8!   int8      float+qat  int8!     int8    int8     int8    int8       int8    qat          qat
-float-name  float    float   float     float      float     float!  float!   float!  float!     float!  float        float
-run         qat      float   int8      float+qat  run!      int8    int8     int8    int8       int8    float        qat
-net.tflite  tflite!  spec!   int8      int8       tflite!   int8    int8     int8    int8       int8    tflite!      tflite!
-float.h5    float    float   float     float      float     float!  float!   float!  float!     float!  float        float
-qat.h5      qat      int8!   qat       qat        int8!     int8    int8     int8    int8       int8    qat          qat
-own.keras   float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
-own3.keras  float    spec!   float     float      float     float!  float!   float!  float!     float!  float        float
+source       python   train  evaluate  analyze    factorize  search  quantize  tflite  regrouped  micro   latencies  serve   saved_model  serving
+int8-name@1  qat      int8!  int8      float+qat  int8!      int8!   int8!     int8    int8       int8    int8       int8    qat          qat
+float-name   float    float  float     float      float      float   float     float!  float!     float!  float!     float!  float        float
+run          qat      float  int8      float+qat  float      float   run!      int8    int8       int8    int8       int8    float        qat
+net.tflite   tflite!  spec!  int8      int8       int8!      int8!   tflite!   int8    int8       int8    int8       int8    tflite!      tflite!
+float.h5     float    float  float     float      float      float   float     float!  float!     float!  float!     float!  float        float
+qat.h5       qat      int8!  qat       qat        int8!      int8!   int8!     int8    int8       int8    int8       int8    qat          qat
+own.keras    float    spec!  float     float      float      float   float     float!  float!     float!  float!     float!  float        float
+own3.keras   float    spec!  float     float      float      float   float     float!  float!     float!  float!     float!  float        float
 """
 HEAD, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 CELLS = [(row[0], use, cell) for row in ROWS for use, cell in zip(HEAD[1:], row[1:])]
@@ -44,6 +44,8 @@ COMMANDS = {  # the arguments around the source, and the function that gets the 
     "evaluate": ("evaluate {}", "models.evaluate.split_logits"),
     "analyze": ("analyze {}", "analysis.analyze._analyze"),
     "quantize": ("quantize {} --dataset digits --out new", "training.quantize.quantize_own"),
+    "factorize": ("factorize {} --dataset digits --level 1 --out new.keras", "models.factorize.levels_of_layers"),
+    "search": ("search --model {} --dataset digits --max-macs 50% --out new", "tuner.model_space.ModelSpace"),
     "tflite": ("export {} --tflite new", "tflite.export.export_tflite"),
     "regrouped": ("export {} --tflite new --regroup fastest", "tflite.regroup.regroup_fastest"),
     "micro": ("export {} --micro new", "tflite.micro_export.export_micro"),
