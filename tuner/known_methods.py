@@ -49,8 +49,13 @@ def main() -> None:
     data, model = fnet.load_dataset("cifar10"), resolve(arguments.net).with_precision("float").float_model()
     title = Path(arguments.net).name
     images, limit = data.calibration(768), arguments.share * fnet.count_macs(model)
+    tuned_already = None if arguments.ours is None else load_run(arguments.ours)
     for name in arguments.only:
-        net = METHODS[name](model, limit, images)
+        if name == "ours" and tuned_already is not None:
+            level, middle = choices_of(tuned_already.spec, model)
+            net = fnet.factorize(model, level, middle=middle, calibration=images)
+        else:
+            net = METHODS[name](model, limit, images)
         int8 = fnet.Int8Model(fnet.to_tflite(net, calibration=images))
         row = {
             "net": title,
@@ -68,8 +73,8 @@ def main() -> None:
             folder = name.replace(" ", "-") if title == NET else f"{title}-{name.replace(' ', '-')}"
             how = {"out": arguments.tune / folder, "recipe": fnet.tuning_recipe_for(data.name)}
             spec = fnet.architecture_of(net, folder)
-            if name == "ours" and arguments.ours is not None:
-                found = load_run(arguments.ours).metrics
+            if name == "ours" and tuned_already is not None:
+                found = tuned_already.metrics
                 if found["macs"] != row["macs"]:
                     raise SystemExit(f"error: {arguments.ours} has {found['macs']:,} MACs, not {row['macs']:,}")
                 found = found["accuracy"]
@@ -141,6 +146,21 @@ def ours(model, limit, images):
     """Levels and middles from the table, fitted on images."""
     level, middle = fnet.choose_levels(model, fnet.factorization_table(model, images[:256]), limit)
     return fnet.factorize(model, level, middle=middle, calibration=images)
+
+
+def choices_of(spec, model) -> tuple[dict[str, int], dict[str, float]]:
+    """Read off a factorized net's layers which level and middle each of the model's has: another table may choose others."""
+    level, middle = {}, {}
+    for part, kind, fields, _ in json.loads(spec.layers):
+        name = part.removesuffix("_spatial")
+        if name != part:
+            channels, filters = model.get_layer(name).input_shape[-1], model.get_layer(name).filters
+            is_depthwise = kind == "DepthwiseConv2D"
+            between = channels * fields["depth_multiplier"] if is_depthwise else fields["filters"]
+            level[name] = int(np.log2(channels if is_depthwise else fields["groups"]))
+            middle[name] = between / channels
+            assert channels <= filters, f"{name}: its pointwise part comes first"
+    return level, middle
 
 
 METHODS = {"low rank": low_rank, "tucker-2": tucker, "decoupling": decoupled, "ours": ours}
