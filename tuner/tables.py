@@ -22,12 +22,22 @@ ACCURACIES = {
     for split, long in (("val", "validation"), ("test", "test"))
     for kind in ("float", "int8")
 }
+FITTED = {  # and the largest difference between draws of images
+    f"{net}{ending}": title + text
+    for net, title in (("level_2", "level 2"), ("last_level_middle_3", "last level, middle 3"))
+    for ending, text in (("", ""), ("_spread", ", spread"))
+}
 COSTS = {"macs": "MACs", "size_bytes": ".tflite bytes", "ram_bytes": "arena", "latency_ratio": "ms / original's"}
 COSTS["latency_ratio_regrouped"] = "the same, after `--regroup fastest`"
 TABLES = {  # by file: column -> title; columns that are empty are left out
     "others.csv": {"net": "net", "how": "how", **COSTS, **ACCURACIES},
     "between.csv": {"between": "between", "macs": "MACs", "val_before": "validation before", **ACCURACIES},
     "known_methods.csv": {"net": "net", "method": "method", "macs": "MACs", **ACCURACIES},
+    "fitting.csv": {
+        "changed": "changed",
+        **{name: name for name in ("images", "damping", "sweeps", "positions")},
+        **FITTED,
+    },
 }
 
 
@@ -45,7 +55,7 @@ def shown(column: str, text: str) -> str:
     """Write one value."""
     if not text or "ratio" in column:
         return text
-    if column in ACCURACIES or column == "val_before":
+    if column in ACCURACIES | FITTED or column == "val_before":
         return f"{100 * float(text):.2f} %"
     return f"{int(text):,}" if text.isdigit() else text
 
