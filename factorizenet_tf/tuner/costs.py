@@ -1,8 +1,11 @@
 """Measure costs of nets other than MACs (bytes, RAM, milliseconds) on an untrained int8 conversion."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,11 +13,13 @@ from ..files import write_text
 from ..requirement import MEASURED
 from ..spec import Architecture, ModelSpec
 
+if TYPE_CHECKING:
+    from ..tflite.int8_model import Int8Model
+
 __all__ = ["COSTS_FILE", "MeasuredCosts", "measure", "milliseconds"]
 
 COSTS_FILE = "measured_costs.json"
 CALIBRATION_IMAGES = 32
-LATENCY_RUNS = 300
 
 
 class MeasuredCosts:
@@ -83,6 +88,7 @@ def measure(
     from ..models.build import build
     from ..models.convert import to_tflite
     from ..models.quantize import quantize_aware
+    from ..tflite.int8_model import Int8Model
     from ..tflite.micro import arena_bytes
 
     rng = np.random.default_rng(0)
@@ -98,15 +104,14 @@ def measure(
     if "ram_bytes" in wanted:
         costs["ram_bytes"] = arena_bytes(content)
     if "latency_ms" in wanted:
-        costs["latency_ms"] = round(milliseconds(spec, content), 5)
+        costs["latency_ms"] = round(milliseconds(spec, Int8Model(content)), 5)
     return costs
 
 
-def milliseconds(spec: ModelSpec | Architecture, content: bytes) -> float:
-    """Time an inference of a net's int8 .tflite, median, one thread; a factorized model's as `export --regroup fastest` rewrites it."""
-    from ..tflite.int8_model import Int8Model
-    from ..tflite.regroup import regroup_fastest
-
+def milliseconds(spec: ModelSpec | Architecture, model: Int8Model) -> float:
+    """Time an inference of a net's int8 model, median, one thread; a factorized model's as `export --regroup fastest` rewrites it."""
     if isinstance(spec, Architecture):
-        content = regroup_fastest(content).content
-    return Int8Model(content).latency_ms(runs=LATENCY_RUNS).median_ms
+        from ..tflite.regroup import regroup_fastest
+
+        model = type(model)(regroup_fastest(model.content).content)
+    return model.latency_ms().median_ms

@@ -177,7 +177,7 @@ def train_net(dataset: Dataset, training: Training, on_epoch: Callable | None = 
             **accuracies,
             "macs": run.metrics["macs"],
             "size_bytes": run.metrics["size_bytes"],
-            "latency_ms": milliseconds(spec, run.int8_model().content),
+            "latency_ms": milliseconds(spec, run.int8_model()),
             "seconds": run.metrics["training_seconds"],
         }
 

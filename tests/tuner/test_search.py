@@ -155,7 +155,7 @@ def test_the_command_prints_json_and_is_not_kerastuners_chief(tmp_path, fake, ca
         ([], "nothing is required; give at least one of --max-macs, --max-size-bytes, "),
         (["--max-macs", 30_000], "--max-macs is 30,000; the smallest net, fnet-1x2.1x2-l4-x0.5, has 42,048 MACs"),
         (["--max-macs", -1], "--max-macs is '-1'; give a whole number above 0, e.g. 12500000, 12.5e6, 12.5M or 100k"),
-        (["--max-latency-ms", -1], "--max-latency-ms is -1.0; it must be above 0"),
+        (["--max-latency-ms", -1], "--max-latency-ms is '-1'; give milliseconds above 0"),
         (["--max-macs", 60_000, "--ray", "here"], "the Ray address is 'here'; give HOST:PORT"),
         (["--min-accuracy", 97], "--min-accuracy is 97.0; it must be above 0 and at most 1"),
         (["--max-macs", 60_000, "--width", "8,x"], "width is '8,x'; it must be a multiple of 8"),
