@@ -7,9 +7,10 @@ from .data import Dataset, Split, load_dataset
 from .macro import Stage
 from .models.architecture import architecture_of
 from .models.build import build
+from .models.choose import choose_levels
 from .models.convert import to_tflite
 from .models.evaluate import Agreement, accuracy, agreement
-from .models.factorize import choose_levels, factorization_table, factorize, with_latencies
+from .models.factorize import factorization_table, factorize, with_latencies
 from .models.keras3 import from_keras3
 from .models.quantize import quantize_aware
 from .models.weights import FactorizeNet

@@ -261,7 +261,7 @@ def _chosen(own, table, given, calibration, factorized, progress) -> tuple:
         ValueError: the net keeps to the limits as it is, or nothing keeps to them.
     """
     from ..cost import count_macs
-    from ..models.factorize import choose_levels
+    from ..models.choose import choose_levels
 
     costs, text = {"max_macs": count_macs(own)}, given.get("max_latency_ms")
     if text is not None:
