@@ -266,12 +266,13 @@ def _chosen(own, table, given, calibration, factorized, progress) -> tuple:
     costs, text = {"max_macs": count_macs(own)}, given.get("max_latency_ms")
     if text is not None:
         progress.say("timing the original")
-        (costs["max_latency_ms"],) = _milliseconds([own], calibration)
+        original = _exported(own, calibration)
+        (costs["max_latency_ms"],) = _milliseconds([original])
     limits = costs | options.limits_of(given, costs)
     if all(limits[name] >= cost for name, cost in costs.items()):
         shown = " and ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in given.items())
         raise ValueError(f"the net keeps to {shown} as it is, so nothing would be factorized; give less")
-    levels, middles = choose_levels(own, table, limits["max_macs"])
+    levels, middles = choose_levels(own, table, limits["max_macs"])  # raises if MACs alone are out of reach
     if text is None:
         return levels, middles, factorized(levels, middles), []
     limit, whole = limits["max_latency_ms"], costs["max_latency_ms"]
@@ -284,7 +285,7 @@ def _chosen(own, table, given, calibration, factorized, progress) -> tuple:
             break
         net = factorized(levels, middles)
         progress.say("timing both")
-        times = _milliseconds([own, net], calibration)
+        times = _milliseconds([original, _exported(net, calibration)])
         allowed = limit / whole * times[0] if text.endswith("%") else limit
         tries.append((times[1] / allowed, allowed, (levels, middles, net, times)))
         if times[1] <= TIMER * allowed:
@@ -305,15 +306,20 @@ def _chosen(own, table, given, calibration, factorized, progress) -> tuple:
     return chosen
 
 
-def _milliseconds(nets, calibration) -> list[float]:
-    """Time nets in turns, int8, as `export --regroup fastest` makes them, on one thread."""
-    import numpy as np
-
+def _exported(net, calibration) -> bytes:
+    """Make a net's int8 .tflite as `export --regroup fastest` does."""
     from ..models.convert import to_tflite
-    from ..tflite.latency import inference, time_in_turns
     from ..tflite.regroup import regroup_fastest
 
-    files = [regroup_fastest(to_tflite(net, calibration=calibration)).content for net in nets]
+    return regroup_fastest(to_tflite(net, calibration=calibration)).content
+
+
+def _milliseconds(files) -> list[float]:
+    """Time .tflite files in turns, on one thread."""
+    import numpy as np
+
+    from ..tflite.latency import inference, time_in_turns
+
     return np.median(time_in_turns([inference(file) for file in files]), axis=0).tolist()
 
 

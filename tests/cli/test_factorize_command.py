@@ -74,7 +74,7 @@ def test_levels_are_chosen_for_milliseconds_too(mine, tmp_path, prints_json, fai
 @pytest.mark.usefixtures("bytes_for_milliseconds")
 def test_a_net_that_is_slower_than_its_layers_alone_is_chosen_again_tighter(mine, monkeypatch, tmp_path):
     module, times = sys.modules["factorizenet_tf.cli.factorize"], iter([9.8, 9.5, 9.6])
-    monkeypatch.setattr(module, "_milliseconds", lambda nets, images: [10.0] if len(nets) == 1 else [10.0, next(times)])
+    monkeypatch.setattr(module, "_milliseconds", lambda files: [10.0] if len(files) == 1 else [10.0, next(times)])
     command = ["factorize", str(mine), *DATA, "--images", "64", "--json", "--max-latency-ms"]
     with pytest.warns(UserWarning, match=r"takes 9.5000 ms, more than the 9.0000 of --max-latency-ms 90%"):
         assert main([*command, "90%", "--out", str(tmp_path / "net.keras")]) == 0  # the fastest of three
