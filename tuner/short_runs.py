@@ -43,6 +43,23 @@ VARIANTS = {
     ),
     "deep-narrow": (fnet.ModelSpec((4, 5), macro="5x2c40r,5x2c80r"), {}, "the same for all of ResNet-8's costs"),
     "deep-narrow-three": (fnet.ModelSpec((4, 6, 6), macro="6x2c40r,3x2c64r,2x2c96r"), {}, "the same in three stages"),
+    "within": (
+        fnet.ModelSpec((5, 5, 6), macro="4x2c48,4x2c72r,3x2c96r"),
+        {},
+        "for all of ResNet-8's costs, its time, too",
+    ),
+    "within-wide": (fnet.ModelSpec(5, macro="3x2c48,4x2c80r,2x2c112r"), {}, "the same, fewer and wider blocks"),
+    "within-deep": (
+        fnet.ModelSpec((4, 6, 6), macro="4x2c40,4x2c64r,4x2c96r"),
+        {},
+        "the same, more and narrower blocks",
+    ),
+    "half-third": (
+        fnet.ModelSpec((4, 4, 6), macro="3x2c24,2x2c40r,2x2c64r"),
+        {},
+        "for half of ResNet-8's time and a third of its bytes",
+    ),
+    "half-deep": (fnet.ModelSpec((5, 6, 6), macro="2x2c32,4x2c64r,2x2c96r"), {}, "for about half of ResNet-8's time"),
     "l6-30": (fnet.ModelSpec(6), {"epochs": 30}, "recipe tries of 30 epochs start here"),
     "l6-30-sharp": (fnet.ModelSpec(6), {"epochs": 30, "label_smoothing": 0}, "no label smoothing"),
     "l6-30-batch64": (fnet.ModelSpec(6), {"epochs": 30, "batch_size": 64, "learning_rate": 0.1}, "smaller steps"),

@@ -20,7 +20,10 @@ __all__ = ["NAMED", "folder_variable", "prepare", "read_named"]
 
 
 class NamedSet(NamedTuple):
-    """A named set: its title as its makers give it, their archives, the splits that it has here, and how many classes."""
+    """A named set: its title as its makers give it, their archives, the splits that it has here, and how many classes.
+
+    `terms` say what its makers allow, None where they state nothing.
+    """
 
     title: str
     archives: tuple[str, ...]
@@ -28,6 +31,7 @@ class NamedSet(NamedTuple):
     num_classes: int
     size: tuple[int, int] | None  # (width, height) of every image; None where they differ
     targets: Callable  # of the archives' paths and what reads one as text: (path, split/class) of each image
+    terms: str | None = None
 
 
 def _tiny_imagenet(paths, read):
@@ -57,9 +61,14 @@ def _gtsrb(paths, read):
 
 
 TINY_TITLE, TINY_SPLITS = "Tiny ImageNet (official validation images as test)", ("train", "test")
+TINY_TERMS = (
+    "ImageNet, of which Tiny ImageNet's images are, may be used for non-commercial research and education alone"
+)
 GTSRB_ARCHIVES = ("GTSRB_Final_Training_Images.zip", "GTSRB_Final_Test_Images.zip", "GTSRB_Final_Test_GT.zip")
 NAMED = {
-    "tiny_imagenet": NamedSet(TINY_TITLE, ("tiny-imagenet-200.zip",), TINY_SPLITS, 200, (64, 64), _tiny_imagenet),
+    "tiny_imagenet": NamedSet(
+        TINY_TITLE, ("tiny-imagenet-200.zip",), TINY_SPLITS, 200, (64, 64), _tiny_imagenet, TINY_TERMS
+    ),
     "gtsrb": NamedSet("GTSRB", GTSRB_ARCHIVES, ("train", "validation", "test"), 43, None, _gtsrb),
 }
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..classes import balanced_accuracy, class_rows, matrix_from_text, mistakes
+from ..data.named import NAMED
 from ..files import write_text
 from ..recipe import Recipe, augmentations
 from ..spec import Architecture
@@ -17,6 +18,7 @@ PRECISIONS = {"float": "float", "ptq_per_tensor": "PTQ per tensor", "ptq_per_cha
 PRECISIONS |= {"qat": "QAT", "tflite": ".tflite"}
 OF_A_MODEL = re.compile(r".+-(float|int8)(@\d+)?\.(md|svg)")  # the file names of pages
 MAX_CLASSES = 20  # for a whole confusion matrix; of more classes the most frequent mistakes alone are listed
+MAX_DRAWN = 100  # classes of a matrix that is drawn
 RAM = """\
 RAM, bytes (arena recorded by TFLite Micro's x86-64 Python build, tflite-micro, with reference kernels; \
 `factorizenet export --micro --kernels` shows what others take)"""
@@ -47,7 +49,7 @@ def write_pages(zoo: Path, cards: Cards) -> None:
             path.unlink()
     for stem, card in stems.items():
         figure = zoo / "cards" / f"{stem}.svg"
-        if confusion_figure is None:
+        if confusion_figure is None or len(card.class_names) > MAX_DRAWN:
             figure.unlink(missing_ok=True)
         elif card.confusion is not None:
             matrices = {[*card.accuracies][-1]: matrix_from_text(card.confusion)}
@@ -206,6 +208,9 @@ def _training(card):
 
 def _use(card):
     licence = f"Licence of the weights: {card.licence}" if card.licence else "The publisher states no licence"
+    named = NAMED.get(card.dataset_name)
+    if named and named.terms:
+        licence += f"; the data's terms: {named.terms}"
     packages = ", ".join(f"{name} {number}" for name, number in card.versions.items())
     version = f'Version {card.version}: `load("{card.reference}")` pins it.'
     made = f"{version} {licence}. Published {card.published}, made with {packages}."

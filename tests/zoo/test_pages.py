@@ -35,6 +35,8 @@ def test_a_page_says_what_its_card_says_and_nothing_of_what_it_does_not(cards):
         ({"older": {"latency_2_threads_ms": 1.0}}, "with reference kernels", "2 threads"),
         ({"licence": "MIT"}, "Licence of the weights: MIT. Published", "states no licence"),
         ({"dataset": "CIFAR-10 (JPEG)"}, "compares only", "Licence of the weights"),
+        ({"dataset_name": "tiny_imagenet"}, "no licence; the data's terms: ImageNet, of", "Licence of the weights"),
+        ({"dataset_name": "gtsrb"}, "no licence. Published", "the data's terms"),
     ):
         page = card_page(dataclasses.replace(cards[1], **fields))
         assert said in page
@@ -76,6 +78,10 @@ def test_pages_and_figure_of_models_that_left_are_removed(cards, copy, monkeypat
     assert sorted(path.name for path in (copy / "cards").iterdir()) == [f"{stem}.md", f"{stem}.svg", "notes.md"]
     assert (copy / "frontier.svg").read_bytes() == first  # int8 models only, and the same bytes each time
     assert all(f"({name})" in (copy / "README.md").read_text() for name in ("FINDINGS.md", "frontier.svg"))
+    many = [dataclasses.replace(card, class_names=tuple(f"n{n}" for n in range(101))) for card in cards]
+    write_pages(copy, Cards(many))
+    assert not [*(copy / "cards").glob("*.svg")]  # a matrix of so many classes is no figure
+    write_pages(copy, cards)
     # Without Altair no older figure is left to contradict the table.
     monkeypatch.delitem(sys.modules, "factorizenet_tf.plots", raising=False)
     monkeypatch.setitem(sys.modules, "altair", None)
