@@ -15,7 +15,7 @@ from pathlib import Path
 from factorizenet_tf.files import write_text
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "docs" / "factorize.md",)
+PAGES = (ROOT / "docs" / "factorize.md", ROOT / "docs" / "train.md")
 ACCURACIES = {
     f"{before}{split}_{kind}": f"{title}{long} {kind}"
     for before, title in (("", ""), ("tuned_", "tuned, "))
@@ -38,6 +38,14 @@ TABLES = {  # by file: column -> title; columns that are empty are left out
         **{name: name for name in ("images", "damping", "sweeps", "positions")},
         **FITTED,
     },
+    "starting.csv": {
+        "set": "set",
+        "images": "training images",
+        "net": "net",
+        "start": "start",
+        "freeze": "frozen stages",
+        **{epochs: f"{epochs} + 1 epochs" for epochs in ("5", "20")},
+    },
 }
 
 
@@ -45,10 +53,25 @@ def table(name: str) -> str:
     """Write a file's rows as a table of Markdown."""
     with open(ROOT / "tuner" / "results" / name, newline="") as file:
         rows = list(csv.DictReader(file))
+    if name == "starting.csv":
+        rows = means(rows)
     columns = {column: title for column, title in TABLES[name].items() if any(row.get(column) for row in rows)}
     lines = [list(columns.values()), ["---"] * len(columns)]
     lines += [[shown(column, row[column]) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def means(rows: list[dict]) -> list[dict]:
+    """Gather the rows of starting.csv that differ in epochs and seed alone: by epochs, the seeds' int8 accuracies on test."""
+    found = {}
+    for row in rows:
+        key = tuple(row[column] for column in ("set", "images", "net", "start", "freeze"))
+        found.setdefault(key, {}).setdefault(row["epochs"], []).append(100 * float(row["test_int8"]))
+    return [
+        dict(zip(("set", "images", "net", "start", "freeze"), key))
+        | {epochs: f"{sum(of) / len(of):.1f} % ({min(of):.1f} to {max(of):.1f})" for epochs, of in by_epochs.items()}
+        for key, by_epochs in found.items()
+    ]
 
 
 def shown(column: str, text: str) -> str:
