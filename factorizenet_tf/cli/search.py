@@ -173,7 +173,9 @@ def search(
         files = [name for name in ("results.csv", "summary.txt", "frontier.png") if (found.folder / name).exists()]
         print(f"{found.folder}: {', '.join(files)}")
     if found.best is None and not any(row["status"] == "trained" for row in found.rows):
-        raise RuntimeError(f"no net fits: {_what_would_help(oracle)}")
+        from ..tuner.budget import what_would_help
+
+        raise RuntimeError(f"no net fits: {what_would_help(oracle.space, oracle.requirement, oracle.say)}")
     if not found.meets_requirement:
         raise RuntimeError("no net was found that meets the requirement; the best one is in the results")
 
@@ -242,15 +244,6 @@ def _model_space(context, choices, limits):
         own = measure(space.original, [name.removeprefix("max_") for name in limits if name != "max_macs"])
         costs |= {f"max_{cost}": value for cost, value in own.items()}
     return data, space, costs
-
-
-def _what_would_help(oracle) -> str:
-    from ..tuner.budget import measured_costs, what_would_fit
-    from ..tuner.space import Space
-
-    if isinstance(oracle.space, Space):
-        return what_would_fit(oracle.space, oracle.requirement, measured_costs(oracle.requirement))
-    return "give larger limits, or smaller --middle"
 
 
 def _patterns(groups: str) -> str | tuple[str, ...]:

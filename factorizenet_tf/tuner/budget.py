@@ -12,7 +12,7 @@ from ..spec import ModelSpec
 from .costs import measure
 from .space import NetSpace, Space, macs
 
-__all__ = ["check_budget", "least_costs", "measured_costs", "what_would_fit"]
+__all__ = ["check_budget", "least_costs", "what_would_fit", "what_would_help"]
 
 UNITS = {"macs": "MACs", "size_bytes": "bytes of file", "ram_bytes": "bytes of RAM", "latency_ms": "ms"}
 
@@ -50,9 +50,17 @@ def least_costs(spec: ModelSpec) -> dict[str, int]:
     return {"macs": macs(spec), "size_bytes": weight_bytes, "ram_bytes": stem_bytes}
 
 
-def measured_costs(requirement: Requirement) -> Callable[[ModelSpec], dict[str, float]]:
-    """Make a function that measures the costs of a net that a requirement limits; it takes some seconds a net."""
-    return lambda spec: {"macs": macs(spec)} | measure(spec, requirement.limits)
+def what_would_help(space: NetSpace, requirement: Requirement, say: Callable[[str], None]) -> str:
+    """Say which limits to raise and what else would make nets fit, measured on some nets; `say` gets a line before each."""
+    text = f"raise {', '.join('max_' + cost for cost in requirement.limits)}"
+    if not isinstance(space, Space):
+        return f"{text}, or give smaller middles"
+
+    def costs(net):
+        say(f"measuring {net.name} at {'x'.join(map(str, net.input_shape))}: would it fit?")
+        return {"macs": macs(net)} | measure(net, requirement.limits)
+
+    return f"{text}; {what_would_fit(space, requirement, costs)}"
 
 
 def what_would_fit(
@@ -68,12 +76,14 @@ def what_would_fit(
     """
     found, last = [], None
     for change, net in _smaller(space):
+        if (found and change == ALL) or (change != ALL and requirement.violation(least_costs(net))):
+            continue  # which saves a measurement
         numbers = {cost: value for cost, value in costs(net).items() if cost in requirement.limits}
         shown = ", ".join(
             f"{about if cost.endswith('bytes') else ''}{value:,} {UNITS[cost]}" for cost, value in numbers.items()
         )
         last = f"{change}: {shown}"
-        if requirement.violation(numbers) is None and not (found and change == ALL):
+        if requirement.violation(numbers) is None:
             found.append(last)
     if found:
         return f"what would help: {'; '.join(found)}"

@@ -17,7 +17,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, MEASURED, Requirement
 from ..spec import ModelSpec
-from .budget import check_budget
+from .budget import check_budget, what_would_help
 from .costs import MeasuredCosts
 from .progressive import Proposal, Result, Search, SearchState, effects, propose
 from .space import NetSpace, Space, macs
@@ -149,6 +149,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.costs = MeasuredCosts(self.requirement.limits)
         self.failure: BaseException | None = None
         self.verbose = 0
+        self.say = lambda text: None  # what a search sets to show its progress
         self._search = Search(
             self.space, self.requirement, self.violation, self.patience, self.seed, max_nets=max_trials
         )
@@ -191,7 +192,8 @@ class FactorizationOracle(keras_tuner.Oracle):
             if state.pending:
                 return {"status": TrialStatus.IDLE}
             if not state.proposals:
-                self.failure = ValueError(_nothing_fits(state, self.requirement))
+                help_text = what_would_help(self.space, self.requirement, self.say)
+                self.failure = ValueError(f"{_nothing_fits(state)}; {help_text}")
         except Exception as error:
             self.failure = error
         return {"status": TrialStatus.STOPPED}
@@ -314,10 +316,9 @@ def _last_line(trial):
     return (trial.message or "").strip().rpartition("\n")[2]
 
 
-def _nothing_fits(state: SearchState, requirement: Requirement) -> str:
+def _nothing_fits(state: SearchState) -> str:
     uniform = [(spec, why) for spec, why in state.rejected.items() if isinstance(spec.level, int)]
     reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in uniform[-2:])
     return (
-        f"no uniform level fits ({reasons}), nor does any of the {len(state.rejected) - len(uniform)} others looked at; "
-        f"raise {', '.join('max_' + cost for cost in requirement.limits)}"
+        f"no uniform level fits ({reasons}), nor does any of the {len(state.rejected) - len(uniform)} others looked at"
     )

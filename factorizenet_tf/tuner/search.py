@@ -85,6 +85,7 @@ def search(
     out = Path(out).expanduser().resolve()
     with Progress(verbose) as progress:
         progress.say(oracle.space.describe())
+        oracle.say = progress.say
         tuner = FactorizationTuner(
             oracle,
             dataset,

@@ -180,3 +180,7 @@ def test_shares_are_of_the_models_own_costs_and_what_is_wrong_is_said(model, tmp
     )
     own = fnet.count_macs(resolve("mine.keras").float_model())
     assert f"--max-macs is {own // 100:,}; the smallest net, mine-l4, has" in fails(*command, "--max-macs", "1%")
+    monkeypatch.setattr("factorizenet_tf.tuner.costs.measure", lambda *arguments: {"size_bytes": 50_000})
+    error = fails(*command, "--max-size-bytes", "40k", "--quiet")
+    assert "50,000 size_bytes > 40,000" in error
+    assert error.endswith(" looked at; raise --max-size-bytes, or give smaller middles\n")

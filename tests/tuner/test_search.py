@@ -10,7 +10,7 @@ from test_tuner import Fake, FakeRun
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
-from factorizenet_tf.tuner import FactorizationOracle
+from factorizenet_tf.tuner import FactorizationOracle, budget
 from factorizenet_tf.tuner import costs as measured_costs
 from factorizenet_tf.tuner import search as search_module
 from factorizenet_tf.tuner import tuner as search_tuner
@@ -176,6 +176,20 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(options, message, tmp_path, 
     assert message in err
     assert err.count("\n") == 1
     assert not fake.calls
+
+
+def test_a_measured_limit_that_nothing_fits_is_refused_with_what_would_help(tmp_path, fake, capsys, monkeypatch):
+    def measure(spec, wanted, labels=None):
+        return {"ram_bytes": 2 * budget.least_costs(spec)["ram_bytes"]}
+
+    monkeypatch.setattr(measured_costs, "measure", measure)
+    monkeypatch.setattr(budget, "measure", measure)
+    command = [*OPTIONS[:-1], "--max-ram-bytes", "3k", "--out", tmp_path / "out"]  # the stem holds 16x16x9 = 2,304
+    assert call(*command) == 2
+    *_, said, error = capsys.readouterr().err.splitlines()
+    assert said == "measuring fnet-1x2.1x2-l4-x0.5 at 8x8x1: would it fit?"
+    assert "4,608 ram_bytes > 3,000), nor does any of the 15 others looked at; raise --max-ram-bytes; what" in error
+    assert error.endswith(" would help: --size 8: 1,152 bytes of RAM")
 
 
 def test_the_command_searches_over_macro_architectures_and_says_what_they_are(tmp_path, fake, capsys):
