@@ -7,9 +7,8 @@ import pytest
 from test_progressive import SPACE, formula
 
 from factorizenet_tf.requirement import Requirement
-from factorizenet_tf.tuner import budget
+from factorizenet_tf.tuner import budget, oracle
 from factorizenet_tf.tuner import costs as measured_costs
-from factorizenet_tf.tuner import oracle
 from factorizenet_tf.tuner.oracle import FactorizationOracle
 from factorizenet_tf.tuner.space import macs, uniform
 
