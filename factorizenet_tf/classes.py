@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["balanced_accuracy", "balanced_weights", "class_rows", "confusion", "matrix_from_text", "matrix_to_text"]
-__all__ += ["mistakes"]
+__all__ = ["balanced_accuracy", "balanced_weights", "class_rows", "confusion", "lowest_recall", "matrix_from_text"]
+__all__ += ["matrix_to_text", "mistakes"]
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -43,6 +43,17 @@ def precisions(matrix: np.ndarray) -> np.ndarray:
 def balanced_accuracy(matrix: np.ndarray) -> float:
     """Compute the mean recall of the classes that have images, 0..1, so that rare classes count as much as others."""
     return float(np.nanmean(recalls(matrix)))
+
+
+def lowest_recall(matrix: np.ndarray, class_names: Sequence[str]) -> str:
+    """Say in a line the balanced accuracy, and which class has the lowest recall and what it is most often taken for."""
+    label = int(np.nanargmin(shares := recalls(matrix)))
+    text = f"balanced accuracy {100 * balanced_accuracy(matrix):.1f} %"
+    if shares[label] == 1:
+        return text
+    taken = np.argmax(np.where(np.arange(len(matrix)) == label, 0, matrix[label]))
+    text += f"; the lowest recall: class {class_names[label]}, {100 * shares[label]:.1f} %"
+    return f"{text}, most often taken for {class_names[taken]}"
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import rich.progress
 from rich.box import Box
@@ -134,8 +134,10 @@ def print_json(value) -> None:
     print(json.dumps(value, indent=2))
 
 
-def print_accuracies(metrics: dict) -> None:
-    """Print the accuracies of a run's metrics.json as a table, and its agreement where it has one."""
+def print_accuracies(metrics: dict, class_names: Sequence[str]) -> None:
+    """Print the accuracies of a run's metrics.json as a table; which class fails and the agreement where it has them."""
+    from .classes import lowest_recall, matrix_from_text
+
     rows = [
         {"split": split + ", top-5" * (kind != "accuracy"), "images": metrics["images"][split]}
         | {k: f"{100 * v:.2f} %" for k, v in values.items()}
@@ -143,6 +145,8 @@ def print_accuracies(metrics: dict) -> None:
         for split, values in metrics.get(kind, {}).items()
     ]
     show_rows(rows, title=f"{metrics['name']} on {metrics['dataset']}: accuracy")
+    for split, texts in [*metrics.get("confusion", {}).items()][-1:] if len(class_names) > 1 else ():
+        print(f"int8, {split}: {lowest_recall(matrix_from_text(texts['int8']), class_names)}")
     if "agreement" in metrics:
         a, split = metrics["agreement"], "test" if "test" in metrics["images"] else "validation"
         print(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from factorizenet_tf.classes import balanced_accuracy, balanced_weights, class_rows, confusion, mistakes
+from factorizenet_tf.classes import balanced_accuracy, balanced_weights, class_rows, confusion, lowest_recall, mistakes
 from factorizenet_tf.classes import matrix_from_text as from_text
 from factorizenet_tf.classes import matrix_to_text as to_text
 from factorizenet_tf.plots import confusion_figure
@@ -28,6 +28,12 @@ def test_recall_and_precision_are_shares_of_a_row_and_a_column_and_absent_withou
 def test_the_most_frequent_mistakes_come_first():
     rows = mistakes(np.array([[3, 1, 0], [2, 1, 0], [0, 0, 5]]), ("a", "b", "c"))
     assert [tuple(row.values()) for row in rows] == [("b", "a", 2, pytest.approx(2 / 3)), ("a", "b", 1, 0.25)]
+
+
+def test_the_class_of_the_lowest_recall_is_said_unless_nothing_is_wrong():
+    said = "balanced accuracy 62.5 %; the lowest recall: class b, 50.0 %, most often taken for a"
+    assert lowest_recall(MATRIX, ("a", "b", "c")) == said
+    assert lowest_recall(np.diag([3, 1, 0]), ("a", "b", "c")) == "balanced accuracy 100.0 %"
 
 
 def test_balanced_weights_make_each_class_count_alike_and_leave_the_mean_as_it_is():

@@ -103,7 +103,9 @@ def _analyze_file(context, file, dataset, calibration_images, evaluation_images)
     reason = f"{file} is a .tflite, with no float net to compare it with"
     options.refuse_unused(context, reason, "out", "save", "figures", "factorization", *quantizes)
     from ..analysis.tflite_layers import layer_rows
+    from ..data import Split
     from ..loading import resolve
+    from ..models.evaluate import split_logits
     from ..tflite.int8_model import TFLiteModel
 
     source = resolve(file)
@@ -111,9 +113,10 @@ def _analyze_file(context, file, dataset, calibration_images, evaluation_images)
         source.check_data_known()
     model = TFLiteModel(file, pixels=options.own_model(context)["pixels"])
     data = options.load_data(context, dataset or source.dataset_name, model.input_shape, source)
-    images, split = data.calibration(calibration_images), data.validation
+    images = data.calibration(calibration_images)
+    split = Split(data.validation.images[:evaluation_images], data.validation.labels[:evaluation_images])
+    found = split_logits(model, split).argmax(1) == split.labels
     rows = layer_rows(model, images)
-    found = model.predict(split.images[:evaluation_images]).argmax(1) == split.labels[:evaluation_images]
     net = {"file": file, "dataset": data.title, "input": f"{model.input_type}, pixels {model.pixels.range}"}
     net |= {"kernels": model.kernels, "accuracy": float(found.mean()), "images": len(found)}
     if context.params["as_json"]:

@@ -160,7 +160,8 @@ def latencies(
         convolutions = [row[1:] for content in contents for row in int8_convolutions(content)]
         if not any(groups > 1 for _, groups in convolutions):
             raise ValueError(
-                f"no grouped convolution in {', '.join(sources)}; without sources the package's own are measured"
+                f"no grouped int8 convolution in {', '.join(sources)}; float ones are not measured: quantize the net first; "
+                "without sources the package's own are measured"
             )
     else:
         options.refuse_unused(context, "without sources no net is looked up", "zoo_")

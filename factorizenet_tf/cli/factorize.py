@@ -210,7 +210,7 @@ def factorize(
     show_rows(rows, title="Layers")
     show_rows(summary, title="" if data is None else f"{data.title}, {len(data.validation):,} validation images")
     if tuned is not None:
-        print_accuracies(tuned.metrics)
+        print_accuracies(tuned.metrics, data.class_names)
         print(f"{tuned.metrics['macs']:,} MACs, {tuned.metrics['size_bytes']:,} bytes; in {run}")
     if out is not None:
         print(f"{out}; make it int8 with `factorizenet quantize {out} --dataset ... --out ...`")

@@ -120,7 +120,7 @@ def train(
     if as_json:
         print_json(run.metrics)
         return
-    print_accuracies(run.metrics)
+    print_accuracies(run.metrics, data.class_names)
     macs, params, size_bytes = (run.metrics[key] for key in ("macs", "params", "size_bytes"))
     print(f"{macs:,} MACs, {params:,} parameters, {size_bytes:,} bytes; in {run.folder}")
 
@@ -192,7 +192,7 @@ def quantize(
     if as_json:
         print_json(metrics)
         return
-    print_accuracies(metrics)
+    print_accuracies(metrics, data.class_names)
     print(f"{metrics['macs']:,} MACs, {metrics['size_bytes']:,} bytes: {out / 'model.tflite'}")
 
 
@@ -235,7 +235,7 @@ def evaluate(
     own = options.own_model(context)
     is_file = Path(net).is_file() and Path(net).suffix.lower() == ".tflite"
     if is_file:
-        options.refuse_unused(context, f"{net} has its size", "size")
+        options.refuse_unused(context, "a .tflite has its size in the file", "size")
     source = resolve(net, zoo_dir=zoo_, **({} if is_file else own))
     if dataset is None:
         source.check_data_known()

@@ -39,7 +39,12 @@ def split_logits(model, split: Split) -> np.ndarray:
     scores = logits(model, split.images)
     largest, classes = split.labels.max(), scores.shape[1]
     if largest >= classes:
-        raise ValueError(f"the data has labels up to {largest}; the model has {classes} classes (num_classes)")
+        remedy = "give data of its classes"
+        if classes == 1:
+            remedy = "a net of one output, as for a sigmoid, is no classifier here: give it one output a class"
+        raise ValueError(
+            f"the data has labels up to {largest}; the model has {classes} classes (num_classes); {remedy}"
+        )
     return scores
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..data import RESIZES, check_images
 from ..pixels import RANGES, Pixels
 from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files
-from .latency import new_interpreter
+from .latency import OpenSizeError, new_interpreter
 
 __all__ = ["Int8Model", "Latency", "TFLiteModel", "input_range", "quantize_pixels"]
 
@@ -38,13 +38,14 @@ class Latency:
 class TFLiteModel:
     """Anybody's image classifier, run with the input and output types, and at the batch size, of its file.
 
-    A quantized input's scale and zero point tell the pixels' range: 0..255, -1..1, or else 0..1.
+    A quantized input's scale and zero point tell the pixels' range: 0..255, -1..1, or else 0..1; those of a float input are
+    of what its QUANTIZE gives, if there is one.
 
     Args:
         path_or_bytes: a .tflite file or its content, input (batch, height, width, channels) and output (batch, classes),
             each int8, uint8 or float32.
         threads: of one inference.
-        pixels: what the model takes; None: the range that the scale tells, 0..1 for a float input.
+        pixels: what the model takes; None: the range that the scale tells, or 0..1 with a warning.
 
     Attributes:
         input_shape: (height, width, channels).
@@ -90,10 +91,16 @@ class TFLiteModel:
             )
         self.input_type, self.output_type = inputs[0]["dtype"].__name__, outputs[0]["dtype"].__name__
         if not {self.input_type, self.output_type} <= {*self.TYPES}:
-            remedy = ", as to_tflite and `factorizenet export --io int8` write it" if len(self.TYPES) == 1 else ""
+            remedy = "; convert it with tf.float32 as inference_input_type and inference_output_type"
+            if len(self.TYPES) == 1:
+                remedy = ", as to_tflite and `factorizenet export --io int8` write it"
             raise ValueError(
                 f"{self._source} takes {self.input_type} and gives {self.output_type}; it must be {', '.join(self.TYPES)} in "
                 f"and out{remedy}"
+            )
+        if shapes[0][1] in (1, 3) and shapes[0][3] not in (1, 3):
+            raise ValueError(
+                f"{self._source} takes images of {shapes[0][1:]}, which look like channels first; convert it with channels last"
             )
         self.input_shape, self.batch_size = shapes[0][1:], None if self._any_batch else shapes[0][0]
         self.num_classes, self.size_bytes = shapes[1][-1], len(self.content)
@@ -244,18 +251,31 @@ class TFLiteModel:
 
     def _range(self) -> str:
         """Name the one of `RANGES` that the input's numbers reach over to within 2 %; else 0..1, with a warning."""
-        if self.input_type == "float32":
-            return "0..1"
-        name, low, high = input_range(self.input_type, self.input_quantization)
+        kind, quantization = self.input_type, self.input_quantization
+        if kind == "float32":
+            kind, quantization = self._first_quantization()
+        name, text = None, "takes floats, of a range that the file does not say"
+        if kind in ("int8", "uint8"):
+            name, low, high = input_range(kind, quantization)
+            text = f"stands for {low:.3g} to {high:.3g}, none of {', '.join(RANGES)}"
         if name is None:
             warnings.warn(
-                f"the input of {self._source} stands for {low:.3g} to {high:.3g}, none of {', '.join(RANGES)}; its pixels are "
-                "assumed to be in 0..1: give those it was trained on by TFLiteModel's pixels= or, to evaluate, --pixel-range, "
-                "--pixel-mean and --pixel-deviation; elsewhere use a net that takes 0..1",
+                f"the input of {self._source} {text}; its pixels are assumed to be in 0..1: give those it was trained on by "
+                "TFLiteModel's pixels= or, to evaluate, --pixel-range, --pixel-mean and --pixel-deviation; elsewhere use a "
+                "net that takes 0..1",
                 RuntimeWarning,
                 stacklevel=4,
             )
         return name or "0..1"
+
+    def _first_quantization(self):
+        """Give (type, quantization) of what a QUANTIZE makes of a float input; the input's own if other operators read it."""
+        plain = self._plain()
+        tensors = {tensor["index"]: tensor for tensor in plain.get_tensor_details()}
+        readers = [op for op in plain._get_ops_details() if self._input in op["inputs"]]
+        is_quantized = [op["op_name"] for op in readers] == ["QUANTIZE"]
+        found = tensors[readers[0]["outputs"][0] if is_quantized else self._input]
+        return found["dtype"].__name__, found["quantization"]
 
     def _resize(self, interpreter, batch):
         if interpreter.get_input_details()[0]["shape"][0] != batch:
@@ -265,6 +285,8 @@ class TFLiteModel:
     def _new_interpreter(self, kernels="AUTO", **options):
         try:
             return new_interpreter(self.content, self.threads, kernels, **options)
+        except OpenSizeError as error:
+            raise ValueError(f"{self._source} {error}") from None
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{self._source} is damaged or no .tflite ({reason}); convert the model again") from None

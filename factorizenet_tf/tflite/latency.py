@@ -15,11 +15,15 @@ from ..console import quiet_native_stderr
 from ..spec import ModelSpec, max_level
 from .flatbuffer import operator_name, output_name, read_flatbuffer, write_flatbuffer
 
-__all__ = ["Convolution", "LatencyTable", "convolution_chain", "convolution_of", "convolution_operators", "inference"]
-__all__ += ["int8_convolutions", "measure_convolutions", "new_interpreter", "planned_convolutions", "read_table"]
-__all__ += ["time_in_turns"]
+__all__ = ["Convolution", "LatencyTable", "OpenSizeError", "convolution_chain", "convolution_of"]
+__all__ += ["convolution_operators", "inference", "int8_convolutions", "measure_convolutions", "new_interpreter"]
+__all__ += ["planned_convolutions", "read_table", "time_in_turns"]
 
 FORMAT = 1
+
+
+class OpenSizeError(ValueError):
+    """A file leaves the height or width of its images open; LiteRT would take them as 1."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,8 @@ def _median_ms(call, seconds, runs) -> float:
 def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO", *, keeps_all: bool = False):
     """Make LiteRT's interpreter of a .tflite, with XNNPACK ("AUTO") or other kernels, named as in `OpResolverType`.
 
-    `keeps_all`: all tensors can be read after an inference. Raises ValueError or RuntimeError if it refuses the file.
+    `keeps_all`: all tensors can be read after an inference. Raises ValueError or RuntimeError if it refuses the file,
+    OpenSizeError if the input (batch, height, width, channels) has no size.
     """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -239,6 +244,9 @@ def new_interpreter(content: bytes, threads: int = 1, kernels: str = "AUTO", *, 
     with quiet_native_stderr():
         options = {"experimental_op_resolver_type": resolver, "experimental_preserve_all_tensors": keeps_all}
         interpreter = Interpreter(model_content=content, num_threads=threads, **options)
+        for found in interpreter.get_input_details():
+            if len(shape := found["shape_signature"].tolist()) == 4 and -1 in shape[1:3]:
+                raise OpenSizeError(f"leaves its images' size open, {shape}; convert it with a fixed height and width")
         interpreter.allocate_tensors()
     return interpreter
 

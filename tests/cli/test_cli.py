@@ -11,6 +11,7 @@ import pytest
 import typer
 
 import factorizenet_tf as fnet
+from factorizenet_tf.classes import lowest_recall, matrix_from_text
 from factorizenet_tf.cli import app, main
 from factorizenet_tf.cli.train import _errors_page
 from factorizenet_tf.loading import resolve
@@ -69,6 +70,9 @@ def test_train_prints_the_metrics_it_wrote_and_a_second_time_gives_the_same_run(
     ]
     run = fnet.load_run(out)
     assert all(text in table for text in ("ptq per channel", f"{run.metrics['macs']:,} MACs", "on 359 test images"))
+    assert (
+        f"int8, test: {lowest_recall(matrix_from_text(run.metrics['confusion']['test']['int8']), range(10))}" in table
+    )
     assert run.spec == fnet.ModelSpec(2, width=8, input_shape=(16, 16, 1), stages=((1, 2),))
     assert (run.recipe.epochs, run.recipe.qat_epochs, run.recipe.seed, run.recipe.flip) == (1, 1, 3, False)
     written = (out / "checkpoint.npz").stat().st_mtime_ns
@@ -149,6 +153,7 @@ def test_quantize_writes_a_file_of_ones_own_model(own_net, prints_json, succeeds
     monkeypatch.setattr("factorizenet_tf.training.quantize.quantize_own", lambda *arguments, **options: metrics)
     printed = succeeds(*command)
     assert "mine on digits" in printed
+    assert "int8, test: balanced accuracy " in printed
     assert str(out / "model.tflite") in printed.replace("\n", "")
 
 

@@ -38,9 +38,12 @@ def test_images_that_fill_several_chunks_give_the_same_logits(models, digits, mo
     np.testing.assert_allclose(logits(models.float, digits.test.images[:50]), expected, atol=1e-5)
 
 
-def test_images_of_another_size_and_labels_beyond_the_models_classes_are_refused(models, noise):
+def test_images_of_another_size_and_labels_beyond_the_models_classes_are_refused(models, noise, monkeypatch):
     for model in (models.float, models.int8):
         with pytest.raises(ValueError, match=r"the model takes \(16, 16, 1\)"):
             fnet.accuracy(model, fnet.Split(noise(2, (8, 8, 1)), np.zeros(2, np.int32)))
     with pytest.raises(ValueError, match="labels up to 12; the model has 10 classes"):
         fnet.accuracy(models.int8, fnet.Split(noise(1), np.array([12])))
+    monkeypatch.setattr(evaluation, "logits", lambda model, images: np.ones((1, 1), np.float32))
+    with pytest.raises(ValueError, match=r"a net of one output, as for a sigmoid, .*: give it one output a class"):
+        fnet.accuracy(models.int8, fnet.Split(noise(1), np.array([1])))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import factorizenet_tf as fnet
 from factorizenet_tf.analysis.tflite_layers import layer_rows
@@ -14,7 +15,7 @@ KINDS = {"0..255": ("int8", 1.0, -128, 2), "-1..1": ("uint8", 2 / 255, 128, 3), 
 @pytest.mark.parametrize("pixels", KINDS)
 def test_a_file_gets_its_pixels_by_its_own_type_scale_and_zero_point_at_its_own_batch_size(theirs, noise, pixels):
     (model, content), images = theirs[pixels], noise(5, (4, 4, 1))  # 5 fill no batch of 2 or 3
-    net = TFLiteModel(content)
+    net = TFLiteModel(content, pixels=Pixels("0..1") if pixels == "0..1" else None)
     kind, scale, zero_point, batch = KINDS[pixels]
     assert (net.input_type, net.output_type, net.batch_size, net.kernels) == (kind, kind, batch, "XNNPACK")
     assert net.input_quantization == (pytest.approx(scale, rel=1e-3), pytest.approx(zero_point, abs=1))
@@ -66,6 +67,46 @@ def test_an_input_of_another_range_or_without_a_scale_is_said(foreign, tmp_path)
         TFLiteModel(write_flatbuffer(model))
 
 
+@pytest.mark.parametrize("kind", [tf.int8, tf.float32, tf.int16])
+def test_a_float_input_takes_the_range_of_its_quantize_or_else_0_to_1_which_is_said(of_floats, kind, noise):
+    model, content = of_floats(kind)
+    if kind == tf.int8:
+        net = TFLiteModel(content)
+        expected = model(noise(5, (4, 4, 1)) / np.float32(255) * 2 - 1).numpy()
+        assert np.abs(net.predict(noise(5, (4, 4, 1))) - expected).max() < 0.02 * np.ptp(expected)
+    else:  # int16 has a zero point of 0, whatever the range
+        with pytest.warns(RuntimeWarning, match=r"takes floats, of a range that .*: give those it was trained on by"):
+            net = TFLiteModel(content)
+    assert (net.input_type, net.pixels.range) == ("float32", "-1..1" if kind == tf.int8 else "0..1")
+
+
+def test_an_open_size_channels_first_and_int16_are_refused_with_what_to_convert(of_floats, fails, tmp_path):
+    def changed(field, shape):
+        model = read_flatbuffer(of_floats(tf.float32)[1])
+        setattr(model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]], field, shape)
+        return write_flatbuffer(model)
+
+    for content, message in (
+        (changed("shapeSignature", [-1, -1, -1, 1]), "size open, [-1, -1, -1, 1]; convert it with a fixed height and"),
+        (changed("shape", [1, 1, 4, 4]), "takes images of (1, 4, 4), which look like channels first; convert it with"),
+        (of_floats(tf.int16, tf.int16)[1], "it must be int8, uint8, float32 in and out; convert it with tf.float32 as"),
+    ):
+        (tmp_path / "theirs.tflite").write_bytes(content)
+        error = fails("evaluate", tmp_path / "theirs.tflite", "--dataset", "digits")
+        assert f"error: {tmp_path / 'theirs.tflite'} " in error
+        assert message in error
+    assert "so --size would have no effect" in fails("evaluate", tmp_path / "theirs.tflite", "--size", 8)
+
+
+def test_what_has_too_few_classes_or_no_int8_groups_is_said(around_0, fails, tmp_path):
+    (tmp_path / "theirs.tflite").write_bytes(around_0[1])
+    for command in ("evaluate", "analyze"):
+        message = "labels up to 9; the model has 3 classes (num_classes); give data of its classes"
+        assert message in fails(command, tmp_path / "theirs.tflite", "--dataset", "digits")
+    error = fails("latencies", tmp_path / "theirs.tflite", "--out", tmp_path / "out.json")
+    assert "theirs.tflite; float ones are not measured: quantize the net first; without sources" in error
+
+
 # What it does with its bits
 
 
@@ -89,7 +130,7 @@ def test_of_weights_the_bits_of_the_poorest_channel_and_the_mean_share_of_the_ra
 @pytest.mark.parametrize("pixels", ["-1..1", "0..1"])
 def test_of_outputs_what_the_images_use_and_what_is_clipped_is_shown_and_none_of_floats(theirs, pixels, noise):
     images = noise(4, (4, 4, 1))
-    net = TFLiteModel(theirs[pixels][1])
+    net = TFLiteModel(theirs[pixels][1], pixels=Pixels(pixels))
     last, outputs = layer_rows(net, images)[-1], net.predict(images)
     step = net.output_quantization[0]
     assert (last["low"], last["high"]) == pytest.approx((outputs.min(), outputs.max()), abs=1.01 * step)
