@@ -98,7 +98,7 @@ class TFLiteModel:
                 f"{self._source} takes {self.input_type} and gives {self.output_type}; it must be {', '.join(self.TYPES)} in "
                 f"and out{remedy}"
             )
-        if shapes[0][1] in (1, 3) and shapes[0][3] not in (1, 3):
+        if shapes[0][1] in (1, 3) and 3 < shapes[0][2] == shapes[0][3]:
             raise ValueError(
                 f"{self._source} takes images of {shapes[0][1:]}, which look like channels first; convert it with channels last"
             )
