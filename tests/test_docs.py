@@ -47,7 +47,7 @@ CUTS = (
     (r"analyze runs/half", "analyze runs/l6"),
     (r"(?<!best\(dataset=.)(?<!--best --dataset )cifar10\b(?!-)", "digits"),
     (r"^(?!.*(--from|--size|\.keras))(factorizenet (?:train|search).*--dataset digits)", r"\2 --size 16 --channels 1"),
-    (r"--size 64|--size 32(?=.*--max)", "--size 16"),
+    (r"^(?!.*tiny-imagenet)(.*)(--size 64|--size 32(?=.*--max))", r"\1--size 16"),
     (r"--macros base,early,\S+", "--macros base,2x2.3x2r"),
     (r"--width (16,24|24,32,40)", "--width 8,16"),
     (r"--min-accuracy 0.97", "--min-accuracy 0.1"),
