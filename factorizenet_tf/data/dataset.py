@@ -117,7 +117,7 @@ def check_images(images: np.ndarray, shape: Sequence[int] | None = None, what: s
     if images.ndim == 3 and shape is not None and images.shape[1:] == tuple(shape[:2]) and shape[2] == 1:
         raise ValueError(f"{what} has shape {images.shape}, without channels; add the axis: images[..., None]")
     if images.ndim != 4:
-        wanted = "(n, height, width, channels), for one image images[None]"
+        wanted = "(n, height, width, channels), for one image images[None], for n grey ones images[..., None]"
         raise ValueError(f"{what} has shape {images.shape}; it must be {wanted}")
     if not len(images):
         raise ValueError(f"{what} is empty; at least one image is needed")

@@ -30,7 +30,7 @@ def is_folder(name: str) -> bool:
 
 
 def load_dataset(
-    name: str | os.PathLike | tuple | dict,
+    name: str | os.PathLike | tuple | list | dict,
     *,
     input_shape: tuple[int, int, int] | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -57,10 +57,10 @@ def load_dataset(
               FACTORIZENET_GTSRB names;
             * the TFDS name of an image classification set, e.g. "cifar10", or one config and version of it, "name/config:1.0.0";
             * a folder with one subfolder of images a class, or with such folders called train, val and test (or training,
-              valid, validation, testing, in any case);
+              valid, validation, dev, eval, testing, in any case);
             * arrays: `(images, labels)`, `((images, labels), (test_images, test_labels))`, or a dict of such pairs or of
               `tf.data.Dataset`s, batched or not, by "train", "validation" and "test"; images are uint8 (n, height, width,
-              channels), labels integers (n,).
+              channels), or such numbers as floats in a `tf.data.Dataset`; labels integers (n,) or (n, 1).
         input_shape: (height, width, channels), 3 channels for RGB or 1 for grey; None keeps the data's own (digits: 32x32x3).
         data_dir: where TFDS keeps its data; None: TFDS_DATA_DIR or TFDS's default.
         download: fetch a TFDS set that is not on disk.
@@ -82,8 +82,8 @@ def load_dataset(
     check_resize(resize)
     shape = input_shape and tuple(map(int, input_shape))  # JSON takes no number of NumPy's
     reading, known = {"resize": resize} if resize != "stretch" else {}, None
-    if isinstance(name, tuple | dict) or hasattr(name, "element_spec"):
-        name, (title, classes, splits) = "arrays", _arrays(name, class_names)
+    if isinstance(name, tuple | list | dict) or hasattr(name, "element_spec"):
+        name, (title, classes, splits) = "arrays", _arrays(name, class_names, shape, resize)
         class_names = None
     elif name == "digits":
         shape = shape or (32, 32, 3)
@@ -127,10 +127,13 @@ def _digits():
     return "digits", [str(i) for i in range(10)], {"train": Split(images, digits.target.astype(np.int32))}
 
 
-def _arrays(given, class_names):
-    if not isinstance(given, tuple | dict):
+def _arrays(given, class_names, shape, resize):
+    if hasattr(given, "element_spec"):
         given = {"train": given}
-    elif isinstance(given, tuple):
+    elif not isinstance(given, dict):
+        if any(hasattr(part, "element_spec") for part in given):
+            wanted = 'say by a dict: {"train": ..., "validation": ...}'
+            raise ValueError(f"arrays is a {type(given).__name__} of tf.data.Datasets; which splits they are, {wanted}")
         pairs = given if given and isinstance(given[0], tuple) else (given,)
         if not 1 <= len(pairs) <= 2:
             wanted = "(images, labels) or ((images, labels), (test_images, test_labels))"
@@ -142,7 +145,7 @@ def _arrays(given, class_names):
         raise ValueError(f"arrays has the splits {names}; give train, and validation and test where there are")
     if class_names is None:
         class_names = getattr(given["train"], "class_names", None)  # as image_dataset_from_directory leaves them
-    pairs = {name: _pair(name, value) for name, value in given.items()}
+    pairs = {name: _pair(name, value, shape, resize) for name, value in given.items()}
     shapes = {name: images.shape[1:] for name, (images, _) in pairs.items()}
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} images are {shape}" for name, shape in shapes.items())
@@ -154,34 +157,80 @@ def _arrays(given, class_names):
             remedy = "give some, or class_names of all labels"
             raise ValueError(f"no training image has the label {missing[0]}, others have; {remedy}")
         pairs = {name: (images, np.searchsorted(values, labels)) for name, (images, labels) in pairs.items()}
-    elif values.max() >= len(class_names):
-        raise ValueError(f"a label is {values.max()}, class_names has {len(class_names)} names; labels count from 0")
+    elif values.min() < 0 or values.max() >= len(class_names):
+        wrong = values[0] if values[0] < 0 else values[-1]
+        raise ValueError(f"a label is {wrong}, class_names has {len(class_names)} names; labels count from 0")
+    if len(class_names) < 2:
+        raise ValueError(f"arrays has 1 class, {class_names[0]}; a classifier needs at least 2: add images of others")
     splits = {name: Split(images, labels.astype(np.int32)) for name, (images, labels) in pairs.items()}
     return "arrays", [*map(str, class_names)], splits
 
 
-def _pair(name, value):
-    """Check the images and labels of a split, from arrays or a `tf.data.Dataset`."""
+def _pair(name, value, shape, resize):
+    """Check the images and labels of a split, from arrays or a `tf.data.Dataset`; labels become int64 (n,)."""
     if hasattr(value, "element_spec"):
-        value = _collected(value)
+        value = _collected(value, shape, resize)
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"the {name} arrays are no pair; give (images, labels) or a tf.data.Dataset of such")
-    images, labels = check_images(value[0]), np.asarray(value[1])
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        needed = f"{len(images)} images need integers ({len(images)},)"
-        raise ValueError(f"labels are {labels.dtype} {labels.shape}; {needed}")
-    if labels.min() < 0:
-        raise ValueError(f"a label is {labels.min()}; labels count from 0")
-    return images, labels
+    images, labels = _with_channels(value[0]), np.asarray(value[1])
+    count, kind, numbered = len(images), labels.dtype.kind, "names, labels = np.unique(labels, return_inverse=True)"
+    labels = labels[:, 0] if labels.shape == (count, 1) else labels
+    remedy = None
+    if labels.shape != (count,):
+        remedy = ", of one-hot labels labels.argmax(1)" if labels.ndim == 2 and len(labels) == count else ""
+    elif kind not in "iu":
+        remedy = ": labels.astype(int)" if kind in "fb" else f": {numbered}, and class_names=names"
+    elif labels.max() >= 2**63:
+        raise ValueError(f"a label is {labels.max()}; it must be below 2**63: {numbered}, and class_names=names")
+    if remedy is not None:
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}; {count} images need integers ({count},){remedy}")
+    return images, labels.astype(np.int64)
 
 
-def _collected(data):
-    """The arrays of a `tf.data.Dataset` of (image, label), batched or not."""
+def _with_channels(images):
+    """Return images that `check_images` takes and that are grey or RGB."""
+    shape = check_images(images).shape[1:]
+    if shape[2] not in (1, 3):
+        remedy = f"leave out what is not colour: images[..., :{1 if shape[2] == 2 else 3}]"
+        remedy = "channels come last: images.transpose(0, 2, 3, 1)" if shape[0] in (1, 3) else remedy
+        raise ValueError(f"images are {shape} (height, width, channels); 1 or 3 channels are needed: {remedy}")
+    return images
+
+
+def _collected(data, shape, resize):
+    """The arrays of a `tf.data.Dataset` of (image, label), batched or not, its images brought to a shape if one is given."""
     spec = data.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2 or spec[0].shape.rank not in (3, 4):
+    is_pair = isinstance(spec, tuple) and [type(part).__name__ for part in spec] == ["TensorSpec"] * 2
+    if not is_pair or spec[0].shape.rank not in (3, 4):
         raise ValueError(f"the tf.data.Dataset has elements {spec}; they must be (image, label), or batches of such")
-    data = data if spec[0].shape.rank == 4 else data.batch(100)
-    batches = list(data.as_numpy_iterator())
+    if data.cardinality() == -1:  # tf.data.INFINITE_CARDINALITY
+        raise ValueError("the tf.data.Dataset has no end; leave out .repeat(), or .take() as many as it has")
+    if spec[0].shape.rank == 3:  # images of several sizes fit into no batch
+        data = data.batch(100 if spec[0].shape.is_fully_defined() else 1)
+    batches = []
+    for images, labels in data.as_numpy_iterator():
+        images = _as_uint8(images)
+        batches.append((images if shape is None else fit(_with_channels(images), shape, resize), labels))
     if not batches:
         raise ValueError("the tf.data.Dataset is empty; at least one image is needed")
+    if spec[0].dtype.is_floating and max(images.max() for images, _ in batches) <= 1:
+        raise _not_uint8(spec[0].dtype.name, "255 * x")
+    if len(found := sorted({images.shape[1:] for images, _ in batches})) > 1:
+        sizes = f"{len(found)} sizes, such as {found[0]} and {found[1]}"
+        raise ValueError(f"the tf.data.Dataset's images have {sizes}; give input_shape=(height, width, channels)")
     return tuple(np.concatenate(parts) for parts in zip(*batches))
+
+
+def _as_uint8(images):
+    """Give float images of whole numbers in 0..255, as Keras's readers of folders yield, as uint8; others as they are."""
+    if images.dtype.kind != "f":
+        return images
+    if not ((images >= 0) & (images <= 255) & (images == np.round(images))).all():
+        small = "255 * x" if images.min() >= 0 else "127.5 * x + 127.5"
+        raise _not_uint8(images.dtype.name, "x" if images.max() > 1 else small)
+    return images.astype(np.uint8)
+
+
+def _not_uint8(dtype, pixels) -> TypeError:
+    remedy = f".map(lambda x, y: (tf.cast(tf.round({pixels}), tf.uint8), y)), and class_names= of the data's own"
+    return TypeError(f"the tf.data.Dataset's images are {dtype}; it must be uint8 in 0..255: {remedy}")

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 
 import factorizenet_tf as fnet
-from factorizenet_tf.data import check_images
+from factorizenet_tf.data import check_images, read_image
 from factorizenet_tf.data import tfds as tfds_sets
 
 
@@ -69,9 +70,20 @@ EIGHT = np.zeros((8, 4, 4, 3), np.uint8)
     ("source", "shape", "message"),
     [
         *(("digits", shape, r"input_shape is .*\(height, width, ch") for shape in ((16, 16), (16, 16, 2), (0, 16, 3))),
-        ((EIGHT, np.zeros(8)), None, "labels are float64"),
+        ((EIGHT, np.zeros(8)), None, r"labels are float64 \(8,\); .*: labels\.astype\(int\)"),
+        ((EIGHT, np.zeros(8, bool)), None, r"labels are bool .*: labels\.astype\(int\)"),
+        ((EIGHT, np.array(["cat", "dog"] * 4)), None, r"labels are <U3 .*np\.unique\(.*, and class_names=names"),
+        ((EIGHT, np.eye(8)), None, r"labels are float64 \(8, 8\); .*one-hot labels labels\.argmax\(1\)"),
+        (
+            (EIGHT, np.full(8, 2**63, np.uint64)),
+            None,
+            r"label is 9223372036854775808; it must be below 2\*\*63: .*uniq",
+        ),
         ((EIGHT, np.zeros(7, int)), None, r"\(7,\); 8 images"),
-        ((EIGHT, np.full(8, -1)), None, "a label is -1"),
+        ((EIGHT, np.zeros(8, int)), None, "arrays has 1 class, 0; a classifier needs at least 2"),
+        ((EIGHT[..., [0, 1, 2, 2]], np.arange(8) % 2), None, r"\(4, 4, 4\) .*1 or 3 channels .*images\[\.\.\., :3\]"),
+        ((EIGHT[..., :2], np.arange(8) % 2), (4, 4, 3), r"images\[\.\.\., :1\]"),
+        ((EIGHT.transpose(0, 3, 1, 2), np.arange(8) % 2), None, r"come last: images\.transpose\(0, 2, 3, 1\)"),
         ((EIGHT[:2], np.array([0, 1])), None, "three splits need at least 4"),
         ("cifar11", None, "no data set 'cifar11'; there are digits, tiny_imagenet, gtsrb, a folder"),
         ("./nowhere/at-all", None, "no folder"),
@@ -92,6 +104,8 @@ def test_validation_arrays_are_used_and_class_names_kept(noise):
     assert fnet.load_dataset({**three, "test": None}).test is None
     with pytest.raises(ValueError, match="a label is 2, class_names has 2 names"):
         fnet.load_dataset(three, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="a label is -1, class_names has 4 names"):
+        fnet.load_dataset((images, labels - 1), class_names="abcd")
     with pytest.raises(ValueError, match="digits is not arrays, so class_names= would have no effect"):
         fnet.load_dataset("digits", class_names=("a",))
     with pytest.raises(ValueError, match="arrays has the splits train, val; give train"):
@@ -103,6 +117,14 @@ def test_labels_that_are_no_counting_numbers_are_mapped_and_stay_as_class_names(
     data = fnet.load_dataset((noise(12, (4, 4, 3)), values[np.arange(12) % 3]))
     assert data.class_names == ("3", "7", str(2**40))
     assert set(data.train.labels.tolist()) == {0, 1, 2}
+    assert fnet.load_dataset((EIGHT, np.arange(8) % 2 - 1)).class_names == ("-1", "0")
+    column = (np.arange(8) % 2)[:, None].astype(np.uint8)  # as Keras's CIFAR-10 has them
+    assert fnet.load_dataset([EIGHT, column]).sha256 == fnet.load_dataset((EIGHT, column[:, 0])).sha256
+    large = 2**60 + np.arange(8) % 2  # one number as float64
+    mixed = fnet.load_dataset(((EIGHT, large.astype(np.uint64)), (EIGHT, large)))
+    assert mixed.class_names == (str(2**60), str(2**60 + 1))
+    names, numbers = np.unique(["dog", "cat"] * 4, return_inverse=True)
+    assert fnet.load_dataset((EIGHT, numbers), class_names=names).class_names == ("cat", "dog")
     with pytest.raises(ValueError, match="no training image has the label 9, others have"):
         fnet.load_dataset(((EIGHT, np.arange(8) % 2), (EIGHT, np.full(8, 9))))
 
@@ -116,10 +138,57 @@ def test_a_tf_dataset_is_read_batched_or_not(noise, batch):
     stream = stream if batch is None else stream.batch(batch)
     assert fnet.load_dataset(stream).sha256 == fnet.load_dataset((images, labels)).sha256
     assert fnet.load_dataset({"train": stream, "validation": stream}).test is None
-    with pytest.raises(TypeError, match="float32; it must be uint8"):
-        fnet.load_dataset(stream.map(lambda image, label: (tf.cast(image, tf.float32), label)))
-    with pytest.raises(ValueError, match=r"must be \(image, label\)"):
-        fnet.load_dataset(stream.map(lambda image, label: image))
+    floats = stream.map(lambda image, label: (tf.cast(image, tf.float32), label))
+    assert fnet.load_dataset(floats).sha256 == fnet.load_dataset(stream).sha256
+    for scale, offset, pixels in (
+        (1, 0.5, "x"),
+        (1 / 255, 0, "255 * x"),
+        (2 / 255, -1, "127.5 * x + 127.5"),
+        (0, 1, "255 * x"),
+    ):
+        scaled = floats.map(lambda image, label, scale=scale, offset=offset: (scale * image + offset, label))
+        remedy = f".map(lambda x, y: (tf.cast(tf.round({pixels}), tf.uint8), y)), and class_names="
+        with pytest.raises(TypeError, match=r"float32; it must be uint8.*" + re.escape(remedy)):
+            fnet.load_dataset(scaled)
+    for other in (stream.map(lambda image, label: image), stream.map(lambda image, label: (image, {"a": label}))):
+        with pytest.raises(ValueError, match=r"must be \(image, label\)"):
+            fnet.load_dataset(other)
+    with pytest.raises(ValueError, match=r"has no end; leave out \.repeat\(\)"):
+        fnet.load_dataset(stream.repeat())
+    for both in ((stream, stream), [stream, stream]):
+        with pytest.raises(ValueError, match=r'by a dict: \{"train": \.\.\., "validation": \.\.\.\}'):
+            fnet.load_dataset(both)
+
+
+def test_keras_reader_of_folders_gives_images_and_class_names(tmp_path):
+    from factorizenet_tf._keras import keras
+
+    write_images(tmp_path)
+    read = keras.utils.image_dataset_from_directory(tmp_path, image_size=(7, 9), shuffle=False)
+    data = fnet.load_dataset({"train": read, "validation": read})
+    assert (data.class_names, data.image_shape) == (("cat", "dog"), (7, 9, 3))
+    np.testing.assert_array_equal(data.validation.images[0], read_image(tmp_path / "cat" / "0.png"))
+    resized = keras.utils.image_dataset_from_directory(tmp_path, image_size=(5, 5))
+    with pytest.raises(TypeError, match=r"tf\.cast\(tf\.round\(x\), tf\.uint8\)"):
+        fnet.load_dataset(resized)
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_tf_dataset_of_images_of_several_sizes_needs_one(batch):
+    import tensorflow as tf
+
+    def images():
+        for i in range(12):
+            yield np.full((4 + i % 2, 4, 3), i, np.uint8), i % 3
+
+    spec = tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int64)
+    stream = tf.data.Dataset.from_generator(images, output_signature=spec)
+    stream = stream if batch is None else stream.batch(batch)
+    with pytest.raises(ValueError, match=r"have 2 sizes, such as \(4, 4, 3\) and \(5, 4, 3\); give input_shape="):
+        fnet.load_dataset(stream)
+    data = fnet.load_dataset(stream, input_shape=(6, 6, 1))
+    found = sorted(image[0, 0, 0] for split in data.splits.values() for image in split.images)
+    assert (data.image_shape, found) == ((6, 6, 1), list(range(12)))
 
 
 def test_a_tfds_name_may_have_a_config_and_a_version(tmp_path):
@@ -177,7 +246,7 @@ def test_grey_becomes_rgb_rgb_grey_and_a_flat_image_stays_flat_at_another_size(c
         (np.zeros((2, 4, 4, 3), np.uint16), 3, "uint16; it must be uint8 .*images >> 8"),
         (np.zeros((2, 4, 4, 3), bool), 3, r"bool; it must be uint8 .*images.astype\(np.uint8\) \* 255"),
         ([[1]], 3, "is a list"),
-        (EIGHT[0], 3, r"for one image images\[None\]"),
+        (EIGHT[0], 3, r"for one image images\[None\], for n grey ones images\[\.\.\., None\]"),
         (EIGHT[:0], 3, "is empty"),
         (np.zeros((2, 5, 4, 3), np.uint8), 3, r"\(5, 4, 3\).* the model takes \(4, 4, 3\): resize them"),
         (np.zeros((2, 3, 4, 4), np.uint8), 3, r"transpose them: images.transpose\(0, 2, 3, 1\)"),
