@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data import Dataset, is_folder
+from .data import Dataset, is_folder, load_dataset
 from .pixels import Pixels
 from .runs import DATASET_FILE, FLOAT_FILE, METRICS_FILE, NET_FILES, QAT_FILE, SPEC_FILE, TFLITE_FILE, Run, not_finished
 from .spec import ModelSpec, ResNet8, spec_from_json
@@ -329,6 +329,24 @@ class Source:
     def int8_model(self, *, threads: int = 1) -> Int8Model:
         """Load the int8 net on LiteRT. Raises as `tflite`."""
         return Int8Model(self.tflite_file or self.tflite(), threads=threads)
+
+    def load_data(self, dataset: str | None = None, **reading) -> Dataset:
+        """Load a data set as it is read for this net, None: its own; `reading` goes before `reading_of`, as `load_dataset` takes it.
+
+        Raises:
+            FileNotFoundError: the folder that the net was trained on is not here.
+            ValueError, OSError: as `check_data_known` and `load_dataset`.
+        """
+        if dataset is None:
+            self.check_data_known()
+        name = dataset or self.dataset_name
+        try:
+            return load_dataset(name, **self.reading_of(name) | reading)
+        except (ValueError, FileNotFoundError) as error:
+            if dataset is not None or not str(error).startswith("no folder"):
+                raise
+        remedy = "give --dataset, in Python dataset="
+        raise FileNotFoundError(f"{self.given} was trained on the folder {name}, which is not here; {remedy}")
 
     def check_data_known(self) -> None:
         """Raise ValueError if the data that the net was trained on are not known."""

@@ -18,6 +18,8 @@ __all__ = ["Recipe", "augmentations", "learning_rate_at", "recipe_for", "recipe_
 
 LATER = ("rotate", "brightness", "contrast", "class_weights")  # not written at their defaults: older files lack them
 CLASS_WEIGHTS = ("none", "balanced")
+SIGNS = {"gtsrb", "mnist", "emnist", "kmnist", "mnist_corrupted", "svhn_cropped", "cmaterdb", "omniglot"}
+SIGNS |= {"binary_alpha_digits"}  # mirrored, one is another or none
 
 
 def _within(default, low, high):
@@ -119,14 +121,17 @@ def augmentations(recipe: Recipe) -> str:
 def recipe_for(dataset_name: str, *, begun: str | os.PathLike | None = None, **changes) -> Recipe:
     """Give the default recipe of a data set; `changes` replaces fields.
 
-    Digits, traffic signs and images of a folder are not mirrored; digits, 1,300 images, get shorter epochs at a lower rate.
+    Digits, letters, traffic signs, arrays and images of a folder are not mirrored; "digits", 1,300 images, gets shorter epochs
+    at a lower rate.
 
     Args:
         dataset_name: as `load_dataset` takes it.
         begun: folder of a run, a search or a study; if an older version began it there and mirrored, mirroring goes on.
         changes: fields of `Recipe`.
     """
-    if (dataset_name == "gtsrb" or is_folder(os.fspath(dataset_name))) and not _is_mirrored(begun):
+    name = os.fspath(dataset_name)
+    is_own = name == "arrays" or is_folder(name)
+    if (is_own or re.split("[/:]", name)[0] in SIGNS) and not _is_mirrored(begun):
         changes = {"flip": False} | changes
     if dataset_name == "digits":
         digits = {"epochs": 20, "qat_epochs": 3, "batch_size": 64, "learning_rate": 0.1, "flip": False}

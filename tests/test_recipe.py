@@ -25,8 +25,10 @@ def test_a_recipe_survives_json_and_is_frozen():
         recipe_from_json('{"epoch": 3}')
 
 
-def test_digits_are_not_mirrored_and_changes_win():
-    assert not fnet.recipe_for("digits").flip
+def test_digits_letters_and_arrays_are_not_mirrored_and_changes_win():
+    for name in ("digits", "arrays", "mnist", "svhn_cropped:3.0.0", "emnist/letters", "cmaterdb/bangla:1.0.0"):
+        assert fnet.recipe_for(name).to_dict() == fnet.recipe_for(name, flip=False).to_dict()
+    assert fnet.recipe_for("fashion_mnist").flip
     assert fnet.recipe_for("cifar10") == fnet.Recipe()
     assert fnet.recipe_for("digits", epochs=2, flip=True).flip
 
@@ -72,3 +74,5 @@ def test_a_folder_is_not_mirrored_unless_asked_or_begun_so_by_an_older_version(t
         begun.mkdir()
         (begun / name).write_text(json.dumps(text, indent=2))
         assert fnet.recipe_for(str(tmp_path), begun=begun).flip
+        assert fnet.recipe_for("arrays", begun=begun).flip
+        assert fnet.recipe_for("mnist", begun=begun).flip

@@ -10,7 +10,7 @@ import pandas
 
 from ..console import Progress
 from ..cost import count_macs, count_params
-from ..data import Dataset, Split, check_images, load_dataset
+from ..data import Dataset, Split, check_images
 from ..loading import Source, resolve
 from ..models.convert import with_full_range_pixels
 from ..spec import level_text
@@ -149,10 +149,9 @@ def _data(nets, dataset, data_dir, is_needed) -> dict[Source, Dataset | None]:
     loaded, data = {}, {}
     for net in nets:
         name, shape = dataset or net.dataset_name, net.input_shape
-        reading = net.reading_of(name)
-        key = name, shape, str(reading)
+        key = name, shape, str(net.reading_of(name))
         if key not in loaded:
-            loaded[key] = load_dataset(name, input_shape=shape, data_dir=data_dir, **reading)
+            loaded[key] = net.load_data(dataset, input_shape=shape, data_dir=data_dir)
         data[net] = loaded[key]
         if dataset is None:
             net.warn_if_other_data(data[net])

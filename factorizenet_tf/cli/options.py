@@ -236,14 +236,16 @@ def load_data(context, dataset, shape=None, source=None):
     """
     from ..data import load_dataset
 
-    given = context.params
+    given, names = context.params, ("resize", "group_by", "skip_broken")
     size, channels, data_dir = map(given.get, ("size", "channels", "data_dir"))
     check_data_dir(data_dir, dataset)
     if shape is None or None in shape:
         shape = None if size is None and channels is None else image_shape(size, channels)
-    own = {} if source is None else source.reading_of(dataset)
-    reading = own | {name: given[name] for name in ("resize", "group_by", "skip_broken") if given.get(name)}
-    return load_dataset(dataset, input_shape=shape and tuple(shape), data_dir=data_dir, **reading)
+    reading = {name: given[name] for name in names if given.get(name) not in (None, False)}
+    reading |= {"input_shape": shape and tuple(shape), "data_dir": data_dir}
+    if source is None:
+        return load_dataset(dataset, **reading)
+    return source.load_data(given.get("dataset"), **reading)
 
 
 def fitting(recipe, data):

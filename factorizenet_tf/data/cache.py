@@ -61,9 +61,12 @@ def stored(key: dict, build: Build) -> Images:
                 found = _read(folder, text)
             return found
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in UNWRITABLE and folder.parent.is_dir():  # where it cannot be made, whatever the reason
             raise
-        return _in_memory(build, f"the cache {folder.parent} cannot be written ({error.strerror})")
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"set {CACHE_VARIABLE} to a folder with space"
+        remedy += f", or delete {folder.parent}, where old images stay until you do" if is_full else ""
+        return _in_memory(build, f"the cache {folder.parent} cannot be written ({error.strerror})", remedy)
 
 
 def _write(folder, text, build):
@@ -120,8 +123,8 @@ def _read(folder, text) -> Images | None:
     return None
 
 
-def _in_memory(build, reason) -> Images:
-    kept, remedy = np.empty(0, np.uint8), f"set {CACHE_VARIABLE} to a folder with space"
+def _in_memory(build, reason, remedy) -> Images:
+    kept = np.empty(0, np.uint8)
 
     def allocate(count, shape):
         nonlocal kept

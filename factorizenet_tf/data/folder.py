@@ -19,7 +19,7 @@ from .split import SPLITS, cut_by_class, groups_of
 __all__ = ["read_folder"]
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("val", "valid", "validation"), "validation"
+    ("val", "valid", "validation", "dev", "eval"), "validation"
 )
 NO_IMAGES = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems leave behind, beside hidden files
 FORMAT = 1  # of what a cache holds for a key
@@ -63,7 +63,8 @@ def read_folder(
     options = {"shape": shape, "resize": resize, "group_by": group_by, "skip_broken": skip_broken}
     images = stored(key | options, lambda allocate: _build(root, listing.files, allocate, **options))
     broken, *notes = images.notes
-    left_out = listing.left_out + Counter(broken=broken)
+    notes += _lacking(root, listing.classes, images.splits)
+    left_out = listing.left_out + Counter({"broken or too large": broken})
     if left_out:
         counts = ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()))
         notes.append(f"{sum(left_out.values()):,} files are left out: {counts}")
@@ -83,11 +84,19 @@ def _list(root) -> _Listing:
     if split_folders and not has_splits and len(split_folders) == len(folders):
         what = f"only the folders {', '.join(map(os.path.basename, folders))}: names of splits, none of training images"
         raise ValueError(f"{root} has {what}; call one of them train, and give each one subfolder of images a class")
+    if "train" in split_folders and not has_splits:
+        train, *others = sorted(folders, key=lambda folder: folder != split_folders["train"])
+        inner = _names(train)
+        others = [folder for folder in others if len(others) == 1 or inner & _names(folder)]
+        if len(inner) > 1 and others:
+            found = f"{train} has {len(inner)} class folders, and {os.path.basename(others[0])} beside it"
+            raise ValueError(f"{found} is no split's name; rename it val or test, or move it away")
     split_folders = split_folders if has_splits else {"train": str(root)}
-    classes = [os.path.basename(folder) for folder in _folders(split_folders["train"])]
+    classes = sorted(_names(split_folders["train"]))
     if len(classes) < 2:
         what = f"{split_folders['train']} has {len(classes)} class folders"
-        raise ValueError(f"{what}; it needs one subfolder of images a class, at least 2")
+        offered = f"; did you mean {folders[0]}?" if classes and not has_splits and len(_names(folders[0])) > 1 else ""
+        raise ValueError(f"{what}; it needs one subfolder of images a class, at least 2{offered}")
     listing = _Listing(classes, {})
     if has_splits:
         _count_files(root, listing.left_out)
@@ -100,19 +109,24 @@ def _list(root) -> _Listing:
 
 
 def _list_split(root, train_root, listing) -> list[_File]:
-    if unknown := sorted({os.path.basename(folder) for folder in _folders(root)} - {*listing.classes}):
+    names = _names(root)
+    if unknown := sorted(names - {*listing.classes}):
         raise ValueError(f"{root} has the classes {', '.join(unknown)}, which {train_root} lacks; make them alike")
     files = []
     _count_files(root, listing.left_out)
     for label, name in enumerate(listing.classes):
         folder, found = os.path.join(root, name), []
-        for entry in _walk(folder) if os.path.isdir(folder) else ():
+        if name not in names:
+            lacks = f"{root} has no folder for the class {name}, which {train_root} has"
+            raise ValueError(f"{lacks}; add one with images, or remove the class")
+        for entry in _walk(folder, (os.path.realpath(root),)):
             ending = os.path.splitext(entry.name)[1].lower()
             if ending in IMAGE_ENDINGS and entry.is_file():
                 state = entry.stat()
                 found.append(_File(entry.path, label, state.st_size, state.st_mtime_ns))
             else:
-                listing.left_out[(ending or "without ending") if entry.is_file() else "dead links"] += 1
+                other = "links to a folder above" if entry.is_dir() else "dead links"
+                listing.left_out[(ending or "without ending") if entry.is_file() else other] += 1
         if not found:
             endings = ", ".join(sorted(IMAGE_ENDINGS))
             raise ValueError(f"the class folder {folder} has no images ({endings}); add some or remove it")
@@ -121,7 +135,10 @@ def _list_split(root, train_root, listing) -> list[_File]:
 
 
 def _count_files(folder, left_out):
-    left_out.update("beside the class folders" for entry in os.scandir(folder) if _is_shown(entry) and entry.is_file())
+    above = (os.path.realpath(folder),)
+    for entry in filter(_is_shown, os.scandir(folder)):
+        if entry.is_file() or _leads_above(entry, above):
+            left_out["beside the class folders" if entry.is_file() else "links to a folder above"] += 1
 
 
 def _is_shown(entry):
@@ -129,20 +146,28 @@ def _is_shown(entry):
 
 
 def _folders(root) -> list[str]:
-    return sorted(entry.path for entry in os.scandir(root) if _is_shown(entry) and entry.is_dir())
+    above, entries = (os.path.realpath(root),), filter(_is_shown, os.scandir(root))
+    return sorted(entry.path for entry in entries if entry.is_dir() and not _leads_above(entry, above))
+
+
+def _names(root) -> set[str]:
+    return set(map(os.path.basename, _folders(root)))
+
+
+def _leads_above(entry, above):
+    """Tell whether an entry is a link to one of the folders, all without links, or to what these lie in."""
+    real = os.path.join(os.path.realpath(entry), "") if entry.is_symlink() else None
+    return real is not None and any(os.path.join(folder, "").startswith(real) for folder in above)
 
 
 def _walk(folder, above=()) -> Iterator[os.DirEntry]:
-    """Yield what is no folder below one; links are followed, but none to a folder that they lie in."""
-    real = os.path.realpath(folder)
-    if any(f"{inner}{os.sep}".startswith(f"{real}{os.sep}") for inner in above):
-        return
-    for entry in os.scandir(folder):
-        if _is_shown(entry):
-            if entry.is_dir():
-                yield from _walk(entry.path, (*above, real))
-            else:
-                yield entry
+    """Yield what is no folder below one, and the links to a folder that they lie in; other links are followed."""
+    above = (*above, os.path.realpath(folder))
+    for entry in filter(_is_shown, os.scandir(folder)):
+        if entry.is_dir() and not _leads_above(entry, above):
+            yield from _walk(entry.path, above)
+        else:
+            yield entry
 
 
 def _build(root, files, allocate, shape, resize, group_by, skip_broken):
@@ -159,7 +184,9 @@ def _build(root, files, allocate, shape, resize, group_by, skip_broken):
             if not broken:
                 break
             if not skip_broken:
-                remedy = f"leave out all that are broken ({len(broken):,}): --skip-broken, in Python skip_broken=True"
+                remedy = (
+                    f"leave out all that cannot be read ({len(broken):,}): --skip-broken, in Python skip_broken=True"
+                )
                 raise ValueError(f"{next(iter(broken.values()))}, or {remedy}")
             left_out += len(broken)
             whole = {split: [file for file in found if file.path not in broken] for split, found in files.items()}
@@ -207,6 +234,20 @@ def _decode(files, write, shape, resize, progress) -> tuple[list[str], dict[str,
         broken |= {files[at + i].path: message for i, message in messages.items()}
         progress.step(len(images))
     return hashes, broken
+
+
+def _lacking(root, classes, splits) -> list[str]:
+    """Note which classes have training images alone; raise ValueError if one has none."""
+    counts = {split: np.bincount(part.labels, minlength=len(classes)) for split, part in splits.items()}
+    train = counts.pop("train")
+    held_out = sum(counts.values())
+    if not train.all():
+        name, count = classes[train.argmin()], held_out[train.argmin()]
+        what = f"{root} has no training image of the class {name}: its {count:,} images are of too few groups to be cut"
+        raise ValueError(f"{what}; add some, choose smaller groups (--group-by), or make folders train, val and test")
+    lacking = [name for name, count in zip(classes, held_out) if not count]
+    more = f" and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
+    return [f"no validation or test image is of the class {', '.join(lacking[:3])}{more}"] if lacking else []
 
 
 def _twice(splits, hashes) -> list[str]:

@@ -67,21 +67,19 @@ def _opened(content, what):
     """Give the Pillow image of a file's content, and name the file where it is damaged."""
     from PIL import Image, UnidentifiedImageError
 
-    remedy = "replace or remove it"
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                remedy = "scale it down"
-                raise ValueError(f"{picture.width:,} x {picture.height:,} pixels, more than {MAX_PIXELS:,}")
+                raise Image.DecompressionBombError
             yield picture
         return
     except UnidentifiedImageError:
         reason = "its first bytes are of none of them"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        reason, remedy = f"more than {MAX_PIXELS:,} pixels", "scale it down"
+        raise ValueError(f"{what} is too large, more than {MAX_PIXELS:,} pixels; scale it down") from None
     except Exception as error:  # each of Pillow's decoders raises its own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise ValueError(f"{what} is broken or no PNG, JPEG, BMP, WebP or PPM ({reason}); {remedy}")
+    raise ValueError(f"{what} is broken or no PNG, JPEG, BMP, WebP or PPM ({reason}); replace or remove it")
 
 
 def _read(content, what, shape, resize):

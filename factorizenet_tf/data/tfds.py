@@ -25,8 +25,7 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = "digits, tiny_imagenet, gtsrb, a folder of class folders, or a TFDS name such as cifar10, fashion_mnist, oxford_iiit_pet"
-        what = f"no folder {name} and no data set of this name" if "/" in name else f"no data set {name!r}"
-        raise ValueError(f"{what}; there are {known}") from None
+        raise ValueError(f"no folder or data set {name!r}; there are {known}") from None
     except (ValueError, AssertionError) as error:  # no such config, or no such version
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -224,7 +224,7 @@ def test_a_published_name_brings_its_float_sibling_and_its_data(zoo):
 def test_other_data_of_the_same_name_is_noted(zoo, digits, monkeypatch):
     net = loading.resolve(next(n for n in fnet.zoo.names(zoo_dir=zoo) if n.endswith("-int8")), zoo_dir=zoo)
     lossy = dataclasses.replace(digits, title="digits (JPEG)")
-    monkeypatch.setattr(layerwise, "load_dataset", lambda name, **options: lossy)
+    monkeypatch.setattr(loading, "load_dataset", lambda name, **options: lossy)
     message = r"the data is digits \(JPEG\), the net was trained on digits; its accuracies here do not compare"
     with pytest.warns(RuntimeWarning, match=message):
         assert layerwise._data([net], None, None, True) == {net: lossy}

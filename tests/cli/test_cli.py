@@ -234,7 +234,7 @@ def test_export_says_whose_milliseconds_and_leaves_out_what_there_is_none_of(suc
         ("train --dataset digits --out {new} --learning-rate nan", "--learning-rate is nan"),
         (
             "train --dataset no_such_set --out {new}",
-            "no data set 'no_such_set'; there are digits, tiny_imagenet, gtsrb, a folder",
+            "no folder or data set 'no_such_set'; there are digits, tiny_imagenet, gtsrb, a folder",
         ),
         ("latencies --out {new} --zoo {new}", "no net is looked up, so --zoo would have no effect"),
         ("train --dataset digits --out {new} --zoo {new}", "no net is looked up, so --zoo would have no effect"),

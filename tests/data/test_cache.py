@@ -77,11 +77,17 @@ def test_a_cache_that_cannot_be_written_is_said_and_small_sets_stay_in_memory(pe
     assert data.sha256 == first.sha256
     assert not list((pets.parent / "cache" / "data").glob("*/"))
     monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 40 * 6 * 6 * 3 - 1)
-    with pytest.raises(OSError, match=r"No space left.*images take 0\.0 GiB; set FACTORIZENET_CACHE to") as caught:
+    with pytest.raises(
+        OSError, match=r"No space left.*images take 0\.0 GiB; set FACTORIZENET_CACHE to .*, or delete .*data"
+    ) as caught:
         fnet.load_dataset(pets)
     assert caught.value.errno is None
     monkeypatch.undo()
     assert errno.ENOSPC in cache.UNWRITABLE
+    monkeypatch.setenv("FACTORIZENET_CACHE", "/proc/nope")  # a folder that cannot be made
+    monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 2**20)
+    with pytest.warns(RuntimeWarning, match=r"written \(No such file .*in memory: set FACTORIZENET_CACHE to [\w ]*$"):
+        assert fnet.load_dataset(pets).sha256 == first.sha256
 
 
 def test_two_at_once_decode_once(pets, reads, monkeypatch):

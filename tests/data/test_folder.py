@@ -45,6 +45,8 @@ def sizes(data):
         (("train", "val", "test"), {"train": 6, "validation": 4, "test": 2}),
         (("Training", "VALID", "Testing"), {"train": 6, "validation": 4, "test": 2}),
         (("train", "validation"), {"train": 6, "validation": 4}),
+        (("train", "dev"), {"train": 6, "validation": 4}),
+        (("train", "Eval", "test"), {"train": 6, "validation": 4, "test": 2}),
         (("train",), {"train": 2, "validation": 2, "test": 2}),
     ],
 )
@@ -69,6 +71,27 @@ def test_a_folder_of_nothing_but_splits_and_two_of_one_split_are_refused(draw, t
         fnet.load_dataset(tmp_path)
 
 
+def test_a_folder_beside_train_that_is_no_split_and_a_class_without_a_folder_are_refused(draw, tmp_path):
+    root = draw(tmp_path / "set" / "train", a=5, b=5).parent
+    draw(root, unlabelled=2)
+    refused = "has 2 class folders, and unlabelled beside it is no split's name; rename it val or test, or move it"
+    with pytest.raises(ValueError, match=refused):
+        fnet.load_dataset(root)
+    draw(root / "holdout", a=1)
+    with pytest.raises(ValueError, match="and holdout beside it is no split's name"):
+        fnet.load_dataset(root)
+    shutil.rmtree(root / "holdout")
+    (root / "unlabelled").rename(tmp_path / "elsewhere")
+    draw(root / "val", a=2)
+    with pytest.raises(ValueError, match=r"set/val has no folder for the class b, which .*set/train has; add one"):
+        fnet.load_dataset(root)
+    shutil.rmtree(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"has 1 class folders; .*at least 2; did you mean .*/set\?"):
+        fnet.load_dataset(tmp_path)
+    draw(tmp_path, train=3, car=3, plane=3)  # classes, one of trains
+    assert fnet.load_dataset(tmp_path, input_shape=(4, 4, 3)).class_names == ("car", "plane", "set", "train")
+
+
 def test_hidden_files_are_no_images_what_is_left_out_is_counted_and_links_are_followed_but_no_loops(draw, tmp_path):
     root = draw(tmp_path / "pets", **{"süße katze": 5, "dog": 5})
     for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt", "clip.gif", "README"):
@@ -78,7 +101,9 @@ def test_hidden_files_are_no_images_what_is_left_out_is_counted_and_links_are_fo
     (root / "dog" / "more").symlink_to(tmp_path / "elsewhere")
     (root / "dog" / "loop").symlink_to(root)
     (root / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
-    said = r"pets: 4 files are left out: 1 \.gif, 1 \.txt, 1 dead links, 1 without ending"
+    (root / "all").symlink_to(".")
+    (root / "above").symlink_to(tmp_path)
+    said = r"pets: 7 files are left out: 1 \.gif, 1 \.txt, 1 dead links, 3 links to a folder above, 1 without ending"
     with pytest.warns(RuntimeWarning, match=said):
         data = fnet.load_dataset(root)
     assert data.class_names == ("dog", "süße katze")
@@ -114,10 +139,23 @@ def test_a_pattern_on_file_names_makes_the_groups_and_one_that_matches_nothing_i
         fnet.load_dataset(tmp_path, group_by="lens")
     with pytest.raises(ValueError, match=r"group_by is '\(', no regular expression"):
         fnet.load_dataset(tmp_path, group_by="(")
-    with pytest.raises(ValueError, match="has 36 images in 1 groups; the splits need more"):
-        fnet.load_dataset(tmp_path, group_by="png")
+    for one in ("png", ""):
+        with pytest.raises(ValueError, match="has 36 images in 1 groups; the splits need more"):
+            fnet.load_dataset(tmp_path, group_by=one)
     with pytest.warns(RuntimeWarning, match="does not match 30 files"):
         fnet.load_dataset(tmp_path, group_by="cam0")
+
+
+@pytest.mark.parametrize("camera", [0, 2])
+def test_a_class_of_which_groups_leave_no_training_image_is_refused_and_no_other_image_said(draw, tmp_path, camera):
+    for number in range(4):
+        draw(tmp_path, **{f"{name}/cam{number}": 3 for name in ("abc" if number == camera else "ab")})
+    if camera == 2:  # is test's
+        with pytest.raises(ValueError, match=r"has no training image of the class c: its 3 images .*smaller groups"):
+            fnet.load_dataset(tmp_path, group_by=r"cam\d")
+    else:
+        with pytest.warns(RuntimeWarning, match="no validation or test image is of the class c$"):
+            fnet.load_dataset(tmp_path, group_by=r"cam\d")
 
 
 def test_images_of_several_sizes_need_one_and_those_of_one_size_after_exif_none(draw, tmp_path):
@@ -152,9 +190,11 @@ def test_a_broken_image_is_named_and_left_out_where_asked(draw, tmp_path):
     draw(tmp_path, a=9, b=9)
     (tmp_path / "a" / "3.png").write_bytes(b"\x89PNG")
     Image.fromarray(BLACK[:1, :1]).convert("CMYK").save(tmp_path / "b" / "one.jpg")
-    with pytest.raises(ValueError, match=r"a/3\.png is broken .* leave out all that are broken \(1\): --skip-broken"):
+    with pytest.raises(
+        ValueError, match=r"a/3\.png is broken .* leave out all that cannot be read \(1\): --skip-broken"
+    ):
         fnet.load_dataset(tmp_path, input_shape=(4, 4, 3))
-    with pytest.warns(RuntimeWarning, match="1 files are left out: 1 broken"):
+    with pytest.warns(RuntimeWarning, match="1 files are left out: 1 broken or too large"):
         data = fnet.load_dataset(tmp_path, input_shape=(4, 4, 3), skip_broken=True)
     assert sum(sizes(data).values()) == 18
     for file in (tmp_path / "a").iterdir():
@@ -215,7 +255,7 @@ def test_a_graph_for_tensorflow_serving_resizes_as_the_reader_does(models, resiz
 
 
 def test_evaluate_reads_a_folder_as_the_training_did_and_takes_validation_where_there_is_no_test(
-    run, models, digits, tmp_path, prints_json, succeeds, monkeypatch
+    run, models, digits, tmp_path, prints_json, succeeds, fails, monkeypatch
 ):
     images, labels = digits.validation.images[:60], digits.validation.labels[:60]
     for split in ("train", "val"):
@@ -242,3 +282,11 @@ def test_evaluate_reads_a_folder_as_the_training_did_and_takes_validation_where_
         (tmp_path / "wide" / split / "8").rename(tmp_path / "wide" / split / "eight")
     with pytest.warns(RuntimeWarning, match=r"by number, and class 8 is '8' for .*, '9' in the data"):
         prints_json("evaluate", copy)
+    (tmp_path / "wide").rename(tmp_path / "moved")
+    for name in (str(tmp_path / "wide"), "wide"):
+        (copy / "dataset.json").write_text(json.dumps(about | {"name": name}))
+        said = f"{copy} was trained on the folder {name}, which is not here; give --dataset"
+        assert said in fails("evaluate", copy)
+        with pytest.raises(FileNotFoundError, match=said):
+            fnet.analyze(copy)
+    assert f"error: no folder {tmp_path}/wide" in fails("evaluate", copy, "--dataset", f"{tmp_path}/wide")

@@ -85,7 +85,7 @@ EIGHT = np.zeros((8, 4, 4, 3), np.uint8)
         ((EIGHT[..., :2], np.arange(8) % 2), (4, 4, 3), r"images\[\.\.\., :1\]"),
         ((EIGHT.transpose(0, 3, 1, 2), np.arange(8) % 2), None, r"come last: images\.transpose\(0, 2, 3, 1\)"),
         ((EIGHT[:2], np.array([0, 1])), None, "three splits need at least 4"),
-        ("cifar11", None, "no data set 'cifar11'; there are digits, tiny_imagenet, gtsrb, a folder"),
+        ("cifar11", None, "no folder or data set 'cifar11'; there are digits, tiny_imagenet, gtsrb, a folder"),
         ("./nowhere/at-all", None, "no folder"),
     ],
 )
