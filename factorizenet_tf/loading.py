@@ -331,7 +331,7 @@ class Source:
         return Int8Model(self.tflite_file or self.tflite(), threads=threads)
 
     def load_data(self, dataset: str | None = None, **reading) -> Dataset:
-        """Load a data set as it is read for this net, None: its own; `reading` goes before `reading_of`, as `load_dataset` takes it.
+        """Load a data set, None: the net's own, as `reading_of` says and `reading`, which goes before it.
 
         Raises:
             FileNotFoundError: the folder that the net was trained on is not here.
@@ -345,8 +345,8 @@ class Source:
         except (ValueError, FileNotFoundError) as error:
             if dataset is not None or not str(error).startswith("no folder"):
                 raise
-        remedy = "give --dataset, in Python dataset="
-        raise FileNotFoundError(f"{self.given} was trained on the folder {name}, which is not here; {remedy}")
+        what = f"{self.given} was trained on the folder {name}, which is not here"
+        raise FileNotFoundError(f"{what}; give --dataset, in Python dataset=")
 
     def check_data_known(self) -> None:
         """Raise ValueError if the data that the net was trained on are not known."""

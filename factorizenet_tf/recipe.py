@@ -18,8 +18,8 @@ __all__ = ["Recipe", "augmentations", "learning_rate_at", "recipe_for", "recipe_
 
 LATER = ("rotate", "brightness", "contrast", "class_weights")  # not written at their defaults: older files lack them
 CLASS_WEIGHTS = ("none", "balanced")
-SIGNS = {"gtsrb", "mnist", "emnist", "kmnist", "mnist_corrupted", "svhn_cropped", "cmaterdb", "omniglot"}
-SIGNS |= {"binary_alpha_digits"}  # mirrored, one is another or none
+SIGNS = {"gtsrb", "mnist", "mnist_corrupted", "emnist", "kmnist", "svhn_cropped"}  # mirrored, one is another or none
+SIGNS |= {"cmaterdb", "omniglot", "binary_alpha_digits"}
 
 
 def _within(default, low, high):

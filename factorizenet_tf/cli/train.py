@@ -59,11 +59,7 @@ def train(
     seed: Annotated[int | None, Option(help="Of everything random.", show_default="the recipe's")] = None,
     flip: Annotated[
         bool | None,
-        Option(
-            "--flip/--no-flip",
-            help="Mirror half of the images.",
-            show_default="named sets but those of digits, letters and signs",
-        ),
+        Option("--flip/--no-flip", help="Mirror half of the images.", show_default="named sets but digits or signs"),
     ] = None,
     crop_padding: Annotated[
         float | None, Option(help="Random crops, padded by this share.", show_default="0.125")

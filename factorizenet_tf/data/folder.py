@@ -184,9 +184,7 @@ def _build(root, files, allocate, shape, resize, group_by, skip_broken):
             if not broken:
                 break
             if not skip_broken:
-                remedy = (
-                    f"leave out all that cannot be read ({len(broken):,}): --skip-broken, in Python skip_broken=True"
-                )
+                remedy = f"leave out all such images ({len(broken):,}): --skip-broken, in Python skip_broken=True"
                 raise ValueError(f"{next(iter(broken.values()))}, or {remedy}")
             left_out += len(broken)
             whole = {split: [file for file in found if file.path not in broken] for split, found in files.items()}
@@ -246,8 +244,7 @@ def _lacking(root, classes, splits) -> list[str]:
         what = f"{root} has no training image of the class {name}: its {count:,} images are of too few groups to be cut"
         raise ValueError(f"{what}; add some, choose smaller groups (--group-by), or make folders train, val and test")
     lacking = [name for name, count in zip(classes, held_out) if not count]
-    more = f" and {len(lacking) - 3:,} more" if len(lacking) > 3 else ""
-    return [f"no validation or test image is of the class {', '.join(lacking[:3])}{more}"] if lacking else []
+    return [f"{len(lacking):,} classes have training images alone: {', '.join(lacking[:9])}"] if lacking else []
 
 
 def _twice(splits, hashes) -> list[str]:

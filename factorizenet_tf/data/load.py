@@ -132,8 +132,8 @@ def _arrays(given, class_names, shape, resize):
         given = {"train": given}
     elif not isinstance(given, dict):
         if any(hasattr(part, "element_spec") for part in given):
-            wanted = 'say by a dict: {"train": ..., "validation": ...}'
-            raise ValueError(f"arrays is a {type(given).__name__} of tf.data.Datasets; which splits they are, {wanted}")
+            remedy = 'name their splits: {"train": ..., "validation": ...}'
+            raise ValueError(f"arrays is a {type(given).__name__} of tf.data.Datasets; {remedy}")
         pairs = given if given and isinstance(given[0], tuple) else (given,)
         if not 1 <= len(pairs) <= 2:
             wanted = "(images, labels) or ((images, labels), (test_images, test_labels))"
@@ -173,17 +173,14 @@ def _pair(name, value, shape, resize):
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"the {name} arrays are no pair; give (images, labels) or a tf.data.Dataset of such")
     images, labels = _with_channels(value[0]), np.asarray(value[1])
-    count, kind, numbered = len(images), labels.dtype.kind, "names, labels = np.unique(labels, return_inverse=True)"
-    labels = labels[:, 0] if labels.shape == (count, 1) else labels
-    remedy = None
-    if labels.shape != (count,):
-        remedy = ", of one-hot labels labels.argmax(1)" if labels.ndim == 2 and len(labels) == count else ""
-    elif kind not in "iu":
-        remedy = ": labels.astype(int)" if kind in "fb" else f": {numbered}, and class_names=names"
-    elif labels.max() >= 2**63:
-        raise ValueError(f"a label is {labels.max()}; it must be below 2**63: {numbered}, and class_names=names")
-    if remedy is not None:
-        raise ValueError(f"labels are {labels.dtype} {labels.shape}; {count} images need integers ({count},){remedy}")
+    needed, kind = (len(images),), labels.dtype.kind
+    labels = labels[:, 0] if labels.shape == (*needed, 1) else labels
+    if labels.shape != needed or kind not in "iu" or labels.max() >= 2**63:
+        numbered = "names, labels = np.unique(labels, return_inverse=True), and class_names=names"
+        remedy = "labels.astype(int)" if kind in "fb" else numbered
+        remedy = remedy if labels.shape == needed else "one an image, of one-hot labels labels.argmax(1)"
+        wanted = f"{len(images)} images need integers {needed} below 2**63: {remedy}"
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}; {wanted}")
     return images, labels.astype(np.int64)
 
 
