@@ -214,7 +214,7 @@ def test_the_slow_blocks_of_a_page_run(name, request, tmp_path, monkeypatch):
 def test_what_is_not_run_is_counted_and_has_a_reason():
     reasons = [before for path in PAGES.values() for _, before in blocks(path) if before not in (None, "slow")]
     assert all(len(reason) > 5 for reason in reasons)
-    assert len(reasons) == 22
+    assert len(reasons) == 23
     fences = [kind for path in PAGES.values() for kind in re.findall(r"^```(.+)$", path.read_text(), re.MULTILINE)]
     assert set(fences) == {"python", "sh", "text", "cpp", "{toctree}"}  # text: lines of tests/test_board.py
     assert (fences.count("text"), fences.count("cpp")) == (1, 1)

@@ -86,7 +86,7 @@ def quick(monkeypatch, models, digits):
 
     monkeypatch.setattr(weights, "load_model", load_model)
     monkeypatch.setattr(load, "load_keras_model", KEPT)
-    for function in ("analysis.analyze.load_dataset", "cli.options.load_data"):
+    for function in ("loading.load_dataset", "cli.options.load_data"):
         monkeypatch.setattr(f"factorizenet_tf.{function}", lambda *arguments, **options: digits)
 
 
