@@ -254,8 +254,7 @@ def test_public_names_tables_of_results_and_what_the_readme_links_to_are_where_a
         assert set(module.__all__) - {"baselines", "serving", "tuner", "zoo"} <= set(listed)
     reproduced = PAGES["reproducibility"].read_text()
     tables = {path.name for path in (ROOT / "tuner" / "results").glob("*.csv")}
-    missing = {"starting.csv"}
-    assert tables <= set(re.findall(r"\w+\.csv", reproduced)) <= tables | missing
+    assert set(re.findall(r"\w+\.csv", reproduced)) == tables
     assert all((ROOT / path).exists() for path in re.findall(r"python (tuner/\w+\.py)", reproduced))
     readme = PAGES["README"].read_text()
     assert readme.count("\n") <= 150
