@@ -44,7 +44,7 @@ def load_dataset(
 
     Splits that the data lack are cut from the training images with a fixed seed: 10 %, at most 5,000, for validation, and 20 %
     for test if there is neither. Data with validation but no test split have no test split. Of a folder, each class gives the
-    same share. A TFDS set's own validation split is not used, or is the test split if it has no other.
+    same share. The validation split of a TFDS set that has no test split is its test split.
 
     The images of a folder and of a TFDS set are decoded once, on all cores, into a file below FACTORIZENET_CACHE that is
     mapped into memory, so that they need not fit there. Another size, or files that changed, are decoded again.

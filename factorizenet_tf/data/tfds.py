@@ -44,18 +44,20 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
         raise ValueError(
             f"the images of {name!r} differ in size; give --size, in Python input_shape=(96, 96, 3) or another"
         )
-    last = next((s for s in ("test", "validation") if s in splits and splits[s].num_examples), None)
+    others = [s for s in ("validation", "test") if s in splits and splits[s].num_examples]
+    own_validation = len(others) == 2
 
     def build(allocate):
-        train, test = splits["train"].num_examples, splits[last].num_examples if last else 0
-        cuts = cut_at_random(train, name, has_test=last is not None)
-        cuts = {"test": train + np.arange(test)} | cuts
+        counts = np.cumsum([splits[split].num_examples for split in ("train", *others)])
+        cuts = cut_at_random(counts[0], name, has_validation=own_validation, has_test=bool(others))
+        held_out = ("validation", "test")[-len(others) :] if others else ()
+        cuts |= {split: np.arange(*counts[i : i + 2]) for i, split in enumerate(held_out)}
         order = np.concatenate([cuts[split] for split in SPLITS])
         write, labels, places = allocate(len(order), shape), np.empty(len(order), np.int32), np.argsort(order)
         with Progress() as progress:
-            progress.bar(f"reading {name}", train + test)
+            progress.bar(f"reading {name}", len(order))
             at = 0
-            for images, numbers in _batches(builder, own, ["train", last] if last else ["train"]):
+            for images, numbers in _batches(builder, own, ["train", *others]):
                 here = places[at : at + len(images)]
                 write(here, fit(images, shape, resize))
                 labels[here] = numbers
@@ -67,6 +69,7 @@ def read_tfds(name: str, shape, data_dir, download: bool, resize: str) -> tuple[
 
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in Path(builder.data_dir).iterdir())
     key = {"tfds": builder.info.full_name, "folder": str(builder.data_dir), "files": files}
+    key |= {"validation": "own"} if own_validation else {}
     images = stored(key | {"shape": shape, "resize": resize}, build)
     title = TITLES.get(builder.info.name, builder.info.name) + (" (JPEG)" if _is_lossy_copy(builder, own) else "")
     return title, features["label"].names, images

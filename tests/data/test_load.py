@@ -282,6 +282,45 @@ def test_a_tfds_set_on_disk_is_read_without_a_network_once(tmp_path, monkeypatch
     np.testing.assert_array_equal(resized.test.labels, own.test.labels)
 
 
+@pytest.mark.parametrize(
+    ("splits", "found"),
+    [
+        ({"train": 20, "validation": 6, "test": 8}, {"train": 20, "validation": 6, "test": 8}),
+        ({"train": 20, "validation": 6}, {"train": 18, "validation": 2, "test": 6}),
+        ({"train": 20}, {"train": 14, "validation": 2, "test": 4}),
+    ],
+)
+def test_a_tfds_sets_own_splits_are_used(splits, found, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():  # found by its files
+
+        class Marked(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(shape=(8, 8, 1)),
+                    "label": tfds.features.ClassLabel(num_classes=2),
+                }
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, _):
+                return {name: self._generate_examples(name) for name in splits}
+
+            def _generate_examples(self, name):
+                for i in range(splits[name]):
+                    yield f"{name}{i}", {"image": np.full((8, 8, 1), len(name), np.uint8), "label": i % 2}
+
+    Marked(data_dir=tmp_path).download_and_prepare()
+    data = fnet.load_dataset("marked", data_dir=tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == found
+    marks = {name: np.unique(split.images).tolist() for name, split in data.splits.items()}
+    of = {name: name if name in splits and (name != "validation" or "test" in splits) else "train" for name in found}
+    of |= {} if "test" in splits or "validation" not in splits else {"test": "validation"}
+    assert marks == {name: [len(source)] for name, source in of.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not Path(os.environ.get("TFDS_DATA_DIR", "."), "cifar10").is_dir(), reason="TFDS_DATA_DIR has no cifar10"
