@@ -84,6 +84,7 @@ def quick(monkeypatch, models, digits):
         assert weights.read_header(path) == (spec, precision)
         return {"float": models.float, "int8": models.qat}[precision]
 
+    monkeypatch.setattr("factorizenet_tf.training.factorized.load_model", load_model)  # imported before the next line
     monkeypatch.setattr(weights, "load_model", load_model)
     monkeypatch.setattr(load, "load_keras_model", KEPT)
     for function in ("loading.load_dataset", "cli.options.load_data"):
