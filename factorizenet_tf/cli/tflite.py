@@ -83,6 +83,7 @@ def _tensor_row(row) -> dict:
     scale = zero = ""
     if row["quantization"]:
         scales, zeros = row["quantization"]["scales"], set(row["quantization"]["zero_points"])
+        scales = [float("nan") if scale is None else scale for scale in scales]
         scale = f"{scales[0]:.4g}" if len(scales) == 1 else f"{len(scales)}: {min(scales):.2g} to {max(scales):.2g}"
         zero = ", ".join(map(str, sorted(zeros)))
     start = {"role": row["role"], "type": row["type"].lower(), "shape": _sides(row["shape"])}

@@ -38,6 +38,8 @@ def read_flatbuffer(content: bytes):
 
 def _check_numbers(model) -> None:
     """Raise if a number names nothing; inputs and outputs that are left out become empty lists."""
+    if not model.subgraphs:
+        raise ValueError("it has no subgraph")
     for graph in model.subgraphs:
         graph.operators = graph.operators or []
         for table in (graph, *graph.operators):

@@ -1,7 +1,7 @@
 """Show what a .tflite holds and costs, what its bytes are for, and what runtimes refuse. Needs no TensorFlow."""
 
 from importlib.metadata import version
-from math import prod
+from math import isfinite, prod
 
 import numpy as np
 
@@ -21,12 +21,16 @@ NO_MACS = frozenset(
     "ADD CONCATENATION DEQUANTIZE DIV GATHER MAXIMUM MINIMUM MUL PAD PADV2 PRELU QUANTIZE SUB".split()  # noqa: SIM905
 )
 UNKNOWN_MACS = frozenset("BATCH_MATMUL CALL CALL_ONCE CUSTOM IF WHILE".split())  # noqa: SIM905
+INDICES = (2, 4, 6)  # TensorType's INT32, INT64 and BOOL: shapes, paddings, axes
+ENDS = "FLOAT32 at the ends"
 HYBRID = "INT8 weights of FLOAT32"
 WHY = {
     "FLOAT32": "computed in float: 4 bytes a number, and CMSIS-NN and ESP-NN have no fast kernels for it",
+    ENDS: "the rest computes in int8: convert it with int8 input and output, or leave that to the caller's processor",
     "FLOAT16": "a CPU turns such weights into float32 first; TensorFlow Lite Micro does not",
     "UINT8": "the older scheme, or a camera's pixels: a QUANTIZE turns it into int8, which fast kernels take",
     "INT16": "activations of 2 bytes: more RAM, and no kernels in XNNPACK",
+    "INT64": "biases of layers whose activations are int16, or indices",
     HYBRID: "dynamic range: activations are quantized anew at each run, and TensorFlow Lite Micro refuses it",
 }
 ESP_NN = (
@@ -72,7 +76,8 @@ def inspect_tflite(content: bytes) -> dict:
         "not_int8": _not_int8(operators, tensors),
         "bytes": _bytes(model, content, tensors),
         "machine": cpu_name(),
-        "runtime": f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK, one thread",
+        "runtime": f"ai-edge-litert {version('ai-edge-litert')}, XNNPACK, one thread"
+        + ", the first subgraph" * (len(model.subgraphs) > 1),
     }
     return report | _measured(content, slimmed, [row["place"] for row in operators if row["groups"] > 1])
 
@@ -81,6 +86,7 @@ def operator_rows(model) -> list[dict]:
     """List the operators of a `ModelT` with the fields of `inspect_tflite`'s `operators`."""
     rows = []
     for subgraph, graph in enumerate(model.subgraphs):
+        times = {}  # by tensor: how many more images it has than its shape says, where that leaves the batch open
         for number, operator in enumerate(graph.operators):
             name, options = operator_name(model, operator), operator.builtinOptions
             read = [graph.tensors[n] for n in operator.inputs if n >= 0]
@@ -91,13 +97,20 @@ def operator_rows(model) -> list[dict]:
                 row |= {"kernel": shapes[1][-3:-1], "stride": [options.strideH, options.strideW]}
                 row["groups"] = shapes[0][-1] // shapes[1][-1] if name == "CONV_2D" else 1
             sizes = [data_bytes(model, tensor) for tensor in read]
-            row |= {"output_shape": output, "macs": _macs(name, shapes, output, sizes), "constant_bytes": sum(sizes)}
+            numbers = [size * (tensor.type not in INDICES) for size, tensor in zip(sizes, read)]
+            macs = _macs(name, shapes, output, numbers)
+            if len(operator.inputs) and (given := int(operator.inputs[0])) in times and name != "BATCH_TO_SPACE_ND":
+                times |= {int(n): times[given] for n in operator.outputs}
+                macs = macs and macs * times[given]
+            elif name == "SPACE_TO_BATCH_ND" and sizes[1] and output[:1] == shapes[0][:1]:
+                times[int(operator.outputs[0])] = prod(model.buffers[read[1].buffer].data.view(np.int32).tolist())
+            row |= {"output_shape": output, "macs": macs, "constant_bytes": sum(sizes)}
             rows.append(row | {key: [int(n) for n in getattr(operator, key)] for key in ("inputs", "outputs")})
     return rows
 
 
 def _macs(name, shapes, output, sizes) -> int | None:
-    """Multiply-and-adds of an operator by the shapes and constant bytes of what it reads; None where not known."""
+    """Multiply-and-adds of an operator by shapes and, but for indices, constant bytes of what it reads; None where not known."""
     if name in KERNELS:
         pixels = shapes[2] if name == "TRANSPOSE_CONV" else output
         channels = shapes[1][0] if name == "FULLY_CONNECTED" else pixels[-1]
@@ -112,10 +125,13 @@ def _tensors(model) -> list[dict]:
     types = {value: name for name, value in vars(TensorType).items() if isinstance(value, int)}
     rows = []
     for subgraph, graph in enumerate(model.subgraphs):
-        roles = {}
+        roles, kept = {}, {}
         for operator in graph.operators:
+            if operator_name(model, operator) == "DEQUANTIZE":  # of weights that are kept in float16
+                kept[int(operator.outputs[0])] = int(operator.inputs[0])
             if operator_name(model, operator) in KERNELS:
-                constants = [int(n) for n in operator.inputs[1:] if n >= 0 and data_bytes(model, graph.tensors[n])]
+                read = [kept.get(int(n), int(n)) for n in operator.inputs[1:] if n >= 0]
+                constants = [n for n in read if data_bytes(model, graph.tensors[n])]
                 roles |= dict(zip(constants, ("weights", "bias")))
         roles |= {int(n): "input" for n in graph.inputs} | {int(n): "output" for n in graph.outputs}
         for number, tensor in enumerate(graph.tensors):
@@ -126,7 +142,8 @@ def _tensors(model) -> list[dict]:
             row = {"place": (subgraph, number), "name": tensor_name(tensor), "role": role, "type": kind}
             row |= {"shape": _shape(tensor), "params": params, "quantization": None}
             if found is not None and found.scale is not None and found.zeroPoint is not None and len(found.scale):
-                row["quantization"] = {"scales": found.scale.tolist(), "zero_points": found.zeroPoint.tolist()}
+                scales = [scale if isfinite(scale) else None for scale in found.scale.tolist()]
+                row["quantization"] = {"scales": scales, "zero_points": found.zeroPoint.tolist()}
                 row["quantization"]["dimension"] = found.quantizedDimension
             rows.append(row)
     return rows
@@ -142,6 +159,9 @@ def _not_int8(operators, tensors) -> list[dict]:
             found = {HYBRID}
         for kind in sorted(found - {"INT8", "INT32"}):
             users.setdefault(kind, []).append(row["place"])
+    names = {row["place"]: row["operator"] for row in operators}
+    if {names[place] for place in users.get("FLOAT32", ())} <= {"QUANTIZE", "DEQUANTIZE"} and "FLOAT32" in users:
+        users = {ENDS if kind == "FLOAT32" else kind: places for kind, places in users.items()}
     other = "no int8 kernel computes in it"
     return [{"type": kind, "operators": places, "why": WHY.get(kind, other)} for kind, places in users.items()]
 
@@ -181,7 +201,8 @@ def _measured(content, slimmed, grouped) -> dict:
         if left:
             refused.append(("XNNPACK", left, XNNPACK))
         if grouped or on_copies(slimmed) is not slimmed:
-            files["regrouped"] = regroup_fastest(slimmed).content
+            regrouped = regroup_fastest(slimmed).content
+            files |= {} if regrouped == slimmed else {"regrouped": regrouped}
         calls = [inference(file) for file in files.values()]
         times = dict(zip(files, np.median(time_in_turns(calls), axis=0).round(5).tolist()))
         arenas = {kind: arena_bytes(file) for kind, file in files.items()}

@@ -8,10 +8,12 @@ import tempfile
 
 import numpy as np
 
+from .flatbuffer import operator_name, read_flatbuffer
 from .int8_model import quantize_pixels
 
 __all__ = ["arena_bytes", "micro_outputs"]
 
+BRANCHES = {"CALL_ONCE", "IF", "WHILE"}
 MAX_ARENA_BYTES = 64 * 2**20  # offered to the interpreter, which reports how much it used
 
 
@@ -56,11 +58,17 @@ def _interpreter(content):
         from tflite_micro.python.tflite_micro import runtime
     except ModuleNotFoundError:
         raise ModuleNotFoundError("this needs tflite-micro: pip install 'factorizenet_tf[micro]'") from None
+    captured = None
     try:
+        model = read_flatbuffer(content)
+        inner = {operator_name(model, operator) for graph in model.subgraphs[1:] for operator in graph.operators}
+        if inner & BRANCHES:  # tflite-micro ends the process with a segmentation fault
+            raise ValueError(f"{', '.join(sorted(inner & BRANCHES))} in a subgraph behind the first one")
         with _captured_stderr() as captured:
             yield runtime.Interpreter.from_bytes(content, arena_size=MAX_ARENA_BYTES), captured
     except Exception as error:  # the interpreter and the reader of flatbuffers each raise their own
-        reason = " ".join(f"{error}: {captured()}".split()).removesuffix(":")
+        said = captured() if captured else ""
+        reason = " ".join(f"{error}: {said}".split()).removesuffix(":")
         raise ValueError(f"TensorFlow Lite for Microcontrollers cannot run the model: {reason}") from None
 
 

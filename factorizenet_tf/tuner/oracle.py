@@ -17,7 +17,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from ..files import remove_partial_files, write_text
 from ..requirement import COSTS, MEASURED, Requirement
 from ..spec import ModelSpec
-from .budget import check_budget, what_would_help
+from .budget import check_budget, least_costs, what_would_help
 from .costs import MeasuredCosts
 from .progressive import Proposal, Result, Search, SearchState, effects, propose
 from .space import NetSpace, Space, macs
@@ -175,9 +175,11 @@ class FactorizationOracle(keras_tuner.Oracle):
         return self.space.net_from(trial.hyperparameters.values)
 
     def violation(self, spec: ModelSpec) -> str | None:
-        """Say which budget a net exceeds, or None; its costs are measured only if its MACs fit and a budget needs them."""
+        """Say which budget a net exceeds, or None; its costs are measured only if what the spec tells fits and a budget needs them."""
         reason = self.requirement.violation({"macs": macs(spec)})
         if reason or not self.requirement.limits.keys() & set(MEASURED):
+            return reason
+        if isinstance(self.space, Space) and (reason := self.requirement.violation(least_costs(spec))):
             return reason
         return self.requirement.violation(self.costs.measure(self.space.spec_of(spec)))
 

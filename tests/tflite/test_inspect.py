@@ -10,7 +10,7 @@ import factorizenet_tf as fnet
 from factorizenet_tf.cli import main
 from factorizenet_tf.cost import cost_rows
 from factorizenet_tf.tflite import inspect
-from factorizenet_tf.tflite.flatbuffer import read_flatbuffer
+from factorizenet_tf.tflite.flatbuffer import read_flatbuffer, write_flatbuffer
 from factorizenet_tf.tflite.inspect import inspect_tflite
 from factorizenet_tf.tflite.latency import Convolution, one_convolution
 from factorizenet_tf.tflite.slim import slim
@@ -90,7 +90,52 @@ def test_float_dynamic_range_and_float16_are_told_apart(kernel):
     assert (hybrid["type"], hybrid["operators"]) == ("INT8 weights of FLOAT32", [(0, 0)])
     found = inspect_tflite(converted(lambda x: x @ kernel, (1, 64), target_spec=half, **small))
     assert {row["type"] for row in found["not_int8"]} == {"FLOAT16", "FLOAT32"}
-    assert found["macs"] == 64 * 64
+    assert (found["macs"], found["bytes"]["weights"]) == (64 * 64, 64 * 64 * 2)  # through the DEQUANTIZE
+
+
+def test_indices_are_no_kernels_and_float_ends_of_an_int8_file_are_told(noise):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3, dilation_rate=2), layers.Flatten()])
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: [[image[None] / np.float32(255)] for image in noise(8, (8, 8, 1))]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    found = inspect_tflite(converter.convert())
+    assert "SPACE_TO_BATCH_ND" in {row["operator"] for row in found["operators"]}
+    assert found["macs"] == 16 * 9 * 4
+    (ends,) = found["not_int8"]
+    assert (ends["type"], len(ends["operators"])) == ("FLOAT32 at the ends", 2)
+    mirrored = inspect_tflite(converted(lambda x: tf.pad(x, [[0, 0], [1, 1]], "REFLECT"), (1, 4)))
+    assert mirrored["macs"] == 0
+
+
+def test_a_branch_behind_the_first_subgraph_is_refused_where_micro_would_end_the_process(tmp_path):
+    class Two(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 4))])
+        def first(self, x):
+            return {"y": 2 * x}
+
+        @tf.function(input_signature=[tf.TensorSpec((1, 4))])
+        def second(self, x):
+            return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: x + 1, lambda: x - 1)}
+
+    two = Two()
+    tf.saved_model.save(two, str(tmp_path), {"first": two.first, "second": two.second})
+    found = inspect_tflite(tf.lite.TFLiteConverter.from_saved_model(str(tmp_path)).convert())
+    assert found["subgraphs"] >= 2
+    assert found["runtime"].endswith("the first subgraph")
+    (refused,) = [row for row in found["refused"] if row["runtime"] == "TensorFlow Lite Micro"]
+    assert "IF in a subgraph behind the first one" in refused["reason"]
+
+
+def test_a_file_without_a_subgraph_is_damaged_and_a_scale_that_is_no_number_is_none():
+    model = read_flatbuffer(GROUPED)
+    model.subgraphs[0].tensors[0].quantization.scale = np.array([np.nan], np.float32)
+    found = inspect_tflite(write_flatbuffer(model))
+    assert found["tensors"][0]["quantization"]["scales"] == [None]
+    model.subgraphs = []
+    with pytest.raises(ValueError, match=r"damaged \(it has no subgraph\)"):
+        inspect_tflite(write_flatbuffer(model))
 
 
 def test_operators_that_xnnpack_leaves_and_those_that_nobody_can_count(noise):
