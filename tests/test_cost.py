@@ -7,6 +7,7 @@ import tf_keras as keras
 
 import factorizenet_tf as fnet
 from factorizenet_tf.cost import cost_rows
+from factorizenet_tf.tflite.micro import arena_bytes
 
 METHOD_STAGES = ((1, 1), (3, 2), (4, 2))
 FAMILIES = [
@@ -149,3 +150,21 @@ def test_what_cannot_be_counted_is_refused_and_never_0(model, error, message):
 def test_the_closed_form_loads_no_tensorflow():
     code = "import sys, factorizenet_tf as f; f.count_macs(f.ModelSpec(2)); assert not {'tensorflow', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_early_strides_keep_the_family_at_96_pixels_small_and_mobilenetv1_is_keras_own():
+    nets = [fnet.ModelSpec(level, input_shape=(96, 96, 3)) for level in range(2, 8)]
+    assert {net.macro for net in nets} == {"early"}
+    assert max(map(fnet.count_macs, nets)) == fnet.count_macs(nets[0]) == 9_255_424  # below 10 M
+    theirs = keras.applications.MobileNet((96, 96, 3), alpha=0.25, include_top=False, weights=None, pooling="avg")
+    own = fnet.ModelSpec(8, width=8, input_shape=(96, 96, 3), macro="mobilenetv1")
+    head = 256 * own.num_classes
+    assert fnet.count_macs(own) - head == fnet.count_macs(theirs) == 7_489_152
+    assert fnet.count_params(own) - head - own.num_classes == fnet.count_params(theirs)
+
+
+@pytest.mark.slow
+def test_early_strides_keep_the_arena_at_96_pixels_below_100_kb(noise):
+    for level in (2, 7):
+        model = fnet.build(fnet.ModelSpec(level, input_shape=(96, 96, 3)))
+        assert arena_bytes(fnet.to_tflite(model, calibration=noise(8, (96, 96, 3)))) <= 100_000
