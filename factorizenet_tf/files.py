@@ -45,6 +45,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename == os.fspath(partial):
+            error.filename = os.fspath(path)  # what the message is to name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -49,6 +49,11 @@ def test_a_full_disk_or_an_error_leaves_the_old_files_and_nothing_else(tmp_path,
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(writers, "old")
 
 
+def test_an_error_names_the_file_that_was_asked_for():
+    with pytest.raises(OSError, match=r"'/proc/net\.tflite'"):  # where nobody can make a file
+        write_bytes("/proc/net.tflite", b"abc")
+
+
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     def write(name, fail=False):
         with atomic_folder(tmp_path / "new" / name) as partial:
