@@ -68,7 +68,7 @@ def means(rows: list[dict]) -> list[dict]:
         key = tuple(row[column] for column in ("set", "images", "net", "start", "freeze"))
         found.setdefault(key, {}).setdefault(row["epochs"], []).append(100 * float(row["test_int8"]))
     return [
-        dict(zip(("set", "images", "net", "start", "freeze"), (*key[:4], key[4].strip("0"))))
+        dict(zip(("set", "images", "net", "start", "freeze"), (*key[:4], key[4] if key[4] != "0" else "")))
         | {epochs: f"{sum(of) / len(of):.1f} % ({min(of):.1f} to {max(of):.1f})" for epochs, of in by_epochs.items()}
         for key, by_epochs in found.items()
     ]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -281,3 +282,11 @@ def test_max_trials_is_kept_and_the_best_of_them_is_the_answer(tmp_path):
         specs = run_to_the_end(walked)
         assert len(specs) == most
         assert walked.walk().best == max(specs, key=formula) == walked.net(walked.get_best_trials()[0])
+
+
+def test_a_net_whose_weights_alone_exceed_a_budget_is_not_measured(tmp_path, monkeypatch):
+    level_0 = dataclasses.replace(SPEC, level=0)
+    limit = budget.least_costs(level_0)["size_bytes"] - 1
+    search = make(tmp_path, max_macs=macs(level_0), max_size_bytes=limit)
+    monkeypatch.setattr(search.costs, "measure", lambda spec: pytest.fail("measured"))
+    assert f"size_bytes > {limit:,}" in search.violation(level_0)
