@@ -13,7 +13,15 @@ from pathlib import Path
 
 from .data import is_folder
 
-__all__ = ["Recipe", "augmentations", "learning_rate_at", "recipe_for", "recipe_from_json", "tuning_recipe_for"]
+__all__ = [
+    "Recipe",
+    "augmentations",
+    "check_has_qat",
+    "learning_rate_at",
+    "recipe_for",
+    "recipe_from_json",
+    "tuning_recipe_for",
+]
 
 
 LATER = ("rotate", "brightness", "contrast", "class_weights")  # not written at their defaults: older files lack them
@@ -149,6 +157,12 @@ def tuning_recipe_for(dataset_name: str, **changes) -> Recipe:
     """Give the default recipe for tuning a factorized net, whose weights are fitted already: a few epochs at a low rate."""
     tuning = {"epochs": 5, "qat_epochs": 1, "learning_rate": 0.02, "warmup_epochs": 0, "label_smoothing": 0}
     return recipe_for(dataset_name, **tuning | changes)
+
+
+def check_has_qat(recipe: Recipe) -> None:
+    """Raise ValueError if a recipe is not one of a search, which compares int8 nets."""
+    if not recipe.qat_epochs:
+        raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
 
 
 def recipe_from_json(text: str) -> Recipe:

@@ -113,6 +113,7 @@ def search(
     as_json: options.Json = False,
 ):
     """Find the best net for a requirement, training few nets."""
+    from ..recipe import check_has_qat
     from ..requirement import Requirement
     from ..spec import ModelSpec
 
@@ -138,6 +139,7 @@ def search(
         if images < 1:
             raise ValueError(f"images is {images}; it must be at least 1")
     recipe = options.recipe_from(context, dataset, is_tuning=model is not None)
+    check_has_qat(recipe)
     for option, value in (("--max-ram-bytes", max_ram_bytes), ("--publish", publish)):
         if value is not None:
             require_extra("tflite_micro", extra="micro", what=f"{option}: measuring RAM")

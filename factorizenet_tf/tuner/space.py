@@ -139,11 +139,10 @@ class Space(NetSpace):
 
     def __post_init__(self):
         if any(number < 1 for number in self.blocks):
-            raise ValueError(f"blocks is {self.blocks}; a stage has at least 1")
+            raise ValueError(f"blocks to choose from are {', '.join(map(str, self.blocks))}; a stage has at least 1")
         if not all(0 < factor <= 16 for factor in self.channels):
-            raise ValueError(
-                f"multiples of the stages' channels are {self.channels}; each must be above 0 and at most 16"
-            )
+            given = ", ".join(f"{factor:g}" for factor in self.channels)
+            raise ValueError(f"multiples of the stages' channels are {given}; each must be above 0 and at most 16")
         _ = self.families
 
     @functools.cached_property

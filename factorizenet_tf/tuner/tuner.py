@@ -27,7 +27,7 @@ from ..models.build import build
 from ..models.inherit import inherit
 from ..models.quantize import is_quantize_aware
 from ..models.weights import copy_weights, fingerprint
-from ..recipe import Recipe, recipe_for, tuning_recipe_for
+from ..recipe import Recipe, check_has_qat, recipe_for, tuning_recipe_for
 from ..runs import CHECKPOINT_FILE, START_FILE, Run, dataset_fingerprint, load_run, open_folder, read_checkpoint
 from ..spec import Architecture, ModelSpec
 from ..training.factorized import begin, load_begun
@@ -484,6 +484,5 @@ def _check_search(oracle: keras_tuner.Oracle, space: NetSpace, dataset: Dataset,
         )
     if oracle.objective.name not in OBJECTIVES:
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
-    if not recipe.qat_epochs:
-        raise ValueError("the recipe has no QAT; use qat_epochs of at least 1, a search compares int8 nets")
+    check_has_qat(recipe)
     check_data(dataset, space.input_shape, space.num_classes)
