@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from ..tflite.flatbuffer import read_flatbuffer
+from ..tflite.flatbuffer import data_of, read_flatbuffer
 from ..tflite.inspect import KERNELS, operator_rows
 from ..tflite.int8_model import TFLiteModel
 from .distributions import Distribution, describe
@@ -64,19 +64,16 @@ def layer_rows(model: TFLiteModel, images: np.ndarray) -> list[dict]:
 
 def _weights(flatbuffer, tensors, row) -> dict | None:
     """The columns WEIGHTS; None where there are no weights, or they are no constant or of another type."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
     if row["operator"] not in KERNELS:
         return None
     tensor = tensors[row["inputs"][1]]
-    kinds = {TensorType.INT8: "int8", TensorType.UINT8: "uint8", TensorType.FLOAT32: "float32"}
-    data, kind = flatbuffer.buffers[tensor.buffer].data, kinds.get(tensor.type)
-    if data is None or kind is None:
+    kernel = data_of(flatbuffer, tensor)
+    if kernel is None or kernel.dtype == np.int32:
         return None
-    kernel = np.asarray(data, np.uint8).view(kind).reshape(tensor.shape)
     kernel = np.moveaxis(kernel, CHANNEL_AXIS.get(row["operator"], 0), -1)
     values, (scales, zero_points) = kernel.reshape(-1, kernel.shape[-1]), _quantization(tensor)
     found, fewest = describe((values - zero_points) * scales).row(), np.ptp(values.astype(int), 0).min()
+    kind = kernel.dtype.name
     columns = (kind, len(scales), found["range"], found["average_channel_precision"], float(np.log2(1 + fewest)))
     return dict(zip(WEIGHTS, columns)) | ({"scales": None, "weight_bits": None} if kind == "float32" else {})
 

@@ -118,13 +118,11 @@ def _put_elu_in_int8(file) -> bool:
 
 def _warn_of_float(file, model) -> None:
     """Warn of operators that the converter left in float, by the layers that their outputs are named after."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
     names, found = {layer.name for layer in model.layers}, {}
     for operator in file.subgraphs[0].operators:
         output = file.subgraphs[0].tensors[operator.outputs[0]]
         kind = flatbuffer.operator_name(file, operator)
-        if output.type == TensorType.FLOAT32 and kind != "DEQUANTIZE":
+        if flatbuffer.tensor_type(output) == "FLOAT32" and kind != "DEQUANTIZE":
             text = flatbuffer.tensor_name(output)
             layer = next((part for part in re.split("[/;]", text) if part in names), text).removeprefix("quant_")
             found.setdefault(layer, []).append(kind)

@@ -9,7 +9,7 @@ import flatbuffers
 
 from ..files import check_new, write_bytes
 from ..pixels import RANGES
-from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files, read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import LABELS_FILE, RESIZE_FILE, associated_files, read_flatbuffer, tensor_type, write_flatbuffer
 from .int8_model import input_range
 from .io_types import check_io, with_uint8_io
 
@@ -66,8 +66,7 @@ def with_metadata(content: bytes, *, name: str) -> bytes:
     _, height, width, channels = (int(n) for n in tensor.shape)
     # Tables of the schema, their fields by number.
     image = {0: COLOR_SPACES[channels], 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
-    kind = "uint8" if tensor.type == schema.TensorType.UINT8 else "int8"
-    found = tensor.quantization
+    found, kind = tensor.quantization, "uint8" if tensor_type(tensor) == "UINT8" else "int8"
     name_of_range = input_range(kind, (float(found.scale[0]), int(found.zeroPoint[0])))[0] or "0..1"
     span, start = RANGES[name_of_range]
     pixels = f"an image, pixels 0..255 brought to {name_of_range}; its scale and zero point then make integers of them"
@@ -85,7 +84,7 @@ def with_metadata(content: bytes, *, name: str) -> bytes:
     builder.Finish(_write(builder, root), file_identifier=IDENTIFIER)
     model.buffers.append(schema.BufferT(list(builder.Output())))
     model.metadata = [*others, schema.MetadataT(name=METADATA_NAME, buffer=len(model.buffers) - 1)]
-    return with_files_of(write_flatbuffer(model), content)
+    return write_flatbuffer(model, files_of=content)
 
 
 def _write(builder, value) -> int:

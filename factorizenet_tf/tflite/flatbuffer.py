@@ -7,13 +7,14 @@ import zipfile
 import flatbuffers
 import numpy as np
 
-__all__ = ["LABELS_FILE", "RESIZE_FILE", "add_tensor", "associated_files", "data_bytes", "insert_operator"]
-__all__ += ["operator_name", "output_name", "read_flatbuffer", "tensor_name", "with_associated_files"]
-__all__ += ["with_files_of", "write_flatbuffer"]
+__all__ = ["LABELS_FILE", "RESIZE_FILE", "add_tensor", "associated_files", "data_bytes", "data_of", "insert_operator"]
+__all__ += ["operator_name", "output_name", "read_flatbuffer", "set_data", "tensor_name", "tensor_type"]
+__all__ += ["with_associated_files", "write_flatbuffer"]
 
 RESIZE_FILE = "resize.txt"  # the associated file that says how images of another aspect were resized, if not stretched
 LABELS_FILE = "labels.txt"  # the associated file with the class names, one a line
 IDENTIFIER = b"TFL3"
+NUMBERS = ("int8", "uint8", "int32", "float32")  # types of weights and biases that are read
 ZIP_ENTRY = re.compile(rb"PK\x03\x04[\n-?]\x00")  # how a file in an archive begins, with the version that reads it
 ALIGNMENT = 16  # bytes, what the schema demands of a buffer; the generated Python code leaves it out
 
@@ -53,17 +54,17 @@ def _check_numbers(model) -> None:
             model.buffers[tensor.buffer]
 
 
-def write_flatbuffer(model) -> bytes:
-    """Write a `ModelT` as bytes, without associated files.
+def write_flatbuffer(model, *, files_of: bytes = b"") -> bytes:
+    """Write a `ModelT` as bytes, with the associated files of another .tflite, each with its date and compression.
 
     Buffers are aligned as the schema demands; equal vectors of scales or zero points, equal buffers and equal options of
-    operators are written once.
+    operators are written once. Raises as `associated_files`.
     """
     for buffer in model.buffers:
         buffer.data = None if buffer.data is None else np.asarray(buffer.data, np.uint8)
     builder = _SharingBuilder()
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
+    return _with_archive(bytes(builder.Output()), _archive(files_of))
 
 
 class _SharingBuilder(flatbuffers.Builder):
@@ -132,6 +133,27 @@ def tensor_name(tensor) -> str:
     return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name)
 
 
+def tensor_type(tensor) -> str:
+    """Name a `TensorT`'s type, e.g. "INT8"; "?" for one that ai-edge-litert does not know."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    return next((name for name, value in vars(TensorType).items() if value == tensor.type), "?")
+
+
+def data_of(model, tensor) -> np.ndarray | None:
+    """Give the numbers of a constant tensor in its shape; None for any other tensor, and for a type that is not in NUMBERS."""
+    data, kind = model.buffers[tensor.buffer].data, tensor_type(tensor).lower()
+    return None if data is None or kind not in NUMBERS else np.asarray(data, np.uint8).view(kind).reshape(tensor.shape)
+
+
+def set_data(model, tensor, numbers: np.ndarray) -> None:
+    """Give a tensor other numbers, in a buffer of its own, since a buffer may serve several tensors."""
+    from ai_edge_litert.schema_py_generated import BufferT
+
+    model.buffers.append(BufferT(np.ascontiguousarray(numbers).view(np.uint8).ravel()))
+    tensor.shape, tensor.buffer = list(numbers.shape), len(model.buffers) - 1
+
+
 def operator_name(model, operator) -> str:
     """Name a builtin operator of a `ModelT`, e.g. "CONV_2D"."""
     from ai_edge_litert.schema_py_generated import BuiltinOperator
@@ -184,38 +206,32 @@ def associated_files(content: bytes) -> dict[str, bytes]:
     Raises:
         ValueError: the archive is damaged; the message is zipfile's.
     """
+    return {entry.filename: data for entry, data in _archive(content)}
+
+
+def _archive(content) -> list[tuple[zipfile.ZipInfo, bytes]]:
     opened = io.BytesIO(content)
     if not zipfile.is_zipfile(opened):
         if ZIP_ENTRY.search(content):
             raise ValueError("associated files: the archive's end is missing")
-        return {}
+        return []
     try:
         with zipfile.ZipFile(opened) as archive:
-            return {name: archive.read(name) for name in archive.namelist()}
+            return [(entry, archive.read(entry.filename)) for entry in archive.infolist()]
     except Exception as error:  # zipfile raises many kinds on damaged bytes
         raise ValueError(f"associated files: {error}") from None
 
 
-def with_files_of(flatbuffer: bytes, content: bytes) -> bytes:
-    """Append the associated files of another .tflite, each with its date and compression. Raises as `associated_files`."""
-    files = associated_files(content)
-    if not files:
-        return flatbuffer
-    appended = io.BytesIO()
-    appended.write(flatbuffer)
-    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(appended, "w") as archive:
-        for entry in before.infolist():
-            archive.writestr(entry, files[entry.filename])
-    return appended.getvalue()
-
-
 def with_associated_files(flatbuffer: bytes, files: dict[str, bytes]) -> bytes:
     """Append files as TFLite's metadata does: in an archive behind the flatbuffer, which its readers skip."""
-    if not files:
-        return flatbuffer
-    appended = io.BytesIO()
-    appended.write(flatbuffer)
-    with zipfile.ZipFile(appended, "a", zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data)  # a fixed date: the same net gives the same bytes
+    # A ZipInfo has a fixed date: the same net gives the same bytes.
+    return _with_archive(flatbuffer, [(zipfile.ZipInfo(name), data) for name, data in files.items()])
+
+
+def _with_archive(flatbuffer, entries):
+    appended = io.BytesIO(flatbuffer)
+    if entries:
+        with zipfile.ZipFile(appended, "a") as archive:
+            for entry in entries:
+                archive.writestr(*entry)
     return appended.getvalue()

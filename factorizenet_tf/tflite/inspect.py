@@ -6,7 +6,7 @@ from math import isfinite, prod
 import numpy as np
 
 from ..machine import cpu_name
-from .flatbuffer import associated_files, data_bytes, operator_name, read_flatbuffer, tensor_name
+from .flatbuffer import associated_files, data_bytes, operator_name, read_flatbuffer, tensor_name, tensor_type
 from .latency import inference, new_interpreter, time_in_turns
 from .micro import arena_bytes
 from .regroup import on_copies, regroup_fastest
@@ -21,7 +21,7 @@ NO_MACS = frozenset(
     "ADD CONCATENATION DEQUANTIZE DIV GATHER MAXIMUM MINIMUM MUL PAD PADV2 PRELU QUANTIZE SUB".split()  # noqa: SIM905
 )
 UNKNOWN_MACS = frozenset("BATCH_MATMUL CALL CALL_ONCE CUSTOM IF WHILE".split())  # noqa: SIM905
-INDICES = (2, 4, 6)  # TensorType's INT32, INT64 and BOOL: shapes, paddings, axes
+INDICES = ("INT32", "INT64", "BOOL")  # types of shapes, paddings, axes
 ENDS = "FLOAT32 at the ends"
 HYBRID = "INT8 weights of FLOAT32"
 WHY = {
@@ -97,7 +97,7 @@ def operator_rows(model) -> list[dict]:
                 row |= {"kernel": shapes[1][-3:-1], "stride": [options.strideH, options.strideW]}
                 row["groups"] = shapes[0][-1] // shapes[1][-1] if name == "CONV_2D" else 1
             sizes = [data_bytes(model, tensor) for tensor in read]
-            numbers = [size * (tensor.type not in INDICES) for size, tensor in zip(sizes, read)]
+            numbers = [size * (tensor_type(tensor) not in INDICES) for size, tensor in zip(sizes, read)]
             macs = _macs(name, shapes, output, numbers)
             if len(operator.inputs) and (given := int(operator.inputs[0])) in times and name != "BATCH_TO_SPACE_ND":
                 times |= {int(n): times[given] for n in operator.outputs}
@@ -120,9 +120,6 @@ def _macs(name, shapes, output, sizes) -> int | None:
 
 
 def _tensors(model) -> list[dict]:
-    from ai_edge_litert.schema_py_generated import TensorType
-
-    types = {value: name for name, value in vars(TensorType).items() if isinstance(value, int)}
     rows = []
     for subgraph, graph in enumerate(model.subgraphs):
         roles, kept = {}, {}
@@ -135,9 +132,9 @@ def _tensors(model) -> list[dict]:
                 roles |= dict(zip(constants, ("weights", "bias")))
         roles |= {int(n): "input" for n in graph.inputs} | {int(n): "output" for n in graph.outputs}
         for number, tensor in enumerate(graph.tensors):
-            size, kind, found = data_bytes(model, tensor), types.get(tensor.type, "?"), tensor.quantization
+            size, kind, found = data_bytes(model, tensor), tensor_type(tensor), tensor.quantization
             role = roles.get(number, "constant" if size else "activation")
-            is_number = role == "constant" and kind not in ("INT32", "INT64", "BOOL")
+            is_number = role == "constant" and kind not in INDICES
             params = prod(_shape(tensor)) if is_number or role in ("weights", "bias") else 0
             row = {"place": (subgraph, number), "name": tensor_name(tensor), "role": role, "type": kind}
             row |= {"shape": _shape(tensor), "params": params, "quantization": None}

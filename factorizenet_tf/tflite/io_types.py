@@ -2,7 +2,7 @@
 
 import copy
 
-from .flatbuffer import add_tensor, insert_operator, read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import add_tensor, insert_operator, read_flatbuffer, tensor_type, write_flatbuffer
 
 __all__ = ["check_io", "with_browser_io", "with_serving_signature", "with_uint8_io"]
 
@@ -32,7 +32,7 @@ def with_uint8_io(content: bytes) -> bytes:
     graph.outputs = [output]
     for signature in model.signatureDefs or ():  # its names stay
         signature.inputs[0].tensorIndex, signature.outputs[0].tensorIndex = graph.inputs[0], output
-    return with_files_of(write_flatbuffer(model), content)
+    return write_flatbuffer(model, files_of=content)
 
 
 def with_browser_io(content: bytes) -> bytes:
@@ -68,16 +68,14 @@ def with_serving_signature(content: bytes) -> bytes:
     ends = {"image": graph.inputs[0]}, outputs
     names = ([schema.TensorMapT(name=name, tensorIndex=number) for name, number in end.items()] for end in ends)
     model.signatureDefs = [schema.SignatureDefT(*names, signatureKey="serving_default", subgraphIndex=0)]
-    return with_files_of(write_flatbuffer(model), content)
+    return write_flatbuffer(model, files_of=content)
 
 
 def _with_uint8_input(content):
     """Read a model and put a QUANTIZE from uint8 in front; gives it and the number of its int8 output."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
     model = read_flatbuffer(content)
     graph = model.subgraphs[0]
-    if any(graph.tensors[number].type != TensorType.INT8 for number in (*graph.inputs, *graph.outputs)):
+    if any(tensor_type(graph.tensors[number]) != "INT8" for number in (*graph.inputs, *graph.outputs)):
         raise ValueError("the .tflite is not int8 in and out; give the one that `factorizenet train` wrote")
     inner = graph.inputs[0]
     graph.inputs = [add_tensor(graph, _uint8(graph.tensors[inner]))]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..console import quiet_native_stderr
 from ..spec import ModelSpec, max_level
-from .flatbuffer import operator_name, output_name, read_flatbuffer, write_flatbuffer
+from .flatbuffer import operator_name, output_name, read_flatbuffer, tensor_type, write_flatbuffer
 
 __all__ = ["Convolution", "LatencyTable", "OpenSizeError", "convolution_chain", "convolution_of"]
 __all__ += ["convolution_operators", "inference", "int8_convolutions", "measure_convolutions", "new_interpreter"]
@@ -136,13 +136,11 @@ def int8_convolutions(content: bytes) -> list[tuple[str, Convolution, int]]:
 
 def convolution_operators(model) -> Iterator[tuple]:
     """Yield (subgraph, operator, shape, groups) of each CONV_2D of a `ModelT` with constant int8 weights."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
     for graph in model.subgraphs:
         for operator in graph.operators:
             if operator_name(model, operator) == "CONV_2D":
                 kernel = graph.tensors[operator.inputs[1]]
-                if kernel.type == TensorType.INT8 and model.buffers[kernel.buffer].data is not None:
+                if tensor_type(kernel) == "INT8" and model.buffers[kernel.buffer].data is not None:
                     yield graph, operator, *convolution_of(graph, operator)
 
 

@@ -11,7 +11,7 @@ with esp-tflite-micro 99f49e1 (1.4.0).
 from collections.abc import Sequence
 from math import prod
 
-from .flatbuffer import operator_name, read_flatbuffer
+from .flatbuffer import data_bytes, operator_name, read_flatbuffer
 from .latency import Convolution, convolution_of
 from .micro import arena_bytes
 
@@ -95,8 +95,7 @@ def planned_bytes(content: bytes, scratch: Sequence[int] | None = None) -> int:
     buffers = []
     for time, operator in enumerate(graph.operators, start=1):
         for number in (*operator.inputs, *operator.outputs):
-            data = model.buffers[graph.tensors[number].buffer].data
-            if number >= 0 and (data is None or not len(data)):  # no constant
+            if number >= 0 and not data_bytes(model, graph.tensors[number]):  # no constant
                 lives.setdefault(int(number), [time, time])[1] = time
         sizes = [0 if scratch is None else scratch[time - 1]]
         if operator_name(model, operator) == "MEAN":  # the reference kernel's position, axes and sums, 4 bytes each

@@ -6,13 +6,14 @@ also lacks a kernel for depthwise convolutions with several filters a channel; t
 channel on copies of the input.
 """
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .flatbuffer import add_tensor, insert_operator, operator_name, read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import add_tensor, data_of, insert_operator, operator_name, read_flatbuffer, set_data, write_flatbuffer
 from .int8_model import Int8Model
 from .latency import LatencyTable, convolution_operators, int8_convolutions, measure_convolutions, time_in_turns
 from .micro import arena_bytes
@@ -99,7 +100,7 @@ def with_groups(content: bytes, groups: Sequence[int]) -> bytes:
     for number, buffer in enumerate(model.buffers):
         if number not in used:
             buffer.data = None
-    return with_files_of(write_flatbuffer(model), content)
+    return write_flatbuffer(model, files_of=content)
 
 
 def compare(plain: bytes, regrouped: bytes) -> dict:
@@ -113,10 +114,9 @@ def compare(plain: bytes, regrouped: bytes) -> dict:
     times = time_in_turns([Int8Model(content).inference() for content in files.values()], runs=50)
     row = {}
     for (kind, content), ms in zip(files.items(), np.median(times, axis=0)):
-        try:
+        ram = None
+        with contextlib.suppress(ModuleNotFoundError):
             ram = arena_bytes(content)
-        except ModuleNotFoundError:
-            ram = None
         row |= {f"{kind}_bytes": len(content), f"{kind}_ram_bytes": ram, f"{kind}_ms": round(float(ms), 4)}
     return row | {"speedup": round(float(np.median(times[:, 0] / times[:, 1])), 3)}
 
@@ -150,8 +150,6 @@ def on_copies(content: bytes) -> bytes:
     Args:
         content: the .tflite; where nothing changes it comes back byte by byte.
     """
-    from ai_edge_litert.schema_py_generated import TensorType
-
     model = read_flatbuffer(content)
     changed = False
     for graph in model.subgraphs:
@@ -166,10 +164,9 @@ def on_copies(content: bytes) -> bytes:
             if copies < 2 or not is_alone or operator_name(model, readers[0]) != "CONV_2D":
                 continue
             pointwise = graph.tensors[readers[0].inputs[1]]
-            weights = [graph.tensors[number] for number in (*operator.inputs[1:], readers[0].inputs[1])]
-            is_int = all(tensor.type in (TensorType.INT8, TensorType.INT32) for tensor in weights)
-            is_known = all(model.buffers[tensor.buffer].data is not None for tensor in weights)
-            if not (is_int and is_known) or list(pointwise.shape[1:]) != [1, 1, channels * copies]:
+            weights = (data_of(model, graph.tensors[n]) for n in (*operator.inputs[1:], readers[0].inputs[1]))
+            is_int = all(own is not None and own.dtype in (np.int8, np.int32) for own in weights)
+            if not is_int or list(pointwise.shape[1:]) != [1, 1, channels * copies]:
                 continue
             order = np.arange(channels * copies).reshape(channels, copies).T.ravel()
             for reader, place in ((operator, 1), (operator, 2), (readers[0], 1)):
@@ -181,18 +178,14 @@ def on_copies(content: bytes) -> bytes:
             insert_operator(model, graph, place, "Concatenation", sources, joined, version=2, axis=3)
             operator.inputs = [joined, *operator.inputs[1:]]
             operator.builtinOptions.depthMultiplier, changed = 1, True
-    return with_files_of(write_flatbuffer(model), content) if changed else content
+    return write_flatbuffer(model, files_of=content) if changed else content
 
 
 def _reorder(model, graph, operator, place, order) -> None:
     """Put the last axis of an operator's constant input in another order, its scales with it."""
-    from ai_edge_litert import schema_py_generated as schema
-
     tensor = copy.copy(graph.tensors[operator.inputs[place]])
-    kind = np.int8 if tensor.type == schema.TensorType.INT8 else np.int32
-    values = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(kind).reshape(tensor.shape)
-    model.buffers.append(schema.BufferT(np.ascontiguousarray(values[..., order]).view(np.uint8).ravel()))
-    tensor.buffer, scales = len(model.buffers) - 1, tensor.quantization
+    set_data(model, tensor, data_of(model, tensor)[..., order])
+    scales = tensor.quantization
     if scales.scale is not None and len(scales.scale) > 1 and scales.quantizedDimension == len(tensor.shape) - 1:
         tensor.quantization = scales = copy.copy(scales)
         scales.scale = np.asarray(scales.scale)[order]
@@ -200,19 +193,13 @@ def _reorder(model, graph, operator, place, order) -> None:
 
 
 def _rewrite(model, graph, operator, groups, fewer):
-    from ai_edge_litert import schema_py_generated as schema
-
     number = operator.inputs[1]
     tensor = graph.tensors[number]
-    kernel = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(np.int8).reshape(tensor.shape)
-    wide = regrouped(kernel, groups, fewer)
-    # A buffer may serve several tensors and a tensor several operators: those keep what they have.
-    model.buffers.append(schema.BufferT(wide.view(np.uint8).ravel()))
-    if sum(number in other.inputs for other in graph.operators) > 1:
+    if sum(number in other.inputs for other in graph.operators) > 1:  # the others keep what they have
         tensor = copy.copy(tensor)
         own = add_tensor(graph, tensor)
         operator.inputs = [own if n == number else n for n in operator.inputs]
-    tensor.shape, tensor.buffer = list(wide.shape), len(model.buffers) - 1
+    set_data(model, tensor, regrouped(data_of(model, tensor), groups, fewer))
 
 
 def _layer_name(name):

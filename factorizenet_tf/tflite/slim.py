@@ -5,7 +5,7 @@ The converter writes an int64 zero point for each output channel of weights and 
 included, without which XNNPACK refuses the graph.
 """
 
-from .flatbuffer import data_bytes, read_flatbuffer, with_files_of, write_flatbuffer
+from .flatbuffer import data_bytes, read_flatbuffer, write_flatbuffer
 
 __all__ = ["slim"]
 
@@ -40,5 +40,5 @@ def slim(content: bytes, *, keep_names: bool = False) -> bytes:
                 tensor.name = None
             if not data_bytes(model, tensor) and model.buffers[0].data is None:
                 tensor.buffer = 0  # the empty one, as the schema asks for; a 0 takes no bytes
-    written = with_files_of(write_flatbuffer(model), content)
+    written = write_flatbuffer(model, files_of=content)
     return written if len(written) < len(content) else content
