@@ -99,7 +99,7 @@ class ModelSpace(NetSpace):
         self._groups = _grouped(model, list(splits), groups)
         self.stage_names, self.num_stages = tuple(self._groups), len(self._groups)
         self.kinds_of_choice = 1 + (len(self.middles) > 1)
-        lasts = [max(level for name in names for level, _ in splits[name]) for names in self._groups.values()]
+        self._lasts = lasts = [max(n for name in names for n, _ in splits[name]) for names in self._groups.values()]
         self._choices = (1, *[len(self.middles)] * self.num_stages, *[last + 1 for last in lasts])
         # By group, level and place: what each layer becomes, whether it is a choice of its own, the MACs saved, the loss.
         shape = self.num_stages, max(lasts) + 1, len(self.middles)
@@ -135,7 +135,7 @@ class ModelSpace(NetSpace):
             self.middles[place] if level else 1 for place, level in zip(row[0, 1 : 1 + self.num_stages], levels)
         )
         number = max(levels)
-        is_uniform = levels == tuple(min(number, last - 1) for last in self._choices[-self.num_stages :])
+        is_uniform = levels == tuple(min(number, last) for last in self._lasts)
         used = {middle for middle, level in zip(middles, levels) if level} - {1}
         text = "-".join(f"{middle:g}" for middle in (middles if len(set(middles)) > 1 else middles[:1])) if used else ""
         name = f"{self.name}-l{level_text(number if is_uniform else levels)}" + f"-m{text}" * bool(text)
@@ -168,28 +168,16 @@ class ModelSpace(NetSpace):
 
     def with_levels(self, net: FactorizedNet, levels: tuple[int, ...] | None) -> FactorizedNet:
         """Give a net other levels; None: the last ones."""
-        levels = [last - 1 for last in self._choices[-self.num_stages :]] if levels is None else levels
-        return self.net_of([*self.row_of(net)[: 1 + self.num_stages], *levels])
+        return self.net_of([*self.row_of(net)[: 1 + self.num_stages], *(self._lasts if levels is None else levels)])
 
     def choices_of(self, net: FactorizedNet) -> list[dict[str, float]]:
         """Give each group's level and middle."""
         return [{"level": level, "middle": middle} for level, middle in zip(net.levels, net.middles)]
 
-    def alternatives(self, net: FactorizedNet) -> dict[str, dict[float, FactorizedNet]]:
-        """Give the nets that differ from one in a single respect, by respect ("8x8, level") and choice."""
-        row, found = np.array(self.row_of(net)), {}
-        for group, name in enumerate(self.stage_names):
-            kinds = {"level": range(self._choices[1 + self.num_stages + group])}
-            kinds |= {"middle": self.middles} if net.levels[group] and len(self.middles) > 1 else {}
-            for number, (kind, choices) in enumerate(kinds.items()):
-                nets = found[f"{name}, {kind}"] = {}
-                for place, choice in enumerate(choices):
-                    other = row.copy()
-                    other[1 + group + (0 if number else self.num_stages)] = place
-                    made = self.net_of(other)
-                    if self.choices_of(made)[group][kind] == choice:
-                        nets[choice] = made
-        return found
+    def _respects(self, net: FactorizedNet, group: int) -> dict[str, tuple[int, Sequence[float]]]:
+        """Give the first column and the choices of each respect in which a net's group may differ."""
+        middles = {"middle": (1, self.middles)} if net.levels[group] and len(self.middles) > 1 else {}
+        return {"level": (1 + self.num_stages, range(self._lasts[group] + 1))} | middles
 
     # As text and as KerasTuner's values
 
@@ -218,7 +206,7 @@ class ModelSpace(NetSpace):
         """List the values of KerasTuner's hyperparameters: the groups' levels, `stage1` and so on, and middles, `middle1`."""
         names = [f"{kind}{number + 1}" for kind in ("middle", "stage") for number in range(self.num_stages)]
         values = [list(self.middles) for _ in range(self.num_stages)]
-        values += [list(range(last)) for last in self._choices[-self.num_stages :]]
+        values += [list(range(last + 1)) for last in self._lasts]
         return dict(zip(names, values))
 
     def values_of(self, net: FactorizedNet) -> dict:
@@ -241,7 +229,7 @@ class ModelSpace(NetSpace):
         """Turn choices that change nothing into level 0; give each net once."""
         rows = rows.copy()
         places, levels = rows[:, 1 : 1 + self.num_stages], rows[:, -self.num_stages :]
-        np.minimum(levels, np.array(self._choices[-self.num_stages :]) - 1, out=levels, casting="unsafe")
+        np.minimum(levels, self._lasts, out=levels, casting="unsafe")
         levels *= self._is_offered[np.arange(self.num_stages), levels, places]
         places *= levels > 0
         return distinct(rows)

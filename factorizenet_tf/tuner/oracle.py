@@ -19,10 +19,10 @@ from ..requirement import COSTS, MEASURED, Requirement
 from ..spec import ModelSpec
 from .budget import check_budget, least_costs, what_would_help
 from .costs import MeasuredCosts
-from .progressive import Proposal, Result, Search, SearchState, effects, propose
+from .progressive import Result, Search, SearchState, effects, propose
 from .space import NetSpace, Space, macs
 
-__all__ = ["FactorizationOracle", "metrics_of", "result_of", "search_space", "space_identity"]
+__all__ = ["FactorizationOracle", "last_line", "metrics_of", "result_of", "search_space", "space_identity"]
 
 # What the oracle tells the tuner beside the net, among a trial's hyperparameter values.
 PARENT, REASON, ROUND, THRESHOLD = "walk/parent", "walk/reason", "walk/round", "walk/threshold"
@@ -76,6 +76,11 @@ def space_identity(space: NetSpace, requirement: Requirement | None, objective: 
         "min_accuracy": None if requirement is None else requirement.min_accuracy,
         "objective": objective,
     }
+
+
+def last_line(trial: Trial) -> str:
+    """Give the last line of a trial's message, which says why it failed."""
+    return (trial.message or "").strip().rpartition("\n")[2]
 
 
 class FactorizationOracle(keras_tuner.Oracle):
@@ -142,17 +147,13 @@ class FactorizationOracle(keras_tuner.Oracle):
                 f"the objective {objective.name!r} has direction {objective.direction!r}; the search needs max"
             )
         check_budget(self.space, self.requirement)
-        super().__init__(
-            objective=objective, max_trials=max_trials, hyperparameters=_hyperparameters(self.space), seed=1
-        )
+        super().__init__(objective, max_trials, _hyperparameters(self.space), seed=1)
         self.seed = self._seed_state = 0 if seed is None else operator.index(seed)  # the base class takes 0 for none
         self.costs = MeasuredCosts(self.requirement.limits)
         self.failure: BaseException | None = None
         self.verbose = 0
         self.say = lambda text: None  # what a search sets to show its progress
-        self._search = Search(
-            self.space, self.requirement, self.violation, self.patience, self.seed, max_nets=max_trials
-        )
+        self._search = Search(self.space, self.requirement, self.violation, self.patience, self.seed, max_trials)
         _ = self._search.whole  # made here, so that no proposal waits for it
 
     # The search
@@ -167,8 +168,8 @@ class FactorizationOracle(keras_tuner.Oracle):
 
     def results(self) -> dict[ModelSpec, Result]:
         """Give the result of each net whose trial has ended."""
-        trials = [trial for trial in self.trials.values() if trial.status in ENDED]
-        return {self.net(trial): result_of(trial, self.objective.name) for trial in trials}
+        ended = (trial for trial in self.trials.values() if trial.status in ENDED)
+        return {self.net(trial): result_of(trial, self.objective.name) for trial in ended}
 
     def net(self, trial: Trial) -> ModelSpec:
         """Give the net of a trial."""
@@ -187,10 +188,16 @@ class FactorizationOracle(keras_tuner.Oracle):
         """Give the next net; IDLE while the others of its batch are trained, STOPPED at the end."""
         try:
             state = self.walk()
-            taken = {self.net(trial) for trial in self.trials.values()}
-            proposals = [proposal for proposal in state.pending if proposal.spec not in taken]
-            if proposals:
-                return {"status": TrialStatus.RUNNING, "values": self._values(proposals[0])}
+            trial_ids = {self.net(trial): trial_id for trial_id, trial in self.trials.items()}
+            for proposal in state.pending:
+                if proposal.spec not in trial_ids:
+                    values = self.space.values_of(proposal.spec) | {
+                        PARENT: trial_ids.get(proposal.parent, ""),
+                        REASON: proposal.reason,
+                        ROUND: proposal.round,
+                        THRESHOLD: " ".join(f"{value:g}" for value in proposal.threshold),
+                    }
+                    return {"status": TrialStatus.RUNNING, "values": values}
             if state.pending:
                 return {"status": TrialStatus.IDLE}
             if not state.proposals:
@@ -199,15 +206,6 @@ class FactorizationOracle(keras_tuner.Oracle):
         except Exception as error:
             self.failure = error
         return {"status": TrialStatus.STOPPED}
-
-    def _values(self, proposal: Proposal) -> dict:
-        trial_ids = {self.net(trial): trial_id for trial_id, trial in self.trials.items()}
-        return self.space.values_of(proposal.spec) | {
-            PARENT: trial_ids.get(proposal.parent, ""),
-            REASON: proposal.reason,
-            ROUND: proposal.round,
-            THRESHOLD: " ".join(f"{value:g}" for value in proposal.threshold),
-        }
 
     # Trials
 
@@ -242,7 +240,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         last = [self.trials[trial_id] for trial_id in self.end_order[-self.max_consecutive_failed_trials :]]
         failed = [trial for trial in last if trial.status == TrialStatus.FAILED]
         if len(failed) == self.max_consecutive_failed_trials:
-            message = f"{len(failed)} trials in a row failed, the last of them: {_last_line(failed[-1])}"
+            message = f"{len(failed)} trials in a row failed, the last of them: {last_line(failed[-1])}"
             self.failure = RuntimeError(message)
 
     # State
@@ -314,13 +312,7 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.costs.load(Path(self._project_dir))
 
 
-def _last_line(trial):
-    return (trial.message or "").strip().rpartition("\n")[2]
-
-
 def _nothing_fits(state: SearchState) -> str:
-    uniform = [(spec, why) for spec, why in state.rejected.items() if isinstance(spec.level, int)]
-    reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in uniform[-2:])
-    return (
-        f"no uniform level fits ({reasons}), nor does any of the {len(state.rejected) - len(uniform)} others looked at"
-    )
+    uniform = [f"{spec.name} {reason}" for spec, reason in state.rejected.items() if isinstance(spec.level, int)]
+    others, reasons = len(state.rejected) - len(uniform), "; ".join(uniform[-2:])
+    return f"no uniform level fits ({reasons}), nor does any of the {others} others looked at"

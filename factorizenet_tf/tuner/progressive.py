@@ -25,10 +25,7 @@ __all__ = ["Proposal", "Result", "Search", "SearchState", "effects", "propose"]
 UNIFORM_PATIENCE = 2  # uniform levels in a row, all worse than the best, after which finer ones are not trained
 BATCH = 3  # nets that are proposed together by the surrogate
 MAX_COST_CHECKS = 24  # nets over budget that may be checked for one batch; each check may measure for seconds
-CLIMBERS, CLIMBS = (
-    12,
-    12,
-)  # in a space too large to hold: number of nets whose neighbours are considered, and of repetitions
+CLIMBERS, CLIMBS = 12, 12  # in a space too large to hold: nets whose neighbours are considered, and repetitions
 
 
 def propose(search: Search, results: Mapping[ModelSpec, Result]) -> SearchState:
@@ -190,9 +187,7 @@ def _chosen(state, results):
     chosen, checks = [], 0
     while open_nets.any() and len(chosen) < BATCH and checks < MAX_COST_CHECKS:
         promise = np.where(open_nets, _promise(state, model, mean, deviation, fits), -np.inf)
-        equals = np.flatnonzero(
-            promise >= promise.max() - 1e-9
-        )  # chance decides among these, not the last bits of a sum
+        equals = np.flatnonzero(promise >= promise.max() - 1e-9)  # chance decides, not the last bits of a sum
         nets = {state.search.space.net_of(model.rows[index]): index for index in equals}
         spec = min(nets, key=lambda net: tie_break(net, state.search.seed))
         open_nets[nets[spec]] = False
@@ -204,9 +199,8 @@ def _chosen(state, results):
             continue
         fits[spec] = 1
         parent = _closest_trained(state, spec)
-        chosen.append(
-            (spec, _reason(state.search.space, spec, parent, mean[nets[spec]], deviation[nets[spec]]), parent)
-        )
+        reason = _reason(state.search.space, spec, parent, mean[nets[spec]], deviation[nets[spec]])
+        chosen.append((spec, reason, parent))
         # As if it were trained with the expected result (kriging believer): nets near it become more certain.
         deviation = model.deviation([*accuracies, *(net for net, *_ in chosen)])
     return chosen
@@ -248,7 +242,7 @@ def _promise(
     Nets that are probably over a measured budget come last: costs, too, are nearly sums over stages.
     """
     promise = mean + state.search.boldness * deviation
-    if state.best is not None and state.reaches_floor(state.best):
+    if state.reaches_floor:
         above = (mean - 100 * state.search.requirement.min_accuracy) / deviation
         saved = 1 - model.macs / macs(state.best)  # nets above the ceiling are not looked at
         # As a logarithm, or nets that all are far below the floor would be equals.
@@ -275,13 +269,9 @@ def _percent(results: Mapping[ModelSpec, Result], best: ModelSpec) -> dict[Model
 
 def _closest_trained(state: SearchState, spec: ModelSpec) -> ModelSpec | None:
     """Find the trained net of the same family that differs in the fewest choices; the best one if there are several."""
-    space = state.search.space
-    row = space.row_of(spec)
-
-    def differences(other):
-        return sum(a != b for a, b in zip(row, space.row_of(other)))
-
-    return min((other for other in state.ranked if space.row_of(other)[0] == row[0]), key=differences, default=None)
+    row, *others = (np.array(state.search.space.row_of(net)) for net in (spec, *state.ranked))
+    differences = {net: (row != other).sum() for net, other in zip(state.ranked, others) if row[0] == other[0]}
+    return min(differences, key=differences.get, default=None)
 
 
 def _reason(space, spec, parent, mean: float, deviation: float) -> str:

@@ -1,5 +1,6 @@
 """Run a whole search: trainings, a table of all nets considered, the frontier, a summary; publish its nets."""
 
+import contextlib
 import math
 import os
 from concurrent.futures import Executor
@@ -17,7 +18,7 @@ from ..recipe import Recipe
 from ..requirement import COSTS, MEASURED, Requirement, frontier
 from ..spec import ModelSpec
 from ..zoo.publishing import PublishError
-from .oracle import REASON, ROUND, FactorizationOracle, TrialStatus, result_of
+from .oracle import REASON, ROUND, FactorizationOracle, TrialStatus, last_line, result_of
 from .tuner import OBJECTIVES, FactorizationTuner
 
 __all__ = ["SearchResult", "publish_found", "report", "search"]
@@ -106,19 +107,17 @@ def report(oracle: FactorizationOracle, dataset: Dataset, folder: Path) -> Searc
     state, objective, requirement = oracle.walk(), oracle.objective.name, oracle.requirement
     rows = [_trial_row(oracle, trial) for trial in oracle.trials.values()]
     rows += [_rejected_row(oracle, rows[0], spec, reason) for spec, reason in state.rejected.items() if rows]
-    meets = state.best is not None and (requirement.min_accuracy is None or state.reaches_floor(state.best))
+    meets = state.best is not None and (requirement.min_accuracy is None or state.reaches_floor)
     summary = _summary(oracle, state, rows, meets, dataset)
     found = SearchResult(folder, state.best, rows, state.steps, summary, meets)
     if rows:
         write_csv(folder / "results.csv", rows)
     write_text(folder / "summary.txt", summary + "\n")
-    try:
+    with contextlib.suppress(ModuleNotFoundError):  # the extra `report` is not installed
         from ..plots import search_frontier
 
         title = f"{dataset.title}, validation: {_required(requirement)}"
         search_frontier(rows, objective, folder / "frontier.png", title=title)
-    except ModuleNotFoundError:  # the extra `report` is not installed
-        pass
     return found
 
 
@@ -151,7 +150,7 @@ def _trial_row(oracle, trial):
     spec, values = oracle.net(trial), trial.hyperparameters.values
     result = result_of(trial, oracle.objective.name)
     status = {TrialStatus.FAILED: "failed", TrialStatus.COMPLETED: "trained"}.get(trial.status, "not finished")
-    reasons = [values.get(REASON, ""), (trial.message or "").strip().rpartition("\n")[2]]
+    reasons = [values.get(REASON, ""), last_line(trial)]
     if result.pruned:
         status = "given up"
     elif status == "trained" and (violation := oracle.violation(spec)) is not None:  # costs were measured again

@@ -103,6 +103,20 @@ class NetSpace:
         """Give the weights that a net's training in a folder starts from, the same at each call; None: random ones."""
         return None
 
+    def alternatives(self, net) -> dict[str, dict[float, object]]:
+        """Give the nets that differ from one in a single respect, by respect ("stage 1, level", "8x8, middle") and choice."""
+        row, found = np.array([self.row_of(net)]), {}
+        for stage, name in enumerate(self.stage_names[: len(net.levels)]):
+            for kind, (column, choices) in self._respects(net, stage).items():
+                nets = found[f"{name}, {kind}"] = {}
+                for place, choice in enumerate(choices):
+                    other = row.copy()
+                    other[0, column + stage] = place
+                    made = self.net_of(self.corrected(other)[0])
+                    if self.choices_of(made)[stage][kind] == choice:  # else it was corrected
+                        nets[choice] = made
+        return found
+
     @property
     def teacher(self) -> tuple[Architecture, list[np.ndarray], str] | None:
         """Spec, weights and name of a float net that all nets learn from, or None."""
@@ -236,23 +250,13 @@ class Space(NetSpace):
             total += sum(ways.values())
         return total
 
-    def alternatives(self, net: ModelSpec) -> dict[str, dict[int, ModelSpec]]:
-        """Give the nets that differ from one in a single respect, by respect ("stage 1, level") and choice."""
-        row, stages, found = np.array([self.row_of(net)]), self.num_stages, {}
-        family = self.families[row[0, 0]]
-        for stage, last in enumerate(self.last_levels(row)[0, : len(family.stages)]):
-            kinds = {
-                "level": (1 + 2 * stages, range(last + 1)),
-                "blocks": (1, family.blocks[stage]),
-                "channels": (1 + stages, family.channels[stage]),
-            }
-            for kind, (column, choices) in kinds.items():
-                others = found[f"stage {stage + 1}, {kind}"] = {}
-                for place, choice in enumerate(choices):
-                    other = row.copy()
-                    other[0, column + stage] = place
-                    others[choice] = self.net_of(self.corrected(other)[0])
-        return {respect: others for respect, others in found.items() if len(others) > 1 or respect.endswith("level")}
+    def _respects(self, net: ModelSpec, stage: int) -> dict[str, tuple[int, Sequence[int]]]:
+        """Give the first column and the choices of each respect in which a net's stage may differ."""
+        family, stages = self.families[self.row_of(net)[0]], self.num_stages
+        found = {"level": (1 + 2 * stages, range(self._choices[-1]))}
+        for kind, column, choices in (("blocks", 1, family.blocks), ("channels", 1 + stages, family.channels)):
+            found |= {kind: (column, choices[stage])} if len(choices[stage]) > 1 else {}
+        return found
 
     def choices_of(self, net: ModelSpec) -> list[dict[str, int]]:
         """Give each stage's level, blocks and channels."""
@@ -376,16 +380,14 @@ class Space(NetSpace):
     def last_levels(self, rows: np.ndarray) -> np.ndarray:
         """Give the last level of each stage, int (n, stages)."""
         blocks, channels, _, before = self.values(rows)
-        lasts = np.array([0, *map(last_level, range(8, 8 * self._eighths, 8))])  # by channels / 8
-        return np.where(blocks > 1, np.maximum(lasts[before // 8], lasts[channels // 8]), lasts[before // 8]) * (
-            blocks > 0
-        )
+        before, channels = self._lasts[before // 8], self._lasts[channels // 8]
+        return np.where(blocks > 1, np.maximum(before, channels), before) * (blocks > 0)
 
     def count_macs(self, rows: np.ndarray) -> np.ndarray:
         """Count the MACs, int64 (n,): a sum over stages, each of which depends on the channels before it, too."""
         blocks, channels, levels, before = self.values(rows)
-        groups = np.ones((self._choices[-1], self._eighths), int)  # at level 0, too
-        for level, eighth in itertools.product(range(1, len(groups)), range(1, self._eighths)):
+        groups = np.ones((self._choices[-1], len(self._lasts)), int)  # at level 0, too
+        for level, eighth in itertools.product(*(range(1, size) for size in groups.shape)):
             groups[level, eighth] = groups_at(level, 8 * eighth)
 
         def block(inside):
@@ -420,14 +422,13 @@ class Space(NetSpace):
     @functools.cached_property
     def _choices(self) -> tuple[int, ...]:
         """Count the choices in each column, in the family with the most."""
-        deepest = max(map(last_level, range(8, 8 * self._eighths, 8)))
         blocks, channels = ((table > 0).sum(2).max(0) for table in self._tables[:2])
-        return (len(self.families), *blocks, *channels, *[deepest + 1] * self.num_stages)
+        return (len(self.families), *blocks, *channels, *[self._lasts.max() + 1] * self.num_stages)
 
     @functools.cached_property
-    def _eighths(self) -> int:
-        """One more than the most channels anywhere, divided by 8."""
-        return 1 + max(self._tables[1].max(), *self.widths) // 8
+    def _lasts(self) -> np.ndarray:
+        """The last level of each number of channels, divided by 8, up to the most anywhere; 0 for none."""
+        return np.array([0, *map(last_level, range(8, 1 + max(self._tables[1].max(), *self.widths), 8))])
 
 
 def distinct(rows: np.ndarray) -> np.ndarray:

@@ -159,14 +159,15 @@ class SearchState:
         """The best net so far."""
         return self.ranked[0] if self.ranked else None
 
-    def reaches_floor(self, spec: ModelSpec) -> bool:
-        """Tell whether there is a floor and this trained net reaches it."""
+    @property
+    def reaches_floor(self) -> bool:
+        """Tell whether there is a floor and the best net reaches it."""
         floor = self.search.requirement.min_accuracy
-        return floor is not None and self.results[spec].accuracy >= floor
+        return None not in (floor, self.best) and self.results[self.best].accuracy >= floor
 
     def macs_ceiling(self) -> float:
         """Give the MACs that a net must stay below to be worth a training: the best net's, if that reaches the floor."""
-        return macs(self.best) if self.best is not None and self.reaches_floor(self.best) else math.inf
+        return macs(self.best) if self.reaches_floor else math.inf
 
     def macs_limit(self) -> float:
         """Give the most MACs that a net may have to be considered."""
@@ -202,9 +203,8 @@ class SearchState:
         """By epoch, the accuracy below which a training would end far below the best net if its errors fell like that net's."""
         if self.best is None:
             return ()
-        result, spare = self.results[self.best], 0.0
-        if self.reaches_floor(self.best):
-            spare = max(0.0, result.accuracy - self.search.requirement.min_accuracy)
+        result = self.results[self.best]
+        spare = result.accuracy - self.search.requirement.min_accuracy if self.reaches_floor else 0.0
         highest = list(itertools.accumulate(result.curve, max))
         epochs = len(highest)
         needed = (

@@ -239,9 +239,8 @@ class FactorizationTuner(keras_tuner.Tuner):
         overwrite: bool = False,
     ):
         self.space = _space_of(oracle, spec)
-        is_own = isinstance(self.space, Space)
-        begun = Path(directory) / project_name
-        self.recipe = recipe or (recipe_for if is_own else tuning_recipe_for)(dataset.name, begun=begun)
+        is_own, folder = isinstance(self.space, Space), Path(directory) / project_name
+        self.recipe = recipe or (recipe_for if is_own else tuning_recipe_for)(dataset.name, begun=folder)
         if not is_own and (inherit or initial is not None):
             given = "inherit is set" if inherit else "initial is given"
             raise ValueError(f"{given}; each net of a model starts from the model's own weights: leave it out")
@@ -250,28 +249,27 @@ class FactorizationTuner(keras_tuner.Tuner):
         self.inherit, self.prune, self._lost_its_place = inherit, prune, False
         self.progress = progress or Progress(verbose=False)
         self._own_oracle = oracle  # KerasTuner puts a client in its place where there is a chief
-        folder = Path(directory) / project_name
+        self._is_ours = isinstance(oracle, FactorizationOracle)
         _check_search(oracle, self.space, dataset, self.recipe)
         super().__init__(oracle, directory=os.fspath(directory), project_name=project_name, overwrite=overwrite)
-        if isinstance(oracle, FactorizationOracle):
+        if self._is_ours:
             oracle.costs.labels = dataset.class_names
         self._search_text = self._identity(oracle)
         if self._is_worker():
             return
         open_folder(folder, {SEARCH_FILE: self._search_text, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
         self._search_text = (folder / SEARCH_FILE).read_text()  # of an earlier version it may be written otherwise
-        is_ours = isinstance(oracle, FactorizationOracle)  # ours goes on from its trials' files alone
-        if (folder / ORACLE_FILE).exists() or (is_ours and any(folder.glob("trial_*/trial.json"))):
+        # Ours goes on from its trials' files alone.
+        if (folder / ORACLE_FILE).exists() or (self._is_ours and any(folder.glob("trial_*/trial.json"))):
             oracle.reload()
             self._lost_its_place = isinstance(oracle, keras_tuner.oracles.GridSearchOracle) and bool(oracle.trials)
         else:
             oracle.save()
 
     def _identity(self, oracle):
-        is_ours = isinstance(oracle, FactorizationOracle)
         fields = {
             "oracle": type(oracle).__name__,
-            **(oracle.identity() if is_ours else space_identity(self.space, None, oracle.objective.name)),
+            **(oracle.identity() if self._is_ours else space_identity(self.space, None, oracle.objective.name)),
             "inherit": self.inherit,
             "prune": self.prune,
             **({"initial": fingerprint(self._initial[1])} if self._initial else {}),
@@ -295,7 +293,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             OSError: the disk is full, or an executor lost a machine for good (ConnectionError).
             Exception: any other exception of user code or a stock oracle; the next search repeats that trial.
         """
-        if executor is not None and not isinstance(self._own_oracle, FactorizationOracle):
+        if executor is not None and not self._is_ours:
             raise ValueError(f"a {type(self._own_oracle).__name__} proposes no batches; leave the executor out")
         if self._lost_its_place:
             remedy = "search in a new folder, or with overwrite=True"
@@ -332,9 +330,9 @@ class FactorizationTuner(keras_tuner.Tuner):
 
     def _run_all(self, trials, executor) -> None:
         if executor is None:
-            for trial in trials:
-                self.on_trial_begin(trial)
-                self._finish(trial, lambda trial=trial: self.run_trial(trial))
+            (trial,) = trials
+            self.on_trial_begin(trial)
+            self._finish(trial, self.run_trial)
             return
         futures = []
         for trial in trials:
@@ -344,7 +342,7 @@ class FactorizationTuner(keras_tuner.Tuner):
             futures.append(executor.submit(_train_anywhere, self.dataset, training))
         try:
             for trial, future in zip(trials, futures):
-                self._finish(trial, lambda trial=trial, future=future: self._received(trial, future))
+                self._finish(trial, self._received, future)
         finally:
             for future in futures:
                 future.cancel()
@@ -356,11 +354,11 @@ class FactorizationTuner(keras_tuner.Tuner):
             write_bytes(folder / name, files[name])
         return metrics
 
-    def _finish(self, trial, run) -> None:
-        """End a trial by what a call gives or raises."""
+    def _finish(self, trial, run, *arguments) -> None:
+        """End a trial by what `run` of it and the arguments gives or raises."""
         objective = self._own_oracle.objective.name
         try:
-            metrics = run()
+            metrics = run(trial, *arguments)
             self.oracle.update_trial(trial.trial_id, metrics)
             trial.status = TrialStatus.COMPLETED
             outcome = "given up, hopeless" if metrics.get(PRUNED) else f"{100 * metrics[objective]:.2f} %"
