@@ -173,14 +173,14 @@ def study(
     if train_all:
         options.refuse_unused(context, "--train-all takes no net from a zoo", "zoo_")
     recipe = options.recipe_from(context, dataset)
-    options.spec_from("0", width, size, channels, 10, macro)  # an error here costs no waiting
+    options.spec_from("0", width, options.image_shape(size, channels), 10, macro)  # an error here costs no waiting
     remedy = "it must be all, or numbers joined by commas, e.g. 0,2,6"
     chosen = None if levels == "all" else sorted({*numbers("levels", levels, remedy)})
     from ..analysis.study import study as study_levels
     from ..spec import max_level
 
     data = options.load_data(context, dataset)
-    first = options.spec_from("0", width, None, None, data.num_classes, macro, input_shape=data.image_shape)
+    first = options.spec_from("0", width, data.image_shape, data.num_classes, macro)
     specs = [dataclasses.replace(first, level=number) for number in chosen or range(max_level(first) + 1)]
     found = study_levels(
         data,

@@ -35,7 +35,7 @@ def levels(
     from ..cost import cost_rows
     from ..spec import max_level
 
-    first = options.spec_from("0", width, size, channels, classes, macro)
+    first = options.spec_from("0", width, options.image_shape(size, channels), classes, macro)
     rows = []
     specs = [dataclasses.replace(first, level=level) for level in range(max_level(first) + 1)]
     for spec in specs:
@@ -64,7 +64,7 @@ def describe(
     """Show one net, layer by layer."""
     from ..cost import cost_rows
 
-    spec = options.spec_from(level, width, size, channels, classes, macro)
+    spec = options.spec_from(level, width, options.image_shape(size, channels), classes, macro)
     rows = [row._asdict() for row in cost_rows(spec)]
     costs = _measured([spec])[0] if measure else {}
     if as_json:

@@ -207,12 +207,11 @@ def refuse_unused(context: Context, reason: str, *names: str) -> None:
         raise ValueError(f"{reason}, so {' and '.join(given)} would have no effect; leave it out")
 
 
-def spec_from(level, width, size, channels, classes, macro, input_shape=None):
-    """Make the `ModelSpec` of the options; `input_shape` stands for size and channels. Raises ValueError as it does."""
+def spec_from(level, width, input_shape, classes, macro):
+    """Make the `ModelSpec` of the options. Raises ValueError as it does."""
     from ..spec import ModelSpec, level_from_text
 
-    shape = input_shape or image_shape(size, channels)
-    return ModelSpec(level_from_text(level), width=width, input_shape=shape, num_classes=classes, macro=macro)
+    return ModelSpec(level_from_text(level), width=width, input_shape=input_shape, num_classes=classes, macro=macro)
 
 
 def check_data_dir(data_dir, *datasets: str) -> None:

@@ -153,7 +153,7 @@ def search(
             shape = None if start is None else options.image_shape(size, channels, spec.input_shape)
             data = options.load_data(context, dataset, shape, source)
             if start is None:
-                spec = options.spec_from("0", choices["widths"][0], None, None, 10, macro, data.image_shape)
+                spec = options.spec_from("0", choices["widths"][0], data.image_shape, 10, macro)
             nets = dataclasses.replace(spec, level=0, input_shape=data.image_shape, num_classes=data.num_classes)
         else:
             data, nets, costs = _model_space(context, choices, given)
@@ -197,9 +197,8 @@ def _choices(context) -> dict:
     }
     if given["macros"] and given["macro"]:
         raise ValueError("--macro and --macros are given; give one of them")
-    for width in choices["widths"]:
-        spec = options.spec_from("0", width, given["size"], given["channels"], 10, given["macro"])
-        Space(spec, **choices | {"widths": (width,)})
+    shape = options.image_shape(given["size"], given["channels"])
+    Space(options.spec_from("0", choices["widths"][0], shape, 10, given["macro"]), **choices)
     return choices
 
 

@@ -99,10 +99,10 @@ def train(
         spec = ResNet8()
     else:  # an error here costs no waiting; which levels there are, the size of the images may decide
         is_known = size is not None or macro is not None
-        options.spec_from(level if is_known else "0", width, size, channels, 10, macro)
+        options.spec_from(level if is_known else "0", width, options.image_shape(size, channels), 10, macro)
     data = options.load_data(context, dataset, shape, source)
     if spec is None:
-        spec = options.spec_from(level, width, None, None, data.num_classes, macro, input_shape=data.image_shape)
+        spec = options.spec_from(level, width, data.image_shape, data.num_classes, macro)
     else:
         is_own = isinstance(spec, Architecture)
         spec = spec.with_head(data.num_classes) if is_own else dataclasses.replace(spec, num_classes=data.num_classes)
