@@ -143,12 +143,12 @@ def search(
     for option, value in (("--max-ram-bytes", max_ram_bytes), ("--publish", publish)):
         if value is not None:
             require_extra("tflite_micro", extra="micro", what=f"{option}: measuring RAM")
-    with contextlib.ExitStack() as stack:
-        executor = None
-        if ray is not None:
-            from ..tuner.ray_executor import RayExecutor
+    cluster = contextlib.nullcontext()
+    if ray is not None:
+        from ..tuner.ray_executor import RayExecutor
 
-            executor = stack.enter_context(RayExecutor(ray))
+        cluster = RayExecutor(ray)
+    with cluster as executor:
         if model is None:
             shape = None if start is None else options.image_shape(size, channels, spec.input_shape)
             data = options.load_data(context, dataset, shape, source)

@@ -123,7 +123,7 @@ def _warn_of_float(file, model) -> None:
         output = file.subgraphs[0].tensors[operator.outputs[0]]
         kind = flatbuffer.operator_name(file, operator)
         if flatbuffer.tensor_type(output) == "FLOAT32" and kind != "DEQUANTIZE":
-            text = flatbuffer.tensor_name(output)
+            text = flatbuffer.text_of(output.name)
             layer = next((part for part in re.split("[/;]", text) if part in names), text).removeprefix("quant_")
             found.setdefault(layer, []).append(kind)
     if found:

@@ -8,7 +8,7 @@ import flatbuffers
 import numpy as np
 
 __all__ = ["LABELS_FILE", "RESIZE_FILE", "add_tensor", "associated_files", "data_bytes", "data_of", "insert_operator"]
-__all__ += ["operator_name", "output_name", "read_flatbuffer", "set_data", "tensor_name", "tensor_type"]
+__all__ += ["operator_name", "output_name", "read_flatbuffer", "set_data", "tensor_type", "text_of"]
 __all__ += ["with_associated_files", "write_flatbuffer"]
 
 RESIZE_FILE = "resize.txt"  # the associated file that says how images of another aspect were resized, if not stretched
@@ -126,11 +126,9 @@ class _SharingBuilder(flatbuffers.Builder):
         return self._places[content]
 
 
-def tensor_name(tensor) -> str:
-    """Give a `TensorT`'s name as text, "" if it has none."""
-    if tensor.name is None:
-        return ""
-    return tensor.name.decode(errors="replace") if isinstance(tensor.name, bytes) else str(tensor.name)
+def text_of(name: bytes | str | None) -> str:
+    """Give a name in a `ModelT` as text, "" for none."""
+    return name if isinstance(name, str) else (name or b"").decode(errors="replace")
 
 
 def tensor_type(tensor) -> str:
@@ -197,7 +195,7 @@ def data_bytes(model, tensor) -> int:
 def output_name(model, graph, number: int) -> str:
     """Name the output of a graph's operator; in a slim file, which has no names, "CONV_2D 4" by its number."""
     operator = graph.operators[number]
-    return tensor_name(graph.tensors[operator.outputs[0]]) or f"{operator_name(model, operator)} {number}"
+    return text_of(graph.tensors[operator.outputs[0]].name) or f"{operator_name(model, operator)} {number}"
 
 
 def associated_files(content: bytes) -> dict[str, bytes]:

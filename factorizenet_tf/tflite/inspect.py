@@ -6,7 +6,7 @@ from math import isfinite, prod
 import numpy as np
 
 from ..machine import cpu_name
-from .flatbuffer import associated_files, data_bytes, operator_name, read_flatbuffer, tensor_name, tensor_type
+from .flatbuffer import associated_files, data_bytes, operator_name, read_flatbuffer, tensor_type, text_of
 from .latency import inference, new_interpreter, time_in_turns
 from .micro import arena_bytes
 from .regroup import on_copies, regroup_fastest
@@ -64,9 +64,9 @@ def inspect_tflite(content: bytes) -> dict:
     macs = [row["macs"] for row in operators]
     report = {
         "size_bytes": len(content),
-        "description": _text(model.description),
-        "signatures": [_text(signature.signatureKey) for signature in model.signatureDefs or ()],
-        "metadata": [_text(entry.name) for entry in model.metadata or ()],
+        "description": text_of(model.description),
+        "signatures": [text_of(signature.signatureKey) for signature in model.signatureDefs or ()],
+        "metadata": [text_of(entry.name) for entry in model.metadata or ()],
         "associated_files": sorted(associated_files(content)),
         "subgraphs": len(model.subgraphs),
         "macs": None if None in macs else sum(macs),
@@ -136,7 +136,7 @@ def _tensors(model) -> list[dict]:
             role = roles.get(number, "constant" if size else "activation")
             is_number = role == "constant" and kind not in INDICES
             params = prod(_shape(tensor)) if is_number or role in ("weights", "bias") else 0
-            row = {"place": (subgraph, number), "name": tensor_name(tensor), "role": role, "type": kind}
+            row = {"place": (subgraph, number), "name": text_of(tensor.name), "role": role, "type": kind}
             row |= {"shape": _shape(tensor), "params": params, "quantization": None}
             if found is not None and found.scale is not None and found.zeroPoint is not None and len(found.scale):
                 scales = [scale if isfinite(scale) else None for scale in found.scale.tolist()]
@@ -231,7 +231,3 @@ def _left_to_litert(content) -> list[tuple[int, int]]:
 
 def _shape(tensor) -> list[int]:
     return [] if tensor.shape is None else [int(n) for n in tensor.shape]
-
-
-def _text(name) -> str:
-    return (name or b"").decode(errors="replace")

@@ -121,7 +121,7 @@ class ModelSpace(NetSpace):
                     self._loss[group, level, place] += errors[name, new[0], new[2]] - errors[name, old[0], old[2]]
                 self._is_offered[group, level, place] = tuple(becomes) not in seen
                 seen.add(tuple(becomes))
-        self._has_table = table is not None
+        self.has_trend = table is not None
         self._macs = count_macs(model)
         self._fingerprint = fingerprint(model)
 
@@ -130,10 +130,9 @@ class ModelSpace(NetSpace):
     def net_of(self, row: Sequence[int]) -> FactorizedNet:
         """Give the net of a row."""
         row = self.corrected(np.array([row]))
-        levels = tuple(map(int, row[0, -self.num_stages :]))
-        middles = tuple(
-            self.middles[place] if level else 1 for place, level in zip(row[0, 1 : 1 + self.num_stages], levels)
-        )
+        places, levels = np.split(row[0, 1:], 2)
+        levels = tuple(map(int, levels))
+        middles = tuple(self.middles[place] if level else 1 for place, level in zip(places, levels))
         number = max(levels)
         is_uniform = levels == tuple(min(number, last) for last in self._lasts)
         used = {middle for middle, level in zip(middles, levels) if level} - {1}
@@ -199,7 +198,7 @@ class ModelSpace(NetSpace):
             "groups": {name: list(layers) for name, layers in self._groups.items()},
             "middles": list(self.middles),
             "images": digest.hexdigest(),
-            "table": hashlib.sha256(self._loss.round(6).tobytes()).hexdigest() if self._has_table else None,
+            "table": hashlib.sha256(self._loss.round(6).tobytes()).hexdigest() if self.has_trend else None,
         }
 
     def values_to_choose(self) -> dict[str, list]:
@@ -228,7 +227,7 @@ class ModelSpace(NetSpace):
     def corrected(self, rows: np.ndarray) -> np.ndarray:
         """Turn choices that change nothing into level 0; give each net once."""
         rows = rows.copy()
-        places, levels = rows[:, 1 : 1 + self.num_stages], rows[:, -self.num_stages :]
+        places, levels = np.split(rows[:, 1:], 2, axis=1)  # views
         np.minimum(levels, self._lasts, out=levels, casting="unsafe")
         levels *= self._is_offered[np.arange(self.num_stages), levels, places]
         places *= levels > 0
@@ -240,19 +239,18 @@ class ModelSpace(NetSpace):
 
     def trend(self, rows: np.ndarray) -> np.ndarray | None:
         """Estimate the relative error at the int8 logits, assuming that the layers' own squared errors add up."""
-        return np.sqrt(np.maximum(self._of_groups(self._loss, rows), 0)) if self._has_table else None
+        return np.sqrt(np.maximum(self._of_groups(self._loss, rows), 0)) if self.has_trend else None
 
     def axes(self, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
         """Give the choices that may change accuracy: the levels and, if there are several, the middles (1 at level 0)."""
-        levels = rows[:, -self.num_stages :]
+        places, levels = np.split(rows[:, 1:], 2, axis=1)
         found = [("level", own) for own in levels.T]
         if len(self.middles) > 1:
-            middles = np.array(self.middles)[rows[:, 1 : 1 + self.num_stages]]
-            found += [("ratio", own) for own in np.where(levels > 0, middles, 1).T]
+            found += [("ratio", own) for own in np.where(levels > 0, np.array(self.middles)[places], 1).T]
         return found
 
     def _of_groups(self, table, rows):
-        places, levels = rows[:, 1 : 1 + self.num_stages], rows[:, -self.num_stages :]
+        places, levels = np.split(rows[:, 1:], 2, axis=1)
         return table[np.arange(self.num_stages), levels, places].sum(1)
 
     # Models

@@ -179,7 +179,10 @@ def _next_batch(state: SearchState) -> list[tuple[ModelSpec, str, ModelSpec | No
 
 def _chosen(state, results):
     accuracies = _percent(results, state.best)
-    fits = dict.fromkeys(results, 1) | dict.fromkeys(state.too_costly(), -1)
+    # Rejected nets that are within the MACs and over a measured budget.
+    limit, violation = state.search.requirement.limits.get("macs", math.inf), state.search.violation
+    costly = (net for net in state.rejected if macs(net) <= limit and violation(net) is not None)
+    fits = dict.fromkeys(results, 1) | dict.fromkeys(costly, -1)
     model = state.search.whole or _near_what_promises(state, accuracies, fits)
     mean, deviation = model.mean(accuracies), model.deviation(accuracies)
     open_nets = model.macs <= state.macs_limit()

@@ -45,16 +45,18 @@ class NetSpace:
 
     Attributes:
         num_stages: number of parts with a level of their own: stages, or groups of layers.
-        stage_names: of each.
-        kinds_of_choice: number of properties in which nets may differ, levels counting as one.
+        stage_names: of each, as messages have it.
+        kinds_of_choice: number of properties in which nets may differ, levels and widths counting as one.
         has_macros: whether families differ in more than width.
-        input_shape, num_classes: of the images, and their classes.
+        has_trend: whether something was measured of the nets before any training: whether `trend` gives anything.
+        input_shape, num_classes: of the images, (height, width, channels), and their classes.
     """
 
     num_stages: int
     stage_names: tuple[str, ...]
     kinds_of_choice: int
     has_macros: bool
+    has_trend = False
     input_shape: tuple[int, int, int]
     num_classes: int
     _choices: tuple[int, ...]  # the number of choices in each column, in the family with the most
@@ -63,11 +65,6 @@ class NetSpace:
     def has_more_than_levels(self) -> bool:
         """Tell whether nets may differ in more than level and width."""
         return self.kinds_of_choice > 1
-
-    @property
-    def has_trend(self) -> bool:
-        """Tell whether something was measured of the nets before any training: whether `trend` gives anything."""
-        return self.trend(self.sample(1, np.random.default_rng(0))) is not None
 
     def nets(self) -> Iterator:
         """Yield every net once."""
@@ -157,7 +154,11 @@ class Space(NetSpace):
         if not all(0 < factor <= 16 for factor in self.channels):
             given = ", ".join(f"{factor:g}" for factor in self.channels)
             raise ValueError(f"multiples of the stages' channels are {given}; each must be above 0 and at most 16")
-        _ = self.families
+        # The attributes of a NetSpace. Of the kinds of choice levels and widths are one.
+        names = tuple(f"stage {n}" for n in range(1, 1 + max(len(family.stages) for family in self.families)))
+        kinds = 1 + sum(map(bool, (self.macros, self.blocks, self.channels)))
+        vars(self).update(stage_names=names, num_stages=len(names), kinds_of_choice=kinds, has_macros=bool(self.macros))
+        vars(self).update(input_shape=self.spec.input_shape, num_classes=self.spec.num_classes)
 
     @functools.cached_property
     def families(self) -> tuple[Family, ...]:
@@ -185,35 +186,10 @@ class Space(NetSpace):
         of_images = {"input_shape": self.spec.input_shape, "num_classes": self.spec.num_classes}
         return ModelSpec(0, width=width, macro=macro, **of_images)
 
-    @property
-    def kinds_of_choice(self) -> int:
-        """Count the kinds of choice: 1 for levels and widths, and 1 each for blocks, channels and macro-architectures."""
-        return 1 + sum(len(choices) > 0 for choices in (self.macros, self.blocks, self.channels))
-
     def net(self, level: int | tuple[int, ...], width: int | None = None) -> ModelSpec:
         """Give the net of a level, or of one level a stage, in the first family of a width; None: the first width."""
         width = self.widths[0] if width is None else width
         return at_level(next(family.base for family in self.families if family.base.width == width), level)
-
-    @property
-    def has_macros(self) -> bool:
-        """Tell whether there are macro-architectures to choose from."""
-        return bool(self.macros)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the images."""
-        return self.spec.input_shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.spec.num_classes
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """Name the stages, as messages do."""
-        return tuple(f"stage {number}" for number in range(1, self.num_stages + 1))
 
     def uniform(self) -> list[list[ModelSpec]]:
         """List the nets of uniform levels, coarse to fine, of each family."""
@@ -270,14 +246,13 @@ class Space(NetSpace):
 
     def describe(self) -> str:
         """Describe the choices in a line."""
-        widths = ", ".join(map(str, self.widths))
-        parts = [
-            f"levels of each stage, width {widths}",
-            f"macro-architecture {', '.join(self.macros) or self.spec.macro}",
-        ]
-        parts += [f"blocks of each stage {', '.join(map(str, self.blocks))}"] * bool(self.blocks)
+        widths, blocks = (", ".join(map(str, numbers)) for numbers in (self.widths, self.blocks))
         factors = ", ".join(f"x{factor:g}" for factor in self.channels)
-        parts += [f"channels of each stage {factors}"] * bool(self.channels)
+        parts = [f"levels of each stage, width {widths}"]
+        parts += [f"macro-architecture {', '.join(self.macros) or self.spec.macro}"]
+        parts += [f"blocks of each stage {blocks}"] * bool(blocks) + [f"channels of each stage {factors}"] * bool(
+            factors
+        )
         return f"{self.count():,} nets: {'; '.join(parts)}"
 
     def columns(self, net: ModelSpec) -> dict:
@@ -315,11 +290,6 @@ class Space(NetSpace):
         return at_level(base, tuple(min(level, max_level(base)) for level in levels))
 
     # Rows
-
-    @functools.cached_property
-    def num_stages(self) -> int:
-        """Count the stages of the macro-architecture with the most."""
-        return max(len(family.stages) for family in self.families)
 
     def net_of(self, row: Sequence[int]) -> ModelSpec:
         """Give the net of a row."""

@@ -182,11 +182,6 @@ class SearchState:
             self.rejected.setdefault(spec, reason)
         return reason is None
 
-    def too_costly(self) -> list[ModelSpec]:
-        """List the rejected nets that are within the MACs and over a measured budget."""
-        limit, violation = self.search.requirement.limits.get("macs", math.inf), self.search.violation
-        return [spec for spec in self.rejected if macs(spec) <= limit and violation(spec) is not None]
-
     def batch(self, nets: Iterable) -> list[Proposal]:
         """Make proposals of (net, reason, parent), the most MACs first; nets proposed before are left out."""
         proposed = {proposal.spec for proposal in self.proposals}
