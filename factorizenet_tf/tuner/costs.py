@@ -1,20 +1,17 @@
 """Measure costs of nets other than MACs (bytes, RAM, milliseconds) on an untrained int8 conversion."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..files import write_text
 from ..requirement import MEASURED
 from ..spec import Architecture, ModelSpec
-
-if TYPE_CHECKING:
-    from ..tflite.int8_model import Int8Model
+from ..tflite.int8_model import Int8Model
+from ..tflite.micro import arena_bytes
+from ..tflite.regroup import regroup_fastest
 
 __all__ = ["COSTS_FILE", "MeasuredCosts", "measure", "milliseconds"]
 
@@ -88,8 +85,6 @@ def measure(
     from ..models.build import build
     from ..models.convert import to_tflite
     from ..models.quantize import quantize_aware
-    from ..tflite.int8_model import Int8Model
-    from ..tflite.micro import arena_bytes
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (CALIBRATION_IMAGES, *spec.input_shape), np.uint8)
@@ -111,7 +106,5 @@ def measure(
 def milliseconds(spec: ModelSpec | Architecture, model: Int8Model) -> float:
     """Time an inference of a net's int8 model, median, one thread; a factorized model's as `export --regroup fastest` rewrites it."""
     if isinstance(spec, Architecture):
-        from ..tflite.regroup import regroup_fastest
-
         model = type(model)(regroup_fastest(model.content).content)
     return model.latency_ms().median_ms
