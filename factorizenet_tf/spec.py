@@ -69,6 +69,9 @@ class ModelSpec:
         stem_stride: 1 or 2; 1 where `stages` are given.
         last_channels: of a pointwise convolution before the pooling, a multiple of 8; None for no such convolution.
 
+    Attributes:
+        levels: the level of each stage, clipped to the stage's own last one.
+
     Raises:
         ValueError: an argument is out of its range; the message has the value and the range.
         TypeError: an argument is of another type.
@@ -122,13 +125,8 @@ class ModelSpec:
         lasts = _last_levels(width, stages)
         levels = _levels(level, lasts)
         level = max(levels) if levels == _levels(max(levels), lasts) else levels
-        vars(self).update(level=level, width=width, input_shape=input_shape, num_classes=num_classes)
+        vars(self).update(level=level, levels=levels, width=width, input_shape=input_shape, num_classes=num_classes)
         vars(self).update(stages=stages, stem_stride=stem_stride, last_channels=last_channels)
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The level of each stage, clipped to the stage's own last one."""
-        return _levels(self.level, _last_levels(self.width, self.stages))
 
     @property
     def macro(self) -> str:

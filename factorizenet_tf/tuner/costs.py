@@ -9,9 +9,9 @@ import numpy as np
 from ..files import write_text
 from ..requirement import MEASURED
 from ..spec import Architecture, ModelSpec
+from ..tflite import regroup
 from ..tflite.int8_model import Int8Model
 from ..tflite.micro import arena_bytes
-from ..tflite.regroup import regroup_fastest
 
 __all__ = ["COSTS_FILE", "MeasuredCosts", "measure", "milliseconds"]
 
@@ -106,5 +106,5 @@ def measure(
 def milliseconds(spec: ModelSpec | Architecture, model: Int8Model) -> float:
     """Time an inference of a net's int8 model, median, one thread; a factorized model's as `export --regroup fastest` rewrites it."""
     if isinstance(spec, Architecture):
-        model = type(model)(regroup_fastest(model.content).content)
+        model = type(model)(regroup.regroup_fastest(model.content).content)
     return model.latency_ms().median_ms
