@@ -36,11 +36,6 @@ VARIANTS = {
     "half": (fnet.ModelSpec((0, 6, 5), macro="1x2,4x2r,2x2c112"), {}, "for half of ResNet-8's time"),
     "third": (fnet.ModelSpec((5, 4), macro="4x2r,4x2c40r"), {}, "for a third of ResNet-8's bytes"),
     "third-high": (fnet.ModelSpec((4, 5, 5), macro="2x1c16r,5x2c32r,2x2c48"), {}, "the same, two blocks at 32x32"),
-    "third-full": (
-        fnet.ModelSpec(5, macro="2x1c32,2x2c48r,2x2c56r"),
-        {},
-        "the same, wider, fewer blocks, two at 32x32",
-    ),
     "third-wide": (fnet.ModelSpec(6, macro="1x1c32,3x2c40r,2x2c64r"), {}, "the same, one block at 32x32"),
     "deep": (
         fnet.ModelSpec((6, 7, 7), width=24, macro="3x2c64r,5x2c128r,3x2c192r"),
