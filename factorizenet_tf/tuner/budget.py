@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ..cost import cost_rows
 from ..macro import MACROS
@@ -21,25 +21,23 @@ ALL = "a width of 8, half the size and grey together"
 
 def check_budget(space: NetSpace, requirement: Requirement) -> None:
     """Raise ValueError if the specs alone show that no net can fit; the message names the smallest net, and what would fit."""
-    smallest = space.smallest()
     if not isinstance(space, Space):
+        smallest = space.smallest()
         if macs(smallest) > requirement.limits.get("macs", math.inf):
             raise ValueError(
                 f"max_macs is {requirement.max_macs:,}; the smallest net, {smallest.name}, has {macs(smallest):,} MACs; give at "
                 "least these, or smaller middles, or let the layers that read the image be factorized, too (--stem)"
             )
         return
-    weight_bytes = least_costs(smallest)["size_bytes"]
-    stem_bytes = min(least_costs(family.base)["ram_bytes"] for family in space.families)
-    name = f"the smallest net, {smallest.name},"
-    for cost, least, why in (
-        ("macs", macs(smallest), f"{name} has {macs(smallest):,} MACs"),
-        ("size_bytes", weight_bytes, f"the weights of {name} alone have {weight_bytes:,}"),
-        ("ram_bytes", stem_bytes, f"the stem of {name} alone needs {stem_bytes:,}"),
+    for cost, why in (
+        ("macs", "the smallest net, {}, has {:,} MACs"),
+        ("size_bytes", "the weights of the smallest net, {}, alone have {:,}"),
+        ("ram_bytes", "the stem of the smallest net, {}, alone needs {:,}"),
     ):
+        net, least = _smallest(space, [cost])[cost]
         if least > requirement.limits.get(cost, math.inf):
             help_text = what_would_fit(space, requirement, least_costs, "at least ")
-            raise ValueError(f"max_{cost} is {requirement.limits[cost]:,}; {why}; {help_text}")
+            raise ValueError(f"max_{cost} is {requirement.limits[cost]:,}; {why.format(net.name, least)}; {help_text}")
 
 
 def least_costs(spec: ModelSpec) -> dict[str, int]:
@@ -66,7 +64,7 @@ def what_would_help(space: NetSpace, requirement: Requirement, say: Callable[[st
 def what_would_fit(
     space: Space, requirement: Requirement, costs: Callable[[ModelSpec], Mapping[str, float]], about: str = ""
 ) -> str:
-    """Say which changes of a space bring its smallest net within the limits, with its numbers; all together if none does alone.
+    """Say which changes of a space bring a smallest net within the limits, with its numbers; all together if none does alone.
 
     Args:
         space: of which no net fits.
@@ -75,8 +73,9 @@ def what_would_fit(
         about: text before numbers of bytes that are bounds, e.g. "at least ".
     """
     found, last = [], None
-    for change, net in _smaller(space):
-        if (found and change == ALL) or (change != ALL and requirement.violation(least_costs(net))):
+    helped = set()
+    for change, net in _smaller(space, requirement.limits):
+        if change in helped or (found and change == ALL) or (change != ALL and requirement.violation(least_costs(net))):
             continue  # which saves a measurement
         numbers = {cost: value for cost, value in costs(net).items() if cost in requirement.limits}
         shown = ", ".join(
@@ -85,13 +84,24 @@ def what_would_fit(
         last = f"{change}: {shown}"
         if requirement.violation(numbers) is None:
             found.append(last)
+            helped.add(change)
     if found:
         return f"what would help: {'; '.join(found)}"
     return "no smaller width, image or other macro-architecture fits, either" + (f" ({last})" if last else "")
 
 
-def _smaller(space) -> Iterator[tuple[str, ModelSpec]]:
-    """Yield (change, the smallest net then) for each change that makes nets cheaper, and last for all together."""
+def _smallest(space: Space, costs: Iterable[str]) -> dict[str, tuple[ModelSpec, int]]:
+    """Give, by cost, the net with the least of it, as far as specs alone tell, and that least; MACs tell of milliseconds."""
+    nets, found = [(net, least_costs(net)) for net in space.smallest_of_families()], {}
+    for cost in costs:
+        told = "macs" if cost == "latency_ms" else cost
+        net, least = min(nets, key=lambda pair, told=told: pair[1][told])
+        found[cost] = net, least[told]
+    return found
+
+
+def _smaller(space: Space, limits: Iterable[str]) -> Iterator[tuple[str, ModelSpec]]:
+    """Yield (change, a smallest net then) for each change that makes a limited cost less, and last for all together."""
     height, width, channels = space.spec.input_shape
     half, own = (height // 2, width // 2), (space.widths, space.macros)
     changes = [("--width 8", {}, (8,), space.macros)]
@@ -100,10 +110,11 @@ def _smaller(space) -> Iterator[tuple[str, ModelSpec]]:
     others = [name for name in MACROS if name not in (space.macros or (space.spec.macro,))]
     changes += [(f"--macro {name}", {}, space.widths, (name,)) for name in others]
     changes.append((ALL, {"input_shape": (*half, 1)}, (8,), space.macros))
-    present = macs(space.smallest())
+    present = _smallest(space, limits)
     for change, fields, widths, macros in changes:
         with contextlib.suppress(ValueError):  # the images are too small for it
             spec = dataclasses.replace(space.spec, **fields)
-            net = dataclasses.replace(space, spec=spec, widths=widths, macros=macros).smallest()
-            if macs(net) < present:
-                yield change, net
+            changed = dataclasses.replace(space, spec=spec, widths=widths, macros=macros)
+            found = _smallest(changed, limits)
+            nets = dict.fromkeys(net for cost, (net, least) in found.items() if least < present[cost][1])
+            yield from ((change, net) for net in nets)

@@ -147,10 +147,10 @@ class ModelSpace(NetSpace):
         ]
         return (0, *places, *net.levels)
 
-    def smallest(self) -> FactorizedNet:
-        """Give the net with the fewest MACs."""
+    def smallest_of_families(self) -> list[FactorizedNet]:
+        """List the net with the fewest MACs; there is one family."""
         best = [np.unravel_index(saved.argmax(), saved.shape) for saved in self._saved]
-        return self.net_of([0, *(place for _, place in best), *(level for level, _ in best)])
+        return [self.net_of([0, *(place for _, place in best), *(level for level, _ in best)])]
 
     def count(self) -> int:
         """Count the nets."""

@@ -107,7 +107,8 @@ def _uniform_levels(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
 def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     """Start from the coarsest net found that fits, since two kinds of budget together may exclude every uniform level.
 
-    Considered are nets that differ from a uniform level in one choice and, if there are more choices, some drawn at random.
+    Considered are nets that differ from a uniform level in one choice and, if there are more choices, some drawn at random;
+    at last the smallest net of each family.
     """
     search, space = state.search, state.search.space
     uniform_nets = [spec for specs in space.uniform() for spec in specs]
@@ -116,8 +117,10 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
         rows = distinct(np.concatenate([rows, search.drawn[: SAMPLED // 8]]))
     specs = [spec for spec in map(space.net_of, _largest_within(state, rows)) if spec not in uniform_nets]
     specs.sort(key=lambda spec: (-macs(spec), tie_break(spec, search.seed)))
-    step, misses = math.ceil(len(specs) / MAX_COST_CHECKS), 0
-    for spec in (spec for first in range(step) for spec in specs[first::step]):
+    step, misses, smallest = math.ceil(len(specs) / MAX_COST_CHECKS), 0, space.smallest_of_families()
+    for spec in [*(spec for first in range(step) for spec in specs[first::step]), *smallest]:
+        if misses >= MAX_COST_CHECKS and spec not in smallest:
+            continue
         if state.fits(spec):
             misses = 0
             what = "other choices in a stage" if space.has_more_than_levels else "one stage at another level"
@@ -127,8 +130,6 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
                 return
         else:
             misses += 1
-        if misses == MAX_COST_CHECKS:
-            return
 
 
 def _one_stage_coarse(state: SearchState) -> Iterator[tuple[ModelSpec, str, ModelSpec | None]]:

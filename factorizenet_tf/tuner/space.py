@@ -66,6 +66,10 @@ class NetSpace:
         """Tell whether nets may differ in more than level and width."""
         return self.kinds_of_choice > 1
 
+    def smallest(self):
+        """Give the net with the fewest MACs."""
+        return min(self.smallest_of_families(), key=macs)
+
     def nets(self) -> Iterator:
         """Yield every net once."""
         return map(self.net_of, self.rows())
@@ -203,11 +207,11 @@ class Space(NetSpace):
         """Give what a net is built from."""
         return net
 
-    def smallest(self) -> ModelSpec:
-        """Give the net with the fewest MACs."""
+    def smallest_of_families(self) -> list[ModelSpec]:
+        """List the net with the fewest MACs and weights of each family."""
         rows = np.array([(number, *[0] * 3 * self.num_stages) for number in range(len(self.families))])
         rows[:, 1 + 2 * self.num_stages :] = self.last_levels(rows)
-        return self.net_of(rows[self.count_macs(rows).argmin()])
+        return [self.net_of(row) for row in rows]
 
     def count(self) -> int:
         """Count the nets, in time that grows with the stages and not with the nets."""

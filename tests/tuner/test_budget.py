@@ -38,3 +38,14 @@ def test_where_no_change_alone_or_together_fits_it_is_said_with_the_least_number
     least = macs(macs_of(width=8, shape=(16, 16, 1)))
     assert text.startswith("no smaller width, image or other macro-architecture fits, either (")
     assert text.endswith(f"{least:,} MACs)")
+
+
+def test_of_several_macro_architectures_the_one_with_the_fewest_weights_decides_on_bytes_and_is_offered():
+    # "early" has fewer MACs and more weights than "base".
+    few, many = (least_costs(macs_of(macro=macro))["size_bytes"] for macro in ("base", "early"))
+    assert few < many
+    check_budget(Space(SPEC, (16,), macros=("early", "base")), Requirement(max_size_bytes=few))
+    with pytest.raises(ValueError, match=f"alone have {few:,}"):
+        check_budget(Space(SPEC, (16,), macros=("early", "base")), Requirement(max_size_bytes=few - 1))
+    with pytest.raises(ValueError, match=f"--macro base: at least {few:,} bytes of file"):
+        check_budget(Space(SPEC, (16,), macros=("early",)), Requirement(max_size_bytes=few))

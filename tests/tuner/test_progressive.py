@@ -8,6 +8,7 @@ import pytest
 
 import factorizenet_tf as fnet
 from factorizenet_tf.requirement import Requirement
+from factorizenet_tf.tuner.budget import least_costs
 from factorizenet_tf.tuner.progressive import Result, Search, effects, propose
 from factorizenet_tf.tuner.space import Space, macs, uniform
 from factorizenet_tf.tuner.state import in_proportion
@@ -207,6 +208,17 @@ def test_budgets_that_no_uniform_level_keeps_together_are_kept_by_others():
     assert not nothing.pending
     assert not nothing.proposals
     assert 6 < len(nothing.rejected) <= 6 + 24
+
+
+def test_a_budget_that_the_smallest_nets_alone_keep_is_kept():
+    space = Space(fnet.ModelSpec(0), (8, 16, 24), macros=("early", "base"), blocks=(1, 2, 3, 4))
+    budget = 1.05 * min(least_costs(net)["size_bytes"] for net in space.smallest_of_families())
+
+    def excess(spec):
+        return "over budget: bytes" if least_costs(spec)["size_bytes"] > budget else None
+
+    (start,) = propose(Search(space, Requirement(max_size_bytes=1), excess), {}).pending
+    assert excess(start.spec) is None
 
 
 def test_a_failed_net_is_passed_over():
