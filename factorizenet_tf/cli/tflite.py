@@ -66,7 +66,11 @@ def _content(file, zoo) -> bytes:
     from ..loading import resolve
 
     path = Path(file)
-    return path.read_bytes() if path.is_file() else resolve(file, zoo_dir=zoo).tflite()
+    if not path.is_file():
+        return resolve(file, zoo_dir=zoo).tflite()
+    if zoo is not None:
+        raise ValueError(f"{file} is a file, so --zoo would have no effect; leave it out")
+    return path.read_bytes()
 
 
 def _operator_row(row) -> dict:

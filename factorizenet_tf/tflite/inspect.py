@@ -86,7 +86,7 @@ def operator_rows(model) -> list[dict]:
     """List the operators of a `ModelT` with the fields of `inspect_tflite`'s `operators`."""
     rows = []
     for subgraph, graph in enumerate(model.subgraphs):
-        times = {}  # by tensor: how many more images it has than its shape says, where that leaves the batch open
+        times = {}  # by tensor: how many times the numbers it has that its shape says, where that leaves a size open
         for number, operator in enumerate(graph.operators):
             name, options = operator_name(model, operator), operator.builtinOptions
             read = [graph.tensors[n] for n in operator.inputs if n >= 0]
@@ -99,7 +99,13 @@ def operator_rows(model) -> list[dict]:
             sizes = [data_bytes(model, tensor) for tensor in read]
             numbers = [size * (tensor_type(tensor) not in INDICES) for size, tensor in zip(sizes, read)]
             macs = _macs(name, shapes, output, numbers)
-            if len(operator.inputs) and (given := int(operator.inputs[0])) in times and name != "BATCH_TO_SPACE_ND":
+            if name in ("RESHAPE", "FULLY_CONNECTED") and prod(output):
+                total = times.get(int(operator.inputs[0]), 1) * prod(shapes[0])
+                if name == "FULLY_CONNECTED":
+                    total = total // shapes[1][1] * shapes[1][0]
+                    macs = total * shapes[1][1]
+                times[int(operator.outputs[0])] = max(1, total // prod(output))
+            elif len(operator.inputs) and (given := int(operator.inputs[0])) in times and name != "BATCH_TO_SPACE_ND":
                 times |= {int(n): times[given] for n in operator.outputs}
                 macs = macs and macs * times[given]
             elif name == "SPACE_TO_BATCH_ND" and sizes[1] and output[:1] == shapes[0][:1]:

@@ -16,8 +16,6 @@ __all__ = ["check_budget", "least_costs", "what_would_fit", "what_would_help"]
 
 UNITS = {"macs": "MACs", "size_bytes": "bytes of file", "ram_bytes": "bytes of RAM", "latency_ms": "ms"}
 
-ALL = "a width of 8, half the size and grey together"
-
 
 def check_budget(space: NetSpace, requirement: Requirement) -> None:
     """Raise ValueError if the specs alone show that no net can fit; the message names the smallest net, and what would fit."""
@@ -72,10 +70,14 @@ def what_would_fit(
         costs: gives the costs of a net.
         about: text before numbers of bytes that are bounds, e.g. "at least ".
     """
-    found, last = [], None
+    found, last, together = [], None, _together(space)
     helped = set()
     for change, net in _smaller(space, requirement.limits):
-        if change in helped or (found and change == ALL) or (change != ALL and requirement.violation(least_costs(net))):
+        if (
+            change in helped
+            or (found and change == together)
+            or (change != together and requirement.violation(least_costs(net)))
+        ):
             continue  # which saves a measurement
         numbers = {cost: value for cost, value in costs(net).items() if cost in requirement.limits}
         shown = ", ".join(
@@ -86,7 +88,8 @@ def what_would_fit(
             found.append(last)
             helped.add(change)
     if found:
-        return f"what would help: {'; '.join(found)}"
+        is_bound = about and any(cost.endswith("bytes") for cost in requirement.limits)
+        return f"what {'might' if is_bound else 'would'} help: {'; '.join(found)}"
     return "no smaller width, image or other macro-architecture fits, either" + (f" ({last})" if last else "")
 
 
@@ -109,7 +112,7 @@ def _smaller(space: Space, limits: Iterable[str]) -> Iterator[tuple[str, ModelSp
     changes.append(("--channels 1 (grey)", {"input_shape": (height, width, 1)}, *own))
     others = [name for name in MACROS if name not in (space.macros or (space.spec.macro,))]
     changes += [(f"--macro {name}", {}, space.widths, (name,)) for name in others]
-    changes.append((ALL, {"input_shape": (*half, 1)}, (8,), space.macros))
+    changes.append((_together(space), {"input_shape": (*half, 1)}, (8,), space.macros))
     present = _smallest(space, limits)
     for change, fields, widths, macros in changes:
         with contextlib.suppress(ValueError):  # the images are too small for it
@@ -118,3 +121,9 @@ def _smaller(space: Space, limits: Iterable[str]) -> Iterator[tuple[str, ModelSp
             found = _smallest(changed, limits)
             nets = dict.fromkeys(net for cost, (net, least) in found.items() if least < present[cost][1])
             yield from ((change, net) for net in nets)
+
+
+def _together(space: Space) -> str:
+    return (
+        f"a width of 8{', half the size and grey' if space.spec.input_shape[2] > 1 else ' and half the size'} together"
+    )

@@ -1,6 +1,7 @@
 """Measure costs of nets other than MACs (bytes, RAM, milliseconds) on an untrained int8 conversion."""
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -89,9 +90,13 @@ def measure(
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (CALIBRATION_IMAGES, *spec.input_shape), np.uint8)
     model = build(spec)
-    for variable in model.variables:
-        if variable.shape.rank == 1:  # of a BatchNormalization or a bias
-            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    for variable in model.variables:  # kernels, too, so that a net has one size
+        shape = variable.shape.as_list()
+        if len(shape) == 1:  # of a BatchNormalization or a bias
+            variable.assign(rng.uniform(0.5, 1.5, shape))
+        else:
+            fan_in = math.prod(shape[:-1] if shape[-1] > 1 else shape[:2])
+            variable.assign(rng.standard_normal(shape) / math.sqrt(fan_in))
     content = to_tflite(quantize_aware(model, calibration=images), labels=labels)
     costs = {}
     if "size_bytes" in wanted:

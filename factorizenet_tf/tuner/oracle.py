@@ -6,6 +6,7 @@ error is kept in `failure`, the search is told to stop, and `FactorizationTuner.
 
 import json
 import operator
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import _keras  # noqa: F401 (decides, before KerasTuner is imported, on Keras and on what TensorFlow says)
@@ -182,7 +183,10 @@ class FactorizationOracle(keras_tuner.Oracle):
             return reason
         if isinstance(self.space, Space) and (reason := self.requirement.violation(least_costs(spec))):
             return reason
-        return self.requirement.violation(self.costs.measure(self.space.spec_of(spec)))
+        net = self.space.spec_of(spec)
+        if not self.costs.cached(net):
+            self.say(f"measuring {spec.name}")
+        return self.requirement.violation(self.costs.measure(net))
 
     def populate_space(self, trial_id: str) -> dict:
         """Give the next net; IDLE while the others of its batch are trained, STOPPED at the end."""
@@ -202,7 +206,7 @@ class FactorizationOracle(keras_tuner.Oracle):
                 return {"status": TrialStatus.IDLE}
             if not state.proposals:
                 help_text = what_would_help(self.space, self.requirement, self.say)
-                self.failure = ValueError(f"{_nothing_fits(state)}; {help_text}")
+                self.failure = ValueError(f"{_nothing_fits(state, self.costs, self.requirement.limits)}; {help_text}")
         except Exception as error:
             self.failure = error
         return {"status": TrialStatus.STOPPED}
@@ -312,7 +316,16 @@ class FactorizationOracle(keras_tuner.Oracle):
         self.costs.load(Path(self._project_dir))
 
 
-def _nothing_fits(state: SearchState) -> str:
-    uniform = [f"{spec.name} {reason}" for spec, reason in state.rejected.items() if isinstance(spec.level, int)]
-    others, reasons = len(state.rejected) - len(uniform), "; ".join(uniform[-2:])
-    return f"no uniform level fits ({reasons}), nor does any of the {others} others looked at"
+def _nothing_fits(state: SearchState, costs: MeasuredCosts, limits: Mapping[str, float]) -> str:
+    rejected, nearest = state.rejected, {}
+    measured = {spec: costs.cached(state.search.space.spec_of(spec)) for spec in rejected}
+    for cost, limit in limits.items():
+        known = [spec for spec in rejected if cost in measured[spec]]
+        least = min(known, key=lambda spec, cost=cost: measured[spec][cost], default=None)
+        if least is not None and measured[least][cost] > limit:
+            nearest[least] = rejected[least]
+    if not nearest:  # nothing was measured, or no net keeps all limits together
+        uniform = [spec for spec in rejected if isinstance(spec.level, int)]
+        nearest = {spec: rejected[spec] for spec in uniform[-2:]}
+    reasons = "; ".join(f"{spec.name} {reason}" for spec, reason in nearest.items())
+    return f"none of the {len(rejected)} nets looked at fits, the nearest of them: {reasons}"

@@ -108,7 +108,7 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
     """Start from the coarsest net found that fits, since two kinds of budget together may exclude every uniform level.
 
     Considered are nets that differ from a uniform level in one choice and, if there are more choices, some drawn at random;
-    at last the smallest net of each family.
+    at last the smallest net of each family, of the last level and of level 0.
     """
     search, space = state.search, state.search.space
     uniform_nets = [spec for specs in space.uniform() for spec in specs]
@@ -117,7 +117,13 @@ def _fallback_start(state: SearchState) -> Iterator[tuple[str, list[Proposal]]]:
         rows = distinct(np.concatenate([rows, search.drawn[: SAMPLED // 8]]))
     specs = [spec for spec in map(space.net_of, _largest_within(state, rows)) if spec not in uniform_nets]
     specs.sort(key=lambda spec: (-macs(spec), tie_break(spec, search.seed)))
-    step, misses, smallest = math.ceil(len(specs) / MAX_COST_CHECKS), 0, space.smallest_of_families()
+    step, misses = math.ceil(len(specs) / MAX_COST_CHECKS), 0
+    # The last level has the fewest weights; a regular convolution keeps nothing in RAM between two parts.
+    smallest = [
+        space.with_levels(net, levels)
+        for net in space.smallest_of_families()
+        for levels in (None, (0,) * len(net.levels))
+    ]
     for spec in [*(spec for first in range(step) for spec in specs[first::step]), *smallest]:
         if misses >= MAX_COST_CHECKS and spec not in smallest:
             continue

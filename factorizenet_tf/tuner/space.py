@@ -169,7 +169,10 @@ class Space(NetSpace):
         """The families, by macro-architecture, then width; of families with the same nets the first."""
         found = {}
         for macro, width in itertools.product(self.macros or (self.spec.macro,), self.widths):
-            own = self.of_macro(macro, width)
+            try:
+                own = self.of_macro(macro, width)
+            except ValueError as error:
+                raise ValueError(f"macro-architecture {macro}: {error}" if self.macros else str(error)) from None
             numbers = stage_channels(width, own.stages)[1:]
             blocks = tuple(tuple(sorted({*self.blocks})) or (stage.blocks,) for stage in own.stages)
             channels = tuple(

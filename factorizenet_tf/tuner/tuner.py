@@ -21,7 +21,7 @@ from filelock import FileLock
 from .._keras import keras, tf
 from ..console import Progress
 from ..data import Dataset
-from ..files import write_bytes
+from ..files import write_bytes, write_text
 from ..loading import Source, resolve
 from ..models.build import build
 from ..models.inherit import inherit
@@ -33,7 +33,7 @@ from ..spec import Architecture, ModelSpec
 from ..training.factorized import begin, load_begun
 from ..training.loop import DivergedError
 from ..training.train import check_data, train
-from .costs import milliseconds
+from .costs import COSTS_FILE, milliseconds
 from .oracle import (
     PARENT,
     PRUNED,
@@ -257,7 +257,10 @@ class FactorizationTuner(keras_tuner.Tuner):
         self._search_text = self._identity(oracle)
         if self._is_worker():
             return
-        open_folder(folder, {SEARCH_FILE: self._search_text, DATASET_FILE: dataset_fingerprint(dataset)}, "search")
+        texts = {SEARCH_FILE: self._search_text, DATASET_FILE: dataset_fingerprint(dataset)}
+        if self._is_ours and not any(folder.glob("trial_*")):  # nothing fitted: the folder may take another search
+            _begin_anew(folder, texts)
+        open_folder(folder, texts, "search")
         self._search_text = (folder / SEARCH_FILE).read_text()  # of an earlier version it may be written otherwise
         # Ours goes on from its trials' files alone.
         if (folder / ORACLE_FILE).exists() or (self._is_ours and any(folder.glob("trial_*/trial.json"))):
@@ -484,3 +487,14 @@ def _check_search(oracle: keras_tuner.Oracle, space: NetSpace, dataset: Dataset,
         raise ValueError(f"the objective is {oracle.objective.name!r}; it must be one of {', '.join(OBJECTIVES)}")
     check_has_qat(recipe)
     check_data(dataset, space.input_shape, space.num_classes)
+
+
+def _begin_anew(folder: Path, texts: dict[str, str]) -> None:
+    """Make the folder of a search without trials that of another one; costs stay if they were measured for the same data."""
+    if not all((folder / name).is_file() for name in (*texts, ORACLE_FILE)):
+        return  # it is no search's
+    if (folder / DATASET_FILE).read_text() != texts[DATASET_FILE]:
+        (folder / COSTS_FILE).unlink(missing_ok=True)
+    (folder / ORACLE_FILE).unlink()
+    for name, text in texts.items():
+        write_text(folder / name, text)

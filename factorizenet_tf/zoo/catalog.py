@@ -140,17 +140,21 @@ def none_within(cards: Iterable[Card], **limits: float | None) -> str:
     """Say which limits no card keeps, and which card is nearest to them: "...; the fastest is fnet-l6-int8: ..."."""
     limits, floor = _requirement(limits).limits, limits.get("min_accuracy")
     least = {cost: min(getattr(card, cost) or math.inf for card in cards) for cost in limits}  # infinite: not known
-    over = [cost for cost in limits if limits[cost] < least[cost] < math.inf]
+    unknown = " and ".join(cost for cost in limits if least[cost] == math.inf)
+    if unknown:
+        return f"no model has {unknown} on its card, as float models do not; ask for precision int8"
+    over = [cost for cost in limits if limits[cost] < least[cost]]
     cost = (over or ["macs"])[0]
     word, nearest = LEAST[cost], min(cards, key=lambda card: (getattr(card, cost) or math.inf, card.size_bytes))
-    given = [f"{limit:,} {UNITS[cost]}" for cost, limit in limits.items()]
+    limits_text = ", ".join(f"{limit:,} {UNITS[cost]}" for cost, limit in limits.items())
+    given = [f"within {limits_text}"] * bool(limits)
     if floor is not None:
         given.append(f"from {floor:.2%} validation accuracy on")
         if not over:
             word, nearest = "most accurate", max(cards, key=lambda card: card.validation_accuracy)
     costs = [f"{getattr(nearest, cost):,} {unit}" for cost, unit in UNITS.items() if getattr(nearest, cost) is not None]
     costs.append(f"{nearest.validation_accuracy:.2%} validation accuracy")
-    return f"no model within {', '.join(given)}; the {word} is {nearest.name}: {', '.join(costs)}"
+    return f"no model {', '.join(given)}; the {word} is {nearest.name}: {', '.join(costs)}"
 
 
 def load(name: str, format: str = "keras", *, threads: int = 1, zoo_dir: str | os.PathLike | None = None):

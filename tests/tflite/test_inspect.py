@@ -154,6 +154,17 @@ def test_operators_that_xnnpack_leaves_and_those_that_nobody_can_count(noise):
     assert [row["latency_ms"] for row in unknown["files"]] == [None, None]
 
 
+def test_of_an_open_batch_each_step_of_a_dense_layer_counts():
+    # The converter reads (batch, 30, 4) as (batch * 30, 4); the file says of the first size that it is open, and 1.
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((30, 4)), layers.Dense(5), layers.Dense(2), layers.Flatten(), layers.Dense(3)]
+    )
+    found = inspect_tflite(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    rows = [row for row in found["operators"] if row["operator"] == "FULLY_CONNECTED"]
+    assert [row["macs"] for row in rows] == [30 * 4 * 5, 30 * 5 * 2, 60 * 3]
+
+
 def test_without_tflite_micro_there_is_no_arena(monkeypatch):
     monkeypatch.setitem(sys.modules, "tflite_micro.python.tflite_micro", None)
     found = inspect_tflite(GROUPED)

@@ -183,4 +183,5 @@ def test_shares_are_of_the_models_own_costs_and_what_is_wrong_is_said(model, tmp
     monkeypatch.setattr("factorizenet_tf.tuner.costs.measure", lambda *arguments: {"size_bytes": 50_000})
     error = fails(*command, "--max-size-bytes", "40k", "--quiet")
     assert "50,000 size_bytes > 40,000" in error
-    assert error.endswith(" looked at; raise --max-size-bytes, or give smaller middles\n")
+    assert " nets looked at fits, the nearest of them: mine-l" in error
+    assert error.endswith("; raise --max-size-bytes, or give smaller middles\n")

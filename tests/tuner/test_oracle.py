@@ -227,7 +227,7 @@ def test_macro_architectures_blocks_and_channels_are_searched_and_a_killed_searc
         (lambda *arguments: 1 / 0, ["division by zero"]),
         (
             lambda *arguments: {"size_bytes": 50_000},
-            ["no uniform level fits", "50,000 size_bytes > 40,000", "either ("],
+            ["nets looked at fits, the nearest of them: ", "50,000 size_bytes > 40,000", "either ("],
         ),
     ],
 )

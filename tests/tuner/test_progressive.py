@@ -220,6 +220,17 @@ def test_a_budget_that_the_smallest_nets_alone_keep_is_kept():
     (start,) = propose(Search(space, Requirement(max_size_bytes=1), excess), {}).pending
     assert excess(start.spec) is None
 
+    def holds(spec):
+        """A regular convolution keeps nothing between two parts."""
+        return (
+            None
+            if spec.level == 0 and spec.width == 8 and {s.blocks for s in spec.stages} == {1}
+            else "over budget: RAM"
+        )
+
+    (start,) = propose(Search(space, Requirement(max_ram_bytes=1), holds), {}).pending
+    assert holds(start.spec) is None
+
 
 def test_a_failed_net_is_passed_over():
     failing = run(BUDGET)[0].best

@@ -188,8 +188,19 @@ def test_a_measured_limit_that_nothing_fits_is_refused_with_what_would_help(tmp_
     assert call(*command) == 2
     *_, said, error = capsys.readouterr().err.splitlines()
     assert said == "measuring fnet-1x2.1x2-l4-x0.5 at 8x8x1: would it fit?"
-    assert "4,608 ram_bytes > 3,000), nor does any of the 15 others looked at; raise --max-ram-bytes; what" in error
+    assert "none of the 20 nets looked at fits, the nearest of them: fnet-1x2.1x2-l" in error
+    assert "4,608 ram_bytes > 3,000; raise --max-ram-bytes; what" in error
     assert error.endswith(" would help: --size 8: 1,152 bytes of RAM")
+    another = [*OPTIONS, "--max-macs", "60k", "--out", tmp_path / "out"]
+    assert call(*another) == 0  # nothing was trained: the folder is free
+    assert call(*command) == 2
+    assert "holds another search" in capsys.readouterr().err
+
+
+def test_of_several_macro_architectures_the_one_that_cannot_be_is_named(fails, tmp_path):
+    options = ["--dataset", "digits", "--size", 16, "--channels", 1, "--max-macs", "60k", "--out", tmp_path / "out"]
+    line = fails("search", *options, "--macros", "1x2.1x2,mobilenetv1")
+    assert "macro-architecture mobilenetv1: input of 16x16 is smaller than" in line
 
 
 def test_the_command_searches_over_macro_architectures_and_says_what_they_are(tmp_path, fake, capsys):

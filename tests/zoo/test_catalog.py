@@ -60,6 +60,14 @@ def test_what_is_no_limit_precision_or_data_set_is_refused(family, options, mess
             call(zoo_dir=family, **options)
 
 
+def test_of_float_models_what_is_on_no_card_is_no_limit_of_theirs():
+    for limits in ({"max_ram_bytes": 40_000}, {"max_latency_ms": 1, "max_macs": 10**7}):
+        with pytest.raises(
+            ValueError, match=r"no model has (ram_bytes|latency_ms) on its card, as float models do not"
+        ):
+            fnet.zoo.best(precision="float", dataset="cifar10", **limits)
+
+
 def test_best_ranks_by_validation_then_macs_never_by_test_and_compares_no_data_sets(family):
     def best(**options):
         return fnet.zoo.best(zoo_dir=family, **options).name
