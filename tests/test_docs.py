@@ -227,7 +227,7 @@ def test_the_nets_by_ram_of_the_microcontrollers_page_are_the_indexs():
     costs = [[f"{cost:,}" for cost in (card.ram_bytes, card.size_bytes, card.macs)] for card in cards]
     accuracies = [[f"{100 * share:.2f}" for share in (card.validation_accuracy, card.accuracy)] for card in cards]
     assert [list(numbers) for _, *numbers in rows] == [a + b for a, b in zip(costs, accuracies)]
-    assert len(rows) == 7
+    assert len(rows) == 10
 
 
 def test_the_configurations_of_the_serving_page_are_the_servers():
