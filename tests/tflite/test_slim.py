@@ -204,6 +204,7 @@ def test_the_commands_write_slim_files_keep_names_on_demand_and_overwrite_none(r
     assert (row["bytes"], row["before"]) == (len(written), len(named))
     assert written == slim(named)
     assert "is there already; choose another name or remove it" in fails("slim", out, out)
+    assert "is a file, so --zoo would have no effect" in fails("slim", out, tmp_path / "new", "--zoo", tmp_path)
     assert out.read_bytes() == named
 
 

@@ -186,7 +186,8 @@ def test_a_measured_limit_that_nothing_fits_is_refused_with_what_would_help(tmp_
     monkeypatch.setattr(budget, "measure", measure)
     command = [*OPTIONS[:-1], "--max-ram-bytes", "3k", "--out", tmp_path / "out"]  # the stem holds 16x16x9 = 2,304
     assert call(*command) == 2
-    *_, said, error = capsys.readouterr().err.splitlines()
+    *before, said, error = capsys.readouterr().err.splitlines()
+    assert "measuring fnet-1x2.1x2-l0-x0.5" in before
     assert said == "measuring fnet-1x2.1x2-l4-x0.5 at 8x8x1: would it fit?"
     assert "none of the 20 nets looked at fits, the nearest of them: fnet-1x2.1x2-l" in error
     assert "4,608 ram_bytes > 3,000; raise --max-ram-bytes; what" in error
