@@ -211,7 +211,9 @@ def _archive(content) -> list[tuple[zipfile.ZipInfo, bytes]]:
     opened = io.BytesIO(content)
     if not zipfile.is_zipfile(opened):
         if ZIP_ENTRY.search(content):
-            raise ValueError("associated files: the archive's end is missing; fetch the file, or convert its model, again")
+            raise ValueError(
+                "associated files: the archive's end is missing; fetch the file, or convert its model, again"
+            )
         return []
     try:
         with zipfile.ZipFile(opened) as archive:
