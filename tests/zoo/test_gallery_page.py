@@ -292,9 +292,9 @@ def test_a_broken_index_a_missing_net_and_a_browser_without_simd_say_what_to_do(
     page = open_page(wait="#trouble", before=answered("**/gallery.json", body=json.dumps(data)))
     assert "no int8 net of this data set; nothing can run here" in page.inner_text("#trouble")
     assert page.locator("#chart .point").count() == page.locator("#nets tbody tr").count() == COUNT
-    page = open_page(before=answered("**/nets/fnet-l6-int8.tflite", status=404))
+    page = open_page(before=answered("**/nets/fnet-fast-int8.tflite", status=404))
     text = page.inner_text("#results")
-    assert "nets/fnet-l6-int8.tflite does not run (the server answers 404); build the page again." in text
+    assert "nets/fnet-fast-int8.tflite does not run (the server answers 404); build the page again." in text
     assert "fnet-deep-int8" in text  # the others run
     assert all("404" in trouble for trouble in open_page.troubles)
     open_page.troubles.clear()

@@ -144,7 +144,8 @@ async function start() {
   }
   by("notice").hidden = true;
   by("page").hidden = false;
-  const form = by("filters"), datasets = [...new Set(data.nets.map((net) => net.dataset))];
+  const form = by("filters"), count = (name) => data.nets.filter((net) => net.dataset === name).length;
+  const datasets = [...new Set(data.nets.map((net) => net.dataset))].sort((one, other) => count(other) - count(one)); // the most nets first
   options(form.precision, Object.entries(PRECISIONS));
   options(form.cost, Object.entries(COSTS).map(([key, { title }]) => [key, title]));
   options(by("dataset"), datasets.map((name) => [name, name]));
