@@ -70,11 +70,10 @@ def what_would_fit(
         costs: gives the costs of a net.
         about: text before numbers of bytes that are bounds, e.g. "at least ".
     """
-    found, last, together = [], None, _together(space)
-    helped = set()
+    found, last, together = {}, None, _together(space)
     for change, net in _smaller(space, requirement.limits):
         if (
-            change in helped
+            change in found
             or (found and change == together)
             or (change != together and requirement.violation(least_costs(net)))
         ):
@@ -85,11 +84,10 @@ def what_would_fit(
         )
         last = f"{change}: {shown}"
         if requirement.violation(numbers) is None:
-            found.append(last)
-            helped.add(change)
+            found[change] = last
     if found:
         is_bound = about and any(cost.endswith("bytes") for cost in requirement.limits)
-        return f"what {'might' if is_bound else 'would'} help: {'; '.join(found)}"
+        return f"what {'might' if is_bound else 'would'} help: {'; '.join(found.values())}"
     return "no smaller width, image or other macro-architecture fits, either" + (f" ({last})" if last else "")
 
 

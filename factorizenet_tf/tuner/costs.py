@@ -94,7 +94,7 @@ def measure(
         shape = variable.shape.as_list()
         if len(shape) == 1:  # of a BatchNormalization or a bias
             variable.assign(rng.uniform(0.5, 1.5, shape))
-        else:
+        elif "kernel" in variable.name:
             fan_in = math.prod(shape[:-1] if shape[-1] > 1 else shape[:2])
             variable.assign(rng.standard_normal(shape) / math.sqrt(fan_in))
     content = to_tflite(quantize_aware(model, calibration=images), labels=labels)

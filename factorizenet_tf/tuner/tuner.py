@@ -493,8 +493,9 @@ def _begin_anew(folder: Path, texts: dict[str, str]) -> None:
     """Make the folder of a search without trials that of another one; costs stay if they were measured for the same data."""
     if not all((folder / name).is_file() for name in (*texts, ORACLE_FILE)):
         return  # it is no search's
-    if (folder / DATASET_FILE).read_text() != texts[DATASET_FILE]:
-        (folder / COSTS_FILE).unlink(missing_ok=True)
-    (folder / ORACLE_FILE).unlink()
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    with contextlib.suppress(TimeoutError), FileLock(folder / LOCK_FILE, 0):  # else it is under way, and stays as it is
+        if (folder / DATASET_FILE).read_text() != texts[DATASET_FILE]:
+            (folder / COSTS_FILE).unlink(missing_ok=True)
+        (folder / ORACLE_FILE).unlink()
+        for name, text in texts.items():
+            write_text(folder / name, text)

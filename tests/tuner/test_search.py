@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from test_tuner import Fake, FakeRun
 
 import factorizenet_tf as fnet
@@ -193,6 +194,9 @@ def test_a_measured_limit_that_nothing_fits_is_refused_with_what_would_help(tmp_
     assert "4,608 ram_bytes > 3,000; raise --max-ram-bytes; what" in error
     assert error.endswith(" would help: --size 8: 1,152 bytes of RAM")
     another = [*OPTIONS, "--max-macs", "60k", "--out", tmp_path / "out"]
+    with FileLock(tmp_path / "out" / ".lock", 0):  # another process is at it, and has trained nothing yet
+        assert call(*another) == 2
+        assert "holds another search" in capsys.readouterr().err
     assert call(*another) == 0  # nothing was trained: the folder is free
     assert call(*command) == 2
     assert "holds another search" in capsys.readouterr().err
